@@ -1,0 +1,1 @@
+//! Simulated model servers and a load generator.

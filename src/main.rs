@@ -1,0 +1,2 @@
+//! argv → config → server → exit code.
+fn main() {}
