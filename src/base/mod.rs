@@ -1,1 +1,3 @@
-//! (floor base)
+//! Floor 0, pure: what every other floor leans on. Read in this order.
+
+pub mod buf;

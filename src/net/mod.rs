@@ -1,1 +1,15 @@
-//! (floor net)
+//! Floor 4: sockets, the runtime, time. Read in this order:
+//! `sys` (syscalls std has no name for), `rt` (the runtime; the only folder that names monoio),
+//! `frame` (pooled futures), `race` (two futures at once), `ticker` (coarse deadlines),
+//! `watch` (a peer that leaves), `dial` (connecting), `listener`, `mailbox` (one core to another), `splice` (kernel-to-kernel bodies).
+
+pub mod dial;
+pub mod frame;
+pub mod listener;
+pub mod mailbox;
+pub mod race;
+pub mod rt;
+pub mod splice;
+pub mod sys;
+pub mod ticker;
+pub mod watch;

@@ -1,0 +1,71 @@
+//! Connecting to an upstream.
+//!
+//! The socket is made non-blocking, `connect` is started, and a writable-poll waits for its
+//! end. So the descriptor is known from the start (the ticker can end a slow connect), and the
+//! future may be dropped when the client leaves: only a poll is in flight.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket, Type};
+
+use super::rt::{Socket, is_epoll};
+use super::sys::{self, Shut};
+use super::ticker::Timer;
+
+/// Where an upstream listens, after name resolution.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Address {
+    /// IPv4 or IPv6.
+    Tcp(SocketAddr),
+    /// A path in the file system.
+    Unix(PathBuf),
+}
+
+/// Connects; the timer bounds it.
+///
+/// Errors: what connect(2) said; `TimedOut` when the timer ended it.
+pub async fn connect(
+    address: &Address,
+    keepalive: Duration,
+    timer: &Timer,
+    timeout: Duration,
+) -> io::Result<Socket> {
+    let (socket, done) = start(address)?;
+    let fd = socket.as_raw_fd();
+    let socket = Socket::adopt(OwnedFd::from(socket), keepalive)?;
+    if !done {
+        timer.arm(fd, Shut::Both, timeout);
+        socket.writable().await;
+        let expired = timer.expired();
+        timer.disarm();
+        if expired {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if let Some(error) = pending_error(&socket)? {
+            return Err(error);
+        }
+    }
+    sys::set_flags(fd, is_epoll())?;
+    Ok(socket)
+}
+
+fn start(address: &Address) -> io::Result<(RawSocket, bool)> {
+    let (domain, to) = match address {
+        Address::Tcp(addr) => (Domain::for_address(*addr), SockAddr::from(*addr)),
+        Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+    };
+    let socket = RawSocket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    match socket.connect(&to) {
+        Ok(()) => Ok((socket, true)),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),
+        Err(error) => Err(error),
+    }
+}
+
+fn pending_error(socket: &Socket) -> io::Result<Option<io::Error>> {
+    sys::with_socket(socket.fd(), |raw: SockRef<'_>| raw.take_error())
+}

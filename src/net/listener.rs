@@ -1,0 +1,113 @@
+//! Listening sockets: one per core and address, all bound before any core begins.
+//!
+//! TCP listeners share their port by SO_REUSEPORT, so each core has a queue of its own and a
+//! new process can take over the port. A Unix path has one queue; every core accepts from it.
+//! Never TCP_DEFER_ACCEPT: a handover would lose the connections it hides.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use socket2::{Domain, Socket, Type};
+
+use super::dial::Address;
+
+/// Connections the kernel queues for us; it cuts this to net.core.somaxconn.
+const BACKLOG: i32 = 4096;
+
+/// A bound and listening socket, not yet on any core's runtime.
+pub enum Listening {
+    /// IPv4 or IPv6.
+    Tcp(std::net::TcpListener),
+    /// A path in the file system.
+    Unix(UnixListener),
+}
+
+/// Binds one address `copies` times, once for each core.
+///
+/// Shape: also returns the address obtained, which tells the port chosen for port 0.
+/// Errors: whatever bind(2) says, with the address named.
+pub fn bind(address: &Address, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
+    let named = |error: io::Error| {
+        let shown = match address {
+            Address::Tcp(addr) => addr.to_string(),
+            Address::Unix(path) => format!("unix:{}", path.display()),
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {shown}: {error}"))
+    };
+    match address {
+        Address::Tcp(addr) => bind_tcp(*addr, copies).map_err(named),
+        Address::Unix(path) => bind_unix(path, copies).map_err(named),
+    }
+}
+
+fn bind_tcp(addr: SocketAddr, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
+    let mut obtained = addr;
+    let mut listening = Vec::with_capacity(copies);
+    for _ in 0..copies.max(1) {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM.cloexec(), None)?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(true)?;
+        socket.bind(&obtained.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        obtained = listener.local_addr()?;
+        listening.push(Listening::Tcp(listener));
+    }
+    Ok((Address::Tcp(obtained), listening))
+}
+
+fn bind_unix(path: &Path, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
+    remove_stale(path);
+    let first = UnixListener::bind(path)?;
+    socket2::SockRef::from(&first).listen(BACKLOG)?;
+    let mut listening = Vec::with_capacity(copies);
+    for _ in 1..copies.max(1) {
+        listening.push(Listening::Unix(first.try_clone()?));
+    }
+    listening.push(Listening::Unix(first));
+    Ok((Address::Unix(path.to_owned()), listening))
+}
+
+/// Removes a socket file that nobody listens on any more; anything else stays.
+fn remove_stale(path: &Path) {
+    let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+    if is_socket && UnixStream::connect(path).is_err() {
+        // A failure shows at the bind that follows.
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_core_gets_the_port_that_the_first_obtained() {
+        let any = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        let (Address::Tcp(obtained), listening) = bind(&any, 3).unwrap() else { unreachable!() };
+        assert_ne!(obtained.port(), 0);
+        for listener in listening {
+            let Listening::Tcp(listener) = listener else { unreachable!() };
+            assert_eq!(listener.local_addr().unwrap(), obtained);
+        }
+    }
+
+    #[test]
+    fn a_stale_socket_file_is_replaced_and_a_plain_file_is_not() {
+        let folder = std::env::temp_dir().join(format!("tokenring-listen-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("s");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(bind(&Address::Unix(path.clone()), 2).is_ok());
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"precious").unwrap();
+        let error = bind(&Address::Unix(path.clone()), 1).err().unwrap();
+        assert!(error.to_string().contains("cannot listen on unix:"), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

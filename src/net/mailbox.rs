@@ -1,0 +1,172 @@
+//! Messages from one thread to a core: a connection handed over, or a word from the control
+//! thread.
+//!
+//! A message socket pair per core carries fixed-size records, each whole or not at all. That
+//! wakes a parked ring or epoll loop without an eventfd armed on every park, and it needs no
+//! lock. Descriptors travel as plain numbers: sender and receiver are one process.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::rt::Socket;
+use super::sys;
+
+const RECORD_BYTES: usize = 32;
+
+/// One message.
+#[derive(Debug)]
+pub enum Message {
+    /// A connection accepted elsewhere, not yet read from.
+    Connection {
+        /// Which listener accepted it.
+        listener: u16,
+        /// The connection.
+        fd: OwnedFd,
+        /// The client's address, if it has one.
+        peer: Option<SocketAddr>,
+    },
+    /// Stop accepting, finish what is in flight.
+    Drain,
+    /// Cut what is still in flight.
+    Cut,
+}
+
+/// The sending end, shared by everybody.
+#[derive(Clone)]
+pub struct Sender(Arc<OwnedFd>);
+
+/// The receiving end, before its core has begun.
+pub struct Inbox(OwnedFd);
+
+/// Makes the mailbox of one core.
+pub fn mailbox() -> io::Result<(Sender, Inbox)> {
+    let (ours, theirs) = sys::message_pair()?;
+    Ok((Sender(Arc::new(ours)), Inbox(theirs)))
+}
+
+impl Sender {
+    /// Sends without waiting; gives the message back when the core does not keep up or is gone.
+    pub fn send(&self, message: Message) -> Result<(), Message> {
+        let record = encode(&message);
+        match sys::send_now(self.0.as_raw_fd(), &record) {
+            Ok(RECORD_BYTES) => {
+                if let Message::Connection { fd, .. } = message {
+                    // The receiver owns it from here on.
+                    let _ = fd.into_raw_fd();
+                }
+                Ok(())
+            }
+            _ => Err(message),
+        }
+    }
+}
+
+impl Inbox {
+    /// Registers the receiving end with this core's runtime.
+    pub fn open(self) -> io::Result<Receiver> {
+        Ok(Receiver(Socket::adopt(self.0, Duration::from_secs(60))?))
+    }
+}
+
+/// The receiving end of this core.
+pub struct Receiver(Socket);
+
+impl Receiver {
+    /// Waits for the next message; `None` when every sender is gone.
+    pub async fn next(&self) -> Option<Message> {
+        loop {
+            let (result, record) = self.0.recv(Vec::with_capacity(RECORD_BYTES)).await;
+            match result {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {
+                    if let Some(message) = decode(&record) {
+                        return Some(message);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn encode(message: &Message) -> [u8; RECORD_BYTES] {
+    let mut record = [0; RECORD_BYTES];
+    match message {
+        Message::Drain => record[0] = b'D',
+        Message::Cut => record[0] = b'X',
+        Message::Connection { listener, fd, peer } => {
+            record[0] = b'C';
+            record[2..4].copy_from_slice(&listener.to_le_bytes());
+            record[4..8].copy_from_slice(&fd.as_raw_fd().to_le_bytes());
+            if let Some(peer) = peer {
+                record[8..10].copy_from_slice(&peer.port().to_le_bytes());
+                match peer.ip() {
+                    IpAddr::V4(ip) => {
+                        record[1] = 4;
+                        record[10..14].copy_from_slice(&ip.octets());
+                    }
+                    IpAddr::V6(ip) => {
+                        record[1] = 6;
+                        record[10..26].copy_from_slice(&ip.octets());
+                    }
+                }
+            }
+        }
+    }
+    record
+}
+
+fn decode(record: &[u8]) -> Option<Message> {
+    let record: &[u8; RECORD_BYTES] = record.try_into().ok()?;
+    let two = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
+    match record[0] {
+        b'D' => Some(Message::Drain),
+        b'X' => Some(Message::Cut),
+        b'C' => {
+            let fd = i32::from_le_bytes([record[4], record[5], record[6], record[7]]);
+            let mut v6 = [0u8; 16];
+            v6.copy_from_slice(&record[10..26]);
+            let ip = match record[1] {
+                4 => Some(IpAddr::from([record[10], record[11], record[12], record[13]])),
+                6 => Some(IpAddr::from(v6)),
+                _ => None,
+            };
+            let peer = ip.map(|ip| SocketAddr::new(ip, two(8)));
+            Some(Message::Connection { listener: two(2), fd: sys::own(fd), peer })
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_survives_the_trip() {
+        for peer in [None, Some("10.1.2.3:65535"), Some("[2001:db8::7]:80")] {
+            let peer = peer.map(|p| p.parse().unwrap());
+            let (fd, _other) = sys::message_pair().unwrap();
+            let number = fd.as_raw_fd();
+            let message = Message::Connection { listener: 513, fd, peer };
+            let record = encode(&message);
+            let Message::Connection { fd, .. } = message else { unreachable!() };
+            let _ = fd.into_raw_fd();
+            match decode(&record) {
+                Some(Message::Connection { listener: 513, fd, peer: got }) => {
+                    assert_eq!((fd.as_raw_fd(), got), (number, peer));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_mailbox_gives_the_message_back() {
+        let (sender, _inbox) = mailbox().unwrap();
+        let refused = (0..100_000).find_map(|_| sender.send(Message::Drain).err());
+        assert!(matches!(refused, Some(Message::Drain)));
+    }
+}

@@ -1,0 +1,106 @@
+//! Moving a body of known length from one socket to another inside the kernel.
+//!
+//! `splice(2)` is called directly, without waiting, through a pooled pipe; readiness polls wait
+//! for either side. (An io_uring splice blocks one kernel thread per waiting stream: 200
+//! stalled streams made 200 `iou-wrk` threads.) Costs 0.16 of nginx's CPU at 10 MB.
+//!
+//! The pipe is the one buffer that a stalled reader holds.
+
+use std::cell::RefCell;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::rt::{Socket, is_epoll};
+use super::sys;
+
+/// Size asked for each pipe; the kernel may grant less.
+const PIPE_BYTES: i32 = 1 << 20;
+/// Empty pipes kept per core.
+const KEPT_MAX: usize = 32;
+
+/// The empty pipes of one core.
+#[derive(Default)]
+pub struct Pipes {
+    free: RefCell<Vec<(OwnedFd, OwnedFd)>>,
+}
+
+/// Which side ended a transfer.
+#[derive(Debug)]
+pub enum Ended {
+    /// The sending side closed or failed; `None` is a plain end.
+    From(Option<io::Error>),
+    /// The receiving side failed.
+    To(io::Error),
+    /// No pipe could be had: copy instead.
+    NoPipe(io::Error),
+}
+
+impl Pipes {
+    /// Moves exactly `bytes`; tells `moved` of each step.
+    ///
+    /// Free to drop at any await: only readiness polls are in flight. A pipe that still holds
+    /// bytes is closed, never reused.
+    /// Errors: the side that ended it, with what had been moved already told to `moved`.
+    pub async fn splice(
+        &self,
+        from: &Socket,
+        to: &Socket,
+        bytes: u64,
+        mut moved: impl FnMut(u64),
+    ) -> Result<(), Ended> {
+        let pipe = match self.free.borrow_mut().pop() {
+            Some(pipe) => pipe,
+            None => sys::pipe(PIPE_BYTES).map_err(Ended::NoPipe)?,
+        };
+        // A blocking socket would stop this core in splice(2), whatever its flags say.
+        let _plain = (NonBlocking::new(from), NonBlocking::new(to));
+        let mut left = bytes;
+        while left > 0 {
+            let step = usize::try_from(left).unwrap_or(usize::MAX).min(PIPE_BYTES as usize);
+            match sys::splice_now(from.fd(), pipe.1.as_raw_fd(), step) {
+                Ok(None) => from.readable().await,
+                Ok(Some(0)) => return Err(Ended::From(None)),
+                Err(error) => return Err(Ended::From(Some(error))),
+                Ok(Some(n)) => {
+                    drain(&pipe.0, to, n).await.map_err(Ended::To)?;
+                    left -= n as u64;
+                    moved(n as u64);
+                }
+            }
+        }
+        let mut free = self.free.borrow_mut();
+        if free.len() < KEPT_MAX {
+            free.push(pipe);
+        }
+        Ok(())
+    }
+}
+
+/// A socket made non-blocking for a while.
+struct NonBlocking<'a>(&'a Socket);
+
+impl<'a> NonBlocking<'a> {
+    fn new(socket: &'a Socket) -> Self {
+        // An error here shows again at the first splice.
+        let _ = sys::set_flags(socket.fd(), true);
+        Self(socket)
+    }
+}
+
+impl Drop for NonBlocking<'_> {
+    fn drop(&mut self) {
+        let _ = sys::set_flags(self.0.fd(), is_epoll());
+    }
+}
+
+async fn drain(pipe: &OwnedFd, to: &Socket, bytes: usize) -> io::Result<()> {
+    let mut left = bytes;
+    while left > 0 {
+        match sys::splice_now(pipe.as_raw_fd(), to.fd(), left)? {
+            None => to.writable().await,
+            Some(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Some(n) => left -= n,
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,254 @@
+//! The system calls that std has no name for, each behind a safe function.
+//!
+//! Everything here works on a raw descriptor that the caller keeps open for the call; a wrong
+//! descriptor gives `EBADF`, never undefined behaviour. Nothing here blocks.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+/// Which direction of a connection to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shut {
+    /// Nothing more is received; a pending receive ends with 0 bytes.
+    Read,
+    /// Nothing more is sent; the peer sees the end.
+    Write,
+    /// Both.
+    Both,
+}
+
+/// Ends one or both directions of a socket; every pending operation on it completes.
+///
+/// Errors are of no use to a caller: the socket is going away either way.
+pub fn shutdown(fd: RawFd, how: Shut) {
+    let how = match how {
+        Shut::Read => libc::SHUT_RD,
+        Shut::Write => libc::SHUT_WR,
+        Shut::Both => libc::SHUT_RDWR,
+    };
+    // SAFETY: shutdown takes two integers and touches no memory of ours.
+    unsafe { libc::shutdown(fd, how) };
+}
+
+/// What lies at the receive side of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peek {
+    /// Bytes wait to be received.
+    Data,
+    /// The peer has ended or reset the connection.
+    Gone,
+    /// Nothing has come.
+    Nothing,
+}
+
+/// Looks at the receive side without taking anything from it.
+#[must_use]
+pub fn peek(fd: RawFd) -> Peek {
+    let mut byte = 0u8;
+    // SAFETY: the buffer is one live byte and the length says so.
+    let n = unsafe {
+        libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+    };
+    match n {
+        0 => Peek::Gone,
+        1.. => Peek::Data,
+        _ => match io::Error::last_os_error().kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Peek::Nothing,
+            _ => Peek::Gone,
+        },
+    }
+}
+
+/// Tells whether the peer has hung up although unread bytes wait before the end.
+///
+/// Source: poll(2), POLLRDHUP; `peek` cannot see an end behind pipelined bytes.
+#[must_use]
+pub fn hung_up(fd: RawFd) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one live pollfd, count 1, timeout 0.
+    let n = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    n > 0 && entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
+}
+
+/// Sends what fits without waiting.
+///
+/// Shape: returns how many bytes the kernel took; `Ok(0)` means that it would have to wait.
+/// Errors: whatever send(2) says, `EPIPE` without a signal.
+pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: pointer and length come from one live slice.
+    let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    match n {
+        0.. => Ok(n.unsigned_abs()),
+        _ => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Ok(0),
+            e => Err(e),
+        },
+    }
+}
+
+/// Sets or clears O_NONBLOCK and sets FD_CLOEXEC.
+///
+/// io_uring wants blocking descriptors (it polls by itself; a non-blocking one would answer
+/// EAGAIN at once), epoll wants non-blocking ones.
+pub fn set_flags(fd: RawFd, nonblocking: bool) -> io::Result<()> {
+    let status = if nonblocking { libc::O_NONBLOCK } else { 0 };
+    // SAFETY: fcntl with integer arguments only.
+    let ok = unsafe {
+        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) >= 0
+            && libc::fcntl(fd, libc::F_SETFL, status) >= 0
+    };
+    if ok { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The soft limit on open files after raising it to the hard one.
+#[must_use]
+pub fn raise_open_files() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a live rlimit for both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return 1024;
+        }
+        if limit.rlim_cur < limit.rlim_max {
+            let wanted = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+            if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const wanted) == 0 {
+                limit.rlim_cur = limit.rlim_max;
+            }
+        }
+    }
+    limit.rlim_cur
+}
+
+/// The cores this process may run on, in order.
+#[must_use]
+pub fn affinity() -> Vec<usize> {
+    // SAFETY: an all-zero cpu_set_t is a valid empty set, and the call fills it within its size.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut set) != 0 {
+            return vec![0];
+        }
+        set
+    };
+    // SAFETY: CPU_ISSET reads the set just filled; the index stays below CPU_SETSIZE.
+    (0..libc::CPU_SETSIZE.unsigned_abs() as usize)
+        .filter(|&cpu| unsafe { libc::CPU_ISSET(cpu, &set) })
+        .collect()
+}
+
+/// Two connected message sockets: a message arrives whole or not at all.
+pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
+    // SAFETY: `ends` has room for the two descriptors; on success they are ours alone.
+    unsafe {
+        if libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+/// Takes ownership of a descriptor received as a number from another thread of this process.
+///
+/// The sender has given up its own ownership with `into_raw_fd`; see `mailbox`.
+#[must_use]
+pub fn own(fd: RawFd) -> OwnedFd {
+    // SAFETY: `mailbox` sends each number exactly once, after `into_raw_fd`.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// A pipe of the given size for `splice_now`.
+pub fn pipe(bytes: i32) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: `ends` has room for the two descriptors; on success they are ours alone.
+    let (read, write) = unsafe {
+        if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        (OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1]))
+    };
+    // SAFETY: fcntl with integer arguments. A refusal leaves the default size, which works too.
+    unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+    Ok((read, write))
+}
+
+/// Moves up to `bytes` from one descriptor to another inside the kernel, without waiting.
+///
+/// Shape: `Ok(Some(0))` is the end of `from`; `Ok(None)` means that it would have to wait.
+pub fn splice_now(from: RawFd, to: RawFd, bytes: usize) -> io::Result<Option<usize>> {
+    let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
+    let (none_in, none_out) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: null offsets are what splice wants for pipes and sockets; no memory is passed.
+    let n = unsafe { libc::splice(from, none_in, to, none_out, bytes, flags) };
+    match n {
+        0.. => Ok(Some(n.unsigned_abs())),
+        _ => match io::Error::last_os_error() {
+            e if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            e => Err(e),
+        },
+    }
+}
+
+/// Lends a descriptor as a socket whose options can be read and set.
+pub fn with_socket<T>(fd: RawFd, use_it: impl FnOnce(socket2::SockRef<'_>) -> T) -> T {
+    // SAFETY: the caller keeps the descriptor open for the call; SockRef does not close it.
+    let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    use_it(socket2::SockRef::from(&socket))
+}
+
+/// Sets the options of a TCP connection: no delay, keep-alive probes.
+///
+/// Errors are ignored on purpose: a Unix socket has neither.
+pub fn tune_tcp(fd: RawFd, keepalive: Duration) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(keepalive)
+        .with_interval(keepalive / 3 + Duration::from_secs(1))
+        .with_retries(3);
+    with_socket(fd, |socket| {
+        let _ = socket.set_tcp_nodelay(true);
+        let _ = socket.set_tcp_keepalive(&probes);
+    });
+}
+
+/// Makes the coming close send a reset, so that the peer cannot take it for a clean end.
+///
+/// Source: SO_LINGER with zero time, tcp(7).
+pub fn close_with_reset(fd: RawFd) {
+    // An error leaves the normal close, which still breaks the framing.
+    let _ = with_socket(fd, |socket| socket.set_linger(Some(Duration::ZERO)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn peek_tells_nothing_data_and_gone_apart() {
+        let (mut client, server) = pair();
+        assert_eq!(peek(server.as_raw_fd()), Peek::Nothing);
+        client.write_all(b"x").unwrap();
+        while peek(server.as_raw_fd()) == Peek::Nothing {}
+        assert_eq!(peek(server.as_raw_fd()), Peek::Data);
+        assert!(!hung_up(server.as_raw_fd()));
+        drop(client);
+        while !hung_up(server.as_raw_fd()) {}
+        assert_eq!(peek(server.as_raw_fd()), Peek::Data, "bytes before the end stay readable");
+    }
+
+    #[test]
+    fn affinity_is_never_empty() {
+        assert!(!affinity().is_empty());
+    }
+}

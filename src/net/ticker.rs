@@ -1,0 +1,190 @@
+//! Coarse deadlines of one core: a slab that is walked once per tick.
+//!
+//! A timeout here is not a dropped future but a `shutdown(2)`: the operation that waits on the
+//! socket completes, and its owner asks the timer whether it was that. One tick serves every
+//! connection of the core, arming is two stores, and nothing is allocated. A deadline is met
+//! between its time and two ticks later, never before.
+//!
+//! The walk also looks after connections whose client's end hides behind pipelined bytes
+//! (`watch_hang_up`): a poll cannot tell, poll(2) with POLLRDHUP can.
+
+use std::cell::{Cell, RefCell};
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use super::sys::{self, Shut};
+
+/// Time between two walks. All timeouts of the config are seconds; tests use less.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// The deadlines of one core.
+pub struct Ticker {
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<usize>>,
+    now: Cell<Instant>,
+}
+
+#[derive(Clone, Copy)]
+struct Slot {
+    /// `None` while the slot is disarmed or free.
+    deadline: Option<Instant>,
+    fd: RawFd,
+    how: Shut,
+    expired: bool,
+    watch_hang_up: bool,
+}
+
+const IDLE: Slot =
+    Slot { deadline: None, fd: -1, how: Shut::Both, expired: false, watch_hang_up: false };
+
+impl Ticker {
+    /// Makes a ticker without deadlines.
+    #[must_use]
+    pub fn new(now: Instant) -> Rc<Self> {
+        Rc::new(Self { slots: RefCell::default(), free: RefCell::default(), now: Cell::new(now) })
+    }
+
+    /// The time of the last walk: at most one tick old, and free to read.
+    #[must_use]
+    pub fn now(&self) -> Instant {
+        self.now.get()
+    }
+
+    /// Walks the slab: sockets whose deadline has come are shut down.
+    pub fn walk(&self, now: Instant) {
+        self.now.set(now);
+        for slot in self.slots.borrow_mut().iter_mut() {
+            if slot.deadline.is_some_and(|deadline| deadline <= now) {
+                slot.deadline = None;
+                slot.expired = true;
+                sys::shutdown(slot.fd, slot.how);
+            } else if slot.watch_hang_up && sys::hung_up(slot.fd) {
+                slot.watch_hang_up = false;
+                sys::shutdown(slot.fd, Shut::Both);
+            }
+        }
+    }
+
+    /// Takes a slot for one side of an exchange.
+    #[must_use]
+    pub fn timer(self: &Rc<Self>) -> Timer {
+        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            let mut slots = self.slots.borrow_mut();
+            slots.push(IDLE);
+            slots.len() - 1
+        });
+        Timer { ticker: self.clone(), index }
+    }
+}
+
+/// One slot; given back on drop. It must be dropped or disarmed before its socket closes.
+pub struct Timer {
+    ticker: Rc<Ticker>,
+    index: usize,
+}
+
+impl Timer {
+    /// Shuts `fd` down after `timeout`, unless disarmed or armed anew before.
+    ///
+    /// A timeout of zero means none.
+    pub fn arm(&self, fd: RawFd, how: Shut, timeout: Duration) {
+        // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
+        let deadline = (!timeout.is_zero()).then(|| self.ticker.now.get() + timeout + TICK);
+        self.with(|slot| *slot = Slot { deadline, fd, how, expired: false, watch_hang_up: false });
+    }
+
+    /// Forgets the deadline and whether it had expired.
+    pub fn disarm(&self) {
+        self.with(|slot| *slot = IDLE);
+    }
+
+    /// Shuts `fd` down within a tick after its peer hangs up, besides any deadline.
+    pub fn watch_hang_up(&self, fd: RawFd) {
+        self.with(|slot| {
+            slot.fd = fd;
+            slot.watch_hang_up = true;
+        });
+    }
+
+    /// Tells whether the deadline came, since the last `arm`.
+    #[must_use]
+    pub fn expired(&self) -> bool {
+        self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.expired)
+    }
+
+    fn with(&self, change: impl FnOnce(&mut Slot)) {
+        if let Some(slot) = self.ticker.slots.borrow_mut().get_mut(self.index) {
+            change(slot);
+        }
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.disarm();
+        self.ticker.free.borrow_mut().push(self.index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn shuts_down_at_the_deadline_and_not_before() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
+        let timer = ticker.timer();
+        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::from_secs(5));
+        ticker.walk(start + Duration::from_secs(5));
+        assert!(!timer.expired());
+        ticker.walk(start + Duration::from_secs(5) + TICK);
+        assert!(timer.expired());
+        assert_eq!(theirs.read(&mut [0; 1]).unwrap(), 0);
+    }
+
+    #[test]
+    fn zero_means_no_deadline_and_disarm_forgets() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
+        let timer = ticker.timer();
+        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::ZERO);
+        ticker.walk(start + Duration::from_secs(1000));
+        assert!(!timer.expired());
+        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::from_secs(1));
+        timer.disarm();
+        ticker.walk(start + Duration::from_secs(3000));
+        assert!(!timer.expired());
+    }
+
+    #[test]
+    fn slots_are_given_back() {
+        let ticker = Ticker::new(Instant::now());
+        for _ in 0..100 {
+            drop(ticker.timer());
+        }
+        assert_eq!(ticker.slots.borrow().len(), 1);
+    }
+
+    #[test]
+    fn sees_an_end_behind_unread_bytes() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
+        let timer = ticker.timer();
+        std::io::Write::write_all(&mut theirs, b"pipelined").unwrap();
+        timer.watch_hang_up(ours.as_raw_fd());
+        ticker.walk(start);
+        assert_eq!(sys::peek(ours.as_raw_fd()), sys::Peek::Data);
+        theirs.shutdown(std::net::Shutdown::Write).unwrap();
+        ticker.walk(start);
+        // Our side was shut down: a send now fails.
+        assert!(sys::send_now(ours.as_raw_fd(), b"x").is_err());
+    }
+}

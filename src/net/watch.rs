@@ -1,0 +1,90 @@
+//! Noticing that a peer leaves while nobody reads from it.
+//!
+//! One readiness poll is kept armed per client connection: while the upstream works it tells
+//! that the client has gone, and between requests it tells that the next one has begun. It is
+//! the same poll, so a request costs one. Without it the backend would never learn that the
+//! client left, and the GPU would go on.
+//!
+//! Readiness may also mean pipelined bytes. Then the poll says no more, and the ticker looks
+//! for the end behind them.
+
+use std::future::{Future, poll_fn};
+use std::os::fd::RawFd;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use super::frame::Frame;
+use super::rt::Socket;
+use super::sys::{self, Peek};
+use super::ticker::Timer;
+
+/// The armed readiness poll of one connection.
+pub struct Watch {
+    socket: Socket,
+    armed: Option<Frame<'static, ()>>,
+    /// Bytes wait unread: the next request has begun before the last one ended.
+    pipelined: bool,
+}
+
+impl Watch {
+    /// Watches a connection; nothing is armed yet.
+    #[must_use]
+    pub fn new(socket: Socket) -> Self {
+        Self { socket, armed: None, pipelined: false }
+    }
+
+    /// Waits until there is something to receive, or an end.
+    pub async fn readable(&mut self) {
+        if std::mem::take(&mut self.pipelined) {
+            return;
+        }
+        poll_fn(|cx| self.poll_armed(cx)).await;
+    }
+
+    /// Done when the peer has left; bytes that wait are not a reason.
+    ///
+    /// `timer` looks on when bytes hide the end.
+    pub fn poll_gone(&mut self, cx: &mut Context<'_>, timer: &Timer) -> Poll<()> {
+        loop {
+            if self.pipelined {
+                return Poll::Pending;
+            }
+            if self.poll_armed(cx).is_pending() {
+                return Poll::Pending;
+            }
+            match sys::peek(self.socket.fd()) {
+                Peek::Gone => return Poll::Ready(()),
+                Peek::Data => {
+                    self.pipelined = true;
+                    timer.watch_hang_up(self.socket.fd());
+                }
+                Peek::Nothing => {}
+            }
+        }
+    }
+
+    /// The future of `poll_gone`; free to drop.
+    pub async fn gone(&mut self, timer: &Timer) {
+        poll_fn(|cx| self.poll_gone(cx, timer)).await;
+    }
+
+    /// Forgets what the poll said about bytes that have been received since.
+    pub fn received(&mut self) {
+        self.pipelined = false;
+    }
+
+    /// The descriptor watched.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.socket.fd()
+    }
+
+    fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let armed = self.armed.get_or_insert_with(|| Frame::new(self.socket.readable()));
+        let done = Pin::new(armed).poll(cx);
+        if done.is_ready() {
+            self.armed = None;
+        }
+        done
+    }
+}

@@ -1,0 +1,107 @@
+//! One connection to an upstream, and the receive that stays armed on it.
+//!
+//! The receive is armed when a request goes out or when the connection begins to idle, and it
+//! is the same operation: the answer to the next request completes it, and so does an end or an
+//! unexpected byte while nobody is served, which is how a stale connection is told from a good
+//! one before it is used.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use crate::net::frame::Frame;
+use crate::net::race::poll_idle;
+use crate::net::rt::Socket;
+use crate::net::sys::Shut;
+
+/// How long and how often an upstream said that a connection may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lifetime {
+    /// Requests it serves in all (`Keep-Alive: max`, first value seen); `None` = unlimited.
+    pub requests_max: Option<u32>,
+    /// When it must not be used any more (`Keep-Alive: timeout`).
+    pub until: Option<Instant>,
+}
+
+/// What a receive gives back.
+type Received = (io::Result<usize>, Vec<u8>);
+
+/// A connection to one upstream.
+pub struct UpConn {
+    socket: Socket,
+    armed: Option<Frame<'static, Received>>,
+    /// Requests answered on it.
+    pub served: u32,
+    /// What the upstream promised.
+    pub lifetime: Lifetime,
+    /// When it was last put into the pool.
+    pub idle_since: Option<Instant>,
+}
+
+impl UpConn {
+    /// A fresh connection; nothing is armed.
+    #[must_use]
+    pub fn new(socket: Socket) -> Self {
+        Self { socket, armed: None, served: 0, lifetime: Lifetime::default(), idle_since: None }
+    }
+
+    /// The socket, for sends and for the ticker.
+    #[must_use]
+    pub fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    /// Tells whether it has served a request before: then its death without a byte says nothing
+    /// about the upstream.
+    #[must_use]
+    pub fn reused(&self) -> bool {
+        self.served > 0
+    }
+
+    /// Tells whether a receive is in flight.
+    #[must_use]
+    pub fn is_armed(&self) -> bool {
+        self.armed.is_some()
+    }
+
+    /// Submits a receive into `buffer` without waiting for it.
+    pub fn arm(&mut self, buffer: Vec<u8>) {
+        debug_assert!(self.armed.is_none(), "one receive at a time");
+        let mut frame = Frame::new(self.socket.recv(buffer));
+        // The first poll submits. Should it be done at once, `poll_recv` must not poll it
+        // again, so its result is wrapped anew.
+        if let Poll::Ready(received) = poll_idle(Pin::new(&mut frame)) {
+            frame = Frame::new(std::future::ready(received));
+        }
+        self.armed = Some(frame);
+    }
+
+    /// Polls the armed receive; pending for ever when none is armed.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Received> {
+        let Some(armed) = self.armed.as_mut() else { return Poll::Pending };
+        let done = Pin::new(armed).poll(cx);
+        if done.is_ready() {
+            self.armed = None;
+        }
+        done
+    }
+
+    /// Awaits the armed receive.
+    pub async fn recv(&mut self) -> Received {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Takes what came while the connection idled; anything at all makes it unfit.
+    pub fn poll_stale(&mut self) -> Poll<Received> {
+        self.poll_recv(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    /// Ends the connection and waits until no receive is in flight.
+    pub async fn close(mut self) -> Option<Vec<u8>> {
+        self.socket.shutdown(Shut::Both);
+        if self.armed.is_some() { Some(self.recv().await.1) } else { None }
+    }
+}
+

@@ -1,0 +1,108 @@
+//! The idle connections of one core, last in first out per upstream.
+//!
+//! The most recently used connection is the least likely to be stale. Each idle connection has
+//! a receive armed; one that completed while idle (an end, a reset, a byte nobody asked for)
+//! makes the connection unfit. `Keep-Alive: timeout=, max=` is honoured one second and one
+//! request early. What is past its time is shut down by `sweep` and dropped when its receive
+//! has come back, so that no live operation is ever dropped.
+
+use std::cell::RefCell;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::conn::UpConn;
+use crate::base::buf::Buffers;
+use crate::net::sys::Shut;
+
+/// Idle connections kept per upstream and core.
+pub const IDLE_MAX: usize = 1024;
+/// How much earlier than promised a connection is given up.
+pub const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
+
+/// The pool of one core; upstreams are numbered as in the config.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<Vec<Vec<UpConn>>>,
+    dying: RefCell<Vec<UpConn>>,
+}
+
+impl Pool {
+    /// Takes the most recently used fit connection.
+    #[must_use]
+    pub fn take(&self, upstream: usize, idle_max: Duration, now: Instant) -> Option<UpConn> {
+        loop {
+            let mut conn = self.idle.borrow_mut().get_mut(upstream)?.pop()?;
+            if fit(&mut conn, idle_max, now) {
+                return Some(conn);
+            }
+            self.bury(conn);
+        }
+    }
+
+    /// Puts a connection back after a complete answer, with a receive armed into `buffer`.
+    pub fn put(&self, upstream: usize, mut conn: UpConn, buffer: Vec<u8>, now: Instant) {
+        conn.idle_since = Some(now);
+        conn.arm(buffer);
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() <= upstream {
+            idle.resize_with(upstream + 1, Vec::new);
+        }
+        if idle[upstream].len() < IDLE_MAX {
+            idle[upstream].push(conn);
+        } else {
+            drop(idle);
+            self.bury(conn);
+        }
+    }
+
+    /// Gives up a connection whose receive may be in flight.
+    pub fn bury(&self, conn: UpConn) {
+        conn.socket().shutdown(Shut::Both);
+        if conn.is_armed() {
+            self.dying.borrow_mut().push(conn);
+        }
+    }
+
+    /// Drops what has died or outlived its time; called by the ticker.
+    pub fn sweep(&self, idle_max: impl Fn(usize) -> Duration, buffers: &Buffers, now: Instant) {
+        let mut unfit = Vec::new();
+        for (upstream, idle) in self.idle.borrow_mut().iter_mut().enumerate() {
+            let idle_max = idle_max(upstream);
+            let mut at = 0;
+            while at < idle.len() {
+                if fit(&mut idle[at], idle_max, now) {
+                    at += 1;
+                } else {
+                    unfit.push(idle.remove(at));
+                }
+            }
+        }
+        unfit.into_iter().for_each(|conn| self.bury(conn));
+        self.dying.borrow_mut().retain_mut(|conn| match conn.poll_stale() {
+            Poll::Pending => conn.is_armed(),
+            Poll::Ready((_, buffer)) => {
+                buffers.give_back(buffer);
+                false
+            }
+        });
+    }
+
+    /// Shuts every idle connection down: the core is leaving.
+    pub fn close_all(&self) {
+        let idle = std::mem::take(&mut *self.idle.borrow_mut());
+        idle.into_iter().flatten().for_each(|conn| self.bury(conn));
+    }
+
+    /// Idle connections of one upstream.
+    #[must_use]
+    pub fn idle(&self, upstream: usize) -> usize {
+        self.idle.borrow().get(upstream).map_or(0, Vec::len)
+    }
+}
+
+fn fit(conn: &mut UpConn, idle_max: Duration, now: Instant) -> bool {
+    let rested = conn.idle_since.map_or(Duration::ZERO, |since| now.duration_since(since));
+    let in_time = rested < idle_max && conn.lifetime.until.is_none_or(|until| now < until);
+    // Polled last and always, so that a completed receive is taken out of its frame.
+    conn.poll_stale().is_pending() && in_time
+}

@@ -1,0 +1,72 @@
+//! What all cores share about one upstream, and the lease of one attempt on it.
+//!
+//! The counters are atomics on a cache line of their own: a per-core view would be blind to
+//! what the other cores send. A lease counts itself in when it is made, before the connect, and
+//! out when it is dropped, whatever way the exchange ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Shared counters of one upstream.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct UpstreamState {
+    in_flight: AtomicU32,
+    attempts: AtomicU64,
+}
+
+impl UpstreamState {
+    /// Requests dispatched to this upstream and not yet ended, over all cores.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Attempts made since the start.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Counts one attempt in; it is counted out when the lease is dropped.
+    #[must_use]
+    pub fn lease(self: &Arc<Self>) -> Lease {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.attempts.fetch_add(1, Ordering::Relaxed);
+        Lease { state: self.clone() }
+    }
+}
+
+/// One attempt in flight.
+#[derive(Debug)]
+pub struct Lease {
+    state: Arc<UpstreamState>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let before = self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a lease is counted out once");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_counts_itself_out_even_on_panic() {
+        let state = Arc::new(UpstreamState::default());
+        let held = state.lease();
+        let inside = state.clone();
+        let result = std::panic::catch_unwind(move || {
+            let _lease = inside.lease();
+            assert_eq!(inside.in_flight(), 2);
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(result.is_err());
+        assert_eq!(state.in_flight(), 1);
+        drop(held);
+        assert_eq!((state.in_flight(), state.attempts()), (0, 2));
+    }
+}
