@@ -1,1 +1,27 @@
-//! (floor proxy)
+//! Floor 6: THE TRUNK. Read in this order:
+//!
+//! `worker` (a core: accept, hand over, tick, drain) → `conn_h1` (one client connection) →
+//! `exchange` (the life of a request, station by station), and then the stations: `admit`
+//! (head → permit), `hold` (body → model), `route` (where to), `attempt` (one try at one
+//! upstream), `upload` and `download` (both directions of it), `settle` (what is recorded).
+//! `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
+//! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config, `core` what a
+//! core owns.
+
+pub mod admit;
+pub mod attempt;
+pub mod conn_h1;
+pub mod core;
+pub mod download;
+pub mod exchange;
+pub mod forward;
+pub mod hold;
+pub mod plan;
+pub mod reply;
+pub mod respond;
+pub mod route;
+pub mod settle;
+pub mod tap;
+pub mod tunnel;
+pub mod upload;
+pub mod worker;

@@ -1,0 +1,175 @@
+//! The second station: what the head alone decides.
+//!
+//! In the order of SPEC §3: method, framing, size, expectation, built-in answers, key. What
+//! passes is a `Permit`; nobody below checks any of it again. A client that waits with
+//! `Expect: 100-continue` gets its refusal here, before it has sent a byte of its body.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::plan::{Credential, ListenerPlan, Plan};
+use super::reply::{Caller, Refusal};
+use crate::base::ids::RequestId;
+use crate::error::Kind;
+use crate::http::fields::has_token;
+use crate::http::head::{RequestHead, Version};
+use crate::http::method::Method;
+use crate::http::name::Name;
+use crate::http1::framing::{Framing, request_framing};
+use crate::llm::reply::Dialect;
+use crate::policy::auth::{find_credential, Presented};
+
+/// What a request head is allowed to do.
+#[derive(Debug)]
+pub struct Permit {
+    /// The client's key, if the listener asks for one.
+    pub key: Option<u16>,
+    /// How the request body is delimited.
+    pub framing: Framing,
+    /// The body comes in chunks.
+    pub chunked: bool,
+    /// The client waits for 100 before it sends its body.
+    pub expects_continue: bool,
+    /// The client wants to leave HTTP (WebSocket).
+    pub upgrade: bool,
+    /// The client's address.
+    pub peer: Option<IpAddr>,
+    /// The credential belonged to us, not to the upstream.
+    pub key_was_ours: bool,
+}
+
+impl Permit {
+    /// Whether the client's own credential fields go upstream.
+    ///
+    /// They do when the operator says so, and when neither side of ours uses credentials at all:
+    /// then they are not ours to take away.
+    #[must_use]
+    pub fn credentials_pass(&self, upstream: &Credential) -> bool {
+        match upstream {
+            Credential::Pass => true,
+            Credential::None => !self.key_was_ours,
+            Credential::Lines(_) | Credential::Query(..) => false,
+        }
+    }
+}
+
+/// What the head led to.
+pub enum Admitted {
+    /// Go on.
+    Permit(Permit),
+    /// Answer this JSON at once.
+    BuiltIn(&'static str),
+    /// Answer the list of models the key may use.
+    Models(Permit),
+}
+
+/// Reads who is asking; never fails, so that every refusal can be addressed.
+#[must_use]
+pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Caller {
+    let sent = head.value(Name::XRequestId, bytes);
+    let accepted = sent.and_then(RequestId::parse);
+    Caller {
+        id_sent: accepted.is_some(),
+        id: accepted.unwrap_or_else(|| RequestId::new(unix_ms, chance)),
+        dialect: Dialect::of_path(head.path(bytes)),
+        version: head.version,
+        persists: head.connection(bytes).persists(head.version),
+        head_only: head.method == Method::Head,
+    }
+}
+
+/// Decides what the head alone decides.
+pub fn admit(
+    plan: &Plan,
+    listener: &ListenerPlan,
+    head: &RequestHead,
+    bytes: &[u8],
+    peer: Option<SocketAddr>,
+    unix_ms: u64,
+) -> Result<Admitted, Refusal> {
+    if matches!(head.method, Method::Connect | Method::Trace) {
+        let message = format!("Method {} is not served here.", head.method.text());
+        return Err(Refusal::because(Kind::MethodRefused, message));
+    }
+    let framing = request_framing(head, bytes).map_err(|fault| {
+        Refusal::because(Kind::FramingAmbiguous, format!("Ambiguous message framing: {fault}."))
+    })?;
+    if let Framing::Length(length) = framing
+        && length > plan.body_bytes_max
+    {
+        return Err(too_large(length, plan.body_bytes_max));
+    }
+    let expects_continue = match head.value(Name::Expect, bytes) {
+        None => false,
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => {
+            head.version == Version::Http11
+        }
+        Some(_) => return Err(Kind::ExpectationFailed.into()),
+    };
+    let is_get = matches!(head.method, Method::Get | Method::Head);
+    let path = head.path(bytes);
+    match path {
+        b"/health" if is_get => return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#)),
+        b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#)),
+        _ => {}
+    }
+    let key = if listener.keys_required {
+        Some(authenticate(plan, listener, head, bytes, peer, unix_ms)?)
+    } else {
+        None
+    };
+    let upgrade = head.connection(bytes).upgrade
+        && head.method == Method::Get
+        && framing == Framing::None
+        && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
+    let permit = Permit {
+        key,
+        framing,
+        chunked: framing == Framing::Chunked,
+        expects_continue,
+        upgrade,
+        peer: peer.map(|peer| peer.ip()),
+        key_was_ours: listener.keys_required,
+    };
+    if path == b"/v1/models" && is_get {
+        return Ok(Admitted::Models(permit));
+    }
+    Ok(Admitted::Permit(permit))
+}
+
+/// The refusal of a body over the limit.
+#[must_use]
+pub fn too_large(bytes: u64, limit: u64) -> Refusal {
+    let message = format!("Request body too large: {bytes} bytes, limit {limit}.");
+    Refusal::because(Kind::BodyTooLarge, message)
+}
+
+fn authenticate(
+    plan: &Plan,
+    listener: &ListenerPlan,
+    head: &RequestHead,
+    bytes: &[u8],
+    _peer: Option<SocketAddr>,
+    unix_ms: u64,
+) -> Result<u16, Refusal> {
+    let presented = Presented {
+        authorization: head.value(Name::Authorization, bytes),
+        x_api_key: head.value(Name::XApiKey, bytes),
+        x_goog_api_key: head.value(Name::XGoogApiKey, bytes),
+        query: head.query(bytes),
+    };
+    let Some((_, credential)) = find_credential(&listener.carriers, &presented) else {
+        return Err(Refusal::from(Kind::KeyMissing)
+            .hint("Send your key as \"Authorization: Bearer KEY\"."));
+    };
+    let key = plan.keys.find(&credential, unix_ms / 1000).ok_or(Kind::KeyInvalid)?;
+    let allowed = plan.key_listeners.get(usize::from(key));
+    let here = plan.listeners.iter().position(|other| std::ptr::eq(other, listener));
+    match (allowed, here) {
+        (Some(listeners), Some(here))
+            if !listeners.is_empty() && !listeners.iter().any(|&l| usize::from(l) == here) =>
+        {
+            Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this listener."))
+        }
+        _ => Ok(key),
+    }
+}

@@ -1,0 +1,337 @@
+//! One try at one upstream: a connection, the request one way, the answer the other.
+//!
+//! Both directions run at once, because an upstream may answer before it has read the request,
+//! and an early 413 must reach the client. Meanwhile the client is watched: when it leaves, both
+//! sockets are shut down, the operations in flight complete, and the upstream sees the end.
+//! Nothing in flight is ever dropped but a readiness poll.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::conn_h1::Downstream;
+use super::core::Core;
+use super::download::{Download, Downloaded};
+use super::forward::{self, Request};
+use super::hold::{RequestBody, Scanner};
+use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts};
+use super::reply::{self, Refusal};
+use super::settle::Settle;
+use super::upload::{Upload, Uploaded};
+use crate::base::buf::SMALL_BYTES;
+use crate::error::Kind;
+use crate::http::head::ResponseHead;
+use crate::net::dial;
+use crate::net::race::{First, race};
+use crate::net::rt::{Part, Socket};
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+use crate::policy::retry::RetryOn;
+use crate::upstream::conn::UpConn;
+
+/// Held body bytes that are copied behind the head, so that both leave in one send.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
+/// How long a client that is still sending may go on after its answer.
+const DISCARD: Duration = Duration::from_secs(2);
+
+/// What the two directions tell each other.
+#[derive(Default)]
+pub struct Progress {
+    /// Every byte of the request has been received: the client may be watched.
+    pub body_received: Cell<bool>,
+    /// A final response head has come.
+    pub answer_begun: Cell<bool>,
+    /// The client has its whole answer.
+    pub answer_done: Cell<bool>,
+}
+
+/// How an attempt ended.
+pub enum Attempted {
+    /// The client has the whole answer; `keep` tells whether its connection goes on.
+    Whole {
+        /// See there.
+        keep: bool,
+    },
+    /// The client has been sent nothing, and the body is held again.
+    Failed {
+        /// Why.
+        kind: Kind,
+        /// Whether any byte of an answer came.
+        answered: bool,
+        /// Whether the connection came out of the pool.
+        reused: bool,
+        /// A complete head with this status, to be tried elsewhere.
+        status: Option<u16>,
+    },
+    /// The request broke before the answer began: the client can still be told.
+    Refused(Refusal),
+    /// Nothing more can be said to the client.
+    Over(Kind),
+    /// Both sides have left HTTP.
+    Upgraded {
+        /// The upstream's connection.
+        upstream: Socket,
+        /// Bytes that came behind its head.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What one attempt works on.
+pub struct Attempt<'a> {
+    /// This core.
+    pub core: &'a Core,
+    /// The config in force.
+    pub plan: &'a Plan,
+    /// The request.
+    pub request: &'a Request<'a>,
+    /// The upstream's number.
+    pub index: usize,
+    /// The upstream.
+    pub upstream: &'a UpstreamPlan,
+    /// Its group's timeouts.
+    pub timeouts: UpstreamTimeouts,
+    /// Statuses to be tried elsewhere.
+    pub retry_on: Option<RetryOn>,
+    /// No connection out of the pool.
+    pub fresh: bool,
+    /// The name that the key was checked against.
+    pub model: &'a str,
+}
+
+impl Attempt<'_> {
+    /// Tries.
+    ///
+    /// Shape: `held` is the receive buffer with head and body; it is given back.
+    pub async fn run(
+        &self,
+        down: &mut Downstream,
+        held: &mut Vec<u8>,
+        body: &mut RequestBody,
+        scanner: &mut Scanner<'_>,
+        response: &mut ResponseHead,
+        settle: &mut Settle,
+    ) -> Attempted {
+        let core = self.core;
+        let up_timer = core.ticker.timer();
+        let mut conn = match self.acquire(down, body, &up_timer).await {
+            Ok(conn) => conn,
+            Err(failed) => return failed,
+        };
+        let reused = conn.reused();
+        settle.outcome.reused = reused;
+        let (out, from) = self.encode(held, body);
+        if !conn.is_armed() {
+            conn.arm(core.buffers.take(SMALL_BYTES));
+        }
+        let progress = Progress::default();
+        progress.body_received.set(body.reader.is_done());
+        let write_timer = core.ticker.timer();
+        let upstream = conn.socket().clone();
+        let client = down.socket.clone();
+        let listener = self.request.listener;
+        let upload = Upload {
+            core,
+            client: &client,
+            upstream: &upstream,
+            progress: &progress,
+            client_timer: &down.timer,
+            up_timer: &up_timer,
+            body_idle: listener.timeouts.body_idle,
+            first_byte: self.timeouts.first_byte,
+            body_bytes_max: self.plan.body_bytes_max,
+        };
+        let download = Download {
+            core,
+            client: &client,
+            caller: self.request.caller,
+            method: self.request.head.method,
+            progress: &progress,
+            up_timer: &up_timer,
+            write_timer: &write_timer,
+            write_idle: listener.timeouts.write_idle,
+            timeouts: self.timeouts,
+            retry_on: self.retry_on,
+        };
+        let mut rest = std::mem::take(&mut down.recv);
+        let (uploaded, downloaded) = {
+            let mut upload = pin!(upload.run(
+                out,
+                std::mem::take(held),
+                from,
+                body.end,
+                &mut body.reader,
+                scanner,
+                &mut body.data_bytes,
+                &mut rest,
+                self.model,
+            ));
+            let mut download = pin!(download.run(&mut conn, response, settle));
+            let (mut uploaded, mut downloaded) = (None, None);
+            let mut gone = false;
+            poll_fn(|cx| {
+                if uploaded.is_none()
+                    && let Poll::Ready(end) = upload.as_mut().poll(cx)
+                {
+                    if matches!(end.1, Uploaded::Broken(_)) {
+                        upstream.shutdown(Shut::Both);
+                    }
+                    uploaded = Some(end);
+                }
+                if downloaded.is_none()
+                    && let Poll::Ready(end) = download.as_mut().poll(cx)
+                {
+                    if !matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. })
+                        || uploaded.is_none()
+                    {
+                        upstream.shutdown(Shut::Both);
+                    }
+                    downloaded = Some(end);
+                    // A request still being sent is dealt with below; a held one ends by itself.
+                    if uploaded.is_none() && !progress.body_received.get() {
+                        return Poll::Ready(());
+                    }
+                }
+                if uploaded.is_some() && downloaded.is_some() {
+                    return Poll::Ready(());
+                }
+                if !gone
+                    && downloaded.is_none()
+                    && progress.body_received.get()
+                    && down.watch.poll_gone(cx, &down.timer).is_ready()
+                {
+                    gone = true;
+                    upstream.shutdown(Shut::Both);
+                    client.shutdown(Shut::Both);
+                }
+                Poll::Pending
+            })
+            .await;
+            if gone {
+                downloaded = Some(Downloaded::Cut(Kind::ClientGone));
+            }
+            if uploaded.is_none() {
+                // The answer is complete, or there is none: the client is told, and what it
+                // still sends is thrown away.
+                progress.answer_done.set(true);
+                if let Some(Downloaded::NoAnswer { kind, .. }) = &downloaded {
+                    let refusal = Refusal::from(*kind);
+                    let out = reply::refusal_bytes(core, self.request.caller, &refusal, false);
+                    let (_, out) = client.send_all(Part::whole(out)).await;
+                    core.buffers.give_back(out);
+                }
+                client.shutdown(Shut::Write);
+                down.timer.arm(client.fd(), Shut::Both, DISCARD);
+                let end = upload.await;
+                *held = end.0;
+                let kind = match downloaded {
+                    Some(Downloaded::NoAnswer { kind, .. } | Downloaded::Cut(kind)) => Some(kind),
+                    _ => None,
+                };
+                return match kind {
+                    Some(kind) => Attempted::Over(kind),
+                    None => Attempted::Whole { keep: false },
+                };
+            }
+            (uploaded, downloaded)
+        };
+        down.recv = rest;
+        let Some((buffer, uploaded)) = uploaded else { return Attempted::Over(Kind::Internal) };
+        *held = buffer;
+        let Some(downloaded) = downloaded else { return Attempted::Over(Kind::Internal) };
+        if let Uploaded::Broken(kind) = uploaded {
+            let tell = !progress.answer_begun.get() && kind.row().status.is_some();
+            return if tell { Attempted::Refused(kind.into()) } else { Attempted::Over(kind) };
+        }
+        match downloaded {
+            Downloaded::Whole { reusable, keep, streamed } => {
+                if reusable && uploaded == Uploaded::Sent {
+                    self.give_back(conn, streamed);
+                }
+                Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
+            }
+            Downloaded::NoAnswer { kind, answered } => {
+                Attempted::Failed { kind, answered, reused, status: None }
+            }
+            Downloaded::Elsewhere { status } => Attempted::Failed {
+                kind: Kind::NobodyAvailable,
+                answered: true,
+                reused,
+                status: Some(status),
+            },
+            Downloaded::Cut(kind) => Attempted::Over(kind),
+            Downloaded::Upgraded(bytes) => Attempted::Upgraded { upstream, bytes },
+        }
+    }
+
+    /// Takes a connection out of the pool or makes one.
+    async fn acquire(
+        &self,
+        down: &mut Downstream,
+        body: &RequestBody,
+        timer: &Timer,
+    ) -> Result<UpConn, Attempted> {
+        let core = self.core;
+        if !self.fresh && self.upstream.reuse != Reuse::Never {
+            let now = core.ticker.now();
+            if let Some(conn) = core.pool.take(self.index, self.plan.pool_idle, now) {
+                return Ok(conn);
+            }
+        }
+        let mut kind = Kind::UpstreamConnect;
+        for address in &self.upstream.addresses {
+            let dialing =
+                dial::connect(address, self.plan.tcp_keepalive, timer, self.timeouts.connect);
+            let dialed = if body.reader.is_done() {
+                let gone = down.watch.gone(&down.timer);
+                match race(pin!(dialing), pin!(gone)).await {
+                    First::Left(dialed) => dialed,
+                    First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
+                }
+            } else {
+                dialing.await
+            };
+            match dialed {
+                Ok(socket) => return Ok(UpConn::new(socket)),
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                    kind = Kind::UpstreamConnectTimeout;
+                }
+                Err(_) => kind = Kind::UpstreamConnect,
+            }
+        }
+        Err(Attempted::Failed { kind, answered: false, reused: false, status: None })
+    }
+
+    /// Writes the head, and the first part of the held body behind it.
+    ///
+    /// Shape: also returns the offset in `held` of the first body byte that is not in it.
+    fn encode(&self, held: &[u8], body: &RequestBody) -> (Vec<u8>, usize) {
+        let joined = (body.end - body.begin).min(JOINED_BYTES_MAX);
+        let head_room = self.request.head.len as usize + 1024;
+        let mut out = self.core.buffers.take(head_room + joined);
+        forward::head(&mut out, self.core, self.upstream, self.request, held);
+        let from = body.begin + joined;
+        out.extend_from_slice(&held[body.begin..from]);
+        (out, from)
+    }
+
+    /// Puts a connection back into the pool, unless it is near the end of its life.
+    fn give_back(&self, mut conn: UpConn, streamed: bool) {
+        conn.served += 1;
+        let spent = conn.lifetime.requests_max.is_some_and(|max| conn.served + 1 >= max);
+        let unwanted = match self.upstream.reuse {
+            Reuse::Auto => false,
+            Reuse::NoAfterStream => streamed,
+            Reuse::Never => true,
+        };
+        if spent || unwanted || self.core.draining.get() {
+            return;
+        }
+        let now = Instant::now();
+        if conn.lifetime.until.is_none_or(|until| now < until) {
+            self.core.pool.put(self.index, conn, self.core.buffers.take(SMALL_BYTES), now);
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! One client connection: idle, exchange, idle, … until one side has had enough.
+//!
+//! While idle it holds a readiness poll and nothing else: no buffer, no exchange. The
+//! exchange's future lives in a pooled block for as long as the request lasts.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::core::Core;
+use super::exchange;
+use super::reply::Next;
+use crate::net::frame::Frame;
+use crate::net::rt::Socket;
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+use crate::net::watch::Watch;
+
+/// How long a client that is still sending may go on after our last answer.
+const LINGER: Duration = Duration::from_secs(2);
+/// Most bytes read and thrown away while lingering.
+const LINGER_BYTES_MAX: usize = 16 << 20;
+
+/// A client connection.
+pub struct Downstream {
+    /// The connection itself.
+    pub socket: Socket,
+    /// Tells when the client leaves or the next request begins.
+    pub watch: Watch,
+    /// The deadline of whatever the client has to do next.
+    pub timer: Timer,
+    /// The client's address, if it has one.
+    pub peer: Option<SocketAddr>,
+    /// The listener it came in by.
+    pub listener: usize,
+    /// Bytes received and not consumed; a message begins at 0.
+    pub recv: Vec<u8>,
+    /// Requests taken from it.
+    pub served: u64,
+    /// For a client that does not read.
+    pub write_idle: Duration,
+}
+
+/// Serves a connection to its end.
+pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
+    let mut down = Downstream {
+        watch: Watch::new(socket.clone()),
+        timer: core.ticker.timer(),
+        peer,
+        listener,
+        recv: Vec::new(),
+        served: 0,
+        write_idle: Duration::ZERO,
+        socket,
+    };
+    let next = loop {
+        if down.recv.is_empty() {
+            core.buffers.give_back(std::mem::take(&mut down.recv));
+            if core.draining.get() && down.served > 0 {
+                break Next::Close;
+            }
+            let timeouts = core.with_listener(listener, |plan| plan.timeouts);
+            down.write_idle = timeouts.write_idle;
+            let timeout = if down.served == 0 { timeouts.head } else { timeouts.keepalive };
+            down.timer.arm_idle(down.socket.fd(), timeout);
+            down.watch.readable().await;
+            down.timer.disarm();
+        }
+        match Frame::new(exchange::run(&core, &mut down)).await {
+            Next::KeepAlive => down.served += 1,
+            next => break next,
+        }
+    };
+    if next == Next::Linger {
+        linger(&core, &mut down).await;
+    }
+    core.buffers.give_back(std::mem::take(&mut down.recv));
+}
+
+/// Ends our side, then reads on until the client ends its own (RFC 9112 §9.6).
+async fn linger(core: &Core, down: &mut Downstream) {
+    down.socket.shutdown(Shut::Write);
+    down.timer.arm(down.socket.fd(), Shut::Both, LINGER);
+    let mut buffer = core.buffers.take(1);
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        buffer.clear();
+        let (result, back) = down.socket.recv(buffer).await;
+        buffer = back;
+        match result {
+            Ok(n) if n > 0 => left = left.saturating_sub(n),
+            _ => break,
+        }
+    }
+    core.buffers.give_back(buffer);
+}

@@ -1,0 +1,199 @@
+//! What one core owns: its plan, buffers, pool, ticker, counters. No lock, and nothing of it is
+//! seen by another core but the atomics in `Shared`.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use super::plan::{ListenerPlan, Plan};
+use crate::base::buf::Buffers;
+use crate::base::rng::Rng;
+use crate::http::head::{RequestHead, ResponseHead};
+use crate::llm::scan::ModelScan;
+use crate::net::mailbox::Sender;
+use crate::net::splice::Pipes;
+use crate::net::ticker::Ticker;
+use crate::policy::balance::{Member, PickState};
+use crate::telemetry::counters::Counters;
+use crate::upstream::held::HeldBudget;
+use crate::upstream::pool::Pool;
+
+/// Scratch space kept per core; one is lent to each exchange in flight.
+const SCRATCHES_KEPT: usize = 256;
+
+/// What all cores share.
+pub struct Shared {
+    /// Active client connections per core, for the hand-over at accept.
+    pub active: Vec<Padded<AtomicU32>>,
+    /// Mailboxes of the cores, same order.
+    pub mailboxes: Vec<Sender>,
+    /// Client connections of the process.
+    pub connections: AtomicU32,
+    /// Most client connections the process takes.
+    pub connections_max: u32,
+    /// Held body bytes of the process.
+    pub held: Arc<HeldBudget>,
+    /// Panics caught, one per connection lost.
+    pub panics: AtomicU64,
+    /// Connections refused because of `connections_max`.
+    pub refused: AtomicU64,
+    /// Set when the process drains.
+    pub draining: AtomicBool,
+    /// Counters of each core, published once a second and at its end.
+    pub counters: Vec<std::sync::Mutex<Counters>>,
+}
+
+/// A value on cache lines of its own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Padded<T>(pub T);
+
+/// Reusable working memory of one exchange.
+pub struct Scratch {
+    /// The parsed request head.
+    pub request: RequestHead,
+    /// The parsed response head.
+    pub response: ResponseHead,
+    /// The model scan.
+    pub scan: ModelScan,
+    /// The view of a group's members for the balancer.
+    pub members: Vec<Member>,
+    /// The request target as it is sent upstream.
+    pub target: Vec<u8>,
+    /// The model's name as the client sent it.
+    pub model: String,
+}
+
+impl Scratch {
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            request: RequestHead::new(),
+            response: ResponseHead::new(),
+            scan: ModelScan::new(),
+            members: Vec::new(),
+            target: Vec::new(),
+            model: String::new(),
+        })
+    }
+}
+
+/// One core.
+pub struct Core {
+    /// Its number among the workers.
+    pub index: usize,
+    plan: RefCell<Arc<Plan>>,
+    /// Free buffers.
+    pub buffers: Buffers,
+    /// Coarse deadlines.
+    pub ticker: Rc<Ticker>,
+    /// Idle upstream connections.
+    pub pool: Pool,
+    /// Empty pipes.
+    pub pipes: Pipes,
+    /// What has been counted on this core.
+    pub counters: RefCell<Counters>,
+    rng: RefCell<Rng>,
+    picks: RefCell<Vec<PickState>>,
+    scratches: RefCell<Vec<Box<Scratch>>>,
+    /// No new request is taken on an idle connection.
+    pub draining: Cell<bool>,
+    /// What all cores share.
+    pub shared: Arc<Shared>,
+    started: Instant,
+    started_unix_ms: u64,
+}
+
+impl Core {
+    /// Makes a core; `seed` feeds its random source.
+    #[must_use]
+    pub fn new(index: usize, plan: Arc<Plan>, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        let started = Instant::now();
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Rc::new(Self {
+            index,
+            picks: RefCell::new(plan.groups.iter().map(|_| PickState::starting_at(index)).collect()),
+            plan: RefCell::new(plan),
+            buffers: Buffers::new(),
+            ticker: Ticker::new(started),
+            pool: Pool::default(),
+            pipes: Pipes::default(),
+            counters: RefCell::default(),
+            rng: RefCell::new(Rng::new(seed)),
+            scratches: RefCell::default(),
+            draining: Cell::new(false),
+            shared,
+            started,
+            started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(0),
+        })
+    }
+
+    /// The config in force; an exchange keeps the one it began with.
+    #[must_use]
+    pub fn plan(&self) -> Arc<Plan> {
+        self.plan.borrow().clone()
+    }
+
+    /// Asks one listener of the config in force.
+    pub fn with_listener<T>(&self, index: usize, ask: impl FnOnce(&ListenerPlan) -> T) -> T {
+        ask(&self.plan.borrow().listeners[index])
+    }
+
+    /// One random draw.
+    #[must_use]
+    pub fn chance(&self) -> u64 {
+        self.rng.borrow_mut().next_u64()
+    }
+
+    /// Milliseconds since 1970, from the monotonic clock; as coarse as the ticker.
+    #[must_use]
+    pub fn unix_ms(&self) -> u64 {
+        let run = self.ticker.now().duration_since(self.started);
+        self.started_unix_ms + u64::try_from(run.as_millis()).unwrap_or(0)
+    }
+
+    /// Uses the balancer's state of one group.
+    pub fn with_pick_state<T>(&self, group: usize, use_it: impl FnOnce(&mut PickState) -> T) -> T {
+        let mut picks = self.picks.borrow_mut();
+        if picks.len() <= group {
+            picks.resize_with(group + 1, || PickState::starting_at(self.index));
+        }
+        use_it(&mut picks[group])
+    }
+
+    /// Lends working memory to an exchange; `give_back_scratch` ends the loan.
+    #[must_use]
+    pub fn take_scratch(&self) -> Box<Scratch> {
+        self.scratches.borrow_mut().pop().unwrap_or_else(Scratch::new)
+    }
+
+    /// Takes working memory back.
+    pub fn give_back_scratch(&self, scratch: Box<Scratch>) {
+        let mut kept = self.scratches.borrow_mut();
+        if kept.len() < SCRATCHES_KEPT {
+            kept.push(scratch);
+        }
+    }
+
+    /// Copies this core's counters to where other threads read them.
+    pub fn publish(&self) {
+        if let Some(slot) = self.shared.counters.get(self.index)
+            && let Ok(mut slot) = slot.try_lock()
+        {
+            slot.clone_from(&self.counters.borrow());
+        }
+    }
+
+    /// Counts a client connection of this core in or out.
+    pub fn count_connection(&self, delta: i32) {
+        let Some(Padded(active)) = self.shared.active.get(self.index) else { return };
+        if delta > 0 {
+            active.fetch_add(1, Ordering::Relaxed);
+            self.shared.connections.fetch_add(1, Ordering::Relaxed);
+        } else {
+            active.fetch_sub(1, Ordering::Relaxed);
+            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,432 @@
+//! The other direction of an attempt: the answer, from the upstream to the client.
+//!
+//! A stream is never buffered: what one receive brought leaves in the same turn, and nothing is
+//! read ahead of a client that does not read, so a stalled reader holds one buffer. The framing
+//! is checked on the way, because an upstream that dies must never look like a clean end. Long
+//! bodies of known length that nobody needs to see are moved by the kernel.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+use super::attempt::Progress;
+use super::core::Core;
+use super::plan::UpstreamTimeouts;
+use super::reply::Caller;
+use super::respond::{self, Delivery};
+use super::settle::Settle;
+use super::tap::Tap;
+use super::upload::SPLICE_BYTES_MIN;
+use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+use crate::error::Kind;
+use crate::http::fields::keep_alive;
+use crate::http::head::{ResponseHead, Version};
+use crate::http::method::Method;
+use crate::http::name::Name;
+use crate::http1::body::BodyReader;
+use crate::http1::encode;
+use crate::http1::framing::{Framing, response_framing};
+use crate::http1::parse::{HeadLimits, Parse, parse_response};
+use crate::llm::reply::ErrorReply;
+use crate::net::rt::{Part, Socket};
+use crate::net::splice::Ended;
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+use crate::policy::retry::RetryOn;
+use crate::upstream::conn::UpConn;
+use crate::upstream::pool::TIMEOUT_MARGIN;
+
+/// Bounds of a response head: wider than a request's, since the upstream is the operator's own.
+const RESPONSE_HEAD: HeadLimits =
+    HeadLimits { head_bytes_max: 256 * 1024, fields_max: 256, target_bytes_max: 0 };
+
+/// What a download needs.
+pub struct Download<'a> {
+    /// This core.
+    pub core: &'a Core,
+    /// The client.
+    pub client: &'a Socket,
+    /// Who is asking.
+    pub caller: &'a Caller,
+    /// The request's method.
+    pub method: Method,
+    /// Shared with the other direction.
+    pub progress: &'a Progress,
+    /// Deadline of the upstream.
+    pub up_timer: &'a Timer,
+    /// Deadline of a client that does not read.
+    pub write_timer: &'a Timer,
+    /// Limit for a client that does not read.
+    pub write_idle: Duration,
+    /// Upstream-side timeouts.
+    pub timeouts: UpstreamTimeouts,
+    /// Statuses that are not relayed but tried elsewhere.
+    pub retry_on: Option<RetryOn>,
+}
+
+/// How a download ended.
+#[derive(Debug)]
+pub enum Downloaded {
+    /// The client has the whole answer.
+    Whole {
+        /// Whether the upstream's connection can serve another request.
+        reusable: bool,
+        /// Whether the client's connection can go on.
+        keep: bool,
+        /// Whether the answer was a stream.
+        streamed: bool,
+    },
+    /// No answer; the client has been sent nothing.
+    NoAnswer {
+        /// Why.
+        kind: Kind,
+        /// Whether any byte came.
+        answered: bool,
+    },
+    /// A status that is tried elsewhere; the client has been sent nothing.
+    Elsewhere {
+        /// The status.
+        status: u16,
+    },
+    /// The answer began and could not be ended well.
+    Cut(Kind),
+    /// The upstream has left HTTP; these bytes came behind its head.
+    Upgraded(Vec<u8>),
+}
+
+impl Download<'_> {
+    /// Relays one answer.
+    ///
+    /// Shape: `conn` has a receive armed.
+    pub async fn run(
+        &self,
+        conn: &mut UpConn,
+        response: &mut ResponseHead,
+        settle: &mut Settle,
+    ) -> Downloaded {
+        let buffer = match self.read_head(conn, response).await {
+            Ok(buffer) => buffer,
+            Err(end) => return end,
+        };
+        settle.outcome.first_byte_us = Some(settle.elapsed_us());
+        settle.outcome.status = response.status;
+        if response.status == 101 {
+            return self.upgrade(response, buffer).await;
+        }
+        if self.retry_on.is_some_and(|on| on.has_status(response.status)) {
+            self.core.buffers.give_back(buffer);
+            return Downloaded::Elsewhere { status: response.status };
+        }
+        let framing = match response_framing(self.method, response, &buffer) {
+            Ok(framing) => framing,
+            Err(_) => return self.no_answer(Kind::UpstreamBadHttp, true, buffer),
+        };
+        self.progress.answer_begun.set(true);
+        self.note_lifetime(conn, response, &buffer);
+        let persists = response.connection(&buffer).persists(response.version)
+            && framing != Framing::UntilClose;
+        self.relay(conn, response, framing, persists, buffer, settle).await
+    }
+
+    /// Reads until a final head is complete; interim ones go to the client.
+    async fn read_head(
+        &self,
+        conn: &mut UpConn,
+        response: &mut ResponseHead,
+    ) -> Result<Vec<u8>, Downloaded> {
+        let mut searched = 0;
+        let mut interim = false;
+        loop {
+            let (result, mut buffer) = conn.recv().await;
+            if !matches!(result, Ok(n) if n > 0) {
+                let answered = interim || !buffer.is_empty();
+                let expired = self.up_timer.expired();
+                let kind =
+                    if expired { Kind::UpstreamFirstByteTimeout } else { Kind::UpstreamReset };
+                return Err(self.no_answer(kind, answered, buffer));
+            }
+            loop {
+                match parse_response(&buffer, &mut searched, &RESPONSE_HEAD, response) {
+                    Err(_) => return Err(self.no_answer(Kind::UpstreamBadHttp, true, buffer)),
+                    Ok(Parse::More) => break,
+                    Ok(Parse::Done) if response.status >= 200 || response.status == 101 => {
+                        return Ok(buffer);
+                    }
+                    Ok(Parse::Done) => {
+                        interim = true;
+                        self.relay_interim(response, &buffer).await?;
+                        buffer.drain(..response.len as usize);
+                        searched = 0;
+                    }
+                }
+                if buffer.is_empty() {
+                    break;
+                }
+            }
+            if buffer.capacity() - buffer.len() < 1024 {
+                buffer.reserve(buffer.capacity());
+            }
+            conn.arm(buffer);
+        }
+    }
+
+    /// Sends 1xx on; 100 is ours to give, and HTTP/1.0 knows none of them.
+    async fn relay_interim(&self, response: &ResponseHead, bytes: &[u8]) -> Result<(), Downloaded> {
+        if response.status == 100 || self.caller.version == Version::Http10 {
+            return Ok(());
+        }
+        let mut out = self.core.buffers.take(SMALL_BYTES);
+        encode::status_line(&mut out, response.status, response.reason.of(bytes));
+        encode::copy_response_fields(&mut out, response, bytes, |_| false);
+        encode::end_of_head(&mut out);
+        let (result, out) = self.send(Part::whole(out)).await;
+        self.core.buffers.give_back(out);
+        result.map_err(Downloaded::Cut)
+    }
+
+    fn no_answer(&self, kind: Kind, answered: bool, buffer: Vec<u8>) -> Downloaded {
+        self.core.buffers.give_back(buffer);
+        Downloaded::NoAnswer { kind, answered }
+    }
+
+    fn note_lifetime(&self, conn: &mut UpConn, response: &ResponseHead, bytes: &[u8]) {
+        let Some(value) = response.value(Name::KeepAlive, bytes) else { return };
+        let promised = keep_alive(value);
+        if let Some(seconds) = promised.timeout {
+            let life = Duration::from_secs(u64::from(seconds)).saturating_sub(TIMEOUT_MARGIN);
+            conn.lifetime.until = Some(Instant::now() + life);
+        }
+        if let Some(max) = promised.max {
+            conn.lifetime.requests_max.get_or_insert(max);
+            if max <= 1 {
+                // Some servers count down instead of naming the total.
+                conn.lifetime.requests_max = Some(0);
+            }
+        }
+    }
+
+    async fn upgrade(&self, response: &ResponseHead, mut buffer: Vec<u8>) -> Downloaded {
+        self.progress.answer_begun.set(true);
+        let mut out = self.core.buffers.take(SMALL_BYTES);
+        encode::status_line(&mut out, 101, response.reason.of(&buffer));
+        encode::copy_response_fields(&mut out, response, &buffer, |_| false);
+        encode::field(&mut out, b"connection", b"Upgrade");
+        if let Some(protocol) = response.value(Name::Upgrade, &buffer) {
+            encode::field(&mut out, b"upgrade", protocol);
+        }
+        encode::end_of_head(&mut out);
+        let (result, out) = self.send(Part::whole(out)).await;
+        self.core.buffers.give_back(out);
+        match result {
+            Ok(()) => {
+                buffer.drain(..response.len as usize);
+                Downloaded::Upgraded(buffer)
+            }
+            Err(kind) => Downloaded::Cut(kind),
+        }
+    }
+
+    async fn relay(
+        &self,
+        conn: &mut UpConn,
+        response: &ResponseHead,
+        framing: Framing,
+        persists: bool,
+        mut buffer: Vec<u8>,
+        settle: &mut Settle,
+    ) -> Downloaded {
+        let delivery = Delivery::of(framing, self.caller.version);
+        let keep = self.caller.persists
+            && delivery != Delivery::UntilClose
+            && self.progress.body_received.get()
+            && !self.core.draining.get();
+        let mut reader = BodyReader::new(framing);
+        let mut tap = Tap::of(response, &buffer);
+        let streamed = tap.is_sse();
+        settle.outcome.streamed = streamed;
+        let head_bytes = response.len as usize;
+        let mut out = self.core.buffers.take(buffer.len() + 512);
+        respond::head(&mut out, response, &buffer, framing, delivery, self.caller, keep);
+        let (taken, mut done, mut fault) =
+            respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
+        let mut extra = done && head_bytes + taken < buffer.len();
+        note_token(&tap, settle);
+        settle.outcome.response_bytes += out.len() as u64;
+        let (mut result, back) = self.send(Part::whole(out)).await;
+        out = back;
+        while result.is_ok() && !done && fault.is_none() {
+            if delivery == Delivery::AsIs {
+                match self.splice(conn, &mut reader, &tap, settle).await {
+                    Ok(()) => {}
+                    Err(end) => {
+                        (result, fault) = end;
+                        break;
+                    }
+                }
+            }
+            if buffer.len() == buffer.capacity() && buffer.capacity() < LARGE_BYTES {
+                let larger = self.core.buffers.take(LARGE_BYTES);
+                self.core.buffers.give_back(std::mem::replace(&mut buffer, larger));
+            }
+            buffer.clear();
+            self.up_timer.arm(conn.socket().fd(), Shut::Both, self.timeouts.stream_idle);
+            let (received, back) = conn.socket().recv(buffer).await;
+            buffer = back;
+            if !matches!(received, Ok(n) if n > 0) {
+                let clean = matches!(received, Ok(0)) && !self.up_timer.expired();
+                if clean && reader.end_of_input().is_ok() {
+                    done = true;
+                    if delivery == Delivery::IntoChunks {
+                        out.clear();
+                        encode::last_chunk(&mut out);
+                        (result, out) = self.send(Part::whole(out)).await;
+                    }
+                } else {
+                    let idle = self.up_timer.expired();
+                    fault = Some(if idle { Kind::UpstreamIdle } else { Kind::UpstreamCut });
+                }
+                break;
+            }
+            if delivery == Delivery::AsIs {
+                let (taken, whole, bad) = respond::check(&mut reader, &buffer, &mut tap);
+                (done, fault) = (whole, bad);
+                extra = done && taken < buffer.len();
+                note_token(&tap, settle);
+                settle.outcome.response_bytes += taken as u64;
+                (result, buffer) = self.send(Part::range(buffer, 0, taken)).await;
+            } else {
+                out.clear();
+                (_, done, fault) =
+                    respond::pour(&mut reader, &buffer, delivery, &mut tap, &mut out);
+                note_token(&tap, settle);
+                settle.outcome.response_bytes += out.len() as u64;
+                (result, out) = self.send(Part::whole(out)).await;
+            }
+        }
+        self.up_timer.disarm();
+        if let (Some(kind), Ok(())) = (fault, result) {
+            self.tell_cut(kind, &reader, delivery, framing, streamed, &mut out).await;
+        }
+        self.core.buffers.give_back(out);
+        self.core.buffers.give_back(buffer);
+        let usage = tap.finish();
+        settle.outcome.prompt_tokens = usage.prompt_tokens;
+        settle.outcome.completion_tokens = usage.completion_tokens;
+        match (result, fault) {
+            (Err(kind), _) => Downloaded::Cut(kind),
+            (Ok(()), Some(kind)) => Downloaded::Cut(kind),
+            (Ok(()), None) => {
+                self.progress.answer_done.set(true);
+                Downloaded::Whole { reusable: persists && !extra, keep, streamed }
+            }
+        }
+    }
+
+    /// Sends one part; the client may take as long as it likes between two reads, up to a limit.
+    async fn send(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
+        let mut part = part;
+        while part.left() > 0 {
+            self.write_timer.arm(self.client.fd(), Shut::Both, self.write_idle);
+            let (result, back) = self.client.send(part).await;
+            part = back;
+            match result {
+                Ok(n) if n > 0 => part.advance(n),
+                _ => {
+                    let stalled = self.write_timer.expired();
+                    let kind = if stalled { Kind::ClientStalled } else { Kind::ClientGone };
+                    return (Err(kind), part.into_buffer());
+                }
+            }
+        }
+        self.write_timer.disarm();
+        (Ok(()), part.into_buffer())
+    }
+
+    /// Lets the kernel move what nobody needs to see.
+    ///
+    /// Errors: the result and fault that end the relay.
+    async fn splice(
+        &self,
+        conn: &UpConn,
+        reader: &mut BodyReader,
+        tap: &Tap,
+        settle: &mut Settle,
+    ) -> Result<(), (Result<(), Kind>, Option<Kind>)> {
+        let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
+            return Ok(());
+        };
+        let bytes = left.saturating_sub(tail as u64);
+        if bytes < SPLICE_BYTES_MIN {
+            return Ok(());
+        }
+        let moved = Cell::new(0u64);
+        let (up, client) = (conn.socket(), self.client);
+        self.up_timer.arm(up.fd(), Shut::Both, self.timeouts.stream_idle);
+        self.write_timer.arm(client.fd(), Shut::Both, self.write_idle);
+        let result = self
+            .core
+            .pipes
+            .splice(up, client, bytes, |n| {
+                moved.set(moved.get() + n);
+                self.up_timer.arm(up.fd(), Shut::Both, self.timeouts.stream_idle);
+                self.write_timer.arm(client.fd(), Shut::Both, self.write_idle);
+            })
+            .await;
+        let (idle, stalled) = (self.up_timer.expired(), self.write_timer.expired());
+        self.write_timer.disarm();
+        reader.advance(moved.get());
+        settle.outcome.response_bytes += moved.get();
+        match result {
+            Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
+            Err(Ended::From(_)) => {
+                Err((Ok(()), Some(if idle { Kind::UpstreamIdle } else { Kind::UpstreamCut })))
+            }
+            Err(Ended::To(_)) => {
+                Err((Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone }), None))
+            }
+        }
+    }
+
+    /// Tells a stream's reader that the end is not one, where the framing still allows a word.
+    async fn tell_cut(
+        &self,
+        kind: Kind,
+        reader: &BodyReader,
+        delivery: Delivery,
+        framing: Framing,
+        streamed: bool,
+        out: &mut Vec<u8>,
+    ) {
+        let between_chunks = match delivery {
+            Delivery::IntoChunks => true,
+            Delivery::AsIs => {
+                framing == Framing::Chunked && reader.chunk_data_left() == Some(0)
+            }
+            Delivery::Nothing | Delivery::UntilClose => false,
+        };
+        if !streamed || !between_chunks {
+            return;
+        }
+        let row = kind.row();
+        let mut event = Vec::with_capacity(256);
+        // An event that the upstream left unfinished must not swallow this one.
+        event.extend_from_slice(b"\n\n");
+        ErrorReply {
+            status: 502,
+            kind: row.error_type,
+            message: row.message,
+            hint: None,
+            request_id: self.caller.id.as_str(),
+        }
+        .write_sse_event(self.caller.dialect, &mut event);
+        out.clear();
+        encode::chunk(out, &event);
+        let (_, back) = self.send(Part::whole(std::mem::take(out))).await;
+        *out = back;
+    }
+}
+
+fn note_token(tap: &Tap, settle: &mut Settle) {
+    if settle.outcome.first_token_us.is_none() && tap.first_token_seen() {
+        settle.outcome.first_token_us = Some(settle.elapsed_us());
+    }
+}

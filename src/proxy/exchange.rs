@@ -1,0 +1,394 @@
+//! The life of a request, station by station.
+//!
+//! ```text
+//! read head → admit → hold (scan) → route → pick → attempt (acquire, forward, relay) → settle
+//! ```
+//!
+//! Two back edges only: keep-alive (the connection calls `run` again) and retry (attempt →
+//! pick, before the first byte has gone to the client). Everything with branches is a station
+//! of its own; what is left here is the order.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use super::admit::{self, Admitted, Permit};
+use super::attempt::{Attempt, Attempted};
+use super::conn_h1::Downstream;
+use super::core::{Core, Scratch};
+use super::forward::{Outgoing, Request};
+use super::hold::{self, RequestBody, Scanner, Unheld};
+use super::plan::{ListenerPlan, Plan};
+use super::reply::{self, Caller, Next, Refusal};
+use super::route::{self, Route};
+use super::settle::Settle;
+use super::tunnel;
+use crate::base::buf::SMALL_BYTES;
+use crate::base::ids::RequestId;
+use crate::error::{Blame, Kind};
+use crate::http::head::Version;
+use crate::http1::parse::{HeadFault, Parse, parse_request};
+use crate::llm::reply::Dialect;
+use crate::net::rt::{self, Part};
+use crate::net::sys::Shut;
+use crate::policy::balance::{self, Member, Tried};
+use crate::policy::retry::{self, Failure, Verdict};
+use crate::upstream::held::Held;
+
+/// Serves one request; the connection's receive buffer may hold its beginning already.
+pub async fn run(core: &Rc<Core>, down: &mut Downstream) -> Next {
+    let mut scratch = core.take_scratch();
+    let next = live(core, down, &mut scratch).await;
+    core.give_back_scratch(scratch);
+    next
+}
+
+async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> Next {
+    // The exchange keeps the config it began with.
+    let plan: Arc<Plan> = core.plan();
+    let listener = &plan.listeners[down.listener];
+
+    if let Err(end) = read_head(core, &plan, listener, down, scratch).await {
+        return match end {
+            Some(refusal) => {
+                let mut settle = Settle::begin(core);
+                settle.fault(refusal.kind);
+                reply::refuse(core, down, &nobody(core), &refusal, false).await
+            }
+            None => Next::Close,
+        };
+    }
+    let mut settle = Settle::begin(core);
+    let caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
+    let mut body = RequestBody::new(
+        crate::http1::framing::Framing::None,
+        scratch.request.len as usize,
+    );
+    let served = serve(core, &plan, listener, down, scratch, &caller, &mut body, &mut settle).await;
+    match served {
+        Ok(next) => next,
+        Err(Unheld::Gone(kind)) => {
+            settle.fault(kind);
+            Next::Close
+        }
+        Err(Unheld::Refused(refusal)) => {
+            settle.fault(refusal.kind);
+            settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
+            // What is left of a small body is behind us already; a longer one ends the connection.
+            let body_read = body.end > 0 && body.reader.is_done() && body.end <= down.recv.len();
+            let next = reply::refuse(core, down, &caller, &refusal, body_read).await;
+            if next == Next::KeepAlive {
+                down.recv.drain(..body.end);
+            }
+            next
+        }
+    }
+}
+
+/// Reads until the head is complete.
+///
+/// Errors: `None` when there is nobody to answer.
+async fn read_head(
+    core: &Core,
+    plan: &Plan,
+    listener: &ListenerPlan,
+    down: &mut Downstream,
+    scratch: &mut Scratch,
+) -> Result<(), Option<Refusal>> {
+    let mut searched = 0;
+    loop {
+        if !down.recv.is_empty() {
+            match parse_request(&down.recv, &mut searched, &plan.head, &mut scratch.request) {
+                Ok(Parse::Done) => {
+                    down.timer.disarm();
+                    return Ok(());
+                }
+                Ok(Parse::More) => {}
+                Err(fault) => return Err(Some(head_refusal(fault, down.recv.len(), plan))),
+            }
+        }
+        if down.recv.capacity() - down.recv.len() < SMALL_BYTES / 4 {
+            let mut larger = core.buffers.take((2 * down.recv.len()).max(SMALL_BYTES));
+            larger.extend_from_slice(&down.recv);
+            core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
+        }
+        if down.recv.is_empty() {
+            down.timer.arm(down.socket.fd(), Shut::Read, listener.timeouts.head);
+        }
+        let (result, buffer) = down.socket.recv(std::mem::take(&mut down.recv)).await;
+        down.recv = buffer;
+        down.watch.received();
+        match result {
+            Ok(n) if n > 0 => {}
+            _ if down.timer.expired() && !down.recv.is_empty() => {
+                return Err(Some(Kind::HeadTimeout.into()));
+            }
+            _ => return Err(None),
+        }
+    }
+}
+
+fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
+    let limits = &plan.head;
+    match fault {
+        HeadFault::HeadTooLarge => Refusal::because(
+            Kind::HeadTooLarge,
+            format!("Request head too large: over {} bytes.", limits.head_bytes_max.min(bytes.max(limits.head_bytes_max))),
+        ),
+        HeadFault::TooManyFields => Refusal::because(
+            Kind::FieldsTooMany,
+            format!("Too many header fields: over {}.", limits.fields_max),
+        ),
+        HeadFault::TargetTooLong => Refusal::because(
+            Kind::TargetTooLong,
+            format!("Request target too long: over {} bytes.", limits.target_bytes_max),
+        ),
+        HeadFault::BadVersion => Kind::VersionUnsupported.into(),
+        fault => Refusal::because(Kind::HeadMalformed, format!("Malformed request: {fault}.")),
+    }
+}
+
+/// The caller of a head that could not be read.
+fn nobody(core: &Core) -> Caller {
+    Caller {
+        id: RequestId::new(core.unix_ms(), core.chance()),
+        id_sent: false,
+        dialect: Dialect::OpenAi,
+        version: Version::Http11,
+        persists: false,
+        head_only: false,
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+async fn serve(
+    core: &Rc<Core>,
+    plan: &Arc<Plan>,
+    listener: &ListenerPlan,
+    down: &mut Downstream,
+    scratch: &mut Scratch,
+    caller: &Caller,
+    body: &mut RequestBody,
+    settle: &mut Settle,
+) -> Result<Next, Unheld> {
+    let begin = scratch.request.len as usize;
+
+    // Admit: what the head alone decides.
+    let admitted =
+        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer, core.unix_ms())?;
+    let permit = match admitted {
+        Admitted::Permit(permit) => permit,
+        Admitted::BuiltIn(json) => {
+            return Ok(answer(core, down, caller, settle, begin, json.as_bytes()).await);
+        }
+        Admitted::Models(permit) => {
+            let json = route::models_list(plan, &permit);
+            return Ok(answer(core, down, caller, settle, begin, &json).await);
+        }
+    };
+    *body = RequestBody::new(permit.framing, begin);
+    let head_route = route::by_head(plan, listener, &scratch.request, &down.recv, &permit)?;
+    if permit.expects_continue && down.recv.len() == begin {
+        send_continue(core, down).await?;
+    }
+
+    // Hold and scan, then route.
+    let mut held = Held::new(core.shared.held.clone());
+    let Scratch { request, response, scan, members, target, model } = scratch;
+    scan.reset();
+    let mut scanner = head_route.scanner(request, &down.recv, &permit, scan)?;
+    hold::hold(core, plan, down, body, &mut scanner, &mut held).await?;
+    let mut route = route::finish(plan, listener, &head_route, request, &down.recv, &scanner, &permit)?;
+    model.clear();
+    model.push_str(scanner.model().map_or("", |found| found.name));
+    let mut outgoing = Outgoing::AsCame;
+    if let Some(name) = route.rename.take() {
+        if permit.chunked {
+            hold::hold_whole(core, plan, down, body, &mut scanner, &mut held).await?;
+        }
+        outgoing = route::rename_in_body(core, down, body, &scanner, &permit, &name);
+    }
+    target.clear();
+    route.write_target(target, request, &down.recv);
+    settle.outcome.request_bytes = (body.end - body.begin) as u64;
+
+    // From here on the received head and body travel with the attempt; what came behind stays.
+    let rest = down.recv.split_off(body.end);
+    let mut bytes = std::mem::replace(&mut down.recv, rest);
+    let request =
+        Request { listener, head: request, permit: &permit, caller, target, outgoing };
+    let ended = forward(
+        core, plan, down, &request, &route, &mut bytes, body, &mut scanner, response, members,
+        model, settle,
+    )
+    .await;
+    core.buffers.give_back(bytes);
+    match ended {
+        Ok(next) => Ok(next),
+        Err(refusal) => {
+            settle.fault(refusal.kind);
+            settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
+            Ok(reply::refuse(core, down, caller, &refusal, body.reader.is_done()).await)
+        }
+    }
+}
+
+/// Pick and attempt, until an answer has gone to the client or nobody is left.
+#[allow(clippy::too_many_arguments)]
+async fn forward(
+    core: &Rc<Core>,
+    plan: &Plan,
+    down: &mut Downstream,
+    request: &Request<'_>,
+    route: &Route<'_>,
+    bytes: &mut Vec<u8>,
+    body: &mut RequestBody,
+    scanner: &mut Scanner<'_>,
+    response: &mut crate::http::head::ResponseHead,
+    members: &mut Vec<Member>,
+    model: &str,
+    settle: &mut Settle,
+) -> Result<Next, Refusal> {
+    let group = &plan.groups[usize::from(route.group)];
+    let mut tried = Tried::NONE;
+    let mut retries = 0;
+    let mut failed: Option<Kind> = None;
+    let mut fresh_member: Option<usize> = None;
+    loop {
+        view(plan, route, members);
+        let fresh = fresh_member.is_some();
+        let picked = fresh_member.take().or_else(|| {
+            core.with_pick_state(usize::from(route.group), |state| {
+                balance::pick(group.strategy, state, members, &tried, core.chance())
+            })
+        });
+        let Some(member) = picked else {
+            return Err(failed.map_or_else(|| nobody_available(group), Refusal::from));
+        };
+        tried.insert(member);
+        let index = usize::from(group.members[member].0);
+        let upstream = &plan.upstreams[index];
+        let another = members.iter().enumerate().any(|(at, m)| m.usable && !tried.has(at));
+        let resendable = body.reader.is_done();
+        let lease = upstream.state.lease();
+        settle.outcome.attempts += 1;
+        let attempt = Attempt {
+            core,
+            plan,
+            request,
+            index,
+            upstream,
+            timeouts: group.timeouts,
+            retry_on: (another && resendable && retries < group.retry.attempts)
+                .then_some(group.retry.on),
+            fresh,
+            model,
+        };
+        let attempted = attempt.run(down, bytes, body, scanner, response, settle).await;
+        drop(lease);
+        let (kind, answered, reused, status) = match attempted {
+            Attempted::Whole { keep } => {
+                return Ok(if keep { Next::KeepAlive } else { Next::Linger });
+            }
+            Attempted::Refused(refusal) => return Err(refusal),
+            Attempted::Over(kind) => {
+                settle.fault(kind);
+                if kind.row().blame == Blame::Upstream && request.caller.version == Version::Http10
+                {
+                    // A body without length would end in a way that looks clean.
+                    crate::net::sys::close_with_reset(down.socket.fd());
+                }
+                return Ok(Next::Close);
+            }
+            Attempted::Upgraded { upstream, bytes } => {
+                let idle = group.timeouts.stream_idle;
+                let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
+                settle.outcome.request_bytes += sent;
+                settle.outcome.response_bytes += received;
+                return Ok(Next::Close);
+            }
+            Attempted::Failed { kind, answered, reused, status } => {
+                (kind, answered, reused, status)
+            }
+        };
+        failed = Some(kind);
+        let why = status.map_or(Failure::Fault(kind.row().retry), Failure::Status);
+        let at = retry::Attempt { retries, reused, answered, resendable, response_started: false };
+        match group.retry.next(&at, &why, core.chance()) {
+            Verdict::GiveUp => return Err(kind.into()),
+            Verdict::FreshConnection => fresh_member = Some(member),
+            Verdict::AnotherMember { .. } if !another => return Err(kind.into()),
+            Verdict::AnotherMember { after } => {
+                retries += 1;
+                if !after.is_zero() && pause(down, after).await == Waited::Gone {
+                    settle.fault(Kind::ClientGone);
+                    return Ok(Next::Close);
+                }
+            }
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Waited {
+    Over,
+    Gone,
+}
+
+/// Waits before a retry, unless the client leaves.
+async fn pause(down: &mut Downstream, after: std::time::Duration) -> Waited {
+    use crate::net::race::{First, race};
+    let sleep = std::pin::pin!(rt::sleep(after));
+    let gone = std::pin::pin!(down.watch.gone(&down.timer));
+    match race(sleep, gone).await {
+        First::Left(()) => Waited::Over,
+        First::Right(()) => Waited::Gone,
+    }
+}
+
+/// What the balancer sees of a group.
+fn view(plan: &Plan, route: &Route<'_>, members: &mut Vec<Member>) {
+    members.clear();
+    for &(upstream, weight) in &plan.groups[usize::from(route.group)].members {
+        let wanted = route.upstream.is_none_or(|forced| forced == upstream);
+        let state = &plan.upstreams[usize::from(upstream)];
+        members.push(Member {
+            weight,
+            in_flight: state.state.in_flight(),
+            usable: wanted && state.enabled,
+        });
+    }
+}
+
+fn nobody_available(group: &super::plan::GroupPlan) -> Refusal {
+    Refusal::because(
+        Kind::NobodyAvailable,
+        format!("No upstream of group '{}' is available.", group.name),
+    )
+}
+
+async fn answer(
+    core: &Core,
+    down: &mut Downstream,
+    caller: &Caller,
+    settle: &mut Settle,
+    head_bytes: usize,
+    json: &[u8],
+) -> Next {
+    settle.outcome.status = 200;
+    // A GET with a body would need reading it; such a connection ends.
+    let bare = down.recv.len() == head_bytes;
+    let next = reply::send(core, down, caller, 200, json, bare).await;
+    if next == Next::KeepAlive {
+        down.recv.drain(..head_bytes);
+    }
+    next
+}
+
+async fn send_continue(core: &Core, down: &mut Downstream) -> Result<(), Unheld> {
+    let mut out = core.buffers.take(SMALL_BYTES);
+    out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+    let (result, out) = down.socket.send_all(Part::whole(out)).await;
+    core.buffers.give_back(out);
+    result.map_err(|_| Unheld::Gone(Kind::ClientGone))
+}
+

@@ -1,0 +1,225 @@
+//! The request head as it goes upstream.
+//!
+//! Lines that nobody needs to touch are copied as they came, in order, duplicates kept. What
+//! changes is what we own: Host, the credential (each exactly once), hop-by-hop fields, the
+//! length when a model name was replaced, and the forwarding fields if the listener adds them.
+
+use std::net::IpAddr;
+
+use super::admit::Permit;
+use super::core::Core;
+use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan};
+use super::reply::Caller;
+use crate::http::head::RequestHead;
+use crate::http::name::Name;
+use crate::http1::encode;
+use crate::policy::auth::rewrite_query;
+
+/// How the body is framed on its way upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outgoing {
+    /// As the client framed it.
+    AsCame,
+    /// With this length: the body was changed.
+    Length(u64),
+    /// In chunks: the body was changed and its end is not known.
+    Chunked,
+}
+
+/// A checked request: what every attempt needs of it.
+pub struct Request<'a> {
+    /// The listener it came in by.
+    pub listener: &'a ListenerPlan,
+    /// The parsed head.
+    pub head: &'a RequestHead,
+    /// What the head alone decided.
+    pub permit: &'a Permit,
+    /// Who is asking.
+    pub caller: &'a Caller,
+    /// Path and query after prefix and model have been rewritten.
+    pub target: &'a [u8],
+    /// How the body is framed on its way upstream.
+    pub outgoing: Outgoing,
+}
+
+/// Writes the head for one attempt.
+///
+/// Shape: `bytes` begins with the client's head, to which the spans of `request.head` refer.
+pub fn head(
+    out: &mut Vec<u8>,
+    core: &Core,
+    upstream: &UpstreamPlan,
+    request: &Request<'_>,
+    bytes: &[u8],
+) {
+    let &Request { listener, permit, outgoing, .. } = request;
+    request_line(out, core, upstream, request, bytes);
+    let request_head = request.head;
+    match &upstream.host_line {
+        Some(line) => out.extend_from_slice(line),
+        None => encode::field(out, b"Host", request_head.authority(bytes).unwrap_or_default()),
+    }
+    let own_credentials = !permit.credentials_pass(&upstream.credential);
+    encode::copy_request_fields(out, request_head, bytes, |field| match field.name_kind {
+        Name::Host | Name::Expect => true,
+        Name::Authorization | Name::XApiKey | Name::XGoogApiKey => own_credentials,
+        Name::ContentLength => outgoing != Outgoing::AsCame,
+        Name::XForwardedFor | Name::XForwardedProto | Name::XRealIp => listener.forwarded,
+        Name::XRequestId => listener.forwarded,
+        Name::UserAgent if upstream.user_agent => true,
+        _ if upstream.dropped.is_empty() => false,
+        _ => {
+            let name = field.name.of(bytes);
+            upstream.dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name))
+        }
+    });
+    if let Credential::Lines(lines) = &upstream.credential {
+        out.extend_from_slice(weighted(lines, core.chance()));
+    }
+    out.extend_from_slice(&upstream.added);
+    for (name, line) in &upstream.inserted {
+        let sent = request_head.fields.iter().any(|f| f.name.of(bytes).eq_ignore_ascii_case(name));
+        if !sent {
+            out.extend_from_slice(line);
+        }
+    }
+    match outgoing {
+        Outgoing::AsCame if permit.chunked => {
+            encode::field(out, b"Transfer-Encoding", b"chunked");
+        }
+        Outgoing::AsCame => {}
+        Outgoing::Length(bytes) => encode::field_number(out, b"Content-Length", bytes),
+        Outgoing::Chunked => encode::field(out, b"Transfer-Encoding", b"chunked"),
+    }
+    if permit.upgrade {
+        encode::field(out, b"Connection", b"Upgrade");
+        let protocol = request_head.value(Name::Upgrade, bytes).unwrap_or_default();
+        encode::field(out, b"Upgrade", protocol);
+    }
+    if listener.forwarded {
+        forwarding_fields(out, request, bytes);
+    }
+    encode::end_of_head(out);
+}
+
+fn request_line(
+    out: &mut Vec<u8>,
+    core: &Core,
+    upstream: &UpstreamPlan,
+    request: &Request<'_>,
+    bytes: &[u8],
+) {
+    let target = request.target;
+    out.extend_from_slice(request.head.method_text.of(bytes));
+    out.push(b' ');
+    let from = out.len();
+    match &upstream.path {
+        PathPlan::Fixed(fixed) => out.extend_from_slice(fixed),
+        PathPlan::Append(base) => {
+            out.extend_from_slice(base);
+            out.extend_from_slice(target);
+        }
+        PathPlan::StripV1(base) => {
+            let rest = target.strip_prefix(b"/v1").filter(|rest| {
+                rest.is_empty() || rest.starts_with(b"/") || rest.starts_with(b"?")
+            });
+            out.extend_from_slice(base);
+            out.extend_from_slice(rest.unwrap_or(target));
+        }
+    }
+    if out.get(from) != Some(&b'/') && target != b"*" {
+        out.insert(from, b'/');
+    }
+    rewrite_credential_query(out, from, core, upstream, request);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// Takes the client's key out of the query and puts the upstream's in, where either is asked.
+fn rewrite_credential_query(
+    out: &mut Vec<u8>,
+    from: usize,
+    core: &Core,
+    upstream: &UpstreamPlan,
+    request: &Request<'_>,
+) {
+    let client = request
+        .listener
+        .carriers
+        .iter()
+        .filter_map(|carrier| carrier.query_name())
+        .filter(|_| !request.permit.credentials_pass(&upstream.credential));
+    let ours = match &upstream.credential {
+        Credential::Query(name, values) => Some((name.as_str(), weighted(values, core.chance()))),
+        _ => None,
+    };
+    let mut rewrite = |name: &str, value: Option<&[u8]>| {
+        let target = out.split_off(from);
+        let (path, query) = match memchr::memchr(b'?', &target) {
+            Some(at) => (&target[..at], &target[at + 1..]),
+            None => (&target[..], &b""[..]),
+        };
+        let mut rewritten = Vec::new();
+        rewrite_query(query, name.as_bytes(), value, &mut rewritten);
+        out.extend_from_slice(path);
+        if !rewritten.is_empty() {
+            out.push(b'?');
+            out.extend_from_slice(&rewritten);
+        }
+    };
+    for name in client.filter(|name| ours.is_none_or(|(own, _)| own != *name)) {
+        rewrite(name, None);
+    }
+    if let Some((name, value)) = ours {
+        rewrite(name, Some(value));
+    }
+}
+
+fn forwarding_fields(out: &mut Vec<u8>, request: &Request<'_>, bytes: &[u8]) {
+    let head = request.head;
+    if let Some(ip) = request.permit.peer {
+        out.extend_from_slice(b"X-Forwarded-For: ");
+        for earlier in head.values(Name::XForwardedFor, bytes) {
+            out.extend_from_slice(earlier);
+            out.extend_from_slice(b", ");
+        }
+        write_ip(out, ip);
+        out.extend_from_slice(b"\r\n");
+        let trusted = request.listener.trusted.iter().any(|net| net.contains(&ip));
+        match head.value(Name::XRealIp, bytes).filter(|_| trusted) {
+            Some(real) => encode::field(out, b"X-Real-IP", real),
+            None => {
+                out.extend_from_slice(b"X-Real-IP: ");
+                write_ip(out, ip);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        match head.value(Name::XForwardedProto, bytes).filter(|_| trusted) {
+            Some(proto) => encode::field(out, b"X-Forwarded-Proto", proto),
+            None => encode::field(out, b"X-Forwarded-Proto", b"http"),
+        }
+    }
+    encode::field(out, b"X-Request-Id", request.caller.id.as_bytes());
+}
+
+fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
+    use std::io::Write as _;
+    // Writing to a Vec cannot fail.
+    let _ = write!(out, "{ip}");
+}
+
+/// Chooses by weight; weights are positive and finite, the config has seen to that.
+fn weighted(choices: &[(f64, Vec<u8>)], chance: u64) -> &[u8] {
+    if let [(_, only)] = choices {
+        return only;
+    }
+    let total: f64 = choices.iter().map(|(weight, _)| weight).sum();
+    // 53 random bits: uniform in 0..1.
+    let mut left = (chance >> 11) as f64 / (1u64 << 53) as f64 * total;
+    for (weight, choice) in choices {
+        left -= weight;
+        if left < 0.0 {
+            return choice;
+        }
+    }
+    choices.last().map_or(&[], |(_, last)| last)
+}

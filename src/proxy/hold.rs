@@ -1,0 +1,212 @@
+//! The third station: a body is held until its model is known.
+//!
+//! The Python SDKs send `model` after megabytes of images, so up to `limits.body` may be held;
+//! what exceeds the process's budget (`limits.held_total`) is refused. A body whose model is
+//! known is held on, up to `body_held`, because the last duplicate decides, trailing garbage is
+//! an error, and a held body can be sent again; past that it goes on its way.
+//!
+//! The body stays where it was received, behind its head in one buffer; nothing is copied but
+//! when that buffer grows.
+
+use super::admit::too_large;
+use super::conn_h1::Downstream;
+use super::core::Core;
+use super::plan::Plan;
+use super::reply::Refusal;
+use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
+use crate::error::Kind;
+use crate::http1::body::BodyReader;
+use crate::http1::framing::Framing;
+use crate::llm::multipart::MultipartScan;
+use crate::llm::scan::{ModelScan, ScanFault};
+use crate::net::sys::Shut;
+use crate::upstream::held::Held;
+
+/// Bodies up to this size are not counted against the process's budget: the receive buffer
+/// they lie in is needed anyway.
+const UNCOUNTED_BYTES: usize = LARGE_BYTES;
+/// Least room offered to a receive.
+const ROOM_MIN: usize = 4096;
+
+/// The part of a request body that has been received.
+pub struct RequestBody {
+    /// Where the framing stands.
+    pub reader: BodyReader,
+    /// Offset of the first body byte in the receive buffer.
+    pub begin: usize,
+    /// Offset behind the last byte that has been framed.
+    pub end: usize,
+    /// Data bytes so far, framing excluded.
+    pub data_bytes: u64,
+}
+
+impl RequestBody {
+    /// A body of which nothing has been looked at.
+    #[must_use]
+    pub fn new(framing: Framing, begin: usize) -> Self {
+        Self { reader: BodyReader::new(framing), begin, end: begin, data_bytes: 0 }
+    }
+}
+
+/// What looks for the model.
+pub enum Scanner<'a> {
+    /// Nobody needs it.
+    None,
+    /// In a JSON document.
+    Json(&'a mut ModelScan),
+    /// In a form.
+    Form(Box<MultipartScan>),
+}
+
+impl Scanner<'_> {
+    /// Looks at data bytes.
+    pub fn push(&mut self, data: &[u8]) -> Result<(), Refusal> {
+        match self {
+            Scanner::None => Ok(()),
+            Scanner::Json(scan) => scan.push(data).map_err(json_refusal),
+            Scanner::Form(scan) => scan.push(data).map_err(form_refusal),
+        }
+    }
+
+    /// Says that the body has ended.
+    pub fn finish(&mut self) -> Result<(), Refusal> {
+        match self {
+            Scanner::None => Ok(()),
+            Scanner::Json(scan) => scan.finish().map_err(json_refusal),
+            Scanner::Form(scan) => scan.finish().map_err(form_refusal),
+        }
+    }
+
+    /// The model as it stands now.
+    #[must_use]
+    pub fn model(&self) -> Option<crate::llm::scan::Model<'_>> {
+        match self {
+            Scanner::None => None,
+            Scanner::Json(scan) => scan.model(),
+            Scanner::Form(scan) => scan.model(),
+        }
+    }
+
+    /// Whether nothing more needs to be held for the model's sake.
+    fn satisfied(&self) -> bool {
+        matches!(self, Scanner::None) || self.model().is_some()
+    }
+}
+
+fn json_refusal(fault: ScanFault) -> Refusal {
+    match fault {
+        ScanFault::Empty => Refusal::from(Kind::BodyEmpty),
+        fault => Refusal::because(Kind::JsonInvalid, fault.to_string()),
+    }
+}
+
+fn form_refusal(fault: impl std::fmt::Display) -> Refusal {
+    Refusal::because(Kind::BodyMalformed, format!("Invalid form: {fault}."))
+}
+
+/// Why holding ended without a body.
+pub enum Unheld {
+    /// Tell the client.
+    Refused(Refusal),
+    /// There is nobody to tell.
+    Gone(Kind),
+}
+
+impl From<Refusal> for Unheld {
+    fn from(refusal: Refusal) -> Self {
+        Unheld::Refused(refusal)
+    }
+}
+
+/// Frames and scans what has been received, and receives on until enough is held.
+///
+/// Shape: on return either the body is complete, or its model is known and more than
+/// `body_held` is held, or nobody needs the model and at least what had come is framed.
+pub async fn hold(
+    core: &Core,
+    plan: &Plan,
+    down: &mut Downstream,
+    body: &mut RequestBody,
+    scanner: &mut Scanner<'_>,
+    held: &mut Held,
+) -> Result<(), Unheld> {
+    let timeout = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
+    loop {
+        frame(plan, down, body, scanner)?;
+        if body.reader.is_done() {
+            scanner.finish()?;
+            return Ok(());
+        }
+        let held_bytes = (body.end - body.begin) as u64;
+        if matches!(scanner, Scanner::None)
+            || (scanner.satisfied() && held_bytes > plan.body_held_bytes_max)
+        {
+            return Ok(());
+        }
+        make_room(core, down, body, held)?;
+        down.timer.arm(down.socket.fd(), Shut::Read, timeout);
+        let (result, buffer) = down.socket.recv(std::mem::take(&mut down.recv)).await;
+        down.recv = buffer;
+        let expired = down.timer.expired();
+        down.timer.disarm();
+        match result {
+            Ok(n) if n > 0 => {}
+            _ if expired => return Err(Refusal::from(Kind::BodyTimeout).into()),
+            _ => return Err(Unheld::Gone(Kind::ClientGone)),
+        }
+    }
+}
+
+/// Frames and scans the bytes that have not been looked at yet.
+fn frame(
+    plan: &Plan,
+    down: &Downstream,
+    body: &mut RequestBody,
+    scanner: &mut Scanner<'_>,
+) -> Result<(), Refusal> {
+    while !body.reader.is_done() {
+        let input = &down.recv[body.end..];
+        let step = body.reader.step(input).map_err(|fault| {
+            Refusal::because(Kind::BodyMalformed, format!("Invalid message body: {fault}."))
+        })?;
+        let data = &input[step.data];
+        body.data_bytes += data.len() as u64;
+        if body.data_bytes > plan.body_bytes_max {
+            return Err(too_large(body.data_bytes, plan.body_bytes_max));
+        }
+        scanner.push(data)?;
+        body.end += step.consumed;
+        if step.consumed == 0 || body.end == down.recv.len() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Grows the receive buffer: to the announced length while that is modest, else by doubling, so
+/// that a lying length costs nobody memory.
+fn make_room(
+    core: &Core,
+    down: &mut Downstream,
+    body: &RequestBody,
+    held: &mut Held,
+) -> Result<(), Refusal> {
+    let filled = down.recv.len();
+    let missing = body.reader.length_left().map_or(usize::MAX, |left| {
+        usize::try_from(left).unwrap_or(usize::MAX)
+    });
+    if down.recv.capacity() - filled >= ROOM_MIN.min(missing) {
+        return Ok(());
+    }
+    let announced = filled.saturating_add(missing);
+    let modest = if announced <= BULK_BYTES { announced } else { 2 * filled };
+    let wanted = modest.max(filled + ROOM_MIN);
+    if wanted > UNCOUNTED_BYTES && !held.grow_to(wanted as u64) {
+        let message = "Too many request bodies are held at the moment.";
+        return Err(Refusal::because(Kind::HeldTooMuch, message));
+    }
+    let mut larger = core.buffers.take(wanted);
+    larger.extend_from_slice(&down.recv);
+    core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
+    Ok(())
+}

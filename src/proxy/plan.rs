@@ -1,0 +1,189 @@
+//! The config, compiled for the data plane: tables ready for lookups, constant bytes ready to be
+//! copied. Built once per load on the control thread, shared by all cores, never changed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::http1::parse::HeadLimits;
+use crate::net::dial::Address;
+use crate::policy::auth::{Carrier, KeyTable};
+use crate::policy::balance::Strategy;
+use crate::policy::model::ModelTable;
+use crate::policy::retry::RetryPolicy;
+use crate::policy::route::{HostTable, PathTable};
+use crate::upstream::state::UpstreamState;
+
+/// Everything that an exchange asks.
+pub struct Plan {
+    /// Listeners, as numbered in the config.
+    pub listeners: Vec<ListenerPlan>,
+    /// Client keys.
+    pub keys: KeyTable,
+    /// Which listeners each key may use, same order as the keys; empty = all.
+    pub key_listeners: Vec<Vec<u16>>,
+    /// Models and what they map to.
+    pub models: ModelTable,
+    /// The models shown by `/v1/models`, sorted by id.
+    pub listed: Vec<ListedModel>,
+    /// Groups, as numbered in the config.
+    pub groups: Vec<GroupPlan>,
+    /// Upstreams, as numbered in the config.
+    pub upstreams: Vec<UpstreamPlan>,
+    /// Bounds of heads.
+    pub head: HeadLimits,
+    /// Largest request body, bytes.
+    pub body_bytes_max: u64,
+    /// Bytes of a body kept for a retry once its model is known.
+    pub body_held_bytes_max: u64,
+    /// Probe period of idle TCP connections.
+    pub tcp_keepalive: Duration,
+    /// How long an idle upstream connection is kept.
+    pub pool_idle: Duration,
+}
+
+/// One listener.
+pub struct ListenerPlan {
+    /// Its name.
+    pub name: String,
+    /// Where a key may stand; empty = the listener is open.
+    pub carriers: Vec<Carrier>,
+    /// Whether a key is required.
+    pub keys_required: bool,
+    /// Where a request goes whose model nobody knows.
+    pub default_group: Option<u16>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted: Vec<IpNet>,
+    /// Whether forwarding fields are added.
+    pub forwarded: bool,
+    /// Routes by path.
+    pub paths: PathTable<RouteTarget>,
+    /// Routes by host and prefix.
+    pub hosts: HostTable<RouteTarget>,
+    /// Client-side timeouts.
+    pub timeouts: ClientTimeouts,
+}
+
+/// Where a host or path route leads.
+#[derive(Clone, Debug)]
+pub struct RouteTarget {
+    /// The group.
+    pub group: u16,
+    /// Keys that may use it; empty = all.
+    pub keys: Vec<u16>,
+}
+
+/// Timeouts towards clients.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientTimeouts {
+    /// For a whole request head.
+    pub head: Duration,
+    /// Between two reads of a request body.
+    pub body_idle: Duration,
+    /// Between two requests.
+    pub keepalive: Duration,
+    /// For a client that does not read.
+    pub write_idle: Duration,
+}
+
+/// Timeouts towards upstreams.
+#[derive(Clone, Copy, Debug)]
+pub struct UpstreamTimeouts {
+    /// For a connection to be made.
+    pub connect: Duration,
+    /// From the request sent to the response head.
+    pub first_byte: Duration,
+    /// Between two reads of a response body.
+    pub stream_idle: Duration,
+    /// For the whole exchange; zero = none.
+    pub total: Duration,
+}
+
+/// One group.
+pub struct GroupPlan {
+    /// Its name.
+    pub name: String,
+    /// How a member is chosen.
+    pub strategy: Strategy,
+    /// Upstream numbers and weights.
+    pub members: Vec<(u16, u32)>,
+    /// What is retried.
+    pub retry: RetryPolicy,
+    /// Upstream-side timeouts.
+    pub timeouts: UpstreamTimeouts,
+}
+
+/// How the path of a request becomes the path sent upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathPlan {
+    /// The base path, then the client's path and query.
+    Append(Vec<u8>),
+    /// Always this target.
+    Fixed(Vec<u8>),
+    /// As `Append`, with a leading `/v1` of the client's path dropped.
+    StripV1(Vec<u8>),
+}
+
+/// Whether pooled connections are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// As the upstream allows.
+    Auto,
+    /// Not after a streamed response.
+    NoAfterStream,
+    /// One connection a request.
+    Never,
+}
+
+/// One upstream.
+pub struct UpstreamPlan {
+    /// Its name.
+    pub name: String,
+    /// Its addresses, tried in order.
+    pub addresses: Vec<Address>,
+    /// Whether it may be picked.
+    pub enabled: bool,
+    /// What all cores share about it.
+    pub state: Arc<UpstreamState>,
+    /// Path mapping.
+    pub path: PathPlan,
+    /// `Host: …\r\n`, or `None` for the client's own.
+    pub host_line: Option<Vec<u8>>,
+    /// Credentials to put in.
+    pub credential: Credential,
+    /// Field names that are replaced or removed, lower case.
+    pub dropped: Vec<Vec<u8>>,
+    /// Field lines that are always added.
+    pub added: Vec<u8>,
+    /// Field lines added when the client sent none of that name.
+    pub inserted: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Whether the client's `User-Agent` is dropped (`added` holds the new one).
+    pub user_agent: bool,
+    /// Connection reuse.
+    pub reuse: Reuse,
+}
+
+/// What stands in for the client's credential.
+pub enum Credential {
+    /// The client's own goes through.
+    Pass,
+    /// None at all.
+    None,
+    /// One of these field lines, by weight; a single one has weight 1.
+    Lines(Vec<(f64, Vec<u8>)>),
+    /// A query parameter: its name, and one of these values by weight.
+    Query(String, Vec<(f64, Vec<u8>)>),
+}
+
+/// One row of `/v1/models`.
+pub struct ListedModel {
+    /// The name clients send.
+    pub id: String,
+    /// What the operator wrote about it.
+    pub description: String,
+    /// The upstream or group behind it.
+    pub provider: String,
+    /// The base URL behind it, without credentials.
+    pub endpoint: String,
+}

@@ -1,0 +1,180 @@
+//! Answers of our own: errors in the caller's dialect, health, the models list.
+//!
+//! Every answer has a `Content-Length` and the request id. Whether the connection can go on is
+//! decided here: a request body that has not been read to its end forbids it.
+
+use std::fmt::Write as _;
+
+use super::conn_h1::Downstream;
+use super::core::Core;
+use crate::base::ids::RequestId;
+use crate::error::{Connection, Kind};
+use crate::http::head::Version;
+use crate::http1::encode;
+use crate::llm::reply::{Dialect, ErrorReply};
+use crate::net::rt::Part;
+use crate::net::sys::Shut;
+
+/// Who is asking: what every answer needs to know of the request.
+pub struct Caller {
+    /// The request's id, the client's own or a new one.
+    pub id: RequestId,
+    /// Whether the id was the client's.
+    pub id_sent: bool,
+    /// The shape of error bodies.
+    pub dialect: Dialect,
+    /// The client's HTTP version.
+    pub version: Version,
+    /// Whether the client wants its connection kept.
+    pub persists: bool,
+    /// HEAD: no body in the answer.
+    pub head_only: bool,
+}
+
+/// Why a request is not served, in the caller's words.
+#[derive(Debug)]
+pub struct Refusal {
+    /// Which fault; the table says the rest.
+    pub kind: Kind,
+    /// A more exact message than the table's.
+    pub message: Option<String>,
+    /// What the caller might do about it.
+    pub hint: Option<String>,
+    /// Seconds for `Retry-After`, if the table wants one.
+    pub retry_after: u32,
+}
+
+impl From<Kind> for Refusal {
+    fn from(kind: Kind) -> Self {
+        Self { kind, message: None, hint: None, retry_after: 1 }
+    }
+}
+
+impl Refusal {
+    /// A refusal with an exact message.
+    #[must_use]
+    pub fn because(kind: Kind, message: impl Into<String>) -> Self {
+        Self { message: Some(message.into()), ..kind.into() }
+    }
+
+    /// Adds what the caller might do about it.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+/// What becomes of a client connection after an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The next request may follow.
+    KeepAlive,
+    /// Close.
+    Close,
+    /// Close, but read on for a while: the client is still sending, and a reset would destroy
+    /// the answer on its way (RFC 9112 §9.6).
+    Linger,
+}
+
+/// Sends an error; the body of the request was read to its end if `body_read`.
+pub async fn refuse(
+    core: &Core,
+    down: &mut Downstream,
+    caller: &Caller,
+    refusal: &Refusal,
+    body_read: bool,
+) -> Next {
+    let row = refusal.kind.row();
+    if row.status.is_none() {
+        return Next::Close;
+    }
+    let keep = row.connection == Connection::Keep && body_read;
+    let keep = keep && caller.persists && !core.draining.get();
+    let out = refusal_bytes(core, caller, refusal, keep);
+    transmit(core, down, out, keep).await
+}
+
+/// Writes an error as head and body.
+#[must_use]
+pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool) -> Vec<u8> {
+    let row = refusal.kind.row();
+    let status = row.status.unwrap_or(502);
+    let mut body = Vec::with_capacity(256);
+    ErrorReply {
+        status,
+        kind: row.error_type,
+        message: refusal.message.as_deref().unwrap_or(row.message),
+        hint: refusal.hint.as_deref(),
+        request_id: caller.id.as_str(),
+    }
+    .write_body(caller.dialect, &mut body);
+    let mut fields = String::new();
+    if status == 401 {
+        fields.push_str("www-authenticate: Bearer\r\n");
+    }
+    if status == 405 {
+        fields.push_str("allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n");
+    }
+    if row.retry_after {
+        // Writing to a String cannot fail.
+        let _ = write!(fields, "retry-after: {}\r\n", refusal.retry_after.max(1));
+    }
+    answer_bytes(core, caller, status, fields.as_bytes(), &body, keep)
+}
+
+/// Sends a whole answer as JSON.
+pub async fn send(
+    core: &Core,
+    down: &mut Downstream,
+    caller: &Caller,
+    status: u16,
+    body: &[u8],
+    keep: bool,
+) -> Next {
+    let keep = keep && caller.persists && !core.draining.get();
+    let out = answer_bytes(core, caller, status, b"", body, keep);
+    transmit(core, down, out, keep).await
+}
+
+fn answer_bytes(
+    core: &Core,
+    caller: &Caller,
+    status: u16,
+    fields: &[u8],
+    body: &[u8],
+    keep: bool,
+) -> Vec<u8> {
+    let mut out = core.buffers.take(body.len() + fields.len() + 512);
+    encode::status_line(&mut out, status, encode::reason_phrase(status).as_bytes());
+    encode::field(&mut out, b"content-type", b"application/json");
+    encode::field_number(&mut out, b"content-length", body.len() as u64);
+    encode::field(&mut out, b"x-request-id", caller.id.as_bytes());
+    out.extend_from_slice(fields);
+    connection_field(&mut out, caller.version, keep);
+    encode::end_of_head(&mut out);
+    if !caller.head_only {
+        out.extend_from_slice(body);
+    }
+    out
+}
+
+async fn transmit(core: &Core, down: &mut Downstream, out: Vec<u8>, keep: bool) -> Next {
+    down.timer.arm(down.socket.fd(), Shut::Both, down.write_idle);
+    let (result, out) = down.socket.send_all(Part::whole(out)).await;
+    down.timer.disarm();
+    core.buffers.give_back(out);
+    match (result, keep) {
+        (Err(_), _) => Next::Close,
+        (Ok(()), true) => Next::KeepAlive,
+        (Ok(()), false) => Next::Linger,
+    }
+}
+
+/// Says what becomes of the connection, where the version's default says otherwise.
+pub fn connection_field(out: &mut Vec<u8>, version: Version, keep: bool) {
+    match (version, keep) {
+        (Version::Http11, false) => encode::field(out, b"connection", b"close"),
+        (Version::Http10, true) => encode::field(out, b"connection", b"keep-alive"),
+        (Version::Http11, true) | (Version::Http10, false) => {}
+    }
+}

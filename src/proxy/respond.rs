@@ -1,0 +1,122 @@
+//! The response head as it goes to the client, and the body's framing on our side of it.
+//!
+//! Lines that nobody needs to touch are copied as they came. The framing is the upstream's
+//! wherever the client understands it; only a client of HTTP/1.0 and a body that ends with its
+//! connection need another.
+
+use super::reply::{Caller, connection_field};
+use crate::http::head::{ResponseHead, Version};
+use crate::http::name::Name;
+use crate::http1::body::{BodyFault, BodyReader};
+use crate::http1::encode;
+use crate::http1::framing::Framing;
+use crate::proxy::tap::Tap;
+
+/// How the body reaches the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// No body.
+    Nothing,
+    /// Bytes as they come: length or chunks.
+    AsIs,
+    /// An upstream's body that ends with its connection, put into chunks.
+    IntoChunks,
+    /// Data bytes alone, until we close.
+    UntilClose,
+}
+
+impl Delivery {
+    /// Chooses by the upstream's framing and the client's version.
+    #[must_use]
+    pub fn of(framing: Framing, client: Version) -> Self {
+        match (framing, client) {
+            (Framing::None, _) => Delivery::Nothing,
+            (Framing::Length(_), _) | (Framing::Chunked, Version::Http11) => Delivery::AsIs,
+            (Framing::UntilClose, Version::Http11) => Delivery::IntoChunks,
+            (Framing::Chunked | Framing::UntilClose, Version::Http10) => Delivery::UntilClose,
+        }
+    }
+}
+
+/// Writes the head of a relayed response.
+///
+/// Shape: `keep` tells whether our connection to the client goes on; for `UntilClose` it cannot.
+pub fn head(
+    out: &mut Vec<u8>,
+    response: &ResponseHead,
+    bytes: &[u8],
+    framing: Framing,
+    delivery: Delivery,
+    caller: &Caller,
+    keep: bool,
+) {
+    encode::status_line(out, response.status, response.reason.of(bytes));
+    encode::copy_response_fields(out, response, bytes, |field| {
+        // A length beside another framing of ours would be a second opinion.
+        field.name_kind == Name::ContentLength && delivery == Delivery::IntoChunks
+    });
+    if delivery == Delivery::IntoChunks
+        || (delivery == Delivery::AsIs && framing == Framing::Chunked)
+    {
+        encode::field(out, b"transfer-encoding", b"chunked");
+    }
+    if response.count(Name::XRequestId) == 0 {
+        encode::field(out, b"x-request-id", caller.id.as_bytes());
+    }
+    connection_field(out, caller.version, keep);
+    encode::end_of_head(out);
+}
+
+/// Checks wire bytes against their framing and shows the data to the tap.
+///
+/// Shape: returns how many bytes belong to this body and whether it is complete.
+/// Errors: the fault, with the count of good bytes before it.
+pub fn check(
+    reader: &mut BodyReader,
+    input: &[u8],
+    tap: &mut Tap,
+) -> (usize, bool, Option<BodyFault>) {
+    let mut at = 0;
+    while !reader.is_done() && at < input.len() {
+        match reader.step(&input[at..]) {
+            Ok(step) => {
+                tap.push(&input[at..][step.data]);
+                at += step.consumed;
+            }
+            Err(fault) => return (at, false, Some(fault)),
+        }
+    }
+    (at, reader.is_done(), None)
+}
+
+/// As `check`, and appends what goes to the client to `out`.
+pub fn pour(
+    reader: &mut BodyReader,
+    input: &[u8],
+    delivery: Delivery,
+    tap: &mut Tap,
+    out: &mut Vec<u8>,
+) -> (usize, bool, Option<BodyFault>) {
+    if delivery == Delivery::AsIs {
+        let checked = check(reader, input, tap);
+        out.extend_from_slice(&input[..checked.0]);
+        return checked;
+    }
+    let mut at = 0;
+    while !reader.is_done() && at < input.len() {
+        match reader.step(&input[at..]) {
+            Ok(step) => {
+                let data = &input[at..][step.data];
+                tap.push(data);
+                match delivery {
+                    Delivery::IntoChunks if !data.is_empty() => encode::chunk(out, data),
+                    Delivery::UntilClose => out.extend_from_slice(data),
+                    _ => {}
+                }
+                at += step.consumed;
+            }
+            Err(fault) => return (at, false, Some(fault)),
+        }
+    }
+    (at, reader.is_done(), None)
+}

@@ -1,0 +1,250 @@
+//! One direction of an attempt: the request, from the client to the upstream.
+//!
+//! The head and the first part of a held body go out in one send. What the client has yet to
+//! send is relayed as it comes, through one buffer (or one pipe, when nobody needs the bytes),
+//! framed on the way, so that a request that breaks its framing never looks complete upstream.
+//!
+//! When the answer is complete before the request is, the client is still sending: the rest is
+//! read and thrown away for a while, because a close would reset the connection and destroy
+//! the answer on its way.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use super::attempt::Progress;
+use super::core::Core;
+use super::hold::Scanner;
+use crate::base::buf::LARGE_BYTES;
+use crate::error::Kind;
+use crate::http1::body::BodyReader;
+use crate::net::rt::{Part, Socket};
+use crate::net::splice::Ended;
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+
+/// Least number of bytes left for which the kernel moves them.
+pub const SPLICE_BYTES_MIN: u64 = LARGE_BYTES as u64;
+/// How long a client may go on sending after the answer is complete.
+const DISCARD: Duration = Duration::from_secs(2);
+
+/// What an upload needs.
+pub struct Upload<'a> {
+    /// This core.
+    pub core: &'a Core,
+    /// The client.
+    pub client: &'a Socket,
+    /// The upstream.
+    pub upstream: &'a Socket,
+    /// Shared with the other direction.
+    pub progress: &'a Progress,
+    /// Deadline of the client's next bytes.
+    pub client_timer: &'a Timer,
+    /// Deadline of the upstream.
+    pub up_timer: &'a Timer,
+    /// Client-side limit between two reads.
+    pub body_idle: Duration,
+    /// Upstream-side limit for taking the request and beginning the answer.
+    pub first_byte: Duration,
+    /// Largest body, in data bytes.
+    pub body_bytes_max: u64,
+}
+
+/// How an upload ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uploaded {
+    /// The whole request has been sent.
+    Sent,
+    /// The upstream stopped taking it; its answer may still come.
+    Refused,
+    /// The client's fault.
+    Broken(Kind),
+}
+
+impl Upload<'_> {
+    /// Sends `out`, then the bytes `held[from..to]`, then what the client has yet to send.
+    ///
+    /// Shape: gives `held` back, and appends to `rest` what came behind the body.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn run(
+        self,
+        out: Vec<u8>,
+        held: Vec<u8>,
+        from: usize,
+        to: usize,
+        reader: &mut BodyReader,
+        scanner: &mut Scanner<'_>,
+        data_bytes: &mut u64,
+        rest: &mut Vec<u8>,
+        model: &str,
+    ) -> (Vec<u8>, Uploaded) {
+        let fd = self.upstream.fd();
+        self.up_timer.arm(fd, Shut::Both, self.first_byte);
+        let (mut result, out) = self.upstream.send_all(Part::whole(out)).await;
+        self.core.buffers.give_back(out);
+        let mut held = held;
+        if result.is_ok() && from < to {
+            (result, held) = self.upstream.send_all(Part::range(held, from, to)).await;
+        }
+        if reader.is_done() {
+            self.sent_all();
+            let end = if result.is_ok() { Uploaded::Sent } else { Uploaded::Refused };
+            return (held, end);
+        }
+        let end = match result {
+            Ok(()) => self.relay(reader, scanner, data_bytes, rest, model).await,
+            Err(_) => Uploaded::Refused,
+        };
+        if end == Uploaded::Refused {
+            self.discard(reader).await;
+        }
+        (held, end)
+    }
+
+    fn sent_all(&self) {
+        self.progress.body_received.set(true);
+        if !self.progress.answer_begun.get() {
+            self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+        }
+    }
+
+    async fn relay(
+        &self,
+        reader: &mut BodyReader,
+        scanner: &mut Scanner<'_>,
+        data_bytes: &mut u64,
+        rest: &mut Vec<u8>,
+        model: &str,
+    ) -> Uploaded {
+        let mut buffer = self.core.buffers.take(LARGE_BYTES);
+        let end = loop {
+            if matches!(scanner, Scanner::None)
+                && let Some(end) = self.splice(reader).await
+            {
+                break end;
+            }
+            buffer.clear();
+            self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+            let (result, back) = self.client.recv(buffer).await;
+            buffer = back;
+            if !matches!(result, Ok(n) if n > 0) {
+                let expired = self.client_timer.expired();
+                break Uploaded::Broken(if expired { Kind::BodyTimeout } else { Kind::ClientGone });
+            }
+            let taken = match self.check(&buffer, reader, scanner, data_bytes, model) {
+                Ok(taken) => taken,
+                Err(kind) => break Uploaded::Broken(kind),
+            };
+            if reader.is_done() {
+                rest.extend_from_slice(&buffer[taken..]);
+            }
+            if self.progress.answer_done.get() {
+                break Uploaded::Refused;
+            }
+            let (result, back) = self.upstream.send_all(Part::range(buffer, 0, taken)).await;
+            buffer = back;
+            if result.is_err() {
+                break Uploaded::Refused;
+            }
+            if reader.is_done() {
+                break Uploaded::Sent;
+            }
+            self.up_progress();
+        };
+        self.client_timer.disarm();
+        self.core.buffers.give_back(buffer);
+        if end == Uploaded::Sent {
+            self.sent_all();
+        }
+        end
+    }
+
+    /// Frames and scans; tells how many bytes belong to the body.
+    fn check(
+        &self,
+        input: &[u8],
+        reader: &mut BodyReader,
+        scanner: &mut Scanner<'_>,
+        data_bytes: &mut u64,
+        model: &str,
+    ) -> Result<usize, Kind> {
+        let mut at = 0;
+        while !reader.is_done() && at < input.len() {
+            let step = reader.step(&input[at..]).map_err(|_| Kind::BodyMalformed)?;
+            let data = &input[at..][step.data];
+            *data_bytes += data.len() as u64;
+            if *data_bytes > self.body_bytes_max {
+                return Err(Kind::BodyTooLarge);
+            }
+            scanner.push(data).map_err(|refusal| refusal.kind)?;
+            at += step.consumed;
+        }
+        if reader.is_done() {
+            scanner.finish().map_err(|refusal| refusal.kind)?;
+        }
+        // The key was checked against this model, and no other may slip in behind it.
+        if !matches!(scanner, Scanner::None)
+            && scanner.model().is_none_or(|found| found.name != model)
+        {
+            return Err(Kind::ModelChanged);
+        }
+        Ok(at)
+    }
+
+    /// Lets the kernel move the rest, if it is long and its length is known.
+    async fn splice(&self, reader: &mut BodyReader) -> Option<Uploaded> {
+        let left = reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
+        let moved = Cell::new(0u64);
+        self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+        let result = self
+            .core
+            .pipes
+            .splice(self.client, self.upstream, left, |n| {
+                moved.set(moved.get() + n);
+                self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+                self.up_progress();
+            })
+            .await;
+        let expired = self.client_timer.expired();
+        self.client_timer.disarm();
+        reader.advance(moved.get());
+        match result {
+            Ok(()) => Some(Uploaded::Sent),
+            Err(Ended::NoPipe(_)) => None,
+            Err(Ended::To(_)) => Some(Uploaded::Refused),
+            Err(Ended::From(_)) => {
+                let kind = if expired { Kind::BodyTimeout } else { Kind::ClientGone };
+                Some(Uploaded::Broken(kind))
+            }
+        }
+    }
+
+    /// The upstream has taken something: its deadline begins anew.
+    fn up_progress(&self) {
+        if !self.progress.answer_begun.get() {
+            self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+        }
+    }
+
+    /// Reads what the client still sends and throws it away.
+    async fn discard(&self, reader: &mut BodyReader) {
+        self.client_timer.arm(self.client.fd(), Shut::Both, DISCARD);
+        let mut buffer = self.core.buffers.take(LARGE_BYTES);
+        while !reader.is_done() {
+            buffer.clear();
+            let (result, back) = self.client.recv(buffer).await;
+            buffer = back;
+            if !matches!(result, Ok(n) if n > 0) {
+                break;
+            }
+            let mut at = 0;
+            while !reader.is_done() && at < buffer.len() {
+                match reader.step(&buffer[at..]) {
+                    Ok(step) => at += step.consumed,
+                    Err(_) => break,
+                }
+            }
+        }
+        self.core.buffers.give_back(buffer);
+        self.client_timer.disarm();
+    }
+}

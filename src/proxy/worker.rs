@@ -1,0 +1,236 @@
+//! One core from its first accept to its last byte.
+//!
+//! A worker thread pins itself, builds its runtime and runs four kinds of task: one accept loop
+//! per listener, the mailbox, the ticker, and one task per client connection. LLM clients hold
+//! few, long connections, so hashing alone would leave cores idle: a connection is handed to
+//! the least loaded core before its first byte is read.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::conn_h1;
+use super::core::{Core, Padded, Shared};
+use super::plan::Plan;
+use crate::net::listener::Listening;
+use crate::net::mailbox::{Inbox, Message};
+use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
+use crate::net::ticker::TICK;
+
+/// How much busier than the idlest core a core may be before it hands connections over.
+const IMBALANCE_MIN: u32 = 4;
+/// Pause after an accept failed for lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Ticks between two publications of the counters.
+const PUBLISH_TICKS: u32 = 20;
+
+/// What a worker is given.
+pub struct Worker {
+    /// Its number.
+    pub index: usize,
+    /// The processor it is pinned to.
+    pub cpu: Option<usize>,
+    /// Which driver the operator wants.
+    pub io: Wanted,
+    /// The config.
+    pub plan: Arc<Plan>,
+    /// What all cores share.
+    pub shared: Arc<Shared>,
+    /// Its listening sockets with their listener's number.
+    pub listeners: Vec<(u16, Listening)>,
+    /// Its mailbox.
+    pub inbox: Inbox,
+    /// How long a drain may last.
+    pub drain: Duration,
+    /// Seed of its random source.
+    pub seed: u64,
+}
+
+impl Worker {
+    /// Runs until drained; `ready` is told which driver was obtained, or why none.
+    pub fn run(self, ready: impl FnOnce(io::Result<Driver>)) {
+        if let Some(id) = self.cpu {
+            // A refusal (a cpuset that shrank) costs speed, not service.
+            core_affinity::set_for_current(core_affinity::CoreId { id });
+        }
+        let wanted = self.io;
+        let mut ready = Some(ready);
+        let result = rt::block_on(wanted, |driver| {
+            rt::note_driver(driver);
+            let ready = ready.take();
+            async move {
+                match self.start() {
+                    Ok(running) => {
+                        if let Some(ready) = ready {
+                            ready(Ok(driver));
+                        }
+                        running.until_drained().await;
+                    }
+                    Err(error) => {
+                        if let Some(ready) = ready {
+                            ready(Err(error));
+                        }
+                    }
+                }
+            }
+        });
+        if let (Err(error), Some(ready)) = (result, ready) {
+            ready(Err(error));
+        }
+    }
+
+    fn start(self) -> io::Result<Running> {
+        let core = Core::new(self.index, self.plan, self.shared, self.seed);
+        let stop = Rc::new(Stop::default());
+        for (listener, listening) in self.listeners {
+            let acceptor = match listening {
+                Listening::Tcp(socket) => Acceptor::tcp(socket)?,
+                Listening::Unix(socket) => Acceptor::unix(socket)?,
+            };
+            rt::spawn(accept(core.clone(), acceptor, listener, stop.clone()));
+        }
+        let inbox = self.inbox.open()?;
+        Ok(Running { core, stop, inbox, drain: self.drain })
+    }
+}
+
+struct Running {
+    core: Rc<Core>,
+    stop: Rc<Stop>,
+    inbox: crate::net::mailbox::Receiver,
+    drain: Duration,
+}
+
+impl Running {
+    /// Ticks and reads the mailbox until the drain is over.
+    async fn until_drained(self) {
+        let Self { core, stop, inbox, drain } = self;
+        let cut = Rc::new(std::cell::Cell::new(false));
+        rt::spawn(read_mailbox(core.clone(), inbox, stop, cut.clone()));
+        let mut drained_by: Option<Instant> = None;
+        for tick in 0u32.. {
+            rt::sleep(TICK).await;
+            let now = Instant::now();
+            core.ticker.walk(now);
+            let pool_idle = core.plan().pool_idle;
+            core.pool.sweep(|_| pool_idle, &core.buffers, now);
+            if tick % PUBLISH_TICKS == 0 {
+                core.publish();
+            }
+            if core.draining.get() {
+                let by = *drained_by.get_or_insert(now + drain);
+                let Padded(active) = &core.shared.active[core.index];
+                if active.load(Ordering::Relaxed) == 0 {
+                    break;
+                }
+                if now >= by || cut.get() {
+                    core.ticker.end_all();
+                    // One more turn, so that what was cut is counted.
+                    rt::sleep(TICK).await;
+                    break;
+                }
+                core.ticker.end_idle();
+            }
+        }
+        core.pool.close_all();
+        core.publish();
+    }
+}
+
+async fn read_mailbox(
+    core: Rc<Core>,
+    inbox: crate::net::mailbox::Receiver,
+    stop: Rc<Stop>,
+    cut: Rc<std::cell::Cell<bool>>,
+) {
+    while let Some(message) = inbox.next().await {
+        match message {
+            Message::Connection { listener, fd, peer } => begin(&core, fd, peer, listener),
+            Message::Drain => {
+                stop.tell();
+                core.draining.set(true);
+            }
+            Message::Cut => cut.set(true),
+        }
+    }
+}
+
+/// Accepts until told to stop; what had been accepted by then is served.
+async fn accept(core: Rc<Core>, acceptor: Acceptor, listener: u16, stop: Rc<Stop>) {
+    while !stop.told() {
+        match acceptor.accept(&stop).await {
+            Ok((fd, peer)) => place(&core, fd, peer, listener),
+            Err(_) if stop.told() => break,
+            Err(error) if is_of_the_connection(&error) => {}
+            Err(_) => rt::sleep(ACCEPT_PAUSE).await,
+        }
+    }
+}
+
+/// Whether an accept failed because of its connection, not for lack of anything (accept(2)).
+fn is_of_the_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Serves a connection here, or hands it to a core that is much less busy.
+fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
+    let shared = &core.shared;
+    if shared.connections.load(Ordering::Relaxed) >= shared.connections_max {
+        shared.refused.fetch_add(1, Ordering::Relaxed);
+        return;
+    }
+    let loads = shared.active.iter().map(|Padded(active)| active.load(Ordering::Relaxed));
+    let mine = shared.active[core.index].0.load(Ordering::Relaxed);
+    if let Some((idlest, least)) = loads.enumerate().min_by_key(|&(_, load)| load)
+        && mine > least + IMBALANCE_MIN.max(least / 4)
+        && idlest != core.index
+    {
+        let message = Message::Connection { listener, fd, peer };
+        match shared.mailboxes[idlest].send(message) {
+            Ok(()) => return,
+            Err(Message::Connection { fd, .. }) => return begin(core, fd, peer, listener),
+            Err(_) => return,
+        }
+    }
+    begin(core, fd, peer, listener);
+}
+
+/// Starts the task of a connection; a panic in it costs that connection alone.
+fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
+    let keepalive = core.plan().tcp_keepalive;
+    let Ok(socket) = Socket::adopt(fd, keepalive) else { return };
+    core.count_connection(1);
+    let core = core.clone();
+    rt::spawn(async move {
+        let guarded = {
+            let mut serving = pin!(conn_h1::serve(core.clone(), socket, peer, usize::from(listener)));
+            poll_fn(move |cx| {
+                // The connection's state is dropped after a panic, not looked at again.
+                match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
+                    Ok(Poll::Pending) => Poll::Pending,
+                    Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
+                    Err(_) => Poll::Ready(Err(())),
+                }
+            })
+            .await
+        };
+        if guarded.is_err() {
+            core.shared.panics.fetch_add(1, Ordering::Relaxed);
+        }
+        core.count_connection(-1);
+    });
+}
