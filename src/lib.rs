@@ -1,13 +1,13 @@
 //! tokenring: the proxy that stands in front of GPUs.
 
 pub mod base;
+pub mod config;
+pub mod control;
 pub mod http;
 pub mod http1;
 pub mod llm;
-pub mod policy;
-pub mod telemetry;
-pub mod config;
 pub mod net;
-pub mod upstream;
+pub mod policy;
 pub mod proxy;
-pub mod control;
+pub mod telemetry;
+pub mod upstream;

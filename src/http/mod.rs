@@ -1,1 +1,14 @@
-//! (floor http)
+//! What RFC 9110 says about a message, whatever the version that carries it.
+//!
+//! Reading order: `method` (what is asked), `name` (the fields that this house reads, told apart
+//! once), `head` (a message head as spans into the bytes of its receiver), `fields` (lists,
+//! `Connection`, `Keep-Alive`, hop-by-hop). Nothing here reads a wire: `http1` does.
+
+pub mod fields;
+pub mod head;
+pub mod method;
+pub mod name;
+
+pub use head::{Field, RequestHead, ResponseHead, Span, Version};
+pub use method::Method;
+pub use name::Name;

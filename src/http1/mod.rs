@@ -1,1 +1,11 @@
-//! (floor http1)
+//! HTTP/1.1 on the wire (RFC 9112), as pure functions over bytes.
+//!
+//! Reading order: `parse` (bytes → head), `framing` (head → how the body ends), `body` (wire bytes
+//! → which of them are body, and where the message ends), `encode` (head → bytes). None of them
+//! knows a socket: each takes what has arrived and says what it means or that more is needed.
+//! Whatever could be read in two ways is refused, in both directions.
+
+pub mod body;
+pub mod encode;
+pub mod framing;
+pub mod parse;

@@ -1,0 +1,262 @@
+//! Values that are lists, and the fields that belong to one connection only.
+//!
+//! Lists (RFC 9110 §5.6.1) are walked where they stand, element by element, with a comma inside a
+//! quoted string being no comma. Hop-by-hop fields (RFC 9110 §7.6.1) end at the proxy: a fixed set,
+//! and those that `Connection` names. The latter are looked up in the bytes each time they are
+//! asked for, which costs nothing in the usual case that `Connection` says `keep-alive` or `close`
+//! alone.
+//!
+//! Not here: whether a list is a legal framing (`http1::framing`), and what to write instead of
+//! what was dropped (the trunk).
+
+use super::{
+    head::{Field, RequestHead, ResponseHead, Version},
+    name::Name,
+};
+
+/// Walks the elements of a comma list, white space around them removed, empty ones included.
+///
+/// An empty value is one empty element. A quoted string that never ends takes the rest with it.
+pub fn list(value: &[u8]) -> List<'_> {
+    List { rest: Some(value) }
+}
+
+/// The walk made by [`list`].
+#[derive(Clone, Debug)]
+pub struct List<'a> {
+    rest: Option<&'a [u8]>,
+}
+
+impl<'a> Iterator for List<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let rest = self.rest?;
+        let end = element_end(rest);
+        let (element, after) = rest.split_at(end);
+        self.rest = after.get(1..);
+        Some(trim(element))
+    }
+}
+
+/// Where the first element ends: at a comma outside quotes, or at the end.
+fn element_end(value: &[u8]) -> usize {
+    let mut quoted = false;
+    let mut escaped = false;
+    for (at, &byte) in value.iter().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' if !quoted => return at,
+            _ => {}
+        }
+    }
+    value.len()
+}
+
+/// Removes spaces and tabs from both ends (`OWS`, RFC 9110 §5.6.3).
+pub fn trim(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = value {
+        value = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+/// Whether the comma list holds this token; case does not matter.
+pub fn has_token(value: &[u8], token: &[u8]) -> bool {
+    list(value).any(|element| element.eq_ignore_ascii_case(token))
+}
+
+/// Whether a byte may stand in a token: names of fields, methods (RFC 9110 §5.6.2).
+#[inline]
+pub fn is_token_byte(byte: u8) -> bool {
+    TOKEN_BYTES[byte as usize]
+}
+
+static TOKEN_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0usize;
+    while byte < 256 {
+        let b = byte as u8;
+        table[byte] = b.is_ascii_alphanumeric()
+            || matches!(
+                b,
+                b'!' | b'#'
+                    | b'$'
+                    | b'%'
+                    | b'&'
+                    | b'\''
+                    | b'*'
+                    | b'+'
+                    | b'-'
+                    | b'.'
+                    | b'^'
+                    | b'_'
+                    | b'`'
+                    | b'|'
+                    | b'~'
+            );
+        byte += 1;
+    }
+    table
+};
+
+/// Whether a byte may stand in a value: tab, visible ASCII, space, and 0x80 and above.
+#[inline]
+pub fn is_value_byte(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// Whether the field ends at the proxy whatever `Connection` says (RFC 9110 §7.6.1).
+///
+/// `Trailer` is not among them: trailers are relayed, and so is their announcement. The two proxy
+/// credentials are: they are spoken to the next hop, and a reverse proxy is not one.
+pub fn is_hop_by_hop(name: Name) -> bool {
+    matches!(
+        name,
+        Name::Connection
+            | Name::KeepAlive
+            | Name::ProxyConnection
+            | Name::TransferEncoding
+            | Name::Te
+            | Name::Upgrade
+            | Name::ProxyAuthorization
+            | Name::ProxyAuthenticate
+    )
+}
+
+/// What the `Connection` fields of a head say, read once, without allocation.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionTokens<'a> {
+    fields: &'a [Field],
+    bytes: &'a [u8],
+    /// `close` is among them.
+    pub close: bool,
+    /// `keep-alive` is among them.
+    pub keep_alive: bool,
+    /// `upgrade` is among them.
+    pub upgrade: bool,
+    /// Something else is among them: field names to be dropped.
+    pub others: bool,
+}
+
+impl<'a> ConnectionTokens<'a> {
+    /// Reads the `Connection` fields among `fields`.
+    pub fn new(fields: &'a [Field], bytes: &'a [u8]) -> ConnectionTokens<'a> {
+        let mut tokens = ConnectionTokens {
+            fields,
+            bytes,
+            close: false,
+            keep_alive: false,
+            upgrade: false,
+            others: false,
+        };
+        for token in tokens.tokens() {
+            match token {
+                [] => {}
+                _ if token.eq_ignore_ascii_case(b"close") => tokens.close = true,
+                _ if token.eq_ignore_ascii_case(b"keep-alive") => tokens.keep_alive = true,
+                _ if token.eq_ignore_ascii_case(b"upgrade") => tokens.upgrade = true,
+                _ => tokens.others = true,
+            }
+        }
+        tokens
+    }
+
+    /// Whether the field is named by `Connection` and so must not pass.
+    ///
+    /// Naming a field without which the message would mean something else (its target, its length,
+    /// its type, its credential) is an attack, not an option, and has no effect here.
+    pub fn names(&self, field: &Field) -> bool {
+        if !self.others || is_essential(field.name_kind) {
+            return false;
+        }
+        let name = field.name.of(self.bytes);
+        self.tokens().any(|token| token.eq_ignore_ascii_case(name))
+    }
+
+    /// Whether the connection outlives this message (RFC 9112 §9.3).
+    pub fn persists(&self, version: Version) -> bool {
+        match version {
+            Version::Http11 => !self.close,
+            Version::Http10 => self.keep_alive && !self.close,
+        }
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let bytes = self.bytes;
+        self.fields
+            .iter()
+            .filter(|field| field.name_kind == Name::Connection)
+            .flat_map(move |field| list(field.value.of(bytes)))
+    }
+}
+
+fn is_essential(name: Name) -> bool {
+    matches!(
+        name,
+        Name::Host
+            | Name::ContentLength
+            | Name::ContentType
+            | Name::ContentEncoding
+            | Name::Authorization
+            | Name::XApiKey
+            | Name::XGoogApiKey
+    )
+}
+
+impl RequestHead {
+    /// What its `Connection` fields say.
+    pub fn connection<'a>(&'a self, bytes: &'a [u8]) -> ConnectionTokens<'a> {
+        ConnectionTokens::new(&self.fields, bytes)
+    }
+}
+
+impl ResponseHead {
+    /// What its `Connection` fields say.
+    pub fn connection<'a>(&'a self, bytes: &'a [u8]) -> ConnectionTokens<'a> {
+        ConnectionTokens::new(&self.fields, bytes)
+    }
+}
+
+/// What a `Keep-Alive` field promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct KeepAlive {
+    /// Seconds that an idle connection is kept.
+    pub timeout: Option<u32>,
+    /// Requests that may still follow on the connection.
+    pub max: Option<u32>,
+}
+
+/// Reads `timeout=5, max=100`. The first of each counts; what is not understood is passed over.
+///
+/// Source: RFC 2068 §19.7.1.1, the only text that ever described the field.
+pub fn keep_alive(value: &[u8]) -> KeepAlive {
+    let mut found = KeepAlive::default();
+    for element in list(value) {
+        let Some(equals) = memchr::memchr(b'=', element) else { continue };
+        let (name, number) = (trim(&element[..equals]), trim(&element[equals + 1..]));
+        if name.eq_ignore_ascii_case(b"timeout") {
+            found.timeout = found.timeout.or(decimal(number));
+        } else if name.eq_ignore_ascii_case(b"max") {
+            found.max = found.max.or(decimal(number));
+        }
+    }
+    found
+}
+
+/// A plain decimal; one too large for 32 bits is the largest, since it only says "long".
+fn decimal(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(
+        digits.iter().fold(0u32, |sum, &digit| {
+            sum.saturating_mul(10).saturating_add(u32::from(digit - b'0'))
+        }),
+    )
+}

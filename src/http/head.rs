@@ -1,0 +1,252 @@
+//! A message head as spans into the buffer that received it.
+//!
+//! The one idea: the bytes have one owner, the caller's receive buffer, and a head only remembers
+//! where things stand in it. Offsets count from the first byte of the head, so the owner may move
+//! the bytes as long as it hands in the slice that begins there. Reading a span never panics: one
+//! that does not fit the slice at hand reads as empty.
+//!
+//! A head is reused from message to message. `clear` keeps the room for its fields, so that in
+//! the steady state nothing is allocated.
+//!
+//! RFC 9110 §5 (fields), RFC 9112 §3.2 (the four forms of a target). What a head may hold is
+//! decided by `http1::parse`; a head that it filled has been checked.
+
+use super::{method::Method, name::Name};
+
+/// A part of the head: `start <= end`, both counted from the first byte of the head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Span {
+    /// First byte.
+    pub start: u32,
+    /// One past the last byte.
+    pub end: u32,
+}
+
+impl Span {
+    /// Makes a span from indices; what lies beyond 4 GiB is cut, heads are far smaller.
+    pub fn new(start: usize, end: usize) -> Span {
+        let cut = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Span { start: cut(start), end: cut(end) }
+    }
+
+    /// The bytes of the span, empty when it does not lie within `bytes`.
+    #[inline]
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
+        bytes.get(self.start as usize..self.end as usize).unwrap_or(&[])
+    }
+
+    /// Its length in bytes.
+    #[inline]
+    pub fn len(self) -> usize {
+        self.end.saturating_sub(self.start) as usize
+    }
+
+    /// Whether it holds nothing.
+    #[inline]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The version of a message. A minor version above 1 is read as 1 (RFC 9110 §6.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[allow(missing_docs)]
+pub enum Version {
+    Http10,
+    #[default]
+    Http11,
+}
+
+/// One field line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Field {
+    /// Which of the known names it is.
+    pub name_kind: Name,
+    /// The name as it was written.
+    pub name: Span,
+    /// The value without the white space around it.
+    pub value: Span,
+    /// The whole line with its CRLF: what is copied when the field passes untouched.
+    pub line: Span,
+}
+
+/// The head of a request.
+#[derive(Clone, Debug, Default)]
+pub struct RequestHead {
+    /// The method, told apart.
+    pub method: Method,
+    /// The method as it was written.
+    pub method_text: Span,
+    /// The request target as it was written.
+    pub target: Span,
+    /// The version of the sender.
+    pub version: Version,
+    /// The fields in the order in which they came, duplicates kept.
+    pub fields: Vec<Field>,
+    /// Bytes of the head including the blank line, and an empty line before it if there was one.
+    pub len: u32,
+    /// `host[:port]` of an absolute-form target, empty in the other forms.
+    pub target_authority: Span,
+    /// The path within the target, without the query; may be empty in absolute-form.
+    pub target_path: Span,
+    /// The query without its `?`; `None` when there is no `?`.
+    pub target_query: Option<Span>,
+    /// End of the request line while the head is still arriving; 0 = not seen yet.
+    pub(crate) start_line_end: u32,
+}
+
+impl RequestHead {
+    /// Makes an empty head.
+    pub fn new() -> RequestHead {
+        RequestHead::default()
+    }
+
+    /// Forgets the message and keeps the room for its fields.
+    pub fn clear(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = RequestHead { fields, ..RequestHead::default() };
+    }
+
+    /// The value of the first field with this name.
+    pub fn value<'a>(&self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        first(&self.fields, name, bytes)
+    }
+
+    /// The values of all fields with this name, in order.
+    pub fn values<'a>(&'a self, name: Name, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        all(&self.fields, name, bytes)
+    }
+
+    /// How many fields have this name.
+    pub fn count(&self, name: Name) -> usize {
+        count(&self.fields, name)
+    }
+
+    /// The path, never percent-decoded. `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
+    pub fn path<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        match self.target_path.of(bytes) {
+            [] => b"/",
+            path => path,
+        }
+    }
+
+    /// The query without its `?`; `None` when the target has no `?`.
+    pub fn query<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        self.target_query.map(|query| query.of(bytes))
+    }
+
+    /// Who is asked: the authority of an absolute-form target, else the value of `Host`.
+    ///
+    /// Source: RFC 9112 §3.2.2: the target wins, and what goes upstream as `Host` has to be this.
+    pub fn authority<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        match self.target_authority.of(bytes) {
+            [] => self.value(Name::Host, bytes),
+            authority => Some(authority),
+        }
+    }
+}
+
+/// The head of a response.
+#[derive(Clone, Debug, Default)]
+pub struct ResponseHead {
+    /// The version of the sender.
+    pub version: Version,
+    /// The status, 100..=999.
+    pub status: u16,
+    /// The reason phrase, often empty.
+    pub reason: Span,
+    /// The fields in the order in which they came, duplicates kept.
+    pub fields: Vec<Field>,
+    /// Bytes of the head including the blank line.
+    pub len: u32,
+    /// End of the status line while the head is still arriving; 0 = not seen yet.
+    pub(crate) start_line_end: u32,
+}
+
+impl ResponseHead {
+    /// Makes an empty head.
+    pub fn new() -> ResponseHead {
+        ResponseHead::default()
+    }
+
+    /// Forgets the message and keeps the room for its fields.
+    pub fn clear(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = ResponseHead { fields, ..ResponseHead::default() };
+    }
+
+    /// The value of the first field with this name.
+    pub fn value<'a>(&self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        first(&self.fields, name, bytes)
+    }
+
+    /// The values of all fields with this name, in order.
+    pub fn values<'a>(&'a self, name: Name, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+        all(&self.fields, name, bytes)
+    }
+
+    /// How many fields have this name.
+    pub fn count(&self, name: Name) -> usize {
+        count(&self.fields, name)
+    }
+}
+
+fn first<'a>(fields: &[Field], name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
+    fields.iter().find(|field| field.name_kind == name).map(|field| field.value.of(bytes))
+}
+
+fn all<'a>(
+    fields: &'a [Field],
+    name: Name,
+    bytes: &'a [u8],
+) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+    fields
+        .iter()
+        .filter(move |field| field.name_kind == name)
+        .map(move |field| field.value.of(bytes))
+}
+
+fn count(fields: &[Field], name: Name) -> usize {
+    fields.iter().filter(|field| field.name_kind == name).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_out_of_range_is_empty() {
+        let bytes = b"abc";
+        assert_eq!(Span::new(1, 3).of(bytes), b"bc");
+        assert_eq!(Span::new(1, 4).of(bytes), b"");
+        assert_eq!(Span { start: 3, end: 1 }.of(bytes), b"");
+        assert_eq!(Span { start: 3, end: 1 }.len(), 0);
+    }
+
+    #[test]
+    fn first_and_all_keep_the_order() {
+        let bytes = b"abc";
+        let field =
+            |name_kind, at| Field { name_kind, value: Span::new(at, at + 1), ..Field::default() };
+        let head = ResponseHead {
+            fields: vec![field(Name::Te, 2), field(Name::Other, 1), field(Name::Te, 0)],
+            ..ResponseHead::new()
+        };
+        assert_eq!(head.value(Name::Te, bytes), Some(&b"c"[..]));
+        assert_eq!(head.values(Name::Te, bytes).collect::<Vec<_>>(), [b"c", b"a"]);
+        assert_eq!((head.count(Name::Te), head.count(Name::Host)), (2, 0));
+    }
+
+    #[test]
+    fn clear_keeps_the_room() {
+        let mut head = RequestHead::new();
+        head.fields.reserve(20);
+        let room = head.fields.capacity();
+        head.fields.push(Field::default());
+        head.len = 7;
+        head.clear();
+        assert_eq!((head.fields.len(), head.fields.capacity(), head.len), (0, room, 0));
+    }
+}

@@ -1,0 +1,211 @@
+//! Head → bytes: small writers into a buffer that the caller keeps.
+//!
+//! The one idea: a relayed head is mostly the head that came. Its untouched lines are copied in
+//! runs, one `extend_from_slice` a run, and only what has to differ is written anew. Nothing here
+//! allocates once the buffer has grown to the size of a usual head.
+//!
+//! The writers trust their caller: names, values and targets come from parsed heads or from the
+//! checked configuration, never raw from a wire.
+
+use crate::http::{
+    fields::{ConnectionTokens, is_hop_by_hop, trim},
+    head::{Field, RequestHead, ResponseHead, Span},
+    name::Name,
+};
+
+/// Writes `HTTP/1.1 status reason`. An empty reason is replaced by the usual one.
+pub fn status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    number(out, u64::from(status));
+    out.push(b' ');
+    out.extend_from_slice(if reason.is_empty() {
+        reason_phrase(status).as_bytes()
+    } else {
+        reason
+    });
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes `method target HTTP/1.1`.
+pub fn request_line(out: &mut Vec<u8>, method: &[u8], target: &[u8]) {
+    out.extend_from_slice(method);
+    out.push(b' ');
+    out.extend_from_slice(target);
+    out.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+/// Writes one field line.
+pub fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes one field line with a number.
+pub fn field_number(out: &mut Vec<u8>, name: &[u8], value: u64) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    number(out, value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the blank line that ends a head.
+pub fn end_of_head(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes a number in decimal.
+pub fn number(out: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0u8; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    out.extend_from_slice(&digits[at..]);
+}
+
+/// Writes the line before `bytes` of chunk data: the size in hex. The data and a CRLF follow.
+///
+/// Before: `bytes > 0`; a chunk of 0 would end the body, which is [`last_chunk`].
+pub fn chunk_header(out: &mut Vec<u8>, bytes: u64) {
+    debug_assert!(bytes > 0, "an empty chunk ends the body");
+    let digits = (64 - bytes.leading_zeros()).div_ceil(4).max(1);
+    for place in (0..digits).rev() {
+        let digit = (bytes >> (4 * place)) as usize & 0xf;
+        out.push(b"0123456789abcdef"[digit]);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes one chunk whole; nothing when there is no data.
+pub fn chunk(out: &mut Vec<u8>, data: &[u8]) {
+    if !data.is_empty() {
+        chunk_header(out, data.len() as u64);
+        out.extend_from_slice(data);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes the end of a chunked body without trailers.
+pub fn last_chunk(out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n\r\n");
+}
+
+/// Copies the fields of a request that may pass: not hop-by-hop, not named by `Connection`, not
+/// chosen by `drop`. Order and duplicates are kept, and the lines stay as they were written.
+///
+/// The exception is `Content-Length`: given more than once (framing has seen that all agree), the
+/// first number alone is written (RFC 9112 §6.3).
+pub fn copy_request_fields(
+    out: &mut Vec<u8>,
+    head: &RequestHead,
+    bytes: &[u8],
+    drop: impl Fn(&Field) -> bool,
+) {
+    copy_fields(out, &head.fields, bytes, drop);
+}
+
+/// Copies the fields of a response that may pass; as [`copy_request_fields`].
+pub fn copy_response_fields(
+    out: &mut Vec<u8>,
+    head: &ResponseHead,
+    bytes: &[u8],
+    drop: impl Fn(&Field) -> bool,
+) {
+    copy_fields(out, &head.fields, bytes, drop);
+}
+
+fn copy_fields(out: &mut Vec<u8>, fields: &[Field], bytes: &[u8], drop: impl Fn(&Field) -> bool) {
+    let connection = ConnectionTokens::new(fields, bytes);
+    let mut lengths = 0;
+    let mut run = Span::default();
+    for each in fields {
+        let mut passes = !is_hop_by_hop(each.name_kind) && !connection.names(each) && !drop(each);
+        if passes && each.name_kind == Name::ContentLength {
+            lengths += 1;
+            let value = each.value.of(bytes);
+            if let Some(comma) = memchr::memchr(b',', value) {
+                passes = false;
+                if lengths == 1 {
+                    out.extend_from_slice(run.of(bytes));
+                    run = Span::default();
+                    field(out, each.name.of(bytes), trim(&value[..comma]));
+                }
+            } else if lengths > 1 {
+                passes = false;
+            }
+        }
+        if passes && run.end == each.line.start {
+            run.end = each.line.end;
+        } else if passes {
+            out.extend_from_slice(run.of(bytes));
+            run = each.line;
+        }
+    }
+    out.extend_from_slice(run.of(bytes));
+}
+
+/// The usual reason phrase of a status; empty for one that is not registered.
+pub fn reason_phrase(status: u16) -> &'static str {
+    match status {
+        100 => "Continue",
+        101 => "Switching Protocols",
+        102 => "Processing",
+        103 => "Early Hints",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        203 => "Non-Authoritative Information",
+        204 => "No Content",
+        205 => "Reset Content",
+        206 => "Partial Content",
+        300 => "Multiple Choices",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        402 => "Payment Required",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        406 => "Not Acceptable",
+        407 => "Proxy Authentication Required",
+        408 => "Request Timeout",
+        409 => "Conflict",
+        410 => "Gone",
+        411 => "Length Required",
+        412 => "Precondition Failed",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        415 => "Unsupported Media Type",
+        416 => "Range Not Satisfiable",
+        417 => "Expectation Failed",
+        421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        425 => "Too Early",
+        426 => "Upgrade Required",
+        428 => "Precondition Required",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        451 => "Unavailable For Legal Reasons",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        507 => "Insufficient Storage",
+        511 => "Network Authentication Required",
+        _ => "",
+    }
+}
