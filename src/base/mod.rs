@@ -1,3 +1,7 @@
-//! Floor 0, pure: what every other floor leans on. Read in this order.
+//! Floor 0, pure: what every other floor leans on. Read in this order:
+//! `units` (sizes and times as people write them), `rng` (chance as a value), `ids` (request
+//! ids), `buf` (receive buffers and their freelist).
 
 pub mod buf;
+pub mod ids;
+pub mod rng;

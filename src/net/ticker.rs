@@ -33,10 +33,18 @@ struct Slot {
     how: Shut,
     expired: bool,
     watch_hang_up: bool,
+    /// Nothing is in flight: a drain may end it at once.
+    idle: bool,
 }
 
-const IDLE: Slot =
-    Slot { deadline: None, fd: -1, how: Shut::Both, expired: false, watch_hang_up: false };
+const DISARMED: Slot = Slot {
+    deadline: None,
+    fd: -1,
+    how: Shut::Both,
+    expired: false,
+    watch_hang_up: false,
+    idle: false,
+};
 
 impl Ticker {
     /// Makes a ticker without deadlines.
@@ -66,12 +74,29 @@ impl Ticker {
         }
     }
 
+    /// Ends the receive side of every idle connection: a request that has already arrived is
+    /// still served, nothing else is waited for.
+    pub fn end_idle(&self) {
+        for slot in self.slots.borrow().iter().filter(|slot| slot.idle) {
+            sys::shutdown(slot.fd, Shut::Read);
+        }
+    }
+
+    /// Ends every connection that has a deadline, and every idle one: the drain is over.
+    pub fn end_all(&self) {
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.fd >= 0) {
+            slot.deadline = None;
+            slot.expired = true;
+            sys::shutdown(slot.fd, Shut::Both);
+        }
+    }
+
     /// Takes a slot for one side of an exchange.
     #[must_use]
     pub fn timer(self: &Rc<Self>) -> Timer {
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
             let mut slots = self.slots.borrow_mut();
-            slots.push(IDLE);
+            slots.push(DISARMED);
             slots.len() - 1
         });
         Timer { ticker: self.clone(), index }
@@ -91,12 +116,18 @@ impl Timer {
     pub fn arm(&self, fd: RawFd, how: Shut, timeout: Duration) {
         // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
         let deadline = (!timeout.is_zero()).then(|| self.ticker.now.get() + timeout + TICK);
-        self.with(|slot| *slot = Slot { deadline, fd, how, expired: false, watch_hang_up: false });
+        self.with(|slot| *slot = Slot { deadline, fd, how, ..DISARMED });
+    }
+
+    /// As `arm` for both directions, for a connection with nothing in flight.
+    pub fn arm_idle(&self, fd: RawFd, timeout: Duration) {
+        self.arm(fd, Shut::Both, timeout);
+        self.with(|slot| (slot.fd, slot.idle) = (fd, true));
     }
 
     /// Forgets the deadline and whether it had expired.
     pub fn disarm(&self) {
-        self.with(|slot| *slot = IDLE);
+        self.with(|slot| *slot = DISARMED);
     }
 
     /// Shuts `fd` down within a tick after its peer hangs up, besides any deadline.

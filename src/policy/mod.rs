@@ -1,1 +1,8 @@
-//! (floor policy)
+//! Deciders: who may, where to, and what next.
+//!
+//! Reading order follows a request: `auth` (which credential) and `keys` (whose, and what
+//! it may), `route` and `host` (by path and by host), `model` (by name), `balance` (which
+//! member), `retry` (after a failure). All pure: values in, a value out; `now` and chance are arguments.
+
+pub mod balance;
+pub mod retry;
