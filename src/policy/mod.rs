@@ -4,5 +4,9 @@
 //! it may), `route` and `host` (by path and by host), `model` (by name), `balance` (which
 //! member), `retry` (after a failure). All pure: values in, a value out; `now` and chance are arguments.
 
+pub mod auth;
 pub mod balance;
+pub mod keys;
+pub mod model;
+pub mod query;
 pub mod retry;
