@@ -1,4 +1,39 @@
 //! tokenring: the proxy that stands in front of GPUs.
+//!
+//! It reads the `model` of each request, picks a server and splices bytes.
+//!
+//! # The map
+//!
+//! Imports point down only; `tests/walls.rs` holds the walls.
+//!
+//! ```text
+//! base       0  pure  sizes and times, chance, ids, buffers
+//! http       1  pure  RFC 9110: heads as spans, fields, methods
+//! http1      1  pure  RFC 9112: parse, framing, body, encode
+//! llm        1  pure  model scan, SSE, usage, error dialects
+//! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
+//! telemetry  2  pure  outcome, counters, access-log line
+//! config     3        the file → Config, every fault with its place
+//! net        4  io    runtime, sockets, ticker, listeners, splice
+//! upstream   5  io    shared state, pool, connections
+//! proxy      6  io    THE TRUNK: worker, connection, exchange, relay
+//! control    7  io    what is off the data plane: model discovery, signals
+//! server     8        boot order
+//! ```
+//!
+//! # The line of a request
+//!
+//! ```text
+//! accept → read head → admit → hold, scan → route → pick → acquire → forward → relay → settle
+//! ```
+//!
+//! `proxy::exchange` tells it. Two back edges only: keep-alive and retry.
+//!
+//! # What is not here
+//!
+//! No lock, no channel and, in steady state, no allocation on the path of a request. Nothing
+//! below `net` knows a socket, a file or a clock. A body is never parsed into a tree, never
+//! re-serialised, never read ahead of a client that does not read.
 
 pub mod error;
 pub mod base;

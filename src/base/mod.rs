@@ -2,6 +2,6 @@
 //! `units` (sizes and times as people write them), `rng` (chance as a value), `ids` (request
 //! ids), `buf` (receive buffers and their freelist).
 
-pub mod buf;
-pub mod ids;
 pub mod rng;
+pub mod ids;
+pub mod buf;

@@ -1,1 +1,16 @@
-//! (floor llm)
+//! What the proxy knows of the language that clients and model servers speak.
+//!
+//! Pure machines over bytes in passing: none of them builds a tree, keeps a body or
+//! changes what it does not own. On the way in the model is found (`scan` in JSON,
+//! `multipart` in forms, `path` in the target) and, when its name changes, only the bytes
+//! of its value are replaced (`splice`). On the way out events are told apart (`sse`) and
+//! tokens counted (`usage`). `reply` writes the few answers that are our own, in the
+//! caller's dialect; `quote` is how text becomes a JSON string.
+//!
+//! Reading order: scan, splice, quote, multipart, path, sse, usage, reply.
+
+mod leap;
+pub mod quote;
+pub mod reply;
+pub mod scan;
+mod unescape;

@@ -1,0 +1,160 @@
+//! How the model scan crosses bytes that cannot matter to it, at memory speed.
+//!
+//! Two questions carry all of its speed: where does this run of string text stop
+//! (`text_end`), and where is the next byte of structure (`structure`). Both look at eight
+//! bytes as one number first, because most strings and gaps of a chat are short, and go on
+//! with 64 bytes at a time, in a loop without branches that the compiler turns into
+//! whatever vectors the target has.
+//!
+//! Both ways must agree on what a hit is, or the result would hang on where a read
+//! happened to split the body; the tests compare them with a byte-by-byte oracle.
+//! There is no `unsafe` here and no instruction set is named.
+
+const WORD: usize = 8;
+const BLOCK: usize = 64;
+/// Words tried before the block loop: long enough for a role, a key or a number.
+const WORDS_FIRST: usize = 4;
+
+/// Finds the first byte at or after `from` that string text cannot run over: the quote,
+/// the backslash or a control byte; the length of `bytes` when there is none.
+#[inline]
+pub(super) fn text_end(bytes: &[u8], from: usize) -> usize {
+    find(
+        bytes,
+        from,
+        text_hits,
+        |block| block.iter().fold(false, |any, &b| any | is_text_stop(b)),
+        is_text_stop,
+    )
+}
+
+/// Finds the first bracket, brace, quote or slash at or after `from`, or the length.
+///
+/// Shape: `Y`, `y`, `_` and DEL are hits too. They share the brackets' bits, stand nowhere
+/// outside strings in JSON, and sparing them would cost a comparison per byte.
+#[inline]
+pub(super) fn structure(bytes: &[u8], from: usize) -> usize {
+    find(
+        bytes,
+        from,
+        structure_hits,
+        |block| block.iter().fold(false, |any, &b| any | is_structure(b)),
+        is_structure,
+    )
+}
+
+#[inline(always)]
+fn find(
+    bytes: &[u8],
+    from: usize,
+    hits: impl Fn(u64) -> u64,
+    any: impl Fn(&[u8; BLOCK]) -> bool,
+    one: impl Fn(u8) -> bool,
+) -> usize {
+    let mut at = from;
+    for _ in 0..WORDS_FIRST {
+        let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<WORD>()) else { break };
+        let found = hits(u64::from_le_bytes(*word));
+        if found != 0 {
+            return at + (found.trailing_zeros() / 8) as usize;
+        }
+        at += WORD;
+    }
+    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
+        if any(block) {
+            break;
+        }
+        at += BLOCK;
+    }
+    while let Some(word) = bytes.get(at..).and_then(|rest| rest.first_chunk::<WORD>()) {
+        let found = hits(u64::from_le_bytes(*word));
+        if found != 0 {
+            return at + (found.trailing_zeros() / 8) as usize;
+        }
+        at += WORD;
+    }
+    let rest = bytes.get(at..).unwrap_or_default();
+    at + rest.iter().position(|&b| one(b)).unwrap_or(rest.len())
+}
+
+#[inline(always)]
+fn is_text_stop(b: u8) -> bool {
+    (b == b'"') | (b == b'\\') | (b < 0x20)
+}
+
+/// Clearing 0x20 folds `{` onto `[`, and 0x06 folds `[` and `]` onto `Y`.
+const FOLD: u8 = !0x26;
+
+#[inline(always)]
+fn is_structure(b: u8) -> bool {
+    (b & FOLD == b'Y') | (b == b'"') | (b == b'/')
+}
+
+const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
+const HIGHS: u64 = u64::from_ne_bytes([0x80; 8]);
+
+const fn every(b: u8) -> u64 {
+    ONES * b as u64
+}
+
+/// Sets the high bit of each byte below `limit` (≤ 0x80). Only the lowest mark is to be
+/// trusted: a borrow may mark bytes above it, never below.
+#[inline(always)]
+fn below(word: u64, limit: u8) -> u64 {
+    word.wrapping_sub(every(limit)) & !word & HIGHS
+}
+
+#[inline(always)]
+fn equal(word: u64, b: u8) -> u64 {
+    below(word ^ every(b), 1)
+}
+
+#[inline(always)]
+fn text_hits(word: u64) -> u64 {
+    equal(word, b'"') | equal(word, b'\\') | below(word, 0x20)
+}
+
+#[inline(always)]
+fn structure_hits(word: u64) -> u64 {
+    equal(word & every(FOLD), b'Y') | equal(word, b'"') | equal(word, b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_structure_class_is_the_one_documented() {
+        let hits: Vec<u8> = (0..=255).filter(|&b| is_structure(b)).collect();
+        assert_eq!(hits, b"\"/Y[]_y{}\x7f");
+    }
+
+    #[test]
+    fn every_byte_at_every_place_of_two_blocks_is_found() {
+        for b in 0..=255u8 {
+            for at in 0..150 {
+                let mut bytes = [b'a'; 150];
+                bytes[at] = b;
+                let want = |one: fn(u8) -> bool| if one(b) { at } else { 150 };
+                assert_eq!(text_end(&bytes, 0), want(is_text_stop), "{b:#x} at {at}");
+                assert_eq!(structure(&bytes, 0), want(is_structure), "{b:#x} at {at}");
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_walk_byte_by_byte(
+            bytes in prop::collection::vec(prop_oneof![8 => 0x20..=255u8, 1 => any::<u8>()], 0..400),
+            from in 0..400usize,
+        ) {
+            let from = from.min(bytes.len());
+            let walk = |one: fn(u8) -> bool| {
+                bytes[from..].iter().position(|&b| one(b)).map_or(bytes.len(), |n| from + n)
+            };
+            prop_assert_eq!(text_end(&bytes, from), walk(is_text_stop));
+            prop_assert_eq!(structure(&bytes, from), walk(is_structure));
+        }
+    }
+}
