@@ -16,13 +16,14 @@ use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http1::framing::{Framing, request_framing};
 use crate::llm::reply::Dialect;
-use crate::policy::auth::{find_credential, Presented};
+use crate::policy::auth::{Places, find_credential};
+use crate::policy::keys::KeyId;
 
 /// What a request head is allowed to do.
 #[derive(Debug)]
 pub struct Permit {
     /// The client's key, if the listener asks for one.
-    pub key: Option<u16>,
+    pub key: Option<KeyId>,
     /// How the request body is delimited.
     pub framing: Framing,
     /// The body comes in chunks.
@@ -113,7 +114,7 @@ pub fn admit(
         _ => {}
     }
     let key = if listener.keys_required {
-        Some(authenticate(plan, listener, head, bytes, peer, unix_ms)?)
+        Some(authenticate(plan, listener, head, bytes, unix_ms)?)
     } else {
         None
     };
@@ -148,28 +149,17 @@ fn authenticate(
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
-    _peer: Option<SocketAddr>,
     unix_ms: u64,
-) -> Result<u16, Refusal> {
-    let presented = Presented {
+) -> Result<KeyId, Refusal> {
+    let places = Places {
         authorization: head.value(Name::Authorization, bytes),
         x_api_key: head.value(Name::XApiKey, bytes),
         x_goog_api_key: head.value(Name::XGoogApiKey, bytes),
         query: head.query(bytes),
     };
-    let Some((_, credential)) = find_credential(&listener.carriers, &presented) else {
+    let Some((_, secret)) = find_credential(&listener.carriers, &places) else {
         return Err(Refusal::from(Kind::KeyMissing)
             .hint("Send your key as \"Authorization: Bearer KEY\"."));
     };
-    let key = plan.keys.find(&credential, unix_ms / 1000).ok_or(Kind::KeyInvalid)?;
-    let allowed = plan.key_listeners.get(usize::from(key));
-    let here = plan.listeners.iter().position(|other| std::ptr::eq(other, listener));
-    match (allowed, here) {
-        (Some(listeners), Some(here))
-            if !listeners.is_empty() && !listeners.iter().any(|&l| usize::from(l) == here) =>
-        {
-            Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this listener."))
-        }
-        _ => Ok(key),
-    }
+    Ok(plan.keys.authenticate(&secret, listener.number, unix_ms / 1000)?)
 }

@@ -246,8 +246,9 @@ impl Download<'_> {
         let head_bytes = response.len as usize;
         let mut out = self.core.buffers.take(buffer.len() + 512);
         respond::head(&mut out, response, &buffer, framing, delivery, self.caller, keep);
-        let (taken, mut done, mut fault) =
+        let (taken, mut done, bad) =
             respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
+        let mut fault = bad.map(|_| Kind::UpstreamCut);
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
         settle.outcome.response_bytes += out.len() as u64;
@@ -288,15 +289,17 @@ impl Download<'_> {
             }
             if delivery == Delivery::AsIs {
                 let (taken, whole, bad) = respond::check(&mut reader, &buffer, &mut tap);
-                (done, fault) = (whole, bad);
+                (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
                 settle.outcome.response_bytes += taken as u64;
                 (result, buffer) = self.send(Part::range(buffer, 0, taken)).await;
             } else {
                 out.clear();
-                (_, done, fault) =
+                let (taken, whole, bad) =
                     respond::pour(&mut reader, &buffer, delivery, &mut tap, &mut out);
+                (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
+                extra = done && taken < buffer.len();
                 note_token(&tap, settle);
                 settle.outcome.response_bytes += out.len() as u64;
                 (result, out) = self.send(Part::whole(out)).await;

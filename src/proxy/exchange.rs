@@ -16,7 +16,7 @@ use super::attempt::{Attempt, Attempted};
 use super::conn_h1::Downstream;
 use super::core::{Core, Scratch};
 use super::forward::{Outgoing, Request};
-use super::hold::{self, RequestBody, Scanner, Unheld};
+use super::hold::{self, Enough, RequestBody, Scanner, Unheld};
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
 use super::route::{self, Route};
@@ -195,17 +195,18 @@ async fn serve(
     let mut held = Held::new(core.shared.held.clone());
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
-    let mut scanner = head_route.scanner(request, &down.recv, &permit, scan)?;
-    hold::hold(core, plan, down, body, &mut scanner, &mut held).await?;
-    let mut route = route::finish(plan, listener, &head_route, request, &down.recv, &scanner, &permit)?;
+    let mut scanner = head_route.scanner(request, &down.recv, listener, scan)?;
+    hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
+    let route =
+        route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let mut outgoing = Outgoing::AsCame;
-    if let Some(name) = route.rename.take() {
+    if let Some(name) = &route.rename {
         if permit.chunked {
-            hold::hold_whole(core, plan, down, body, &mut scanner, &mut held).await?;
+            hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
         }
-        outgoing = route::rename_in_body(core, down, body, &scanner, &permit, &name);
+        outgoing = route::rename_in_body(core, down, body, &scanner, name);
     }
     target.clear();
     route.write_target(target, request, &down.recv);
@@ -239,7 +240,7 @@ async fn forward(
     plan: &Plan,
     down: &mut Downstream,
     request: &Request<'_>,
-    route: &Route<'_>,
+    route: &Route,
     bytes: &mut Vec<u8>,
     body: &mut RequestBody,
     scanner: &mut Scanner<'_>,
@@ -346,7 +347,7 @@ async fn pause(down: &mut Downstream, after: std::time::Duration) -> Waited {
 }
 
 /// What the balancer sees of a group.
-fn view(plan: &Plan, route: &Route<'_>, members: &mut Vec<Member>) {
+fn view(plan: &Plan, route: &Route, members: &mut Vec<Member>) {
     members.clear();
     for &(upstream, weight) in &plan.groups[usize::from(route.group)].members {
         let wanted = route.upstream.is_none_or(|forced| forced == upstream);

@@ -13,7 +13,8 @@ use super::reply::Caller;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
 use crate::http1::encode;
-use crate::policy::auth::rewrite_query;
+use crate::policy::auth::Carrier;
+use crate::policy::query;
 
 /// How the body is framed on its way upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,7 +147,10 @@ fn rewrite_credential_query(
         .listener
         .carriers
         .iter()
-        .filter_map(|carrier| carrier.query_name())
+        .filter_map(|carrier| match carrier {
+            Carrier::Query(name) => Some(&**name),
+            _ => None,
+        })
         .filter(|_| !request.permit.credentials_pass(&upstream.credential));
     let ours = match &upstream.credential {
         Credential::Query(name, values) => Some((name.as_str(), weighted(values, core.chance()))),
@@ -154,12 +158,12 @@ fn rewrite_credential_query(
     };
     let mut rewrite = |name: &str, value: Option<&[u8]>| {
         let target = out.split_off(from);
-        let (path, query) = match memchr::memchr(b'?', &target) {
+        let (path, old) = match memchr::memchr(b'?', &target) {
             Some(at) => (&target[..at], &target[at + 1..]),
             None => (&target[..], &b""[..]),
         };
         let mut rewritten = Vec::new();
-        rewrite_query(query, name.as_bytes(), value, &mut rewritten);
+        query::rewrite(old, name.as_bytes(), value, &mut rewritten);
         out.extend_from_slice(path);
         if !rewritten.is_empty() {
             out.push(b'?');

@@ -86,11 +86,6 @@ impl Scanner<'_> {
             Scanner::Form(scan) => scan.model(),
         }
     }
-
-    /// Whether nothing more needs to be held for the model's sake.
-    fn satisfied(&self) -> bool {
-        matches!(self, Scanner::None) || self.model().is_some()
-    }
 }
 
 fn json_refusal(fault: ScanFault) -> Refusal {
@@ -102,6 +97,16 @@ fn json_refusal(fault: ScanFault) -> Refusal {
 
 fn form_refusal(fault: impl std::fmt::Display) -> Refusal {
     Refusal::because(Kind::BodyMalformed, format!("Invalid form: {fault}."))
+}
+
+/// When a body has been held for long enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enough {
+    /// When it can be routed: nobody needs the model, or the model is known and more than
+    /// `body_held` has come.
+    Routable,
+    /// When it is complete.
+    Whole,
 }
 
 /// Why holding ended without a body.
@@ -120,8 +125,7 @@ impl From<Refusal> for Unheld {
 
 /// Frames and scans what has been received, and receives on until enough is held.
 ///
-/// Shape: on return either the body is complete, or its model is known and more than
-/// `body_held` is held, or nobody needs the model and at least what had come is framed.
+/// Shape: on return the body is complete, or `enough` has been reached.
 pub async fn hold(
     core: &Core,
     plan: &Plan,
@@ -129,6 +133,7 @@ pub async fn hold(
     body: &mut RequestBody,
     scanner: &mut Scanner<'_>,
     held: &mut Held,
+    enough: Enough,
 ) -> Result<(), Unheld> {
     let timeout = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
     loop {
@@ -138,9 +143,14 @@ pub async fn hold(
             return Ok(());
         }
         let held_bytes = (body.end - body.begin) as u64;
-        if matches!(scanner, Scanner::None)
-            || (scanner.satisfied() && held_bytes > plan.body_held_bytes_max)
-        {
+        let reached = match enough {
+            Enough::Whole => false,
+            Enough::Routable => match scanner {
+                Scanner::None => true,
+                _ => scanner.model().is_some() && held_bytes > plan.body_held_bytes_max,
+            },
+        };
+        if reached {
             return Ok(());
         }
         make_room(core, down, body, held)?;

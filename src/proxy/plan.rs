@@ -8,8 +8,9 @@ use ipnet::IpNet;
 
 use crate::http1::parse::HeadLimits;
 use crate::net::dial::Address;
-use crate::policy::auth::{Carrier, KeyTable};
+use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
+use crate::policy::keys::KeyTable;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::{HostTable, PathTable};
@@ -21,8 +22,6 @@ pub struct Plan {
     pub listeners: Vec<ListenerPlan>,
     /// Client keys.
     pub keys: KeyTable,
-    /// Which listeners each key may use, same order as the keys; empty = all.
-    pub key_listeners: Vec<Vec<u16>>,
     /// Models and what they map to.
     pub models: ModelTable,
     /// The models shown by `/v1/models`, sorted by id.
@@ -41,10 +40,14 @@ pub struct Plan {
     pub tcp_keepalive: Duration,
     /// How long an idle upstream connection is kept.
     pub pool_idle: Duration,
+    /// When the config was loaded, seconds since 1970; `created` of the models listed.
+    pub loaded_unix_s: u64,
 }
 
 /// One listener.
 pub struct ListenerPlan {
+    /// Its number in the config.
+    pub number: u16,
     /// Its name.
     pub name: String,
     /// Where a key may stand; empty = the listener is open.
@@ -70,8 +73,8 @@ pub struct ListenerPlan {
 pub struct RouteTarget {
     /// The group.
     pub group: u16,
-    /// Keys that may use it; empty = all.
-    pub keys: Vec<u16>,
+    /// Keys that may use it, by number; empty = all.
+    pub keys: Vec<u32>,
 }
 
 /// Timeouts towards clients.

@@ -1,0 +1,291 @@
+//! The stations between a permit and a pick: where a request goes, and under what name.
+//!
+//! In the order of SPEC §3: host route, path route, model, default group. A host or path route
+//! needs no model and lets the body through at once. Otherwise the model is looked for in the
+//! path (Gemini), in the query of a GET, or in the body. When the name changes on the way, only
+//! the bytes of its value are replaced.
+
+use super::admit::Permit;
+use super::conn_h1::Downstream;
+use super::core::Core;
+use super::forward::Outgoing;
+use super::hold::{RequestBody, Scanner};
+use super::plan::{ListenerPlan, Plan, RouteTarget};
+use super::reply::Refusal;
+use crate::error::Kind;
+use crate::http::head::RequestHead;
+use crate::http::method::Method;
+use crate::http::name::Name;
+use crate::http1::body::{BodyReader, drain_data};
+use crate::http1::framing::Framing;
+use crate::llm::multipart::{MultipartScan, boundary_of};
+use crate::llm::path::{self, PathModel};
+use crate::llm::reply::{ModelEntry, write_models_list};
+use crate::llm::scan::{MISSING_MODEL, ModelScan};
+use crate::llm::splice::replace_model;
+use crate::policy::keys::KeyId;
+
+/// Where a request goes.
+pub struct Route {
+    /// The group.
+    pub group: u16,
+    /// The one upstream that must take it.
+    pub upstream: Option<u16>,
+    /// The name to put in place of the client's.
+    pub rename: Option<String>,
+    /// Bytes of the path that a host route strips.
+    strip: usize,
+    /// The model's place in the target, if it stood there.
+    in_target: Option<PathModel>,
+}
+
+/// What the head alone says about the way.
+pub enum HeadRoute {
+    /// A host or path route.
+    Group {
+        /// The group.
+        group: u16,
+        /// Bytes of the path to strip.
+        strip: usize,
+    },
+    /// The model stands in the target.
+    Target(PathModel),
+    /// The model stands in the body.
+    Body,
+    /// Nothing names a model: the default group or nobody.
+    Nothing,
+}
+
+/// Decides what can be decided without the body.
+pub fn by_head(
+    plan: &Plan,
+    listener: &ListenerPlan,
+    head: &RequestHead,
+    bytes: &[u8],
+    permit: &Permit,
+) -> Result<HeadRoute, Refusal> {
+    let path = head.path(bytes);
+    let host = head.authority(bytes).unwrap_or_default();
+    if let Some((target, strip)) = listener.hosts.find(host, path) {
+        return may_use(target, permit).map(|group| HeadRoute::Group { group, strip });
+    }
+    if let Some(target) = listener.paths.find(path) {
+        return may_use(target, permit).map(|group| HeadRoute::Group { group, strip: 0 });
+    }
+    let target = head.target.of(bytes);
+    let bodyless = permit.framing == Framing::None;
+    if let Some(found) = path::find(target, matches!(head.method, Method::Get | Method::Head)) {
+        return Ok(HeadRoute::Target(found));
+    }
+    let asks = !matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
+    if bodyless && asks && listener.default_group.is_none() {
+        return Err(Kind::BodyEmpty.into());
+    }
+    let _ = plan;
+    Ok(if bodyless { HeadRoute::Nothing } else { HeadRoute::Body })
+}
+
+fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
+    match permit.key {
+        Some(KeyId(key)) if !target.keys.is_empty() && !target.keys.contains(&key) => {
+            Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this route."))
+        }
+        _ => Ok(target.group),
+    }
+}
+
+impl HeadRoute {
+    /// Chooses what looks for the model in the body.
+    pub fn scanner<'a>(
+        &self,
+        head: &RequestHead,
+        bytes: &[u8],
+        listener: &ListenerPlan,
+        scan: &'a mut ModelScan,
+    ) -> Result<Scanner<'a>, Refusal> {
+        if !matches!(self, HeadRoute::Body) {
+            return Ok(Scanner::None);
+        }
+        let coding = head.value(Name::ContentEncoding, bytes).unwrap_or(b"identity");
+        if !coding.eq_ignore_ascii_case(b"identity") {
+            if listener.default_group.is_some() {
+                return Ok(Scanner::None);
+            }
+            let message = "A request body under a content coding cannot be routed by its model.";
+            return Err(Refusal::because(Kind::CodingUnsupported, message)
+                .hint("Send the body without Content-Encoding."));
+        }
+        let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
+        if let Some(boundary) = boundary_of(kind) {
+            let scan = MultipartScan::new(boundary)
+                .ok_or_else(|| Refusal::because(Kind::BodyMalformed, "Invalid form boundary."))?;
+            return Ok(Scanner::Form(Box::new(scan)));
+        }
+        Ok(Scanner::Json(scan))
+    }
+}
+
+/// Looks the model up and checks the key's right to it.
+pub fn finish(
+    plan: &Plan,
+    listener: &ListenerPlan,
+    head_route: HeadRoute,
+    head: &RequestHead,
+    bytes: &[u8],
+    scanner: &Scanner<'_>,
+    permit: &Permit,
+) -> Result<Route, Refusal> {
+    let plain = |group, strip| Route { group, upstream: None, rename: None, strip, in_target: None };
+    let (asked, in_target) = match head_route {
+        HeadRoute::Group { group, strip } => return Ok(plain(group, strip)),
+        HeadRoute::Nothing => {
+            let group = listener.default_group.ok_or_else(|| no_route(head, bytes))?;
+            return Ok(plain(group, 0));
+        }
+        HeadRoute::Target(found) => (Some(found.name().to_owned()), Some(found)),
+        HeadRoute::Body if matches!(scanner, Scanner::None) => {
+            let group = listener.default_group.ok_or_else(|| no_route(head, bytes))?;
+            return Ok(plain(group, 0));
+        }
+        HeadRoute::Body => (None, None),
+    };
+    let in_body = scanner.model();
+    let asked = match (&asked, &in_body) {
+        (Some(name), _) => name.as_str(),
+        (None, Some(found)) => found.name,
+        (None, None) => match listener.default_group {
+            Some(group) if may_omit_model(plan, permit) => return Ok(plain(group, 0)),
+            _ => return Err(Refusal::because(Kind::ModelMissing, MISSING_MODEL)),
+        },
+    };
+    let Some(found) = plan.models.find_or(asked, listener.default_group) else {
+        return Err(unknown_model(plan, permit, asked));
+    };
+    if let Some(key) = permit.key.and_then(|key| plan.keys.key(key))
+        && !key.models.allow(found.name)
+    {
+        let message = format!("This key may not use model '{}'.", found.name);
+        return Err(Refusal::because(Kind::ModelNotAllowed, message));
+    }
+    Ok(Route {
+        group: found.target.group,
+        upstream: found.target.upstream_forced,
+        rename: found.name_to_send.map(str::to_owned),
+        strip: 0,
+        in_target,
+    })
+}
+
+fn may_omit_model(plan: &Plan, permit: &Permit) -> bool {
+    permit.key.and_then(|key| plan.keys.key(key)).is_none_or(|key| key.models.allow_all())
+}
+
+fn no_route(head: &RequestHead, bytes: &[u8]) -> Refusal {
+    let path = String::from_utf8_lossy(head.path(bytes));
+    Refusal::because(
+        Kind::RouteNotFound,
+        format!("No route for {} {path}.", head.method.text()),
+    )
+}
+
+fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
+    let key = permit.key.and_then(|key| plan.keys.key(key));
+    let names: Vec<&str> = plan
+        .models
+        .available()
+        .iter()
+        .map(AsRef::as_ref)
+        .filter(|name| key.is_none_or(|key| key.models.allow(name)))
+        .collect();
+    Refusal::because(
+        Kind::ModelNotFound,
+        format!("Model '{asked}' not found. Available: {}", names.join(", ")),
+    )
+}
+
+impl Route {
+    /// Writes path and query as they go upstream, before the upstream's own mapping.
+    pub fn write_target(&self, out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8]) {
+        let path = head.path(bytes);
+        if path.is_empty() {
+            // `OPTIONS *`.
+            return out.extend_from_slice(head.target.of(bytes));
+        }
+        match (&self.in_target, &self.rename) {
+            (Some(place), Some(name)) => place.write_renamed(head.target.of(bytes), name, out),
+            _ => {
+                let path = path.get(self.strip..).unwrap_or_default();
+                if !path.starts_with(b"/") {
+                    out.push(b'/');
+                }
+                out.extend_from_slice(path);
+                if let Some(query) = head.query(bytes) {
+                    out.push(b'?');
+                    out.extend_from_slice(query);
+                }
+            }
+        }
+    }
+}
+
+/// Puts another name in the place of the model's value, in the received body.
+///
+/// Shape: a chunked body must be complete; it goes on with a length.
+pub fn rename_in_body(
+    core: &Core,
+    down: &mut Downstream,
+    body: &mut RequestBody,
+    scanner: &Scanner<'_>,
+    name: &str,
+) -> Outgoing {
+    let Some(found) = scanner.model() else { return Outgoing::AsCame };
+    let mut value = Vec::with_capacity(name.len() + 16);
+    match scanner {
+        Scanner::Form(_) => value.extend_from_slice(name.as_bytes()),
+        _ => replace_model(name, &mut value),
+    }
+    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+    let (from, to) = (place(found.span.start), place(found.span.end));
+    match body.reader.length_left() {
+        Some(left) => {
+            let before = body.end;
+            down.recv.splice(body.begin + from..body.begin + to, value.iter().copied());
+            body.end = before + value.len() - (to - from);
+            Outgoing::Length((body.end - body.begin) as u64 + left)
+        }
+        None => {
+            let mut data = core.buffers.take(body.end - body.begin);
+            let mut reader = BodyReader::new(Framing::Chunked);
+            // The body has been framed before: no fault can show up now.
+            let framed = &down.recv[body.begin..body.end];
+            let _ = drain_data(&mut reader, framed, |piece| data.extend_from_slice(piece));
+            data.splice(from..to, value.iter().copied());
+            let length = data.len();
+            down.recv.splice(body.begin..body.end, data.iter().copied());
+            core.buffers.give_back(data);
+            body.end = body.begin + length;
+            Outgoing::Length(length as u64)
+        }
+    }
+}
+
+/// The JSON of `GET /v1/models` for one key.
+#[must_use]
+pub fn models_list(plan: &Plan, permit: &Permit) -> Vec<u8> {
+    let key = permit.key.and_then(|key| plan.keys.key(key));
+    let entries = plan
+        .listed
+        .iter()
+        .filter(|model| key.is_none_or(|key| key.models.allow(&model.id)))
+        .map(|model| ModelEntry {
+            id: &model.id,
+            created: plan.loaded_unix_s,
+            owned_by: &model.provider,
+            description: &model.description,
+            provider: &model.provider,
+            endpoint: &model.endpoint,
+        });
+    let mut json = Vec::new();
+    write_models_list(entries, &mut json);
+    json
+}
