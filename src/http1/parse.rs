@@ -21,6 +21,7 @@ use std::fmt;
 
 use memchr::memchr;
 
+use super::target::{cut_target, is_authority};
 use crate::http::{
     fields::{is_token_byte, is_value_byte},
     head::{Field, RequestHead, ResponseHead, Span, Version},
@@ -151,9 +152,10 @@ pub fn parse_request(
         };
         let line_bytes_max = METHOD_BYTES_MAX + limits.target_bytes_max + " HTTP/1.1\r\n".len() + 1;
         let within = &window[..window.len().min(start + line_bytes_max)];
-        match memchr(b'\n', within.get(*searched..).unwrap_or(&[])) {
+        let from = start.max(*searched);
+        match memchr(b'\n', within.get(from..).unwrap_or(&[])) {
             Some(at) => {
-                let lf = *searched + at;
+                let lf = from + at;
                 request_line(window, start, lf, limits, head)?;
                 head.start_line_end = Span::new(0, lf + 1).end;
             }
@@ -439,82 +441,412 @@ fn check_host(head: &RequestHead, bytes: &[u8]) -> Result<(), HeadFault> {
     }
 }
 
-/// Sorts the target into one of the four forms (RFC 9112 §3.2) and cuts it.
-fn cut_target(bytes: &[u8], head: &mut RequestHead) -> Result<(), HeadFault> {
-    let target = head.target.of(bytes);
-    let offset = head.target.start as usize;
-    // A fragment is never sent; one server would cut it off and another take it for the path.
-    if memchr(b'#', target).is_some() {
-        return Err(HeadFault::BadTarget);
+/// The target of a fuzzer: a head in two pieces is the head in one, and its spans tile it.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let Some((&cut, wire)) = data.split_first() else { return };
+    let limits = HeadLimits { head_bytes_max: 512, fields_max: 40, target_bytes_max: 64 };
+    let cut = usize::from(cut).min(wire.len());
+
+    let (mut whole, mut pieces) = (RequestHead::new(), RequestHead::new());
+    let outcome = parse_request(wire, &mut 0, &limits, &mut whole);
+    let mut searched = 0;
+    let first = parse_request(&wire[..cut], &mut searched, &limits, &mut pieces);
+    let second = match first {
+        Ok(Parse::More) => parse_request(wire, &mut searched, &limits, &mut pieces),
+        early => early,
+    };
+    assert_eq!(outcome, second, "request in two pieces");
+    if outcome == Ok(Parse::Done) {
+        assert_eq!((whole.len, &whole.fields), (pieces.len, &pieces.fields));
+        assert_tiled(wire, whole.start_line_end, &whole.fields, whole.len);
+        assert!(whole.fields.len() <= limits.fields_max && whole.len as usize <= 512);
     }
-    let path_start = match (head.method, target) {
-        (Method::Connect, _) if is_authority(target) && target.contains(&b':') => {
-            head.target_authority = head.target;
-            return Ok(());
-        }
-        (Method::Connect, _) => return Err(HeadFault::BadTarget),
-        (_, [b'/', ..]) => 0,
-        (Method::Options, b"*") => 0,
-        _ => {
-            let authority_start = scheme_len(target).ok_or(HeadFault::BadTarget)?;
-            let rest = &target[authority_start..];
-            let len = rest.iter().position(|byte| b"/?".contains(byte)).unwrap_or(rest.len());
-            if !is_authority(&rest[..len]) {
-                return Err(HeadFault::BadTarget);
-            }
-            let end = authority_start + len;
-            head.target_authority = Span::new(offset + authority_start, offset + end);
-            end
-        }
+
+    let (mut whole, mut pieces) = (ResponseHead::new(), ResponseHead::new());
+    let outcome = parse_response(wire, &mut 0, &limits, &mut whole);
+    let mut searched = 0;
+    let first = parse_response(&wire[..cut], &mut searched, &limits, &mut pieces);
+    let second = match first {
+        Ok(Parse::More) => parse_response(wire, &mut searched, &limits, &mut pieces),
+        early => early,
     };
-    let mark = memchr(b'?', &target[path_start..]).map(|at| path_start + at);
-    let path_end = mark.unwrap_or(target.len());
-    head.target_path = Span::new(offset + path_start, offset + path_end);
-    head.target_query = mark.map(|at| Span::new(offset + at + 1, offset + target.len()));
-    Ok(())
+    assert_eq!(outcome, second, "response in two pieces");
+    if outcome == Ok(Parse::Done) {
+        assert_eq!((whole.len, &whole.fields), (pieces.len, &pieces.fields));
+        assert_tiled(wire, whole.start_line_end, &whole.fields, whole.len);
+        assert!((100..=999).contains(&whole.status));
+    }
 }
 
-/// Bytes of `http://` or `https://` at the front of an absolute-form target.
-fn scheme_len(target: &[u8]) -> Option<usize> {
-    [&b"http://"[..], b"https://"].into_iter().find_map(|scheme| {
-        let front = target.get(..scheme.len())?;
-        front.eq_ignore_ascii_case(scheme).then_some(scheme.len())
-    })
+/// The lines follow each other without a gap, from the first line to the blank one, and the parts
+/// of a line lie within it in order.
+fn assert_tiled(bytes: &[u8], start: u32, fields: &[Field], len: u32) {
+    let mut at = start;
+    for field in fields {
+        assert_eq!(field.line.start, at);
+        assert_eq!(field.name.start, at);
+        assert!(field.name.end < field.value.start && field.value.end + 2 <= field.line.end);
+        assert!(field.line.of(bytes).ends_with(b"\r\n"));
+        at = field.line.end;
+    }
+    assert_eq!(&bytes[at as usize..len as usize], b"\r\n");
 }
 
-/// Whether this is `host` or `host:port`, with a name, an IPv4 or a bracketed IPv6 address.
-///
-/// Narrower than RFC 3986 §3.2.2: user information, percent-encoding and sub-delimiters are
-/// refused, because two servers may read a different host out of them.
-fn is_authority(text: &[u8]) -> bool {
-    let (host, port) = match text {
-        [b'[', rest @ ..] => {
-            let Some(close) = memchr(b']', rest) else { return false };
-            let (address, after) = (&rest[..close], &rest[close + 1..]);
-            let good = |byte: &u8| byte.is_ascii_hexdigit() || b":.".contains(byte);
-            if !address.contains(&b':') || !address.iter().all(good) {
-                return false;
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+
+    const LIMITS: HeadLimits =
+        HeadLimits { head_bytes_max: 1000, fields_max: 100, target_bytes_max: 100 };
+
+    type Seen = (Vec<u8>, Vec<u8>, Version, Vec<(Vec<u8>, Vec<u8>)>, usize);
+
+    fn pairs(fields: &[Field], bytes: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+        fields.iter().map(|f| (f.name.of(bytes).to_vec(), f.value.of(bytes).to_vec())).collect()
+    }
+
+    fn seen(head: &RequestHead, bytes: &[u8]) -> Seen {
+        (
+            head.method_text.of(bytes).to_vec(),
+            head.target.of(bytes).to_vec(),
+            head.version,
+            pairs(&head.fields, bytes),
+            head.len as usize,
+        )
+    }
+
+    /// Feeds the wire in pieces that end at `cuts`, then whole.
+    fn parse_at(
+        wire: &[u8],
+        cuts: &[usize],
+        limits: &HeadLimits,
+    ) -> Result<Option<Seen>, HeadFault> {
+        let mut head = RequestHead::new();
+        let mut searched = 0;
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (wire.len() + 1)).collect();
+        ends.push(wire.len());
+        ends.sort_unstable();
+        for end in ends {
+            if parse_request(&wire[..end], &mut searched, limits, &mut head)? == Parse::Done {
+                return Ok(Some(seen(&head, wire)));
             }
-            (address, after)
         }
-        _ => {
-            let (host, port) = text.split_at(memchr(b':', text).unwrap_or(text.len()));
-            if !host.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
-                return false;
-            }
-            (host, port)
-        }
-    };
-    !host.is_empty() && is_port(port)
-}
+        Ok(None)
+    }
 
-/// Nothing, or a colon and up to five digits that fit 16 bits; the digits may be missing.
-fn is_port(text: &[u8]) -> bool {
-    match text {
-        [] => true,
-        [b':', digits @ ..] if digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
-            digits.iter().fold(0u32, |sum, &digit| sum * 10 + u32::from(digit - b'0')) <= 0xffff
+    fn check(wire: &str, expected: Result<Parse, HeadFault>) {
+        let got = parse_request(wire.as_bytes(), &mut 0, &LIMITS, &mut RequestHead::new());
+        assert_eq!(got, expected, "{wire:?}");
+    }
+
+    /// A slow reader that splits text into lines. `None` = refused or not complete.
+    fn oracle(wire: &[u8]) -> Option<Seen> {
+        // One char per byte, so that offsets stay.
+        let text: String = wire.iter().map(|&byte| char::from(byte)).collect();
+        let bytes_of = |text: &str| text.chars().map(|c| c as u8).collect::<Vec<u8>>();
+        let body = text.strip_prefix("\r\n").unwrap_or(&text);
+        let (head, _) = body.split_once("\r\n\r\n")?;
+        let mut lines = head.split("\r\n");
+        let parts: Vec<&str> = lines.next()?.split(' ').collect();
+        let [method, target, version] = parts[..] else { return None };
+        let token = |text: &str| {
+            let odd = "!#$%&'*+-.^_`|~";
+            !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || odd.contains(c))
+        };
+        if !token(method) || !target.chars().all(|c| ('!'..='~').contains(&c) && c != '#') {
+            return None;
         }
-        _ => false,
+        let version = match version.strip_prefix("HTTP/1.")? {
+            "0" => Version::Http10,
+            minor if minor.len() == 1 && minor.chars().all(|c| c.is_ascii_digit()) => {
+                Version::Http11
+            }
+            _ => return None,
+        };
+        if !target.starts_with('/') {
+            let rest = target.to_ascii_lowercase();
+            let rest = rest.strip_prefix("http://");
+            let good = (method == "OPTIONS" && target == "*")
+                || rest.is_some_and(|r| ["h", "h/a"].contains(&r));
+            if !good {
+                return None;
+            }
+        }
+        let mut fields = Vec::new();
+        for line in lines {
+            let (name, value) = line.split_once(':')?;
+            let value_good = |c: char| c == '\t' || (c >= ' ' && c != '\x7f');
+            if !token(name) || !value.chars().all(value_good) {
+                return None;
+            }
+            fields.push((bytes_of(name), bytes_of(value.trim_matches([' ', '\t']))));
+        }
+        let hosts: Vec<_> = fields.iter().filter(|f| f.0.eq_ignore_ascii_case(b"host")).collect();
+        match hosts[..] {
+            [] if version == Version::Http10 => {}
+            [host] if host.1 == b"h" || host.1 == b"h:80" => {}
+            _ => return None,
+        }
+        let len = text.chars().count() - body.chars().count() + head.chars().count() + 4;
+        Some((bytes_of(method), bytes_of(target), version, fields, len))
+    }
+
+    /// Heads that are mostly good: a line of fragments each, some of them poisoned.
+    fn wires() -> impl Strategy<Value = Vec<u8>> {
+        let first = select(vec![
+            "GET / HTTP/1.1\r\n",
+            "POST /v1/x?y HTTP/1.1\r\n",
+            "GET / HTTP/1.0\r\n",
+            "OPTIONS * HTTP/1.1\r\n",
+            "GET http://h/a HTTP/1.1\r\n",
+            "GET * HTTP/1.1\r\n",
+            "\r\nPUT /a HTTP/1.5\r\n",
+            "GET / HTTP/2.0\r\n",
+            "GET  / HTTP/1.1\r\n",
+            "GET /\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\n",
+            "GET / HTTP/1.1\n",
+            "GET /\u{7f} HTTP/1.1\r\n",
+        ]);
+        let line = select(vec![
+            "Host: h\r\n",
+            "Host:h:80\r\n",
+            "A: b\r\n",
+            "A:\r\n",
+            "Content-Length: 5 \r\n",
+            "X-y:\t\t z\t\r\n",
+            "Accept: */*, q=\"a,b\"\r\n",
+            "Connection: close\r\n",
+            "K: v: w\r\n",
+            "Host: h\r\n",
+            "X: \r\n",
+            "A : b\r\n",
+            " a: b\r\n",
+            "A: b\n",
+            "A: b\r\r\n",
+            "A\r\n",
+            ": b\r\n",
+            "A: \0\r\n",
+            "\r\n",
+            "\n",
+        ]);
+        let junk = proptest::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
+        (first, prop::collection::vec(line, 0..8), junk).prop_map(|(first, lines, junk)| {
+            let mut wire = format!("{first}{}\r\nrest", lines.concat()).into_bytes();
+            if let Some((at, byte)) = junk {
+                let at = at.index(wire.len());
+                wire[at] = byte;
+            }
+            wire
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_result(
+            wire in wires(),
+            cuts in prop::collection::vec(any::<usize>(), 0..6),
+            head_bytes_max in 1usize..200,
+            fields_max in 0usize..8,
+            target_bytes_max in 0usize..8,
+        ) {
+            let limits = HeadLimits { head_bytes_max, fields_max, target_bytes_max };
+            prop_assert_eq!(parse_at(&wire, &[], &limits), parse_at(&wire, &cuts, &limits));
+            let every: Vec<usize> = (0..wire.len()).collect();
+            prop_assert_eq!(parse_at(&wire, &[], &LIMITS), parse_at(&wire, &every, &LIMITS));
+        }
+
+        #[test]
+        fn agrees_with_a_reader_of_lines(wire in wires()) {
+            prop_assert_eq!(parse_at(&wire, &[], &LIMITS).ok().flatten(), oracle(&wire));
+        }
+
+        #[test]
+        fn no_bytes_panic(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            fuzz(&data);
+        }
+
+        #[test]
+        fn no_likely_bytes_panic(cut: u8, wire in wires(), response: bool) {
+            let mut data = vec![cut];
+            if response {
+                data.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+            }
+            data.extend_from_slice(&wire);
+            fuzz(&data);
+        }
+
+        #[test]
+        fn stays_within_its_limits(
+            wire in wires(),
+            head_bytes_max in 1usize..200,
+            fields_max in 0usize..8,
+            target_bytes_max in 0usize..8,
+        ) {
+            let limits = HeadLimits { head_bytes_max, fields_max, target_bytes_max };
+            if let Ok(Some((_, target, _, fields, len))) = parse_at(&wire, &[], &limits) {
+                prop_assert!(len <= head_bytes_max);
+                prop_assert!(fields.len() <= fields_max);
+                prop_assert!(target.len() <= target_bytes_max);
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_that_drips_in_is_read_once() {
+        let wire = b"\r\nGET /a?b HTTP/1.1\r\nHost: h\r\nX-API-Key:  k \r\n\r\nbody";
+        let every: Vec<usize> = (0..wire.len()).collect();
+        let (method, target, version, fields, len) =
+            parse_at(wire, &every, &LIMITS).expect("good").expect("complete");
+        assert_eq!(
+            (&method[..], &target[..], version),
+            (&b"GET"[..], &b"/a?b"[..], Version::Http11)
+        );
+        assert_eq!(fields[1], (b"X-API-Key".to_vec(), b"k".to_vec()));
+        assert_eq!(&wire[len..], b"body");
+    }
+
+    #[test]
+    fn spans_are_relative_to_the_first_byte() {
+        let wire = b"\r\nGET http://a.b:1/p?q HTTP/1.1\r\nHost: h\r\n\r\n";
+        let mut head = RequestHead::new();
+        let got = parse_request(wire, &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!(got, Ok(Parse::Done));
+        assert_eq!(head.authority(wire), Some(&b"a.b:1"[..]));
+        assert_eq!(head.path(wire), b"/p");
+        assert_eq!(head.query(wire), Some(&b"q"[..]));
+        assert_eq!(head.fields[0].line.of(wire), b"Host: h\r\n");
+        assert_eq!(head.len as usize, wire.len());
+    }
+
+    #[test]
+    fn a_tls_hello_is_refused_at_its_first_byte() {
+        check("\u{16}", Err(HeadFault::BadMethod));
+        check("\u{16}\u{3}\u{1}", Err(HeadFault::BadMethod));
+        check("", Ok(Parse::More));
+        check("\r", Ok(Parse::More));
+        check("\r\n", Ok(Parse::More));
+        check("\r\n\u{16}", Err(HeadFault::BadMethod));
+    }
+
+    #[test]
+    fn a_bad_line_is_refused_before_the_head_is_complete() {
+        check("SSH-2.0-OpenSSH_9.9\r\n", Err(HeadFault::BadStartLine));
+        check("GET /\r\n", Err(HeadFault::BadStartLine));
+        check("GET / HTTP/1.1\r\nHost: h\n", Err(HeadFault::BareLf));
+        check("GET / HTTP/1.1\r\nHost: h\r\n", Ok(Parse::More));
+    }
+
+    #[test]
+    fn head_bytes_max_refuses_before_the_head_is_complete() {
+        let line = "GET / HTTP/1.1\r\nHost: h\r\nX: ";
+        let fits = format!("{line}{}\r\n\r\n", "a".repeat(1000 - line.len() - 4));
+        check(&fits, Ok(Parse::Done));
+        check(&fits[..999], Ok(Parse::More));
+        check(&format!("{line}{}", "a".repeat(1000 - line.len())), Err(HeadFault::HeadTooLarge));
+    }
+
+    #[test]
+    fn target_bytes_max_refuses_before_the_line_is_complete() {
+        let target = format!("/{}", "a".repeat(99));
+        check(&format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(Parse::Done));
+        check(&format!("GET {target}a HTTP/1.1\r\nHost: h\r\n\r\n"), Err(HeadFault::TargetTooLong));
+        check(&format!("GET {target}{target}"), Err(HeadFault::TargetTooLong));
+    }
+
+    #[test]
+    fn method_bytes_max_refuses_a_longer_method() {
+        let method = "M".repeat(METHOD_BYTES_MAX);
+        check(&format!("{method} / HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(Parse::Done));
+        check(&format!("{method}M / HTTP/1.1\r\nHost: h\r\n\r\n"), Err(HeadFault::BadMethod));
+        check(&"M".repeat(300), Err(HeadFault::BadMethod));
+    }
+
+    #[test]
+    fn fields_max_counts_over_several_batches() {
+        for fields in [31, 32, 33, 63, 64, 65, 100] {
+            let wire =
+                format!("GET / HTTP/1.1\r\nHost: h\r\n{}\r\n", "A: b\r\n".repeat(fields - 1));
+            let mut head = RequestHead::new();
+            let got = parse_request(wire.as_bytes(), &mut 0, &LIMITS, &mut head);
+            assert_eq!((got, head.fields.len()), (Ok(Parse::Done), fields));
+            assert_tiled(wire.as_bytes(), head.start_line_end, &head.fields, head.len);
+            let limits = HeadLimits { fields_max: fields - 1, ..LIMITS };
+            let got = parse_request(wire.as_bytes(), &mut 0, &limits, &mut head);
+            assert_eq!(got, Err(HeadFault::TooManyFields));
+        }
+        let bad = format!("GET / HTTP/1.1\r\nHost: h\r\n{}A : b\r\n\r\n", "A: b\r\n".repeat(40));
+        check(&bad, Err(HeadFault::SpaceBeforeColon));
+    }
+
+    #[test]
+    fn a_value_of_4200_bytes_passes() {
+        let wire = format!("GET / HTTP/1.1\r\nHost: h\r\nCookie: {}\r\n\r\n", "c".repeat(4200));
+        let mut head = RequestHead::new();
+        let got = parse_request(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!((got, head.fields[1].value.len()), (Ok(Parse::Done), 4200));
+    }
+
+    #[test]
+    fn a_head_is_reused_without_the_last_one_in_it() {
+        let mut head = RequestHead::new();
+        for wire in
+            ["PUT http://x/?q HTTP/1.0\r\nA: b\r\n\r\n", "GET / HTTP/1.1\r\nHost: h\r\n\r\n"]
+        {
+            let got = parse_request(wire.as_bytes(), &mut 0, &LIMITS, &mut head);
+            assert_eq!(got, Ok(Parse::Done));
+        }
+        let wire = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n";
+        assert_eq!((head.fields.len(), head.version), (1, Version::Http11));
+        assert_eq!((head.query(wire), head.authority(wire)), (None, Some(&b"h"[..])));
+    }
+
+    #[test]
+    fn rfc_9112_section_2_1_response_example() {
+        let wire = b"HTTP/1.1 200 OK\r\nDate: Mon, 27 Jul 2009 12:28:53 GMT\r\nServer: Apache\r\n\
+            Content-Length: 51\r\nVary: Accept-Encoding\r\nContent-Type: text/plain\r\n\r\nHello World!";
+        let mut head = ResponseHead::new();
+        let got = parse_response(wire, &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!((got, head.status, head.reason.of(wire)), (Ok(Parse::Done), 200, &b"OK"[..]));
+        assert_eq!(head.value(Name::Server, wire), Some(&b"Apache"[..]));
+        assert_eq!(head.value(Name::ContentLength, wire), Some(&b"51"[..]));
+        assert_eq!(&wire[head.len as usize..], b"Hello World!");
+    }
+
+    #[test]
+    fn rfc_9112_section_3_2_request_examples() {
+        for (line, host, path) in [
+            ("GET /where?q=now HTTP/1.1", "www.example.org", "/where"),
+            (
+                "GET http://www.example.org/pub/WWW/TheProject.html HTTP/1.1",
+                "www.example.org",
+                "/pub/WWW/TheProject.html",
+            ),
+            ("OPTIONS * HTTP/1.1", "www.example.org", "*"),
+        ] {
+            let wire = format!("{line}\r\nHost: {host}\r\n\r\n");
+            let mut head = RequestHead::new();
+            let got = parse_request(wire.as_bytes(), &mut 0, &LIMITS, &mut head);
+            assert_eq!(got, Ok(Parse::Done));
+            assert_eq!(head.authority(wire.as_bytes()), Some(host.as_bytes()));
+            assert_eq!(head.path(wire.as_bytes()), path.as_bytes());
+        }
+        check(
+            "CONNECT www.example.com:80 HTTP/1.1\r\nHost: www.example.com\r\n\r\n",
+            Ok(Parse::Done),
+        );
+    }
+
+    #[test]
+    fn a_response_that_is_none_is_refused_at_once() {
+        for wire in ["X", "HTTPS", "SSH-2", "\u{15}\u{3}"] {
+            let got = parse_response(wire.as_bytes(), &mut 0, &LIMITS, &mut ResponseHead::new());
+            assert_eq!(got, Err(HeadFault::BadStartLine), "{wire:?}");
+        }
+        let got = parse_response(b"HTT", &mut 0, &LIMITS, &mut ResponseHead::new());
+        assert_eq!(got, Ok(Parse::More));
     }
 }
