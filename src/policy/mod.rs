@@ -6,7 +6,10 @@
 
 pub mod auth;
 pub mod balance;
+pub mod host;
 pub mod keys;
 pub mod model;
+mod pattern;
 pub mod query;
 pub mod retry;
+pub mod route;
