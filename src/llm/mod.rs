@@ -10,7 +10,10 @@
 //! Reading order: scan, splice, quote, multipart, path, sse, usage, reply.
 
 mod leap;
+mod lines;
 pub mod quote;
 pub mod reply;
 pub mod scan;
+pub mod sse;
 mod unescape;
+pub mod usage;

@@ -610,7 +610,7 @@ mod tests {
     use super::*;
     use crate::base::rng::Rng;
     use proptest::prelude::*;
-    use simd_json::prelude::*;
+    use simd_json::prelude::ValueAsScalar as _;
 
     type Found = Option<(String, Range<u64>)>;
 
