@@ -47,3 +47,4 @@ pub mod net;
 pub mod upstream;
 pub mod proxy;
 pub mod control;
+pub mod server;

@@ -17,3 +17,6 @@ pub mod scan;
 pub mod sse;
 mod unescape;
 pub mod usage;
+pub mod multipart;
+pub mod path;
+pub mod splice;

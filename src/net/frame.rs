@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 
 const STEP_BYTES: usize = 256;
 const CLASSES: usize = 64;
-const ALIGN: usize = 16;
+const ALIGN: usize = 128;
 /// Free blocks kept per class and core.
 const KEPT_MAX: usize = 1024;
 

@@ -13,7 +13,8 @@ use crate::policy::balance::Strategy;
 use crate::policy::keys::KeyTable;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
-use crate::policy::route::{HostTable, PathTable};
+use crate::policy::host::HostTable;
+use crate::policy::route::PathTable;
 use crate::upstream::state::UpstreamState;
 
 /// Everything that an exchange asks.

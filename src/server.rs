@@ -1,0 +1,205 @@
+//! Boot order: bind every listener, start a worker per core, wait until each has its driver.
+//!
+//! Binding comes first and all at once, so that a port that is taken ends the process before
+//! anything serves. What was obtained (cores, driver, addresses) is kept for the start-up block.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::net::dial::Address;
+use crate::net::listener;
+use crate::net::mailbox::{self, Message, Sender};
+use crate::net::rt::{Driver, Wanted};
+use crate::proxy::core::{Padded, Shared};
+use crate::proxy::plan::Plan;
+use crate::proxy::worker::Worker;
+use crate::telemetry::counters::Counters;
+use crate::upstream::held::HeldBudget;
+
+/// How a server is started.
+pub struct Options {
+    /// One worker per entry, pinned to that processor; `None` = not pinned.
+    pub cores: Vec<Option<usize>>,
+    /// Which driver.
+    pub io: Wanted,
+    /// How long a drain may last.
+    pub drain: Duration,
+    /// Most client connections.
+    pub connections_max: u32,
+    /// Most held body bytes.
+    pub held_total_bytes: u64,
+    /// What to listen on, with the listener's number in the plan.
+    pub binds: Vec<(u16, Address)>,
+    /// Seed of the random sources; one for tests that must repeat.
+    pub seed: u64,
+}
+
+/// A running server.
+pub struct Server {
+    workers: Vec<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// Where it listens: listener number and address, ports resolved.
+    pub addresses: Vec<(u16, Address)>,
+    /// The driver of each core.
+    pub drivers: Vec<Driver>,
+}
+
+impl Server {
+    /// Binds, starts and waits until every worker is ready.
+    ///
+    /// Errors: an address cannot be bound, or a worker cannot start; nothing is left running.
+    pub fn start(plan: Plan, options: Options) -> io::Result<Self> {
+        let copies = options.cores.len().max(1);
+        let mut addresses = Vec::new();
+        let mut sockets: Vec<Vec<_>> = (0..copies).map(|_| Vec::new()).collect();
+        for (number, address) in &options.binds {
+            let (obtained, listening) = listener::bind(address, copies)?;
+            addresses.push((*number, obtained));
+            for (core, socket) in listening.into_iter().enumerate() {
+                sockets[core].push((*number, socket));
+            }
+        }
+        let (senders, inboxes): (Vec<_>, Vec<_>) =
+            (0..copies).map(|_| mailbox::mailbox()).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+        let shared = shared(&options, copies, senders);
+        let plan = Arc::new(plan);
+        let (ready, started) = mpsc::channel();
+        let mut workers = Vec::new();
+        for (index, (listeners, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
+            let worker = Worker {
+                index,
+                cpu: options.cores.get(index).copied().flatten(),
+                io: options.io.with_environment(),
+                plan: plan.clone(),
+                shared: shared.clone(),
+                listeners,
+                inbox,
+                drain: options.drain,
+                seed: options.seed.wrapping_add(index as u64),
+            };
+            let ready = ready.clone();
+            let thread = std::thread::Builder::new().name(format!("core-{index}"));
+            workers.push(thread.spawn(move || {
+                worker.run(|result| {
+                    // The receiver is gone only when the start has failed already.
+                    let _ = ready.send((index, result));
+                });
+            })?);
+        }
+        drop(ready);
+        let mut server = Self { workers, shared, addresses, drivers: Vec::new() };
+        let mut drivers = vec![None; copies];
+        let mut failed = None;
+        for (index, result) in started.iter().take(copies) {
+            match result {
+                Ok(driver) => drivers[index] = Some(driver),
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            server.stop();
+            return Err(error);
+        }
+        server.drivers = drivers.into_iter().flatten().collect();
+        Ok(server)
+    }
+
+    /// What the cores share, for tests and status pages.
+    #[must_use]
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// The address of the first listener.
+    #[must_use]
+    pub fn address(&self) -> Option<&Address> {
+        self.addresses.first().map(|(_, address)| address)
+    }
+
+    /// The sum of all cores' counters, as of their last publication.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for slot in &self.shared.counters {
+            if let Ok(counters) = slot.lock() {
+                sum.merge(&counters);
+            }
+        }
+        sum
+    }
+
+    /// Stops accepting and lets what is in flight end.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        self.tell(|| Message::Drain);
+    }
+
+    /// Cuts what is still in flight after a drain.
+    pub fn cut(&self) {
+        self.tell(|| Message::Cut);
+    }
+
+    /// Waits until every worker has ended.
+    pub fn join(mut self) -> Counters {
+        self.wait();
+        self.counters()
+    }
+
+    fn wait(&mut self) {
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has ended too; its connections are counted as lost.
+            let _ = worker.join();
+        }
+        for (_, address) in &self.addresses {
+            if let Address::Unix(path) = address {
+                // Somebody else may have removed it.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+
+    fn tell(&self, message: impl Fn() -> Message) {
+        for mailbox in &self.shared.mailboxes {
+            let mut message = message();
+            // A full mailbox is read within a turn of the loop.
+            while let Err(back) = mailbox.send(message) {
+                if self.workers.iter().all(JoinHandle::is_finished) {
+                    break;
+                }
+                message = back;
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        self.drain();
+        self.cut();
+        self.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.workers.is_empty() {
+            self.stop();
+        }
+    }
+}
+
+fn shared(options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
+    Arc::new(Shared {
+        active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
+        mailboxes,
+        connections: AtomicU32::new(0),
+        connections_max: options.connections_max,
+        held: HeldBudget::new(options.held_total_bytes),
+        panics: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        draining: AtomicBool::new(false),
+        counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
+    })
+}
