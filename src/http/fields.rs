@@ -10,7 +10,7 @@
 //! what was dropped (the trunk).
 
 use super::{
-    head::{Field, RequestHead, ResponseHead, Version},
+    head::{Field, RequestHead, ResponseHead, Span, Version},
     name::Name,
 };
 
@@ -259,4 +259,196 @@ fn decimal(digits: &[u8]) -> Option<u32> {
             sum.saturating_mul(10).saturating_add(u32::from(digit - b'0'))
         }),
     )
+}
+
+/// The target of a fuzzer: the elements of a list, put together again, are the value.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let mut bytes = 0;
+    let mut elements = 0;
+    for element in list(data) {
+        assert_eq!(trim(element), element, "elements are trimmed");
+        assert!(element.is_empty() || has_token(data, element));
+        bytes += element.len();
+        elements += 1;
+    }
+    assert!(elements > 0 && bytes + elements - 1 <= data.len());
+    let commas = data.iter().filter(|&&byte| byte == b',').count();
+    assert!(elements <= commas + 1);
+    let promised = keep_alive(data);
+    assert!(promised == KeepAlive::default() || data.contains(&b'='));
+
+    let (name, value) = data.split_at(data.len() / 2);
+    let fields = [
+        Field { name: Span::new(0, name.len()), ..Field::default() },
+        Field {
+            name_kind: Name::Connection,
+            value: Span::new(name.len(), data.len()),
+            ..Field::default()
+        },
+    ];
+    let connection = ConnectionTokens::new(&fields, data);
+    let known: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
+    let common = known.iter().any(|token| name.eq_ignore_ascii_case(token));
+    if connection.names(&fields[0]) {
+        assert!(has_token(value, name));
+    } else {
+        assert!(name.is_empty() || common || !has_token(value, name));
+    }
+    assert_eq!(connection.close, has_token(value, b"close"));
+    assert_eq!(connection.persists(Version::Http11), !connection.close);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(value: &str, expected: &[&str]) {
+        let got: Vec<&[u8]> = list(value.as_bytes()).collect();
+        let expected: Vec<&[u8]> = expected.iter().map(|element| element.as_bytes()).collect();
+        assert_eq!(got, expected, "{value:?}");
+    }
+
+    #[test]
+    fn rfc_9110_section_5_6_1_lists() {
+        check("foo,bar", &["foo", "bar"]);
+        check("foo ,bar,", &["foo", "bar", ""]);
+        check("foo , ,bar,charlie", &["foo", "", "bar", "charlie"]);
+        check("", &[""]);
+        check(",", &["", ""]);
+        check(",   ,", &["", "", ""]);
+        check(" \t a b \t", &["a b"]);
+    }
+
+    #[test]
+    fn a_comma_within_quotes_is_none() {
+        check("a=\"x,y\", b", &["a=\"x,y\"", "b"]);
+        check("\"a\\\",b\",c", &["\"a\\\",b\"", "c"]);
+        check("a\\,b", &["a\\", "b"]);
+        check("\"never ends, b", &["\"never ends, b"]);
+    }
+
+    #[test]
+    fn a_token_is_found_whole_and_in_any_case() {
+        assert!(has_token(b"Keep-Alive, CLOSE", b"close"));
+        assert!(!has_token(b"closed, not-close", b"close"));
+        assert!(!has_token(b"\"close\"", b"close"));
+        assert!(!has_token(b"", b"close"));
+    }
+
+    #[test]
+    fn keep_alive_reads_both_numbers() {
+        let check = |value: &str, timeout, max| {
+            assert_eq!(keep_alive(value.as_bytes()), KeepAlive { timeout, max }, "{value:?}");
+        };
+        check("timeout=5, max=100", Some(5), Some(100));
+        check("MAX = 1,Timeout=0", Some(0), Some(1));
+        check("timeout=5", Some(5), None);
+        check("timeout=99999999999", Some(u32::MAX), None);
+        check("timeout=5s, max=-1, other=2", None, None);
+        check("timeout=, max", None, None);
+        check("timeout=5, timeout=9", Some(5), None);
+        check("", None, None);
+    }
+
+    /// One name and the `Connection` value it stands beside → whether it is named.
+    fn named(name: &str, connection: &str) -> bool {
+        let bytes = format!("{name}{connection}").into_bytes();
+        let name_kind = Name::of(name.as_bytes());
+        let fields = [
+            Field { name_kind, name: Span::new(0, name.len()), ..Field::default() },
+            Field {
+                name_kind: Name::Connection,
+                value: Span::new(name.len(), bytes.len()),
+                ..Field::default()
+            },
+        ];
+        ConnectionTokens::new(&fields, &bytes).names(&fields[0])
+    }
+
+    #[test]
+    fn connection_names_fields() {
+        assert!(named("X-Hop", "close, x-hop"));
+        assert!(!named("X-Hop", "close, x-hop-2"));
+        assert!(!named("X-Hop", "close"));
+    }
+
+    #[test]
+    fn connection_does_not_name_what_the_message_needs() {
+        for name in ["Host", "Content-Length", "Content-Type", "Authorization", "X-Api-Key"] {
+            assert!(!named(name, &format!("close, {name}")), "{name}");
+        }
+        assert!(named("User-Agent", "user-agent"));
+    }
+
+    #[test]
+    fn rfc_9112_section_9_3_persistence() {
+        let check = |value: &str, http11, http10| {
+            let field = Field {
+                name_kind: Name::Connection,
+                value: Span::new(0, value.len()),
+                ..Field::default()
+            };
+            let tokens = ConnectionTokens::new(std::slice::from_ref(&field), value.as_bytes());
+            let got = (tokens.persists(Version::Http11), tokens.persists(Version::Http10));
+            assert_eq!(got, (http11, http10), "{value:?}");
+        };
+        check("", true, false);
+        check("keep-alive", true, true);
+        check("close", false, false);
+        check("keep-alive, close", false, false);
+        check("Upgrade", true, false);
+    }
+
+    #[test]
+    fn hop_by_hop_is_a_closed_set() {
+        let hop: Vec<&str> =
+            Name::ALL.iter().filter(|&&name| is_hop_by_hop(name)).map(|name| name.text()).collect();
+        assert_eq!(
+            hop,
+            [
+                "connection",
+                "keep-alive",
+                "proxy-connection",
+                "transfer-encoding",
+                "te",
+                "upgrade",
+                "proxy-authorization",
+                "proxy-authenticate",
+            ]
+        );
+        assert!(!is_hop_by_hop(Name::Other));
+    }
+
+    #[test]
+    fn token_and_value_bytes_are_those_of_the_rfc() {
+        for byte in 0..=255u8 {
+            let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(is_token_byte(byte), token, "{byte:#x}");
+            let value = byte == 9 || (32..=126).contains(&byte) || byte >= 128;
+            assert_eq!(is_value_byte(byte), value, "{byte:#x}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_list_without_quotes_is_a_split(value in "[a, \\t;=]{0,30}") {
+            let got: Vec<&[u8]> = list(value.as_bytes()).collect();
+            let slow: Vec<&[u8]> =
+                value.split(',').map(|part| part.trim_matches([' ', '\t']).as_bytes()).collect();
+            prop_assert_eq!(got, slow);
+        }
+
+        #[test]
+        fn no_bytes_panic(data in prop::collection::vec(any::<u8>(), 0..80)) {
+            fuzz(&data);
+        }
+
+        #[test]
+        fn no_likely_bytes_panic(value in "[aA,\" \\\\=5]{0,12}|(close|a|keep-alive|timeout=5|, ?){0,6}") {
+            fuzz(value.as_bytes());
+        }
+    }
 }

@@ -423,3 +423,343 @@ fn hex_digit(byte: u8) -> Option<u8> {
 fn at_most(left: u64, there: usize) -> usize {
     usize::try_from(left).map_or(there, |left| left.min(there))
 }
+
+/// The target of a fuzzer: the first byte cuts the rest in two; both ways of feeding it see the
+/// same data and the same end, and never more data than wire.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let Some((&seed, wire)) = data.split_first() else { return };
+    let framing = match seed % 4 {
+        0 => Framing::Length(u64::from(seed)),
+        1 => Framing::UntilClose,
+        _ => Framing::Chunked,
+    };
+    let cut = usize::from(seed).min(wire.len());
+    let read = |pieces: &[&[u8]]| {
+        let mut reader = BodyReader::new(framing);
+        let (mut body, mut consumed) = (Vec::new(), 0);
+        for piece in pieces {
+            match drain_data(&mut reader, piece, |run| body.extend_from_slice(run)) {
+                Ok((bytes, _)) => consumed += bytes,
+                Err(fault) => return (body, 0, Err(fault)),
+            }
+        }
+        (body, consumed, Ok(reader.is_done()))
+    };
+    let whole = read(&[wire]);
+    assert_eq!(whole, read(&[&wire[..cut], &wire[cut..]]), "{framing:?} cut at {cut}");
+    let (body, consumed, end) = whole;
+    assert!(body.len() <= wire.len() && consumed <= wire.len());
+    match (framing, end) {
+        (Framing::Length(length), end) => {
+            assert_eq!(body.len() as u64, length.min(wire.len() as u64));
+            assert_eq!(end, Ok(body.len() as u64 == length));
+        }
+        (Framing::UntilClose, end) => assert_eq!((&body[..], end), (wire, Ok(false))),
+        (_, Ok(false)) => assert_eq!(consumed, wire.len(), "it takes all while it waits"),
+        (_, Ok(true)) => assert!(wire[..consumed].ends_with(b"\r\n"), "it ends with a line"),
+        (_, Err(_)) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+
+    /// Data, consumed bytes and whether it is over; or the fault.
+    type Seen = Result<(Vec<u8>, usize, bool), BodyFault>;
+
+    /// Feeds the wire in pieces that end at `cuts`.
+    fn read_at(framing: Framing, wire: &[u8], cuts: &[usize]) -> Seen {
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (wire.len() + 1)).collect();
+        ends.push(wire.len());
+        ends.sort_unstable();
+        let mut reader = BodyReader::new(framing);
+        let (mut data, mut at) = (Vec::new(), 0);
+        for end in ends {
+            while at < end && !reader.is_done() {
+                let step = reader.step(&wire[at..end])?;
+                assert!(step.consumed > 0 && step.data.end <= step.consumed);
+                assert_eq!(step.done, reader.is_done());
+                data.extend_from_slice(&wire[at..end][step.data]);
+                at += step.consumed;
+            }
+        }
+        Ok((data, at, reader.is_done()))
+    }
+
+    fn check(wire: &str, expected: Result<(&str, usize, bool), BodyFault>) {
+        let got = read_at(Framing::Chunked, wire.as_bytes(), &[]);
+        let expected = expected.map(|(data, at, done)| (data.as_bytes().to_vec(), at, done));
+        assert_eq!(got, expected, "{wire:?}");
+    }
+
+    /// A slow reader of whole bodies, line by line. `Err(true)` = it ends too early, which is no
+    /// fault yet; `Err(false)` = refused.
+    fn oracle(wire: &[u8]) -> Result<(Vec<u8>, usize), bool> {
+        let text: String = wire.iter().map(|&byte| char::from(byte)).collect();
+        let chars: Vec<char> = text.chars().collect();
+        let clean = |s: &str| s.chars().all(|c| c == '\t' || (c >= ' ' && c != '\x7f'));
+        let mut at = 0;
+        let mut data = Vec::new();
+        let line = |at: usize| -> Result<(String, usize), bool> {
+            let rest: String = chars[at..].iter().collect();
+            let (line, _) = rest.split_once("\r\n").ok_or(true)?;
+            Ok((line.to_string(), at + line.chars().count() + 2))
+        };
+        loop {
+            let (head, next) = line(at)?;
+            let (size, ext) = match head.split_once(';') {
+                Some((size, ext)) => (size.trim_end_matches([' ', '\t']), ext),
+                None => (&head[..], ""),
+            };
+            let hex = !size.is_empty() && size.chars().all(|c| c.is_ascii_hexdigit());
+            let ext_bytes = head.chars().count() - size.chars().count();
+            if !hex || !clean(ext) || size.len() > 16 || ext_bytes > 256 {
+                return Err(false);
+            }
+            let size = i64::from_str_radix(size, 16).map_err(|_| false)? as usize;
+            at = next;
+            if size == 0 {
+                break;
+            }
+            if size > chars.len() - at {
+                return Err(true);
+            }
+            data.extend_from_slice(&wire[at..at + size]);
+            at += size;
+            let rest: String = chars[at..].iter().take(2).collect();
+            if rest != "\r\n" {
+                return Err("\r\n".starts_with(&rest));
+            }
+            at += 2;
+        }
+        loop {
+            let (trailer, next) = line(at)?;
+            at = next;
+            if trailer.is_empty() {
+                return Ok((data, at));
+            }
+            let (name, value) = trailer.split_once(':').ok_or(false)?;
+            let good = !name.is_empty() && name.bytes().all(is_token_byte) && clean(value);
+            let lower = name.to_lowercase();
+            if !good || ["content-length", "host", "authorization"].contains(&&lower[..]) {
+                return Err(false);
+            }
+        }
+    }
+
+    /// Bodies that are mostly good, with a byte changed now and then.
+    fn wires() -> impl Strategy<Value = Vec<u8>> {
+        let ext = select(vec!["", "", "", ";a", ";a=b", " ;x=\"y z\"", ";", " ", ";\u{1}", ";\n"]);
+        let end = select(vec!["\r\n", "\r\n", "\r\n", "\r\n", "\r\n", "\r\n", "\n", "x\r\n"]);
+        let size = select(vec![0usize, 0, 0, 0, 0, 0, 1, 2]);
+        let chunk = (prop::collection::vec(any::<u8>(), 1..20), ext, end, size, any::<bool>())
+            .prop_map(|(data, ext, end, more, upper)| {
+                let size = data.len() + if more == 2 { 1 } else { 0 };
+                let size = if upper { format!("{size:X}") } else { format!("{size:03x}") };
+                [format!("{size}{ext}\r\n").as_bytes(), &data, end.as_bytes()].concat()
+            });
+        let trailer = select(vec![
+            "X-Sum: 1\r\n",
+            "a:\r\n",
+            "Date: \tx\r\n",
+            "Host: h\r\n",
+            "content-LENGTH: 1\r\n",
+            " x: y\r\n",
+            "x y\r\n",
+            "x: \u{1}\r\n",
+            "x: y\n",
+        ]);
+        let junk = proptest::option::weighted(0.2, (any::<prop::sample::Index>(), any::<u8>()));
+        (
+            prop::collection::vec(chunk, 0..5),
+            prop::collection::vec(trailer, 0..2),
+            junk,
+            any::<prop::sample::Index>(),
+        )
+            .prop_map(|(chunks, trailers, junk, cut)| {
+                let end = format!("0\r\n{}\r\nGET", trailers.concat());
+                let mut wire = [chunks.concat(), end.into_bytes()].concat();
+                if let Some((at, byte)) = junk {
+                    let at = at.index(wire.len());
+                    wire[at] = byte;
+                }
+                if cut.index(8) == 0 {
+                    wire.truncate(cut.index(wire.len()));
+                }
+                wire
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_gives_the_same_result(
+            wire in wires(),
+            cuts in prop::collection::vec(any::<usize>(), 0..6),
+        ) {
+            let whole = read_at(Framing::Chunked, &wire, &[]);
+            prop_assert_eq!(&whole, &read_at(Framing::Chunked, &wire, &cuts));
+            let every: Vec<usize> = (0..wire.len()).collect();
+            prop_assert_eq!(&whole, &read_at(Framing::Chunked, &wire, &every));
+        }
+
+        #[test]
+        fn agrees_with_a_decoder_of_whole_bodies(wire in wires()) {
+            let got = read_at(Framing::Chunked, &wire, &[]);
+            match oracle(&wire) {
+                Ok((data, end)) => prop_assert_eq!(got, Ok((data, end, true))),
+                // Too early: the reader waits, unless it has already seen a fault on the last line.
+                Err(true) => prop_assert!(!matches!(got, Ok((_, _, true)))),
+                Err(false) => prop_assert!(got.is_err(), "{:?}", got),
+            }
+        }
+
+        #[test]
+        fn a_length_is_counted_over_any_split(
+            length in 0u64..50,
+            wire in prop::collection::vec(any::<u8>(), 0..60),
+            cuts in prop::collection::vec(any::<usize>(), 0..6),
+        ) {
+            let taken = wire.len().min(length as usize);
+            let expected = (wire[..taken].to_vec(), taken, taken as u64 == length);
+            prop_assert_eq!(read_at(Framing::Length(length), &wire, &cuts), Ok(expected));
+            let all = (wire.clone(), wire.len(), false);
+            prop_assert_eq!(read_at(Framing::UntilClose, &wire, &cuts), Ok(all));
+        }
+
+        #[test]
+        fn no_bytes_panic(data in prop::collection::vec(any::<u8>(), 0..200)) {
+            fuzz(&data);
+        }
+
+        #[test]
+        fn no_likely_bytes_panic(seed: u8, wire in wires()) {
+            fuzz(&[&[seed], &wire[..]].concat());
+        }
+    }
+
+    #[test]
+    fn a_message_without_a_body_is_over_at_once() {
+        for framing in [Framing::None, Framing::Length(0)] {
+            let mut reader = BodyReader::new(framing);
+            assert!(reader.is_done() && reader.end_of_input().is_ok());
+            assert_eq!(reader.step(b"GET"), Ok(Step { consumed: 0, data: 0..0, done: true }));
+        }
+    }
+
+    #[test]
+    fn what_follows_the_message_is_left_alone() {
+        check("3\r\nabc\r\n0\r\n\r\nGET", Ok(("abc", 13, true)));
+        assert_eq!(read_at(Framing::Length(3), b"abcGET", &[]), Ok((b"abc".to_vec(), 3, true)));
+    }
+
+    #[test]
+    fn rfc_9112_section_7_1_trailer_section_follows_the_last_chunk() {
+        check("4\r\nWiki\r\n5\r\npedia\r\n0\r\nExpires: x\r\n\r\n", Ok(("Wikipedia", 36, true)));
+    }
+
+    #[test]
+    fn rfc_9112_section_7_1_1_extensions_are_walked_over() {
+        check("3;a=1;b=\"x;\\\"y\"\r\nabc\r\n0;c\r\n\r\n", Ok(("abc", 29, true)));
+    }
+
+    #[test]
+    fn spliced_bytes_count_when_the_length_is_known() {
+        let mut reader = BodyReader::new(Framing::Length(10));
+        assert!(reader.advance(4));
+        assert_eq!(reader.length_left(), Some(6));
+        assert!(!reader.advance(7), "more than is left");
+        assert_eq!(reader.length_left(), Some(6));
+        assert!(reader.advance(6) && reader.is_done());
+        assert!(!BodyReader::new(Framing::Chunked).advance(1));
+        assert!(!BodyReader::new(Framing::UntilClose).advance(1));
+    }
+
+    #[test]
+    fn a_chunk_of_our_own_fits_between_two_chunks_only() {
+        let wire = b"3\r\nabc\r\n0\r\n\r\n";
+        let left: Vec<_> = (0..=wire.len())
+            .map(|end| {
+                let mut reader = BodyReader::new(Framing::Chunked);
+                drain_data(&mut reader, &wire[..end], |_| {}).expect("a good body");
+                reader.chunk_data_left()
+            })
+            .collect();
+        let between = Some(0);
+        assert_eq!(left[..4], [between, None, None, Some(3)]);
+        assert_eq!(left[4..9], [Some(2), Some(1), None, None, between]);
+        assert_eq!(left[9..], [None; 5]);
+    }
+
+    #[test]
+    fn a_close_before_the_end_is_truncation() {
+        let wire = b"3\r\nabc\r\n0\r\n\r\n";
+        for end in 0..wire.len() {
+            let mut reader = BodyReader::new(Framing::Chunked);
+            drain_data(&mut reader, &wire[..end], |_| {}).expect("a good body");
+            assert_eq!(reader.end_of_input(), Err(BodyFault::Truncated), "{end}");
+        }
+        assert_eq!(BodyReader::new(Framing::Length(1)).end_of_input(), Err(BodyFault::Truncated));
+        assert_eq!(BodyReader::new(Framing::UntilClose).end_of_input(), Ok(()));
+    }
+
+    #[test]
+    fn ext_bytes_max_bounds_one_chunk() {
+        let ext = |bytes: u32| format!("1;{}\r\na\r\n0\r\n\r\n", "e".repeat(bytes as usize - 1));
+        assert!(read_at(Framing::Chunked, ext(EXT_BYTES_MAX).as_bytes(), &[]).is_ok());
+        check(&ext(EXT_BYTES_MAX + 1), Err(BodyFault::ChunkExtTooLong));
+        let blank = format!("1{};\r\na\r\n", " ".repeat(EXT_BYTES_MAX as usize));
+        check(&blank, Err(BodyFault::ChunkExtTooLong));
+    }
+
+    #[test]
+    fn ext_bytes_total_max_bounds_a_body() {
+        let chunks = |count: u32| format!("1;{}\r\na\r\n", "e".repeat(127)).repeat(count as usize);
+        let most = EXT_BYTES_TOTAL_MAX / 128;
+        assert!(read_at(Framing::Chunked, chunks(most).as_bytes(), &[]).is_ok());
+        check(&chunks(most + 1), Err(BodyFault::ChunkExtTooLong));
+    }
+
+    #[test]
+    fn trailer_bytes_max_bounds_the_trailers() {
+        let trailers = |bytes: u32| {
+            let line = bytes as usize - "X: \r\n".len();
+            format!("0\r\nX: {}\r\n\r\n", "a".repeat(line))
+        };
+        assert!(read_at(Framing::Chunked, trailers(TRAILER_BYTES_MAX).as_bytes(), &[]).is_ok());
+        check(&trailers(TRAILER_BYTES_MAX + 1), Err(BodyFault::TrailerTooLong));
+        let many = format!("0\r\n{}", "a:\r\n".repeat(3000));
+        check(&many, Err(BodyFault::TrailerTooLong));
+    }
+
+    #[test]
+    fn the_largest_chunk_is_2_to_63_less_1() {
+        let mut reader = BodyReader::new(Framing::Chunked);
+        reader.step(b"7fffffffffffffff\r\n").expect("a good size");
+        assert_eq!(reader.chunk_data_left(), Some(SIZE_MAX));
+        check("8000000000000000\r\n", Err(BodyFault::ChunkSizeTooLarge));
+    }
+
+    #[test]
+    fn every_forbidden_trailer_is_refused_in_pieces_too() {
+        for &name in Name::ALL {
+            let wire = format!("0\r\n{}: x\r\n\r\n", name.text());
+            let every: Vec<usize> = (0..wire.len()).collect();
+            let got = read_at(Framing::Chunked, wire.as_bytes(), &every);
+            let expected = if is_forbidden(name) {
+                Err(BodyFault::TrailerForbidden)
+            } else {
+                Ok((Vec::new(), wire.len(), true))
+            };
+            assert_eq!(got, expected, "{wire:?}");
+        }
+    }
+
+    #[test]
+    fn the_reader_is_small() {
+        assert!(size_of::<BodyReader>() <= 56, "{}", size_of::<BodyReader>());
+    }
+}

@@ -209,3 +209,149 @@ pub fn reason_phrase(status: u16) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+    use crate::{
+        http::fields::has_token,
+        http1::{
+            body::{BodyReader, drain_data},
+            framing::Framing,
+            parse::{HeadLimits, Parse, parse_request, parse_response},
+        },
+    };
+
+    fn written(write: impl Fn(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        write(&mut out);
+        String::from_utf8(out).expect("ascii")
+    }
+
+    /// Copies the fields of a request with these lines, dropping what `drop` says.
+    fn check(lines: &str, drop: impl Fn(&Field) -> bool, expected: &str) {
+        let wire = format!("GET / HTTP/1.0\r\n{lines}\r\n");
+        let mut head = RequestHead::new();
+        let got = parse_request(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!(got, Ok(Parse::Done), "{lines:?}");
+        let out = written(|out| copy_request_fields(out, &head, wire.as_bytes(), &drop));
+        assert_eq!(out, expected, "{lines:?}");
+    }
+
+    #[test]
+    fn start_lines_are_written() {
+        assert_eq!(written(|out| status_line(out, 200, b"")), "HTTP/1.1 200 OK\r\n");
+        assert_eq!(written(|out| status_line(out, 503, b"Busy")), "HTTP/1.1 503 Busy\r\n");
+        assert_eq!(written(|out| status_line(out, 799, b"")), "HTTP/1.1 799 \r\n");
+        assert_eq!(written(|out| request_line(out, b"GET", b"/a?b")), "GET /a?b HTTP/1.1\r\n");
+    }
+
+    #[test]
+    fn a_head_with_a_number_is_written() {
+        let head = written(|out| {
+            field(out, b"x-a", b"b");
+            field_number(out, b"content-length", 120);
+            end_of_head(out);
+        });
+        assert_eq!(head, "x-a: b\r\ncontent-length: 120\r\n\r\n");
+    }
+
+    #[test]
+    fn untouched_lines_stay_as_they_were_written() {
+        let lines = "HOST:h\r\nAccept:  a \r\nX: 1\r\nX: 2\r\nx: 1\r\nY:\r\n";
+        check(lines, |_| false, lines);
+    }
+
+    #[test]
+    fn hop_by_hop_fields_end_here() {
+        check(
+            "A: 1\r\nConnection: keep-alive, X-Hop\r\nKeep-Alive: timeout=5\r\nB: 2\r\nTE: trailers\r\n\
+             Upgrade: x\r\nx-hop: y\r\nProxy-Connection: close\r\nTransfer-Encoding: chunked\r\n\
+             Proxy-Authorization: z\r\nTrailer: t\r\nC: 3\r\n",
+            |_| false,
+            "A: 1\r\nB: 2\r\nTrailer: t\r\nC: 3\r\n",
+        );
+    }
+
+    #[test]
+    fn connection_cannot_take_what_the_message_means() {
+        let lines = "Host: h\r\nContent-Length: 5\r\nAuthorization: k\r\n";
+        check(
+            &format!("{lines}Connection: host, content-length, authorization\r\n"),
+            |_| false,
+            lines,
+        );
+    }
+
+    #[test]
+    fn the_caller_drops_what_it_writes_itself() {
+        let lines = "Host: h\r\nA: 1\r\nAuthorization: k\r\nB: 2\r\n";
+        let own = |field: &Field| matches!(field.name_kind, Name::Host | Name::Authorization);
+        check(lines, own, "A: 1\r\nB: 2\r\n");
+        check(lines, |_| true, "");
+        check("", |_| false, "");
+    }
+
+    #[test]
+    fn one_content_length_goes_on() {
+        let one = "A: 1\r\nContent-Length: 5\r\nB: 2\r\n";
+        check(one, |_| false, one);
+        check("A: 1\r\nContent-Length: 5\r\ncontent-length: 5\r\nB: 2\r\n", |_| false, one);
+        check("A: 1\r\nContent-Length: 5 , 5\r\nB: 2\r\n", |_| false, one);
+        check("A: 1\r\nContent-Length: 5,5\r\nContent-Length: 5\r\nB: 2\r\n", |_| false, one);
+    }
+
+    #[test]
+    fn chunks_are_read_back() {
+        let mut out = Vec::new();
+        chunk(&mut out, b"");
+        chunk(&mut out, b"hello");
+        chunk(&mut out, &[b'x'; 0x1a0]);
+        last_chunk(&mut out);
+        assert!(out.starts_with(b"5\r\nhello\r\n1a0\r\n"));
+        let mut data = Vec::new();
+        let mut reader = BodyReader::new(Framing::Chunked);
+        let got = drain_data(&mut reader, &out, |run| data.extend_from_slice(run));
+        assert_eq!((got, data.len()), (Ok((out.len(), true)), 5 + 0x1a0));
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_are_written_as_the_standard_library_does(value: u64) {
+            prop_assert_eq!(written(|out| number(out, value)), value.to_string());
+            let small = value % 1000;
+            prop_assert_eq!(written(|out| number(out, small)), small.to_string());
+            let size = value.max(1);
+            prop_assert_eq!(written(|out| chunk_header(out, size)), format!("{size:x}\r\n"));
+        }
+
+        /// A slow copy, line by line, is the oracle.
+        #[test]
+        fn copies_what_a_line_filter_leaves(
+            lines in prop::collection::vec(select(vec![
+                "A: 1\r\n", "B:2\r\n", "Connection: b\r\n", "Keep-Alive: x\r\n", "Server: s\r\n",
+                "Connection: close, a\r\n", "C: 3 \r\n",
+            ]), 0..9),
+        ) {
+            let wire = format!("HTTP/1.1 200 OK\r\n{}\r\n", lines.concat());
+            let mut head = ResponseHead::new();
+            let got = parse_response(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+            prop_assert_eq!(got, Ok(Parse::Done));
+            let named = |name: &str| lines.iter().any(|line| {
+                line.strip_prefix("Connection: ")
+                    .is_some_and(|tokens| has_token(tokens.trim().as_bytes(), name.as_bytes()))
+            });
+            let expected: String = lines.iter().copied().filter(|line| {
+                let (name, _) = line.split_once(':').expect("a field line");
+                !["Connection", "Keep-Alive", "Server"].contains(&name) && !named(name)
+            }).collect();
+            let out = written(|out| {
+                let server = |field: &Field| field.name_kind == Name::Server;
+                copy_response_fields(out, &head, wire.as_bytes(), server);
+            });
+            prop_assert_eq!(out, expected);
+        }
+    }
+}

@@ -182,3 +182,188 @@ fn decimal(digits: &[u8]) -> Option<u64> {
 
 /// Digits of 2^63 - 1. More could only be leading zeros, which nobody needs.
 const LENGTH_DIGITS_MAX: usize = 19;
+
+/// The target of a fuzzer: two readers that differ only in direction agree on what was declared,
+/// and nobody takes both a length and a coding.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    use super::parse::{HeadLimits, Parse, parse_request, parse_response};
+
+    let limits = HeadLimits::default();
+    let wire = [b"POST / HTTP/1.1\r\nHost: h\r\n", data].concat();
+    let mut request = RequestHead::new();
+    let Ok(Parse::Done) = parse_request(&wire, &mut 0, &limits, &mut request) else { return };
+    let asked = request_framing(&request, &wire);
+
+    let wire = [b"HTTP/1.1 200 OK\r\nHost: h\r\n", data].concat();
+    let mut response = ResponseHead::new();
+    let outcome = parse_response(&wire, &mut 0, &limits, &mut response);
+    assert_eq!(outcome, Ok(Parse::Done), "the same field lines, without a rule about hosts");
+    let answered = response_framing(Method::Get, &response, &wire);
+
+    match asked {
+        Ok(Framing::None) => assert_eq!(answered, Ok(Framing::UntilClose)),
+        _ => assert_eq!(answered, asked),
+    }
+    assert_ne!(asked, Ok(Framing::UntilClose), "a request never ends by close");
+    let both = request.count(Name::TransferEncoding) > 0 && request.count(Name::ContentLength) > 0;
+    assert!(!both || asked.is_err(), "a length and a coding");
+    let bodiless = response_framing(Method::Head, &response, &wire);
+    assert_eq!(bodiless.is_ok(), answered.is_ok());
+    assert!(matches!(bodiless, Ok(Framing::None) | Err(_)));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+    use crate::http1::parse::{HeadLimits, Parse, parse_request, parse_response};
+
+    fn request(wire: &str) -> Result<Framing, FramingFault> {
+        let mut head = RequestHead::new();
+        let got = parse_request(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!(got, Ok(Parse::Done), "{wire:?}");
+        request_framing(&head, wire.as_bytes())
+    }
+
+    fn response(method: Method, status: u16, fields: &str) -> Result<Framing, FramingFault> {
+        let wire = format!("HTTP/1.1 {status} x\r\n{fields}\r\n");
+        let mut head = ResponseHead::new();
+        let got = parse_response(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+        assert_eq!(got, Ok(Parse::Done), "{wire:?}");
+        response_framing(method, &head, wire.as_bytes())
+    }
+
+    /// A slow reader: joins the lines into one text and compares texts.
+    fn oracle(fields: &[(&str, String)]) -> Result<Framing, ()> {
+        let joined = |name: &str| {
+            let values: Vec<&str> =
+                fields.iter().filter(|f| f.0 == name).map(|f| f.1.as_str()).collect();
+            (!values.is_empty()).then(|| values.join(","))
+        };
+        match (joined("Transfer-Encoding"), joined("Content-Length")) {
+            (None, None) => Ok(Framing::None),
+            (Some(_), Some(_)) => Err(()),
+            (Some(coding), None) if coding.trim().to_lowercase() == "chunked" => {
+                Ok(Framing::Chunked)
+            }
+            (Some(_), None) => Err(()),
+            (None, Some(lengths)) => {
+                let mut all = Vec::new();
+                for number in lengths.split(',').map(str::trim) {
+                    if number.len() > 19 || !number.chars().all(|c| c.is_ascii_digit()) {
+                        return Err(());
+                    }
+                    all.push(number.parse::<i64>().map_err(|_| ())?);
+                }
+                all.dedup();
+                if all.len() == 1 { Ok(Framing::Length(all[0] as u64)) } else { Err(()) }
+            }
+        }
+    }
+
+    fn value() -> impl Strategy<Value = String> {
+        let piece = select(vec![
+            "chunked",
+            "Chunked",
+            "gzip",
+            "identity",
+            "5",
+            "05",
+            "6",
+            ",",
+            ", ",
+            " ",
+            "+",
+            "\"",
+            ";q",
+            "9223372036854775807",
+            "9223372036854775808",
+        ]);
+        prop_oneof![
+            3 => select(vec!["chunked", "5", "5, 5", "6", "0"]).prop_map(String::from),
+            1 => prop::collection::vec(piece, 0..4).prop_map(|pieces| pieces.concat()),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_reader_of_texts(
+            fields in prop::collection::vec(
+                (select(vec!["Transfer-Encoding", "Content-Length", "Other"]), value()), 0..4),
+        ) {
+            let lines: String =
+                fields.iter().map(|(name, value)| format!("{name}:{value}\r\n")).collect();
+            let got = request(&format!("POST / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"));
+            prop_assert_eq!(got.map_err(|_| ()), oracle(&fields), "{}", lines);
+            fuzz(format!("{lines}\r\n").as_bytes());
+        }
+
+        #[test]
+        fn no_bytes_panic(data in prop::collection::vec(any::<u8>(), 0..60)) {
+            fuzz(&[&data[..], b"\r\n\r\n"].concat());
+        }
+    }
+
+    // RFC 9112 §6.3, step by step.
+
+    #[test]
+    fn step_1_head_1xx_204_and_304_have_no_body() {
+        for fields in ["Content-Length: 5\r\n", "Transfer-Encoding: chunked\r\n", ""] {
+            for status in [100, 101, 103, 199, 204, 304] {
+                assert_eq!(response(Method::Get, status, fields), Ok(Framing::None));
+            }
+            assert_eq!(response(Method::Head, 200, fields), Ok(Framing::None));
+        }
+        assert_eq!(response(Method::Get, 205, ""), Ok(Framing::UntilClose));
+    }
+
+    #[test]
+    fn step_2_a_granted_connect_is_a_tunnel() {
+        assert_eq!(response(Method::Connect, 200, "Content-Length: 5\r\n"), Ok(Framing::None));
+        let refused = response(Method::Connect, 403, "Content-Length: 5\r\n");
+        assert_eq!(refused, Ok(Framing::Length(5)));
+    }
+
+    #[test]
+    fn step_3_length_with_coding_is_refused_both_ways() {
+        let fields = "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n";
+        let wire = format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+        assert_eq!(request(&wire), Err(FramingFault::LengthWithChunked));
+        assert_eq!(response(Method::Get, 200, fields), Err(FramingFault::LengthWithChunked));
+        assert_eq!(response(Method::Head, 200, fields), Err(FramingFault::LengthWithChunked));
+    }
+
+    #[test]
+    fn step_4_chunked_alone_is_chunked() {
+        let fields = "Transfer-Encoding: chunked\r\n";
+        assert_eq!(response(Method::Get, 200, fields), Ok(Framing::Chunked));
+        assert_eq!(
+            response(Method::Get, 200, "Transfer-Encoding: gzip, chunked\r\n"),
+            Err(FramingFault::CodingUnknown)
+        );
+    }
+
+    #[test]
+    fn step_5_one_length_in_many_places_is_one_length() {
+        let twice = "Content-Length: 42, 42\r\nContent-Length: 42\r\n";
+        assert_eq!(response(Method::Get, 200, twice), Ok(Framing::Length(42)));
+        let differ = "Content-Length: 42, 43\r\n";
+        assert_eq!(response(Method::Get, 200, differ), Err(FramingFault::LengthConflict));
+    }
+
+    #[test]
+    fn steps_6_to_8_length_nothing_and_close() {
+        assert_eq!(response(Method::Get, 200, "Content-Length: 7\r\n"), Ok(Framing::Length(7)));
+        assert_eq!(request("POST / HTTP/1.1\r\nHost: h\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(response(Method::Post, 500, ""), Ok(Framing::UntilClose));
+    }
+
+    #[test]
+    fn the_largest_length_is_2_to_63_less_1() {
+        let wire = |n: &str| format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {n}\r\n\r\n");
+        assert_eq!(request(&wire("9223372036854775807")), Ok(Framing::Length(i64::MAX as u64)));
+        assert_eq!(request(&wire("9223372036854775808")), Err(FramingFault::LengthBad));
+    }
+}
