@@ -15,8 +15,15 @@ const HOST_BYTES_MAX: usize = 255;
 /// Host rules, each with a value.
 #[derive(Clone, Debug)]
 pub struct HostTable<T> {
-    /// By lower-case host: (prefix without a slash at its end, value), longest first.
-    hosts: HashMap<Box<[u8]>, Vec<(Box<[u8]>, T)>>,
+    /// By lower-case host; the longest prefix first.
+    hosts: HashMap<Box<[u8]>, Vec<Rule<T>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Rule<T> {
+    /// Without a slash at its end; empty = every path.
+    prefix: Box<[u8]>,
+    value: T,
 }
 
 /// A rule that is none, or none of its own.
@@ -56,15 +63,15 @@ impl<T> HostTable<T> {
     pub fn new<R: AsRef<str>>(
         rules: impl IntoIterator<Item = (R, T)>,
     ) -> Result<HostTable<T>, HostFault> {
-        let mut hosts: HashMap<Box<[u8]>, Vec<(Box<[u8]>, T)>> = HashMap::new();
+        let mut hosts: HashMap<_, Vec<Rule<T>>> = HashMap::new();
         for (index, (rule, value)) in rules.into_iter().enumerate() {
             let (host, prefix) = parse(rule.as_ref()).map_err(|why| HostFault { index, why })?;
-            let rules = hosts.entry(host).or_default();
-            if rules.iter().any(|(known, _)| *known == prefix) {
+            let rules = hosts.entry(host.to_ascii_lowercase().into()).or_default();
+            if rules.iter().any(|rule| *rule.prefix == *prefix) {
                 return Err(HostFault { index, why: HostWhy::Twice });
             }
-            let at = rules.partition_point(|(known, _)| known.len() >= prefix.len());
-            rules.insert(at, (prefix, value));
+            let at = rules.partition_point(|rule| rule.prefix.len() >= prefix.len());
+            rules.insert(at, Rule { prefix: prefix.into(), value });
         }
         Ok(HostTable { hosts })
     }
@@ -80,8 +87,8 @@ impl<T> HostTable<T> {
         lower.copy_from_slice(host);
         lower.make_ascii_lowercase();
         let rules = self.hosts.get(&*lower)?;
-        let (prefix, value) = rules.iter().find(|(prefix, _)| covers(prefix, path))?;
-        Some((value, prefix.len()))
+        let rule = rules.iter().find(|rule| covers(&rule.prefix, path))?;
+        Some((&rule.value, rule.prefix.len()))
     }
 
     /// Tells whether there is no rule at all.
@@ -116,7 +123,8 @@ fn bare_host(host: &[u8]) -> &[u8] {
     name.strip_suffix(b".").unwrap_or(name)
 }
 
-fn parse(rule: &str) -> Result<(Box<[u8]>, Box<[u8]>), HostWhy> {
+/// Cuts a rule into host and prefix.
+fn parse(rule: &str) -> Result<(&[u8], &[u8]), HostWhy> {
     let (host, prefix) = match rule.find('/') {
         Some(at) => rule.split_at(at),
         None => (rule, ""),
@@ -128,8 +136,7 @@ fn parse(rule: &str) -> Result<(Box<[u8]>, Box<[u8]>), HostWhy> {
     if host.len() > bare.len() + 1 || host.ends_with(':') {
         return Err(HostWhy::HasPort);
     }
-    let prefix = prefix.trim_end_matches('/');
-    Ok((bare.to_ascii_lowercase().into(), prefix.as_bytes().into()))
+    Ok((bare, prefix.trim_end_matches('/').as_bytes()))
 }
 
 #[cfg(test)]
@@ -137,7 +144,10 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn check(rules: &[&'static str], cases: &[(&str, &str, Option<(&str, &str)>)]) {
+    /// Host, path, and which rule takes it and what is left of the path.
+    type Case = (&'static str, &'static str, Option<(&'static str, &'static str)>);
+
+    fn check(rules: &[&'static str], cases: &[Case]) {
         let table = HostTable::new(rules.iter().map(|rule| (*rule, *rule))).unwrap();
         for (host, path, expected) in cases {
             let found = table.find(host.as_bytes(), path.as_bytes()).map(|(rule, len)| {
