@@ -383,3 +383,224 @@ pub fn fuzz(data: &[u8]) {
         assert_eq!(whole, run(13));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Counts = (Option<u64>, Option<u64>, Option<u64>);
+
+    fn run(kind: BodyKind, body: &[u8], size: usize) -> (Counts, bool) {
+        let mut tap = UsageTap::new(kind);
+        body.chunks(size).for_each(|piece| tap.push(piece));
+        let usage = tap.finish();
+        (
+            (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens),
+            tap.first_token_seen(),
+        )
+    }
+
+    fn check(kind: BodyKind, body: &str, want: Counts) {
+        for size in [usize::MAX, 1, 100] {
+            assert_eq!(run(kind, body.as_bytes(), size).0, want, "{body}");
+        }
+    }
+
+    #[test]
+    fn understands_one_document_of_every_dialect() {
+        let check = |body: &str, want| check(BodyKind::Json, body, want);
+        check(
+            r#"{"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":12,"total_tokens":21,"prompt_tokens_details":{"cached_tokens":4,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":3}},"service_tier":"default"}"#,
+            (Some(9), Some(12), Some(4)),
+        );
+        check(
+            r#"{"data":[], "usage": {"prompt_tokens": 9, "prompt_tokens_details": null}}"#,
+            (Some(9), None, None),
+        );
+        check(
+            r#"{"output":[],"usage":{"input_tokens":36,"input_tokens_details":{"cached_tokens":30},"output_tokens":87,"output_tokens_details":{"reasoning_tokens":0},"total_tokens":123},"user":null,"metadata":{}}"#,
+            (Some(36), Some(87), Some(30)),
+        );
+        check(
+            r#"{"type":"message","usage":{"input_tokens":5,"cache_creation_input_tokens":7,"cache_read_input_tokens":100,"cache_creation":{"ephemeral_5m_input_tokens":7},"output_tokens":6}}"#,
+            (Some(112), Some(6), Some(100)),
+        );
+        check(
+            r#"{"candidates":[],"usageMetadata":{"promptTokenCount":8,"candidatesTokenCount":20,"thoughtsTokenCount":5,"cachedContentTokenCount":2,"totalTokenCount":33,"promptTokensDetails":[{"modality":"TEXT","tokenCount":8}]},"modelVersion":"g"}"#,
+            (Some(8), Some(25), Some(2)),
+        );
+        check(
+            r#"{"model":"m","done":true,"total_duration":1,"prompt_eval_count":26,"prompt_eval_duration":5,"eval_count":298,"eval_duration":7}"#,
+            (Some(26), Some(298), None),
+        );
+        check(
+            r#"{"content":"x","timings":{"cache_n":10,"prompt_n":3,"prompt_ms":1.5,"predicted_n":64,"predicted_ms":9.0}}"#,
+            (Some(13), Some(64), Some(10)),
+        );
+        check(r#"{"error":{"message":"no"}}"#, (None, None, None));
+    }
+
+    #[test]
+    fn the_prompt_of_anthropic_comes_first_and_the_rest_last() {
+        let body = concat!(
+            "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"m\",\"content\":[],\"usage\":{\"input_tokens\":25,\"cache_read_input_tokens\":5,\"output_tokens\":1}}}\n\n",
+            "event: content_block_start\ndata: {\"type\":\"content_block_start\",\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n",
+            "event: ping\ndata: {\"type\": \"ping\"}\n\n",
+            "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"Hello\"}}\n\n",
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":15}}\n\n",
+            "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n",
+        );
+        check(BodyKind::Sse, body, (Some(30), Some(15), Some(5)));
+        // Far apart: the first event has long left the tail.
+        let delta = "data: {\"delta\":{\"text\":\"x\"}}\n\n".repeat(500);
+        check(
+            BodyKind::Sse,
+            &body.replace("event: message_delta", &delta),
+            (Some(30), Some(15), Some(5)),
+        );
+    }
+
+    #[test]
+    fn a_null_usage_does_not_hide_the_one_with_numbers() {
+        let chunk = |content: &str, usage: &str| {
+            format!(
+                "data: {{\"choices\":[{{\"delta\":{{\"content\":\"{content}\"}}}}],\"usage\":{usage}}}\n\n"
+            )
+        };
+        let last = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
+        check(
+            BodyKind::Sse,
+            &[&chunk("a", "null"), &chunk("b", "null"), last].concat(),
+            (Some(7), Some(2), None),
+        );
+        let running = chunk("a", "{\"prompt_tokens\":7,\"completion_tokens\":1}");
+        check(
+            BodyKind::Sse,
+            &[&running, &chunk("b", "null")[..]].concat(),
+            (Some(7), Some(1), None),
+        );
+    }
+
+    #[test]
+    fn a_model_that_talks_of_usage_misleads_nobody() {
+        let body = r#"{"message":{"content":"\"usage\":{\"prompt_tokens\":99} \\","x":"usage"},"usage":{"prompt_tokens":1}}"#;
+        check(BodyKind::Json, body, (Some(1), None, None));
+        check(
+            BodyKind::Json,
+            r#"{"content":"\"usage\":{\"prompt_tokens\":99}"}"#,
+            (None, None, None),
+        );
+    }
+
+    #[test]
+    fn the_first_token_is_the_first_content_and_not_a_role() {
+        let seen = |kind, document: &str| {
+            let body = if kind == BodyKind::Sse {
+                format!("data: {document}\n\n")
+            } else {
+                format!("{document}\n")
+            };
+            [1, 1000].map(|size| run(kind, body.as_bytes(), size).1)
+        };
+        for silent in [
+            r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#,
+            r#"{"choices":[{"delta":{"role":"assistant","content":null,"tool_calls":[]}}]}"#,
+            r#"{"type":"response.created","response":{"text":{"format":{"type":"text"}},"reasoning":{"effort":null}}}"#,
+            r#"{"type":"message_start","message":{"content":[]}}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1}}"#,
+            "[DONE]",
+            "",
+        ] {
+            assert_eq!(seen(BodyKind::Sse, silent), [false, false], "{silent}");
+        }
+        for told in [
+            r#"{"choices":[{"delta":{"content":"Hi"}}]}"#,
+            r#"{"choices": [{"delta": {"reasoning_content": "Hm"}}]}"#,
+            r#"{"choices":[{"delta":{"tool_calls":[ {"index":0,"function":{"name":"f","arguments":""}}]}}]}"#,
+            r#"{"choices":[{"text":"Hi"}]}"#,
+            r#"{"type":"response.output_text.delta","delta":"In"}"#,
+            r#"{"type":"content_block_delta","delta":{"type":"input_json_delta","partial_json":"{\"a"}}"#,
+            r#"{"candidates":[{"content":{"parts":[{"text":"Hi"}]}}]}"#,
+            r#"{"candidates":[{"content":{"parts":[{"functionCall":{"name":"f"}}]}}]}"#,
+        ] {
+            assert_eq!(seen(BodyKind::Sse, told), [true, true], "{told}");
+        }
+        assert_eq!(
+            seen(
+                BodyKind::NdJson,
+                r#"{"message":{"role":"assistant","content":"Hi"},"done":false}"#
+            ),
+            [true; 2]
+        );
+        assert_eq!(
+            seen(BodyKind::NdJson, r#"{"response":"","done":true,"eval_count":1}"#),
+            [false; 2]
+        );
+    }
+
+    #[test]
+    fn ollamas_last_line_has_the_counts() {
+        let line = "{\"message\":{\"content\":\"Hi\"},\"done\":false}\n".repeat(200);
+        let last = "{\"message\":{\"content\":\"\"},\"done\":true,\"prompt_eval_count\":3,\"eval_count\":200}\n";
+        check(BodyKind::NdJson, &[&line, last].concat(), (Some(3), Some(200), None));
+    }
+
+    #[test]
+    fn the_middle_of_a_document_may_pass_unseen() {
+        let body = format!(r#"{{"data":"{}","usage":{{"prompt_tokens":5}}}}"#, "x".repeat(20_000));
+        let mut tap = UsageTap::json();
+        let tail = tap.needs_tail_only().unwrap();
+        tap.push(&body.as_bytes()[..100]);
+        tap.skip();
+        tap.push(&body.as_bytes()[body.len() - tail..]);
+        assert_eq!(tap.finish().prompt_tokens, Some(5));
+        assert_eq!(UsageTap::sse().needs_tail_only(), None);
+        tap.reset(BodyKind::Json);
+        assert_eq!(tap.finish(), Usage::default());
+    }
+
+    #[test]
+    fn a_cut_stream_gives_what_was_said_and_no_more() {
+        check(BodyKind::Json, r#"{"usage":{"prompt_tokens":12,"comple"#, (Some(12), None, None));
+        check(
+            BodyKind::Json,
+            r#"{"usage":{"prompt_tokens":18446744073709551616}}"#,
+            (None, None, None),
+        );
+        check(BodyKind::Json, r#"{"usage":"#, (None, None, None));
+    }
+
+    proptest! {
+        #[test]
+        fn the_ring_holds_the_last_tail_bytes(sizes in prop::collection::vec(0..3_000usize, 0..12)) {
+            let (mut tail, mut all) = (Tail::default(), Vec::new());
+            for (index, &size) in sizes.iter().enumerate() {
+                let piece: Vec<u8> = (0..size).map(|n| (n * 7 + index) as u8).collect();
+                tail.push(&piece);
+                all.extend_from_slice(&piece);
+                prop_assert!(tail.ring.capacity() <= TAIL_BYTES);
+            }
+            prop_assert_eq!(tail.in_order(), &all[all.len().saturating_sub(TAIL_BYTES)..]);
+        }
+
+        #[test]
+        fn numbers_are_those_of_the_document(prompt in any::<u64>(), completion in any::<u64>(), filler in "[a-z\"\\\\{}:]{0,40}") {
+            let content = serde_json::Value::from(filler);
+            let body = format!(r#"{{"content":{content},"usage":{{"prompt_tokens":{prompt},"x":{content},"completion_tokens": {completion}}},"z":{content}}}"#);
+            prop_assert_eq!(run(BodyKind::Json, body.as_bytes(), 11).0, (Some(prompt), Some(completion), None));
+        }
+
+        #[test]
+        fn no_input_panics(data in prop::collection::vec(any::<u8>(), 0..300)) {
+            fuzz(&data);
+        }
+
+        #[test]
+        fn no_input_of_usage_words_panics(
+            data in r#"(data: |\n\n|"usage"|:|\{|\}|\[|\]|"content"|"text"|"|\\|"prompt_tokens"|"eval_count"|[0-9]{1,4}| |,|"timings"){0,60}"#,
+        ) {
+            fuzz(data.as_bytes());
+        }
+    }
+}
