@@ -7,16 +7,17 @@
 //! tokens counted (`usage`). `reply` writes the few answers that are our own, in the
 //! caller's dialect; `quote` is how text becomes a JSON string.
 //!
-//! Reading order: scan, splice, quote, multipart, path, sse, usage, reply.
+//! Reading order: scan (with `leap` and `unescape` below it), splice, quote, multipart, path,
+//! sse (with `lines`), usage, reply.
 
 mod leap;
 mod lines;
+pub mod multipart;
+pub mod path;
 pub mod quote;
 pub mod reply;
 pub mod scan;
+pub mod splice;
 pub mod sse;
 mod unescape;
 pub mod usage;
-pub mod multipart;
-pub mod path;
-pub mod splice;

@@ -1,5 +1,352 @@
-//! stub
-#![allow(missing_docs)]
-pub struct PathModel;
-pub fn find(_t: &[u8], _get: bool) -> Option<PathModel> { None }
-impl PathModel { pub fn name(&self) -> &str { "" } pub fn write_renamed(&self, _t: &[u8], _n: &str, _o: &mut Vec<u8>) {} }
+//! The model's name where it stands in the request target.
+//!
+//! The one idea: a target is short and whole, so one pass tells the span of the name and
+//! its decoded form, and a new name goes in place of that span and of nothing else.
+//!
+//! ```text
+//! /v1beta/models/{m}:verb   /v1/models/{m}:verb   /models/{m}:verb     Gemini
+//! /v1/models/{id}           /models/{id}                               OpenAI, a GET
+//! any path with ?model={m}                                             Realtime, a GET
+//! ```
+//!
+//! Percent-encoding is undone for the name alone (RFC 3986 §2.1; in a query `+` is a space,
+//! as forms have it). Ids may hold raw slashes, as `meta-llama/Llama-3` does. Of several
+//! `model` parameters servers take now the first, now the last, so different ones are a
+//! fault. A base path before `/models` is the route's affair: strip it first.
+
+use std::fmt;
+use std::ops::Range;
+
+use super::scan::NAME_BYTES_MAX;
+
+/// Why a target names no usable model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathFault {
+    /// The decoded name is longer than [`NAME_BYTES_MAX`].
+    NameTooLong,
+    /// A `%` without two hexadecimal digits, or bytes that are not UTF-8.
+    BadEncoding,
+    /// Two `model` parameters.
+    ModelTwice,
+}
+
+impl fmt::Display for PathFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathFault::NameTooLong => {
+                write!(f, "Invalid 'model': longer than {NAME_BYTES_MAX} bytes")
+            }
+            PathFault::BadEncoding => f.write_str("Invalid 'model': broken percent-encoding"),
+            PathFault::ModelTwice => f.write_str("Invalid 'model': given twice"),
+        }
+    }
+}
+
+impl std::error::Error for PathFault {}
+
+/// Where in a target the name stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// Gemini: the segments before `:verb`.
+    Verb,
+    /// `/v1/models/{id}`.
+    Id,
+    /// `?model=`.
+    Query,
+}
+
+/// A model named by the target.
+#[derive(Clone, Copy, Debug)]
+pub struct PathModel {
+    bytes: [u8; NAME_BYTES_MAX],
+    len: usize,
+    start: usize,
+    end: usize,
+    place: Place,
+}
+
+impl PathModel {
+    /// Finds `{m}` of Gemini's `…/models/{m}:verb`.
+    ///
+    /// Shape: a target in origin form. A verb is letters alone, so `llama3:8b` is no verb.
+    /// Errors: see [`PathFault`].
+    pub fn of_verb(target: &[u8]) -> Result<Option<Self>, PathFault> {
+        let path = path_of(target);
+        let Some(start) = after_models(path) else { return Ok(None) };
+        let Some(colon) = memchr::memrchr(b':', path) else { return Ok(None) };
+        let verb = path.get(colon + 1..).unwrap_or_default();
+        let is_verb = !verb.is_empty() && verb.iter().all(u8::is_ascii_alphabetic);
+        if !is_verb || colon <= start {
+            return Ok(None);
+        }
+        Self::read(target, start..colon, Place::Verb).map(Some)
+    }
+
+    /// Finds `{id}` of `…/models/{id}`, meant for GET.
+    ///
+    /// Errors: see [`PathFault`].
+    pub fn of_id(target: &[u8]) -> Result<Option<Self>, PathFault> {
+        let path = path_of(target);
+        match after_models(path) {
+            Some(start) if start < path.len() => {
+                Self::read(target, start..path.len(), Place::Id).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Finds the query parameter `model`, an empty one included.
+    ///
+    /// Errors: see [`PathFault`].
+    pub fn of_query(target: &[u8]) -> Result<Option<Self>, PathFault> {
+        let target = target.split(|&b| b == b'#').next().unwrap_or_default();
+        let mut found: Option<Self> = None;
+        let mut start = path_of(target).len() + 1;
+        while let Some(rest) = target.get(start..) {
+            let len = memchr::memchr(b'&', rest).unwrap_or(rest.len());
+            let pair = rest.get(..len).unwrap_or_default();
+            let key = pair.split(|&b| b == b'=').next().unwrap_or_default();
+            if is_model_key(key) {
+                let value = start + (key.len() + 1).min(pair.len());
+                let model = Self::read(target, value..start + len, Place::Query)?;
+                if found.is_some_and(|earlier| earlier.name() != model.name()) {
+                    return Err(PathFault::ModelTwice);
+                }
+                found = Some(model);
+            }
+            start += len + 1;
+        }
+        Ok(found)
+    }
+
+    /// Tells the name, decoded.
+    pub fn name(&self) -> &str {
+        let bytes = self.bytes.get(..self.len).unwrap_or_default();
+        std::str::from_utf8(bytes).unwrap_or_default()
+    }
+
+    /// Tells the offsets of the name in the target, as it stands there, end exclusive.
+    pub fn span(&self) -> Range<usize> {
+        self.start..self.end
+    }
+
+    /// Tells where it stands.
+    pub fn place(&self) -> Place {
+        self.place
+    }
+
+    /// Appends `target`, the one it was found in, to `out` with `name` in place of its own.
+    ///
+    /// Shape: every byte but the span's is copied as it is. What neither a path nor a query
+    /// can carry plainly is percent-encoded; a slash stays, as in the ids that have one.
+    pub fn replace(&self, target: &[u8], name: &str, out: &mut Vec<u8>) {
+        out.extend_from_slice(target.get(..self.start).unwrap_or_default());
+        for &byte in name.as_bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~:@".contains(&byte) || byte == b'/' {
+                out.push(byte);
+            } else {
+                const HEX: &[u8; 16] = b"0123456789ABCDEF";
+                out.extend_from_slice(&[
+                    b'%',
+                    HEX[usize::from(byte >> 4)],
+                    HEX[usize::from(byte & 15)],
+                ]);
+            }
+        }
+        out.extend_from_slice(target.get(self.end..).unwrap_or_default());
+    }
+
+    fn read(target: &[u8], span: Range<usize>, place: Place) -> Result<Self, PathFault> {
+        let mut model =
+            Self { bytes: [0; NAME_BYTES_MAX], len: 0, start: span.start, end: span.end, place };
+        let is_query = place == Place::Query;
+        for byte in decoded(target.get(span).unwrap_or_default(), is_query) {
+            let slot = model.bytes.get_mut(model.len).ok_or(PathFault::NameTooLong)?;
+            *slot = byte.ok_or(PathFault::BadEncoding)?;
+            model.len += 1;
+        }
+        let name = model.bytes.get(..model.len).unwrap_or_default();
+        std::str::from_utf8(name).map_err(|_| PathFault::BadEncoding)?;
+        Ok(model)
+    }
+}
+
+fn path_of(target: &[u8]) -> &[u8] {
+    target.split(|&b| b == b'?' || b == b'#').next().unwrap_or_default()
+}
+
+/// Tells where the name begins after one of the three prefixes.
+fn after_models(path: &[u8]) -> Option<usize> {
+    let prefixes: [&[u8]; 3] = [b"/v1/models/", b"/v1beta/models/", b"/models/"];
+    prefixes.into_iter().find(|prefix| path.starts_with(prefix)).map(<[u8]>::len)
+}
+
+fn is_model_key(key: &[u8]) -> bool {
+    decoded(key, true).eq(b"model".iter().map(|&b| Some(b)))
+}
+
+/// Undoes percent-encoding; `None` stands for a broken escape and is the last item.
+fn decoded(bytes: &[u8], is_query: bool) -> impl Iterator<Item = Option<u8>> + '_ {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (&byte, after) = rest.split_first()?;
+        rest = after;
+        if byte == b'+' && is_query {
+            return Some(Some(b' '));
+        }
+        if byte != b'%' {
+            return Some(Some(byte));
+        }
+        let value = after.first_chunk::<2>().and_then(|&[high, low]| {
+            let digit = |b: u8| (b as char).to_digit(16);
+            u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+        });
+        rest = if value.is_some() { after.get(2..).unwrap_or_default() } else { &[] };
+        Some(value)
+    })
+}
+
+/// Reads `data` as a target; what is found lies in it, and a new name can be read back.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    for find in [PathModel::of_verb, PathModel::of_id, PathModel::of_query] {
+        let Ok(Some(model)) = find(data) else { continue };
+        assert!(model.span().start <= model.span().end && model.span().end <= data.len());
+        assert!(model.name().len() <= 3 * model.span().len().max(1));
+        let mut out = Vec::new();
+        model.replace(data, "new+name é", &mut out);
+        assert!(
+            out.starts_with(&data[..model.span().start])
+                && out.ends_with(&data[model.span().end..])
+        );
+        if let Ok(Some(again)) = find(&out) {
+            assert_eq!(again.name(), "new+name é");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Find = fn(&[u8]) -> Result<Option<PathModel>, PathFault>;
+
+    fn check(find: Find, target: &str, want: Option<(&str, &str)>) {
+        let got = find(target.as_bytes()).unwrap_or_else(|fault| panic!("{fault}: {target}"));
+        let got = got.as_ref().map(|model| (&target[model.span()], model.name()));
+        assert_eq!(got, want, "{target}");
+    }
+
+    #[test]
+    fn gemini_names_the_model_before_the_verb() {
+        let check = |target, want| check(PathModel::of_verb, target, want);
+        check(
+            "/v1beta/models/gemini-2.0-flash:generateContent",
+            Some(("gemini-2.0-flash", "gemini-2.0-flash")),
+        );
+        check("/v1/models/g:streamGenerateContent?alt=sse&x=a:b", Some(("g", "g")));
+        check("/models/g:countTokens", Some(("g", "g")));
+        check("/v1beta/models/llama3:8b:embedContent", Some(("llama3:8b", "llama3:8b")));
+        check("/v1beta/models/a%2Fb%3Ac:verb", Some(("a%2Fb%3Ac", "a/b:c")));
+        check("/v1beta/models/org/name:verb", Some(("org/name", "org/name")));
+        for none in [
+            "/v1/models/llama3:8b",
+            "/v1/models/g",
+            "/v1/models/:verb",
+            "/v1/models/g:",
+            "/v1/chat/completions",
+            "/x/models/g:verb",
+            "*",
+            "",
+        ] {
+            check(none, None);
+        }
+    }
+
+    #[test]
+    fn a_get_names_the_model_as_the_rest_of_the_path() {
+        let check = |target, want| check(PathModel::of_id, target, want);
+        check("/v1/models/llama3:8b?x=1", Some(("llama3:8b", "llama3:8b")));
+        check("/v1/models/meta-llama/Llama-3", Some(("meta-llama/Llama-3", "meta-llama/Llama-3")));
+        check(
+            "/v1/models/meta%2dllama%2FLlama+3",
+            Some(("meta%2dllama%2FLlama+3", "meta-llama/Llama+3")),
+        );
+        for none in ["/v1/models", "/v1/models/", "/v1/models?id=a", "/v1/modelsx/a"] {
+            check(none, None);
+        }
+    }
+
+    #[test]
+    fn the_query_may_name_the_model() {
+        let check = |target, want| check(PathModel::of_query, target, want);
+        check("/v1/realtime?model=gpt-4o", Some(("gpt-4o", "gpt-4o")));
+        check("/v1/realtime?a=1&model=a%2fb+c&z", Some(("a%2fb+c", "a/b c")));
+        check("/x?mod%65l=a=b", Some(("a=b", "a=b")));
+        check("/x?model=a&model=%61", Some(("%61", "a")));
+        check("/x?model", Some(("", "")));
+        check("/x?model=#y", Some(("", "")));
+        for none in ["/x", "/x?", "/x?models=a&amodel=b&=model", "/x#?model=a", "/model=a"] {
+            check(none, None);
+        }
+    }
+
+    #[test]
+    fn refuses_what_is_no_name() {
+        let check = |target: &str, fault| {
+            assert_eq!(PathModel::of_query(target.as_bytes()).unwrap_err(), fault)
+        };
+        check("/x?model=a&model=b", PathFault::ModelTwice);
+        for broken in ["/x?model=%", "/x?model=%4", "/x?model=%4g", "/x?model=%ff", "/x?model=%+1"]
+        {
+            check(broken, PathFault::BadEncoding);
+        }
+        check(&format!("/x?model={}", "%61".repeat(257)), PathFault::NameTooLong);
+        assert!(PathModel::of_query(format!("/x?model={}", "%61".repeat(256)).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn only_the_span_is_replaced() {
+        let replaced = |find: Find, target: &str, name| {
+            let mut out = Vec::new();
+            find(target.as_bytes()).unwrap().unwrap().replace(target.as_bytes(), name, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            replaced(PathModel::of_verb, "/v1beta/models/a%20b:verb?k=%20", "org/n?w"),
+            "/v1beta/models/org/n%3Fw:verb?k=%20"
+        );
+        assert_eq!(
+            replaced(PathModel::of_query, "/x?b=1&model=a&c=2", "é&+"),
+            "/x?b=1&model=%C3%A9%26%2B&c=2"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_new_name_is_read_back(name in "[^\0]{1,40}") {
+            for (find, target) in [
+                (PathModel::of_verb as Find, "/v1beta/models/old:verb?x=1"),
+                (PathModel::of_id, "/v1/models/old?x=1"),
+                (PathModel::of_query, "/x?a=b&model=old&c=d"),
+            ] {
+                let mut out = Vec::new();
+                find(target.as_bytes()).unwrap().unwrap().replace(target.as_bytes(), &name, &mut out);
+                let again = find(&out).unwrap().unwrap();
+                prop_assert_eq!(again.name(), &name);
+                prop_assert!(out.iter().all(u8::is_ascii_graphic));
+            }
+        }
+
+        #[test]
+        fn no_input_panics(data in prop::collection::vec(any::<u8>(), 0..100)) {
+            fuzz(&data);
+        }
+
+        #[test]
+        fn no_target_panics(data in "(/v1|/v1beta|/models/|\\?|&|model|=|%[0-9a-f]{1,2}|:|#|[a-z+]){0,20}") {
+            fuzz(data.as_bytes());
+        }
+    }
+}
