@@ -566,14 +566,18 @@ mod tests {
             }
             _ => return None,
         };
-        if !target.starts_with('/') {
-            let rest = target.to_ascii_lowercase();
-            let rest = rest.strip_prefix("http://");
-            let good = (method == "OPTIONS" && target == "*")
-                || rest.is_some_and(|r| ["h", "h/a"].contains(&r));
-            if !good {
-                return None;
+        let origin = target.starts_with('/') || (method == "OPTIONS" && target == "*");
+        let good = match method {
+            "CONNECT" => is_host(target) && target.contains(':'),
+            _ if origin => true,
+            _ => {
+                let lower = target.to_ascii_lowercase();
+                let rest = lower.strip_prefix("http://").or(lower.strip_prefix("https://"));
+                rest.and_then(|rest| rest.split(['/', '?']).next()).is_some_and(is_host)
             }
+        };
+        if !good {
+            return None;
         }
         let mut fields = Vec::new();
         for line in lines {
@@ -587,11 +591,19 @@ mod tests {
         let hosts: Vec<_> = fields.iter().filter(|f| f.0.eq_ignore_ascii_case(b"host")).collect();
         match hosts[..] {
             [] if version == Version::Http10 => {}
-            [host] if host.1 == b"h" || host.1 == b"h:80" => {}
+            [host] if std::str::from_utf8(&host.1).is_ok_and(is_host) => {}
             _ => return None,
         }
         let len = text.chars().count() - body.chars().count() + head.chars().count() + 4;
         Some((bytes_of(method), bytes_of(target), version, fields, len))
+    }
+
+    fn is_host(text: &str) -> bool {
+        let name = r"^(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*\])(?::([0-9]{0,5}))?$";
+        let Some(parts) = regex::Regex::new(name).expect("a good pattern").captures(text) else {
+            return false;
+        };
+        parts.get(1).is_none_or(|port| port.is_empty() || port.as_str().parse::<u16>().is_ok())
     }
 
     /// Heads that are mostly good: a line of fragments each, some of them poisoned.
