@@ -1,1 +1,5 @@
-//! (floor config)
+//! From a TOML file to a checked `Config`.
+
+pub mod model;
+
+pub use model::*;

@@ -1,0 +1,231 @@
+//! The client side: `[[listener]]`, its routes, and `[[key]]`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+use super::{ClientTimeouts, GroupId, KeyId, ListenerId, Place};
+
+/// An address clients connect to, and the rules for them.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    /// Unique among listeners.
+    pub name: String,
+    /// Key `bind`: the addresses, at least one.
+    pub binds: Vec<Bind>,
+    /// Certificates and ALPN; none = plain.
+    pub tls: Option<ListenerTls>,
+    /// Whether a client key is asked for.
+    pub auth: ListenerAuth,
+    /// Where a client may carry its key, in the order they are looked at.
+    pub accept: Vec<Carrier>,
+    /// Where an unknown model goes; none = 404.
+    pub default_group: Option<GroupId>,
+    /// Peers whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether `X-Forwarded-For`, `-Proto` and `X-Real-IP` are sent on.
+    pub forwarded: Forwarded,
+    /// Per client IP; none = no limit.
+    pub ratelimit: Option<IpRate>,
+    /// Key `route`, in declaration order.
+    pub routes: Vec<RouteRule>,
+    /// The client side's times, resolved against `[timeouts]`.
+    pub timeouts: ClientTimeouts,
+}
+
+/// One address to listen on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Bind {
+    /// `127.0.0.1:4000`, `[::]:4000`; port 0 = any free one.
+    Tcp(SocketAddr),
+    /// `unix:/run/x.sock`.
+    Unix(PathBuf),
+}
+
+impl Bind {
+    /// Whether only this machine can connect.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(addr) => addr.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Display for Bind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(addr) => write!(f, "{addr}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// TLS of a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListenerTls {
+    /// Certificate and key files; the first is the default, the others by SNI.
+    pub pairs: Vec<CertPair>,
+    /// Protocols offered, the preferred first.
+    pub alpn: Vec<Alpn>,
+}
+
+/// One certificate chain with its private key, as PEM files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertPair {
+    /// Certificate chain.
+    pub cert: PathBuf,
+    /// Private key.
+    pub key: PathBuf,
+}
+
+/// A protocol of ALPN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alpn {
+    /// `h2`.
+    H2,
+    /// `http/1.1`.
+    Http11,
+}
+
+/// Whether a listener asks for a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenerAuth {
+    /// A key of `[[key]]` is needed.
+    Keys,
+    /// Everyone may come in.
+    None,
+}
+
+/// Where a client carries its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Carrier {
+    /// `Authorization: Bearer …`; the raw key without a scheme too.
+    Bearer,
+    /// A field of that name, in lower case: `x-api-key`, `x-goog-api-key`.
+    Header(String),
+    /// The query parameter of that name: `query:key`.
+    Query(String),
+}
+
+/// Whether forwarding fields are sent to upstreams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    /// Ours is appended to what a trusted proxy said.
+    Append,
+    /// Neither sent nor passed on.
+    Off,
+}
+
+/// GCRA per client IP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IpRate {
+    /// 1..=10000.
+    pub per_second: u32,
+    /// 1..=20000.
+    pub burst: u32,
+}
+
+/// One `[[listener.route]]`: has a path, a host, or both.
+#[derive(Debug, Clone)]
+pub struct RouteRule {
+    /// Pattern of the path, begins with `/`; its syntax has been checked.
+    pub path: Option<String>,
+    /// Host and prefix.
+    pub host: Option<HostRoute>,
+    /// Where the request goes.
+    pub group: GroupId,
+    /// Keys that may use it; none = every key of the listener.
+    pub keys: Option<Vec<KeyId>>,
+    /// Where the rule stands.
+    pub place: Place,
+}
+
+/// `host = "openai.example.com/prefix"`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HostRoute {
+    /// Lower case, without port.
+    pub host: String,
+    /// Begins with `/`, does not end with one; stripped before forwarding. None = no prefix.
+    pub prefix: Option<String>,
+}
+
+/// A client credential and its rights.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// Unique among keys; what logs and metrics show.
+    pub name: String,
+    /// SHA-256 of the key; the key itself is not kept.
+    pub sha256: [u8; 32],
+    /// Models it may use.
+    pub models: ModelSet,
+    /// Listeners it is good for.
+    pub listeners: ListenerSet,
+    /// Requests per minute; 0 = no limit. So the next four.
+    pub rpm: u64,
+    /// Requests per UTC day.
+    pub rpd: u64,
+    /// Tokens per minute.
+    pub tpm: u64,
+    /// GCRA rate, 0..=10000.
+    pub per_second: u32,
+    /// GCRA burst, 0..=20000; at least 1 when `per_second` is set.
+    pub burst: u32,
+    /// Exchanges in flight at most; 0 = no limit.
+    pub concurrency: u32,
+    /// Place in a queue: the higher goes first.
+    pub priority: i32,
+    /// Seconds since 1970 UTC from which on it is refused; none = never.
+    pub expires: Option<u64>,
+}
+
+/// Names of models, or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSet {
+    /// `["*"]`.
+    All,
+    /// One of these fits.
+    Of(Vec<ModelPattern>),
+}
+
+/// One name of a `ModelSet`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelPattern {
+    /// The name itself.
+    Exact(String),
+    /// `gpt-*`: every name that begins so; holds what stands before the star.
+    Prefix(String),
+}
+
+impl ModelSet {
+    /// Whether a model of that name is in the set.
+    pub fn allows(&self, model: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(patterns) => patterns.iter().any(|pattern| match pattern {
+                ModelPattern::Exact(name) => name == model,
+                ModelPattern::Prefix(prefix) => model.starts_with(prefix.as_str()),
+            }),
+        }
+    }
+}
+
+/// Listeners, or all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerSet {
+    /// `["*"]`.
+    All,
+    /// One of these.
+    Of(Vec<ListenerId>),
+}
+
+impl ListenerSet {
+    /// Whether that listener is in the set.
+    pub fn allows(&self, listener: ListenerId) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(ids) => ids.contains(&listener),
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The checked configuration: what is meant, not what was said.
+//!
+//! Field names are the TOML keys, so that `config.example.toml` explains both.
+//! No raw strings are left where a type fits: a reference is an index, a time is
+//! a `Duration`, a choice is an enum. A `Config` that exists has been checked
+//! (by `config::build`, which alone makes one from a file); nobody checks again.
+//! Ids index the `Vec` of the `Config` they were built with and no other.
+//!
+//! Reading order: this file, then `process`, `listener`, `upstream`, `group`,
+//! `secret`. Knows nothing of the file's syntax, of sockets or of clocks.
+
+mod group;
+mod listener;
+mod process;
+mod secret;
+mod upstream;
+
+pub use group::*;
+pub use listener::*;
+pub use process::*;
+pub use secret::Secret;
+pub use upstream::*;
+
+/// A whole checked configuration; shared as `Arc<Config>` by every core.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[process]`.
+    pub process: Process,
+    /// `[log]`.
+    pub log: Log,
+    /// `[limits]`.
+    pub limits: Limits,
+    /// `[timeouts]`, the defaults; listeners and groups hold their own resolved copies.
+    pub timeouts: Timeouts,
+    /// `[[listener]]`, never empty; indexed by `ListenerId`.
+    pub listeners: Vec<Listener>,
+    /// `[[key]]`; indexed by `KeyId`.
+    pub keys: Vec<Key>,
+    /// `[ratelimit_store]`.
+    pub ratelimit_store: RatelimitStore,
+    /// `[[upstream]]` with `ports` expanded, then those implied by `models.*.backend`;
+    /// indexed by `UpstreamId`.
+    pub upstreams: Vec<Upstream>,
+    /// `[[group]]` in declaration order, then the implicit ones; indexed by `GroupId`.
+    pub groups: Vec<Group>,
+    /// `[models]` in declaration order, then the names that upstreams declare. Names and
+    /// aliases are unique over all of them.
+    pub models: Vec<Model>,
+    /// `[discovery]`.
+    pub discovery: Discovery,
+    /// `[admin]`; none when the file has no such section or its `bind` is empty.
+    pub admin: Option<Admin>,
+}
+
+impl Config {
+    /// The upstream of an id of this config.
+    pub fn upstream(&self, id: UpstreamId) -> &Upstream {
+        &self.upstreams[usize::from(id.0)]
+    }
+
+    /// The group of an id of this config.
+    pub fn group(&self, id: GroupId) -> &Group {
+        &self.groups[usize::from(id.0)]
+    }
+
+    /// The key of an id of this config.
+    pub fn key(&self, id: KeyId) -> &Key {
+        &self.keys[usize::from(id.0)]
+    }
+
+    /// The listener of an id of this config.
+    pub fn listener(&self, id: ListenerId) -> &Listener {
+        &self.listeners[usize::from(id.0)]
+    }
+
+    /// The declared (not implicit) group of that name.
+    pub fn group_named(&self, name: &str) -> Option<GroupId> {
+        let at = self.groups.iter().position(|g| !g.implicit && g.name == name)?;
+        u16::try_from(at).ok().map(GroupId)
+    }
+
+    /// The upstream of that name.
+    pub fn upstream_named(&self, name: &str) -> Option<UpstreamId> {
+        let at = self.upstreams.iter().position(|u| u.name == name)?;
+        u16::try_from(at).ok().map(UpstreamId)
+    }
+}
+
+/// Index of an upstream in `Config::upstreams`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UpstreamId(pub u16);
+
+/// Index of a group in `Config::groups`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u16);
+
+/// Index of a client key in `Config::keys`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct KeyId(pub u16);
+
+/// Index of a listener in `Config::listeners`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId(pub u16);
+
+/// Where in the file a rule stands, for `explain` and the start-up block.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Path of the key, such as `listener.main.route[3]`.
+    pub path: Box<str>,
+    /// Line in the file, 1-based; 0 when no file says it.
+    pub line: u32,
+    /// Column in characters, 1-based; 0 when no file says it.
+    pub column: u32,
+}

@@ -1,0 +1,218 @@
+//! Process-wide sections: `[process]`, `[log]`, `[limits]`, `[timeouts]`,
+//! `[ratelimit_store]`, `[discovery]`, `[admin]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::{Bind, Secret};
+
+/// `[process]`: cores, driver, end of life.
+#[derive(Debug, Clone)]
+pub struct Process {
+    /// One pinned worker for each core named here.
+    pub cores: Cores,
+    /// How long a stopping process waits for in-flight exchanges.
+    pub drain: Duration,
+    /// The IO driver of the workers.
+    pub io: Io,
+    /// Unix socket of the handover; none = an abstract one named after the bind addresses.
+    pub control_socket: Option<PathBuf>,
+    /// Folder of admin edits and counters that outlive the process; none = none kept.
+    pub state_dir: Option<PathBuf>,
+}
+
+/// Which cores get a worker. Whether the machine has them is the worker's matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cores {
+    /// Every core of the affinity mask.
+    Auto,
+    /// The first so many cores of the affinity mask, at least 1.
+    Count(u16),
+    /// Exactly these, by number; not empty, no duplicates.
+    List(Vec<u16>),
+}
+
+/// The IO driver of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Io {
+    /// io_uring where the kernel has it, else epoll with a warning.
+    Auto,
+    /// io_uring or refuse to start.
+    IoUring,
+    /// epoll.
+    Epoll,
+}
+
+/// `[log]`.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Least level that is written.
+    pub level: Level,
+    /// Form of a line.
+    pub format: LogFormat,
+    /// Where one line per exchange goes.
+    pub access: AccessLog,
+}
+
+/// Level of a log line, the gravest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Something failed that an operator must repair.
+    Error,
+    /// Something is odd and goes on.
+    Warn,
+    /// Start, reload, stop, changes of state.
+    Info,
+    /// One or more lines per exchange.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+/// Form of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For a terminal.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where access log lines go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AccessLog {
+    /// Nowhere.
+    Off,
+    /// Standard output.
+    Stdout,
+    /// A file, appended to; SIGUSR1 reopens it.
+    File(PathBuf),
+}
+
+/// `[limits]`: what one peer may ask of us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a request or response head; beyond: 431 (502 from an upstream).
+    pub head: u64,
+    /// Header fields of one head; beyond: 431.
+    pub fields: u32,
+    /// Bytes of a request target; beyond: 414.
+    pub target: u64,
+    /// Bytes of a request body; beyond: 413.
+    pub body: u64,
+    /// Bytes of a body kept for retry once its model is known; `body_held <= body`.
+    pub body_held: u64,
+    /// Bytes of all held bodies of the process; beyond: 503 with `Retry-After`.
+    pub held_total: u64,
+    /// Client connections of the process; 0 = as many as RLIMIT_NOFILE allows.
+    pub connections: u32,
+}
+
+/// `[timeouts]`: both sides' defaults.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// What applies to clients; a listener may override each.
+    pub client: ClientTimeouts,
+    /// What applies to upstreams; a group may override each.
+    pub upstream: UpstreamTimeouts,
+}
+
+/// The client side's times, resolved per listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientTimeouts {
+    /// First byte of a head to its end; also accept to first byte.
+    pub client_head: Duration,
+    /// Between two reads of a request body.
+    pub client_body_idle: Duration,
+    /// Idle between two requests of a connection.
+    pub client_keepalive: Duration,
+    /// A write that makes no progress.
+    pub client_write_idle: Duration,
+    /// TCP keep-alive probes on accepted connections.
+    pub tcp_keepalive: Duration,
+}
+
+/// The upstream side's times, resolved per group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UpstreamTimeouts {
+    /// To an established connection, TLS included.
+    pub connect: Duration,
+    /// Request sent to response head.
+    pub first_byte: Duration,
+    /// Between two reads of a response body.
+    pub stream_idle: Duration,
+    /// The whole exchange; none = a healthy stream is never cut.
+    pub total: Option<Duration>,
+    /// An idle pooled connection is closed after this.
+    pub pool_idle: Duration,
+    /// TCP keep-alive probes on connections to upstreams.
+    pub tcp_keepalive: Duration,
+}
+
+/// `[ratelimit_store]`.
+#[derive(Debug, Clone)]
+pub struct RatelimitStore {
+    /// Key `type`: where the counters live.
+    pub kind: StoreKind,
+    /// Redis URL; secret, since it may hold a password.
+    pub url: Secret,
+    /// How Redis is asked.
+    pub mode: StoreMode,
+    /// What happens while Redis is away.
+    pub on_error: StoreOnError,
+}
+
+/// Where rate-limit counters live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreKind {
+    /// In this process.
+    Memory,
+    /// In Redis, shared by all nodes.
+    Redis,
+}
+
+/// How Redis is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreMode {
+    /// A shared budget, taken in small batches.
+    Lease,
+    /// One call per request.
+    Strict,
+}
+
+/// What happens while Redis is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreOnError {
+    /// Each node keeps its share.
+    Local,
+    /// Requests of limited keys are refused.
+    Deny,
+}
+
+/// `[discovery]`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Discovery {
+    /// Age at which a models list is asked for again.
+    pub ttl: Duration,
+    /// Times `health.interval`; 0.0 = unused; with both given the smaller counts.
+    pub ttl_multiplier: f64,
+    /// True: discovered ids are `upstream:model`.
+    pub prefix: bool,
+}
+
+/// `[admin]`.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    /// Address of the admin listener.
+    pub bind: Bind,
+    /// Bearer token; always some when `bind` is not loopback.
+    pub token: Option<Secret>,
+    /// Clients that may connect.
+    pub allow: Vec<IpNet>,
+    /// Whether `GET /` is the dashboard.
+    pub dashboard: bool,
+    /// Whether edits are kept in `state_dir`.
+    pub persist: bool,
+}

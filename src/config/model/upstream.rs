@@ -1,0 +1,311 @@
+//! One LLM server: `[[upstream]]`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{GroupId, Secret};
+
+/// One LLM server and how to speak with it.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Unique among upstreams; `name-PORT` when `ports` expanded it.
+    pub name: String,
+    /// Base URL.
+    pub url: UpstreamUrl,
+    /// How the client's path meets the URL's.
+    pub path_mode: PathMode,
+    /// The dialect it speaks.
+    pub protocol: Protocol,
+    /// Credential put in place of the client's. With `api_keys` it holds the first of them.
+    pub auth: UpstreamAuth,
+    /// Credentials of which one is picked per attempt, in place of the one in `auth`;
+    /// empty = `auth` alone.
+    pub api_keys: Vec<ApiKey>,
+    /// Edits of the request head, in order.
+    pub headers: Vec<HeaderOp>,
+    /// What the `Host` field says.
+    pub host: HostRule,
+    /// `User-Agent` sent; none = the client's.
+    pub user_agent: Option<String>,
+    /// Outbound proxy.
+    pub proxy: Option<OutboundProxy>,
+    /// TLS towards an `https` URL.
+    pub tls: UpstreamTls,
+    /// Whether HTTP/2 is spoken.
+    pub http2: bool,
+    /// Where its model names come from.
+    pub models: ModelsFrom,
+    /// Exchanges in flight at most; 0 = no limit.
+    pub concurrency: u32,
+    /// When a connection is used again.
+    pub reuse: Reuse,
+    /// False: never picked.
+    pub enabled: bool,
+    /// Active probes; none = passive signs alone.
+    pub health: Option<Health>,
+    /// When and how long it is left alone.
+    pub breaker: Breaker,
+    /// A source of many upstreams made from this entry.
+    pub discover: Option<Discover>,
+    /// The implicit group that holds this upstream alone, for `model@upstream`,
+    /// `upstream:model` and models that name an upstream.
+    pub group: GroupId,
+    /// True: made from `models.*.backend`, not declared.
+    pub implicit: bool,
+}
+
+/// A checked base URL.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    /// `https`.
+    pub tls: bool,
+    /// Name or address, IPv6 without brackets; for a Unix socket its path.
+    pub host: String,
+    /// Port; 80 or 443 when the URL has none, 0 for a Unix socket.
+    pub port: u16,
+    /// Begins with `/` and does not end with one, or is empty.
+    pub base_path: String,
+    /// True: `host` is the path of a Unix socket.
+    pub unix: bool,
+    /// As written, after substitution.
+    pub original: String,
+}
+
+impl UpstreamUrl {
+    /// What a `Host` field for it says: the port is left out when it is the scheme's own.
+    pub fn authority(&self) -> String {
+        if self.unix {
+            return "localhost".to_owned();
+        }
+        let host =
+            if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        match (self.tls, self.port) {
+            (false, 80) | (true, 443) => host,
+            (_, port) => format!("{host}:{port}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for UpstreamUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.original)
+    }
+}
+
+/// How the client's path meets the URL's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathMode {
+    /// Base path, then the client's path and query.
+    Append,
+    /// The URL as it is; the client's path is dropped.
+    Fixed,
+    /// As `Append`, after a leading `/v1` of the client's path is taken off.
+    StripV1,
+}
+
+/// Dialect of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OpenAI, vLLM, SGLang, llama-server.
+    OpenAi,
+    /// Ollama.
+    Ollama,
+    /// Anthropic.
+    Anthropic,
+    /// Gemini.
+    Gemini,
+}
+
+/// The credential an upstream gets.
+#[derive(Debug, Clone)]
+pub enum UpstreamAuth {
+    /// None; the client's is removed.
+    None,
+    /// The client's, untouched.
+    Pass,
+    /// `Authorization: Bearer <token>`.
+    Bearer(Secret),
+    /// `Authorization: Basic <base64>`; holds `username:password` before the encoding.
+    Basic(Secret),
+    /// A field of that name, in lower case.
+    Header {
+        /// Name of the field.
+        name: String,
+        /// Its value.
+        value: Secret,
+    },
+    /// A query parameter.
+    Query {
+        /// Name of the parameter.
+        name: String,
+        /// Its value, before percent-encoding.
+        value: Secret,
+    },
+}
+
+/// One of several credentials.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// The credential.
+    pub key: Secret,
+    /// Share of the attempts; > 0.
+    pub weight: f64,
+}
+
+/// One edit of the request head.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HeaderOp {
+    /// What is done.
+    pub op: HeaderAction,
+    /// Key `key`: field name in lower case; never hop-by-hop, never a framing field.
+    pub name: String,
+    /// Field value, checked; empty for `Remove`.
+    pub value: String,
+}
+
+impl std::fmt::Debug for HeaderOp {
+    /// Hides the value of fields that look like credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let shown = if header_is_secret(&self.name) { "***" } else { self.value.as_str() };
+        write!(f, "{:?} {}: {shown}", self.op, self.name)
+    }
+}
+
+/// Whether a field of that name is likely to hold a credential.
+pub fn header_is_secret(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    ["auth", "key", "token", "secret", "cookie", "passw", "credential", "session"]
+        .iter()
+        .any(|word| name.contains(word))
+}
+
+/// What a `HeaderOp` does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeaderAction {
+    /// Adds the field if the request has none of that name.
+    Insert,
+    /// Puts it in place of all of that name.
+    Replace,
+    /// Takes all of that name away.
+    Remove,
+}
+
+/// What the `Host` field towards an upstream says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HostRule {
+    /// The URL's authority.
+    Upstream,
+    /// What the client sent.
+    Client,
+    /// This.
+    Literal(String),
+}
+
+/// An outbound proxy.
+#[derive(Debug, Clone)]
+pub struct OutboundProxy {
+    /// Name or address.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// `user:password`, for `Proxy-Authorization: Basic`.
+    pub credentials: Option<Secret>,
+}
+
+/// TLS towards an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Roots to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Client certificate.
+    pub cert: Option<PathBuf>,
+    /// Its private key; some exactly when `cert` is.
+    pub key: Option<PathBuf>,
+    /// SNI and name to verify; none = the URL's host.
+    pub server_name: Option<String>,
+    /// False: any certificate will do.
+    pub verify: bool,
+}
+
+/// Where an upstream's model names come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelsFrom {
+    /// Asked from the server.
+    Discover,
+    /// As listed; may be empty.
+    List(Vec<String>),
+}
+
+/// When a connection to an upstream is used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reuse {
+    /// As HTTP says.
+    Auto,
+    /// Not after a streamed response, whatever the server claims.
+    NoAfterStream,
+    /// Never.
+    Never,
+}
+
+/// Active health check.
+#[derive(Debug, Clone)]
+pub struct Health {
+    /// Path and query asked for, begins with `/`.
+    pub path: String,
+    /// Upper case.
+    pub method: String,
+    /// Body sent; may be empty.
+    pub body: String,
+    /// Fields sent in addition, as edits of an empty head.
+    pub headers: Vec<HeaderOp>,
+    /// From one probe to the next.
+    pub interval: Duration,
+    /// A probe that takes longer has failed; `timeout <= interval`.
+    pub timeout: Duration,
+    /// Failures in a row until it is down.
+    pub fall: u32,
+    /// Successes in a row until it is up.
+    pub rise: u32,
+}
+
+/// Circuit breaker of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Breaker {
+    /// Share of failed calls that opens it, 0.01..=1.0.
+    pub threshold: f64,
+    /// Over this time.
+    pub window: Duration,
+    /// Not before so many calls in the window.
+    pub calls_min: u32,
+    /// Or so many failures in a row.
+    pub consecutive: u32,
+    /// Open for this long, doubled at each further failure.
+    pub cooldown: Duration,
+    /// Calls let through at a time when half open.
+    pub trials: u32,
+    /// Successes that close it.
+    pub successes: u32,
+}
+
+/// A source of upstreams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discover {
+    /// `dns:NAME:PORT`: one upstream for each address of the name.
+    Dns {
+        /// Name to resolve.
+        name: String,
+        /// Port of each.
+        port: u16,
+    },
+    /// `srv:NAME`.
+    Srv(String),
+    /// `file:PATH`.
+    File(PathBuf),
+    /// `k8s:NAMESPACE/SERVICE`.
+    K8s {
+        /// Namespace.
+        namespace: String,
+        /// Service.
+        service: String,
+    },
+}
