@@ -5,3 +5,4 @@
 pub mod rng;
 pub mod ids;
 pub mod buf;
+pub mod units;

@@ -1,0 +1,315 @@
+//! What is wrong with a file, and how it is shown.
+//!
+//! The one idea: faults are gathered in a `Draft` with byte spans and turned into
+//! text only at the end, when every secret's span is known too. A source line is
+//! shown with all secrets on it replaced by `***`, whatever the fault is about.
+//! Of a line that is not even TOML nothing behind the `=` is shown, since nobody
+//! knows what it would have been.
+
+use std::fmt;
+use std::ops::Range;
+
+/// Where a value stands and how it may be quoted.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Spot {
+    /// Path such as `listener.main.route[3].group`.
+    pub(crate) path: String,
+    /// Bytes of the value in the file.
+    pub(crate) span: Range<usize>,
+    /// `${…}` was replaced in it: messages quote the source instead of the value.
+    pub(crate) substituted: bool,
+    /// Messages never quote it.
+    pub(crate) secret: bool,
+}
+
+/// One complaint, ready to be shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// Path of the key, empty for a fault of syntax.
+    pub path: String,
+    /// What is wrong: thing, value, limit.
+    pub message: String,
+    /// Line in the file, 1-based.
+    pub line: u32,
+    /// Column in characters, 1-based.
+    pub column: u32,
+    /// The source line with secrets masked.
+    excerpt: String,
+    /// Characters of `excerpt` before the caret.
+    caret_at: usize,
+    /// Carets, at least one.
+    caret_len: usize,
+}
+
+/// All that was found in one file.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Name of the file, as shown.
+    pub file: String,
+    /// Faults for which the file is refused, in file order.
+    pub errors: Vec<Fault>,
+    /// What works but is likely not meant, in file order.
+    pub warnings: Vec<Fault>,
+}
+
+impl Report {
+    /// One complaint as text: place, path, message, source line, caret line.
+    pub fn show(&self, fault: &Fault, kind: &str) -> String {
+        let Fault { path, message, line, column, excerpt, caret_at, caret_len } = fault;
+        let sep = if path.is_empty() { "" } else { ": " };
+        let at = format!("{}:{line}:{column}: {kind}{path}{sep}{message}", self.file);
+        let gutter = line.to_string();
+        let pad = " ".repeat(gutter.len());
+        let lead = " ".repeat(*caret_at);
+        let carets = "^".repeat(*caret_len);
+        format!("{at}\n {gutter} | {excerpt}\n {pad} | {lead}{carets}\n")
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for fault in &self.errors {
+            f.write_str(&self.show(fault, ""))?;
+        }
+        for fault in &self.warnings {
+            f.write_str(&self.show(fault, "warning: "))?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// Faults while they are gathered.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    text: &'a str,
+    errors: Vec<(Spot, String)>,
+    warnings: Vec<(Spot, String)>,
+    masked: Vec<Range<usize>>,
+    /// Spans of syntax faults, whose lines are shown up to the `=` only.
+    broken: bool,
+}
+
+impl<'a> Draft<'a> {
+    pub(crate) fn new(text: &'a str) -> Self {
+        Self { text, errors: Vec::new(), warnings: Vec::new(), masked: Vec::new(), broken: false }
+    }
+
+    /// The file is refused because of this.
+    pub(crate) fn fault(&mut self, spot: &Spot, message: impl Into<String>) {
+        self.errors.push((spot.clone(), message.into()));
+    }
+
+    /// The file is odd because of this.
+    pub(crate) fn warn(&mut self, spot: &Spot, message: impl Into<String>) {
+        self.warnings.push((spot.clone(), message.into()));
+    }
+
+    /// The file is not TOML because of this.
+    pub(crate) fn syntax(&mut self, span: Range<usize>, message: impl Into<String>) {
+        self.broken = true;
+        self.fault(&Spot { span, ..Spot::default() }, message);
+    }
+
+    /// Bytes of the file that are never shown.
+    pub(crate) fn mask(&mut self, span: Range<usize>) {
+        self.masked.push(span);
+    }
+
+    pub(crate) fn has_errors(&self) -> bool {
+        !self.errors.is_empty()
+    }
+
+    /// Forgets the complaints and keeps the masks.
+    pub(crate) fn keep_masks_only(&mut self) {
+        self.errors.clear();
+        self.warnings.clear();
+    }
+
+    /// `"value"` as a message may show it.
+    pub(crate) fn quote(&self, spot: &Spot, value: &str) -> String {
+        if spot.secret {
+            return "***".to_owned();
+        }
+        if spot.substituted {
+            return self.text.get(spot.span.clone()).unwrap_or("***").to_owned();
+        }
+        format!("{value:?}")
+    }
+
+    /// Line and column of a byte, both 1-based, the column in characters.
+    pub(crate) fn position(&self, at: usize) -> (u32, u32) {
+        let before = self.text.get(..at.min(self.text.len())).unwrap_or(self.text);
+        let start = before.rfind('\n').map_or(0, |i| i + 1);
+        let line = 1 + before.bytes().filter(|b| *b == b'\n').count();
+        (clamp(line), clamp(1 + before[start..].chars().count()))
+    }
+
+    /// ` (line 12)`, for a message that names another place.
+    pub(crate) fn line_of(&self, spot: &Spot) -> u32 {
+        self.position(spot.span.start).0
+    }
+
+    /// Turns the gathered complaints into a report, in file order.
+    pub(crate) fn finish(mut self, file: &str) -> Report {
+        let errors = std::mem::take(&mut self.errors);
+        let warnings = std::mem::take(&mut self.warnings);
+        Report { file: file.to_owned(), errors: self.render(errors), warnings: self.render(warnings) }
+    }
+
+    fn render(&self, mut found: Vec<(Spot, String)>) -> Vec<Fault> {
+        found.sort_by_key(|(spot, _)| spot.span.start);
+        found.into_iter().map(|(spot, message)| self.render_one(spot, message)).collect()
+    }
+
+    fn render_one(&self, spot: Spot, message: String) -> Fault {
+        let start = floor_char(self.text, spot.span.start);
+        let (line, column) = self.position(start);
+        let from = self.text[..start].rfind('\n').map_or(0, |i| i + 1);
+        let to = self.text[start..].find('\n').map_or(self.text.len(), |i| start + i);
+        let line_span = from..to;
+        let masks = if self.broken { vec![self.broken_value(&line_span)] } else { self.on_line(&line_span) };
+        let (excerpt, caret_at, caret_end) =
+            masked_line(self.text, line_span, &masks, start..spot.span.end.max(start));
+        let caret_len = caret_end.saturating_sub(caret_at).max(1);
+        Fault { path: spot.path, message, line, column, excerpt, caret_at, caret_len }
+    }
+
+    /// Masks that touch a line, sorted, and with them the comment behind a secret:
+    /// it may hold the old one.
+    fn on_line(&self, line: &Range<usize>) -> Vec<Range<usize>> {
+        let touches = |m: &&Range<usize>| m.start < line.end && m.end > line.start;
+        let mut masks: Vec<_> = self.masked.iter().filter(touches).cloned().collect();
+        masks.sort_by_key(|m| (m.start, m.end));
+        if let Some(end) = masks.iter().map(|m| m.end.min(line.end)).max() {
+            let end = floor_char(self.text, end);
+            if let Some(hash) = self.text[end..line.end].find('#') {
+                masks.push(end + hash..line.end);
+            }
+        }
+        masks
+    }
+
+    /// What is hidden of a line with a fault of syntax: all behind the first `=`,
+    /// or all of it when it is neither an assignment nor a table header.
+    fn broken_value(&self, line: &Range<usize>) -> Range<usize> {
+        let text = &self.text[line.clone()];
+        match text.find('=') {
+            Some(at) => line.start + at + 1..line.end,
+            None if text.trim_start().starts_with('[') && !text.contains(['"', '\'']) => {
+                line.end..line.end
+            }
+            None => line.clone(),
+        }
+    }
+}
+
+/// The line with masks replaced, and where the caret's ends come to stand in it.
+fn masked_line(
+    text: &str,
+    line: Range<usize>,
+    masks: &[Range<usize>],
+    caret: Range<usize>,
+) -> (String, usize, usize) {
+    let mut out = String::new();
+    let (mut caret_at, mut caret_end) = (None, None);
+    let mut at = line.start;
+    let mut masks = masks.iter().peekable();
+    let mut chars_out = 0;
+    while at < line.end {
+        while masks.next_if(|m| m.end <= at).is_some() {}
+        let (step, shown) = match masks.peek() {
+            Some(m) if m.start <= at => (m.end.min(line.end), "***"),
+            _ => {
+                let next = at + text[at..].chars().next().map_or(1, char::len_utf8);
+                (next, &text[at..next])
+            }
+        };
+        let step = ceil_char(text, step);
+        if caret_at.is_none() && caret.start < step {
+            caret_at = Some(chars_out);
+        }
+        // A tab would shift the caret, a control byte could drive the terminal.
+        let clean = shown.chars().map(|c| if c.is_control() { ' ' } else { c });
+        chars_out += clean.clone().count();
+        out.extend(clean);
+        if caret_end.is_none() && caret.end <= step {
+            caret_end = Some(chars_out);
+        }
+        at = step;
+    }
+    let caret_at = caret_at.unwrap_or(chars_out);
+    let trimmed = out.trim_end().to_owned();
+    let end = caret_end.unwrap_or(chars_out).min(trimmed.chars().count());
+    (trimmed, caret_at, end)
+}
+
+fn floor_char(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+fn ceil_char(text: &str, at: usize) -> usize {
+    let mut at = at.min(text.len());
+    while !text.is_char_boundary(at) {
+        at += 1;
+    }
+    at
+}
+
+fn clamp(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+/// `, did you mean "chat"?` when one of the known names is close, else nothing.
+pub(crate) fn did_you_mean<'n>(given: &str, known: impl IntoIterator<Item = &'n str>) -> String {
+    let limit = (given.chars().count() / 3).clamp(1, 4);
+    known
+        .into_iter()
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map_or(String::new(), |(_, name)| format!(", did you mean {name:?}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caret_stands_under_the_value() {
+        let text = "a = 1\nkey = \"sécret\" ; group = \"chta\" # x\n";
+        let mut draft = Draft::new(text);
+        draft.mask(12..21);
+        let at = text.find("\"chta\"").unwrap();
+        let spot = Spot { path: "p.group".into(), span: at..at + 6, ..Spot::default() };
+        draft.fault(&spot, "no group");
+        let report = draft.finish("f.toml");
+        let shown = report.to_string();
+        assert_eq!(
+            shown,
+            "f.toml:2:26: p.group: no group\n 2 | key = *** ; group = \"chta\" ***\n   | \
+             \u{20}                   ^^^^^^\n"
+        );
+    }
+
+    #[test]
+    fn broken_lines_hide_their_value() {
+        let text = "key = \"sk-abc";
+        let mut draft = Draft::new(text);
+        draft.syntax(13..13, "unclosed");
+        let shown = draft.finish("f").to_string();
+        assert!(shown.contains("key =***"), "{shown}");
+        assert!(!shown.contains("sk-abc"));
+    }
+
+    #[test]
+    fn suggests_what_is_close_and_nothing_else() {
+        assert_eq!(did_you_mean("chta", ["main", "chat"]), ", did you mean \"chat\"?");
+        assert_eq!(did_you_mean("zzz", ["main", "chat"]), "");
+    }
+}

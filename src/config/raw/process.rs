@@ -1,0 +1,103 @@
+//! Mirror of the process-wide sections.
+
+use crate::config::model::*;
+use crate::config::raw::{CoresEntry, mirror};
+use crate::config::reader::{At, OneOf, SecretText, Size, Time};
+
+mirror! {
+    /// `[process]`.
+    RawProcess {
+        /// "auto", a number of cores, or a list of core numbers.
+        cores: CoresEntry,
+        /// How long a stopping process waits for in-flight exchanges, 1s..1h.
+        drain: Time,
+        /// IO driver.
+        io: OneOf<Io>,
+        /// Path of the handover socket; empty = an abstract one.
+        control_socket: String,
+        /// Folder of what outlives the process; empty = none.
+        state_dir: String,
+    }
+    /// `[log]`.
+    RawLog {
+        /// Least level that is written.
+        level: OneOf<Level>,
+        /// Form of a line.
+        format: OneOf<LogFormat>,
+        /// off, stdout or a path.
+        access: String,
+    }
+    /// `[limits]`.
+    RawLimits {
+        /// Bytes of a head.
+        head: Size,
+        /// Fields of a head.
+        fields: i64,
+        /// Bytes of a request target.
+        target: Size,
+        /// Bytes of a request body.
+        body: Size,
+        /// Bytes of a body kept for retry once its model is known.
+        body_held: Size,
+        /// Bytes of all held bodies.
+        held_total: Size,
+        /// Client connections; 0 = from RLIMIT_NOFILE.
+        connections: i64,
+    }
+    /// `[timeouts]`.
+    RawTimeouts {
+        /// A request head, from its first byte to its end.
+        client_head: Time,
+        /// Between two reads of a request body.
+        client_body_idle: Time,
+        /// Idle between two requests of a connection.
+        client_keepalive: Time,
+        /// A write to a client that makes no progress.
+        client_write_idle: Time,
+        /// To an established connection, 1s..120s.
+        connect: Time,
+        /// Request sent to response head.
+        first_byte: Time,
+        /// Between two reads of a response body.
+        stream_idle: Time,
+        /// The whole exchange; 0s = none.
+        total: Time,
+        /// Age of an idle pooled connection, 5s..1800s.
+        pool_idle: Time,
+        /// TCP keep-alive, 5s..600s.
+        tcp_keepalive: Time,
+    }
+    /// `[ratelimit_store]`.
+    RawRatelimitStore {
+        /// Where the counters live.
+        kind as "type": OneOf<StoreKind>,
+        /// Redis URL.
+        url: SecretText,
+        /// How Redis is asked.
+        mode: OneOf<StoreMode>,
+        /// What happens while Redis is away.
+        on_error: OneOf<StoreOnError>,
+    }
+    /// `[discovery]`.
+    RawDiscovery {
+        /// Age at which a models list is asked for again.
+        ttl: Time,
+        /// Times health.interval; 0.0 = unused.
+        ttl_multiplier: f64,
+        /// Ids are "upstream:model".
+        prefix: bool,
+    }
+    /// `[admin]`.
+    RawAdmin {
+        /// Address; empty = none.
+        bind: String,
+        /// Bearer token.
+        token: SecretText,
+        /// CIDRs that may connect.
+        allow: Vec<At<String>>,
+        /// GET / is the dashboard.
+        dashboard: bool,
+        /// Edits are kept in state_dir.
+        persist: bool,
+    }
+}
