@@ -43,6 +43,7 @@ pub mod llm;
 pub mod policy;
 pub mod telemetry;
 pub mod config;
+pub mod cli;
 pub mod net;
 pub mod upstream;
 pub mod proxy;
