@@ -1,0 +1,3 @@
+//! `loadtest`: simulated model servers and a load generator, on the command line.
+
+fn main() {}
