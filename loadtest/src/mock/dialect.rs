@@ -430,7 +430,9 @@ mod tests {
             while stream.next(&mut event).is_some() {
                 let text = String::from_utf8(std::mem::take(&mut event)).unwrap();
                 let json = text.trim_end();
-                let json = json.split_once("data: ").map_or(json, |(_, json)| json);
+                // A line starts outside of strings only: their line ends are escaped.
+                let json = json.lines().last().unwrap();
+                let json = json.strip_prefix("data: ").unwrap_or(json);
                 assert!(
                     json == "[DONE]" || serde_json::from_str::<serde_json::Value>(json).is_ok()
                 );
