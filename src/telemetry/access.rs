@@ -79,7 +79,7 @@ pub fn write_line(entry: &AccessEntry<'_>, out: &mut Vec<u8>) {
 
 /// Appends a field of text; empty text is `null`.
 fn text(out: &mut Vec<u8>, name: &str, value: &[u8]) {
-    put(out, format_args!(",\"{name}\":"));
+    field(out, name);
     if value.is_empty() {
         out.extend_from_slice(b"null");
         return;
@@ -94,28 +94,44 @@ fn text(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.push(b'"');
 }
 
+/// Copies what is plain in one go and escapes the rest.
 fn escape(text: &str, out: &mut Vec<u8>) {
-    for byte in text.bytes() {
-        match byte {
-            b'"' | b'\\' => out.extend([b'\\', byte]),
-            // DEL and C0: a terminal that shows the log must not obey them.
-            0..0x20 | 0x7f => put(out, format_args!("\\u{byte:04x}")),
-            _ => out.push(byte),
+    // DEL and C0 as well: a terminal that shows the log must not obey them.
+    let special = |byte: &u8| matches!(byte, b'"' | b'\\' | 0..0x20 | 0x7f);
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(special) {
+        out.extend_from_slice(&rest[..at]);
+        match rest[at] {
+            byte @ (b'"' | b'\\') => out.extend([b'\\', byte]),
+            byte => put(out, format_args!("\\u{byte:04x}")),
         }
+        rest = &rest[at + 1..];
     }
+    out.extend_from_slice(rest);
+}
+
+/// Appends the name of a field, which is ours and needs no escape.
+fn field(out: &mut Vec<u8>, name: &str) {
+    out.extend_from_slice(b",\"");
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b"\":");
 }
 
 fn number(out: &mut Vec<u8>, name: &str, value: Option<u64>) {
+    field(out, name);
     match value {
-        Some(value) => put(out, format_args!(",\"{name}\":{value}")),
-        None => put(out, format_args!(",\"{name}\":null")),
+        Some(value) => put(out, format_args!("{value}")),
+        None => out.extend_from_slice(b"null"),
     }
 }
 
 /// Appends microseconds as milliseconds with three decimals.
 fn millis(out: &mut Vec<u8>, name: &str, us: Option<u64>) {
     match us {
-        Some(us) => put(out, format_args!(",\"{name}\":{}.{:03}", us / 1000, us % 1000)),
+        Some(us) => {
+            field(out, name);
+            put(out, format_args!("{}.{:03}", us / 1000, us % 1000));
+        }
         None => number(out, name, None),
     }
 }
