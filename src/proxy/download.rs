@@ -275,7 +275,6 @@ impl Download<'_> {
             if !matches!(received, Ok(n) if n > 0) {
                 let clean = matches!(received, Ok(0)) && !self.up_timer.expired();
                 if clean && reader.end_of_input().is_ok() {
-                    done = true;
                     if delivery == Delivery::IntoChunks {
                         out.clear();
                         encode::last_chunk(&mut out);

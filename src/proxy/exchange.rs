@@ -11,7 +11,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::admit::{self, Admitted, Permit};
+use super::admit::{self, Admitted};
 use super::attempt::{Attempt, Attempted};
 use super::conn_h1::Downstream;
 use super::core::{Core, Scratch};
@@ -186,7 +186,7 @@ async fn serve(
         }
     };
     *body = RequestBody::new(permit.framing, begin);
-    let head_route = route::by_head(plan, listener, &scratch.request, &down.recv, &permit)?;
+    let head_route = route::by_head(listener, &scratch.request, &down.recv, &permit)?;
     if permit.expects_continue && down.recv.len() == begin {
         send_continue(core, down).await?;
     }

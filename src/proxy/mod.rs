@@ -5,11 +5,13 @@
 //! (head → permit), `hold` (body → model), `route` (where to), `attempt` (one try at one
 //! upstream), `upload` and `download` (both directions of it), `settle` (what is recorded).
 //! `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
-//! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config, `core` what a
+//! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
+//! (`compile` makes it), `core` what a
 //! core owns.
 
 pub mod admit;
 pub mod attempt;
+pub mod compile;
 pub mod conn_h1;
 pub mod core;
 pub mod download;

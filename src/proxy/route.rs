@@ -18,8 +18,8 @@ use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
-use crate::llm::multipart::{MultipartScan, boundary_of};
-use crate::llm::path::{self, PathModel};
+use crate::llm::multipart::{Boundary, MultipartScan};
+use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
 use crate::llm::splice::replace_model;
@@ -36,7 +36,7 @@ pub struct Route {
     /// Bytes of the path that a host route strips.
     strip: usize,
     /// The model's place in the target, if it stood there.
-    in_target: Option<PathModel>,
+    in_target: Option<Box<PathModel>>,
 }
 
 /// What the head alone says about the way.
@@ -49,7 +49,7 @@ pub enum HeadRoute {
         strip: usize,
     },
     /// The model stands in the target.
-    Target(PathModel),
+    Target(Box<PathModel>),
     /// The model stands in the body.
     Body,
     /// Nothing names a model: the default group or nobody.
@@ -58,7 +58,6 @@ pub enum HeadRoute {
 
 /// Decides what can be decided without the body.
 pub fn by_head(
-    plan: &Plan,
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
@@ -72,17 +71,39 @@ pub fn by_head(
     if let Some(target) = listener.paths.find(path) {
         return may_use(target, permit).map(|group| HeadRoute::Group { group, strip: 0 });
     }
-    let target = head.target.of(bytes);
-    let bodyless = permit.framing == Framing::None;
-    if let Some(found) = path::find(target, matches!(head.method, Method::Get | Method::Head)) {
-        return Ok(HeadRoute::Target(found));
+    let bodyless = matches!(permit.framing, Framing::None | Framing::Length(0));
+    if let Some(found) = model_in_target(head, bytes).map_err(target_refusal)? {
+        return Ok(HeadRoute::Target(Box::new(found)));
     }
-    let asks = !matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
+    let asks =
+        !matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
     if bodyless && asks && listener.default_group.is_none() {
         return Err(Kind::BodyEmpty.into());
     }
-    let _ = plan;
     Ok(if bodyless { HeadRoute::Nothing } else { HeadRoute::Body })
+}
+
+/// Finds the model that the target names: before a verb (Gemini), or, in a GET, as the last
+/// segment under `models` or in `?model=`.
+fn model_in_target(head: &RequestHead, bytes: &[u8]) -> Result<Option<PathModel>, PathFault> {
+    let target = head.target.of(bytes);
+    if !target.starts_with(b"/") {
+        return Ok(None);
+    }
+    if let Some(found) = PathModel::of_verb(target)? {
+        return Ok(Some(found));
+    }
+    if !matches!(head.method, Method::Get | Method::Head) {
+        return Ok(None);
+    }
+    match PathModel::of_id(target)? {
+        Some(found) => Ok(Some(found)),
+        None => PathModel::of_query(target),
+    }
+}
+
+fn target_refusal(fault: PathFault) -> Refusal {
+    Refusal::because(Kind::HeadMalformed, format!("Invalid model in the request target: {fault}."))
 }
 
 fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
@@ -116,8 +137,8 @@ impl HeadRoute {
                 .hint("Send the body without Content-Encoding."));
         }
         let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
-        if let Some(boundary) = boundary_of(kind) {
-            let scan = MultipartScan::new(boundary)
+        if let Some(boundary) = Boundary::of_content_type(kind) {
+            let scan = MultipartScan::new(boundary.as_bytes())
                 .ok_or_else(|| Refusal::because(Kind::BodyMalformed, "Invalid form boundary."))?;
             return Ok(Scanner::Form(Box::new(scan)));
         }
@@ -212,7 +233,7 @@ impl Route {
             return out.extend_from_slice(head.target.of(bytes));
         }
         match (&self.in_target, &self.rename) {
-            (Some(place), Some(name)) => place.write_renamed(head.target.of(bytes), name, out),
+            (Some(place), Some(name)) => place.replace(head.target.of(bytes), name, out),
             _ => {
                 let path = path.get(self.strip..).unwrap_or_default();
                 if !path.starts_with(b"/") {

@@ -1,0 +1,349 @@
+//! Config → Plan: what the data plane asks thousands of times a second is worked out once here.
+//!
+//! Names of upstream hosts have been resolved and models discovered before (`control`); both
+//! come in as values, so this stays a function of its arguments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use base64::Engine as _;
+
+use super::plan::{
+    ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
+    RouteTarget, UpstreamPlan, UpstreamTimeouts,
+};
+use crate::config::{
+    self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,
+    ModelPattern, ModelSet, PathMode, UpstreamAuth,
+};
+use crate::http1::parse::HeadLimits;
+use crate::net::dial::Address;
+use crate::policy::auth::Carrier;
+use crate::policy::balance::Strategy;
+use crate::policy::host::HostTable;
+use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
+use crate::policy::model::{ModelEntry, ModelTable, ModelTarget, Place};
+use crate::policy::retry::{RetryOn, RetryPolicy};
+use crate::policy::route::PathTable;
+use crate::upstream::state::UpstreamState;
+
+/// What the control plane has learnt about one upstream.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    /// Its addresses, in order of preference.
+    pub addresses: Vec<Address>,
+    /// The models it said it serves, if it was asked.
+    pub models: Vec<String>,
+}
+
+/// Compiles a checked config.
+///
+/// Shape: `learnt` has one entry per upstream, in order; `loaded_unix_s` stamps the models list.
+/// Errors: a message that names the thing; the config's own checks leave few.
+pub fn compile(config: &Config, learnt: &[Learnt], loaded_unix_s: u64) -> Result<Plan, String> {
+    let keys = KeyTable::new(config.keys.iter().map(key).collect())
+        .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
+    let mut groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
+    let discovered = discovered_models(config, learnt, &mut groups);
+    let models = model_table(config, &discovered)?;
+    let listed = listed(config, &discovered, &groups);
+    Ok(Plan {
+        listeners: config
+            .listeners
+            .iter()
+            .enumerate()
+            .map(|(number, listener)| listener_plan(number, listener))
+            .collect::<Result<_, _>>()?,
+        keys,
+        models,
+        listed,
+        groups,
+        upstreams: config
+            .upstreams
+            .iter()
+            .zip(learnt)
+            .map(|(upstream, learnt)| upstream_plan(upstream, learnt))
+            .collect(),
+        head: HeadLimits {
+            head_bytes_max: to_usize(config.limits.head),
+            fields_max: config.limits.fields as usize,
+            target_bytes_max: to_usize(config.limits.target),
+        },
+        body_bytes_max: config.limits.body,
+        body_held_bytes_max: config.limits.body_held,
+        tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
+        pool_idle: config.timeouts.upstream.pool_idle,
+        loaded_unix_s,
+    })
+}
+
+fn to_usize(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn key(key: &config::Key) -> Key {
+    let models = match &key.models {
+        ModelSet::All => ModelRights::new(["*"]),
+        ModelSet::Of(patterns) => ModelRights::new(patterns.iter().map(|pattern| match pattern {
+            ModelPattern::Exact(name) => name.clone(),
+            ModelPattern::Prefix(prefix) => format!("{prefix}*"),
+        })),
+    };
+    Key {
+        name: key.name.as_str().into(),
+        digest: KeyDigest::from_bytes(&key.sha256),
+        models,
+        listeners: match &key.listeners {
+            ListenerSet::All => None,
+            ListenerSet::Of(ids) => Some(ids.iter().map(|id| id.0).collect()),
+        },
+        expires_at: key.expires,
+    }
+}
+
+fn group(group: &config::Group) -> GroupPlan {
+    let mut on = RetryOn::NOTHING;
+    on.connect = group.retry.on.connect;
+    on.reset = group.retry.on.reset;
+    on.timeout = group.retry.on.timeout;
+    for status in &group.retry.on.statuses {
+        // The config has checked the range.
+        let _ = on.insert(&status.to_string());
+    }
+    GroupPlan {
+        name: group.name.clone(),
+        strategy: match group.balance {
+            Balance::Failover => Strategy::Failover,
+            _ => Strategy::RoundRobin,
+        },
+        members: group.members.iter().map(|m| (m.upstream.0, u32::from(m.weight))).collect(),
+        retry: RetryPolicy {
+            attempts: group.retry.attempts,
+            initial: group.retry.initial,
+            max: group.retry.max,
+            on,
+        },
+        timeouts: UpstreamTimeouts {
+            connect: group.timeouts.connect,
+            first_byte: group.timeouts.first_byte,
+            stream_idle: group.timeouts.stream_idle,
+            total: group.timeouts.total.unwrap_or_default(),
+        },
+    }
+}
+
+fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerPlan, String> {
+    let target = |rule: &config::RouteRule| RouteTarget {
+        group: rule.group.0,
+        keys: rule.keys.iter().flatten().map(|key| u32::from(key.0)).collect(),
+    };
+    let paths = listener.routes.iter().filter_map(|rule| {
+        rule.path.as_ref().map(|path| (path.clone(), target(rule)))
+    });
+    let hosts = listener.routes.iter().filter_map(|rule| {
+        let host = rule.host.as_ref()?;
+        Some((format!("{}{}", host.host, host.prefix.as_deref().unwrap_or("")), target(rule)))
+    });
+    let named = |what: String| format!("listener.{}: {what}", listener.name);
+    Ok(ListenerPlan {
+        number: u16::try_from(number).unwrap_or(u16::MAX),
+        name: listener.name.clone(),
+        carriers: listener.accept.iter().flat_map(carriers).collect(),
+        keys_required: listener.auth == ListenerAuth::Keys,
+        default_group: listener.default_group.map(|group| group.0),
+        trusted: listener.trusted_proxies.clone(),
+        forwarded: listener.forwarded == Forwarded::Append,
+        paths: PathTable::new(paths).map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
+        hosts: HostTable::new(hosts).map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
+        timeouts: ClientTimeouts {
+            head: listener.timeouts.client_head,
+            body_idle: listener.timeouts.client_body_idle,
+            keepalive: listener.timeouts.client_keepalive,
+            write_idle: listener.timeouts.client_write_idle,
+        },
+    })
+}
+
+/// `bearer` also takes a key without its scheme: older clients send it so.
+fn carriers(carrier: &config::Carrier) -> Vec<Carrier> {
+    match carrier {
+        config::Carrier::Bearer => vec![Carrier::Bearer, Carrier::Raw],
+        config::Carrier::Header(name) => Carrier::parse(name).into_iter().collect(),
+        config::Carrier::Query(name) => vec![Carrier::Query(name.as_str().into())],
+    }
+}
+
+fn upstream_plan(upstream: &config::Upstream, learnt: &Learnt) -> UpstreamPlan {
+    let base = upstream.url.base_path.trim_end_matches('/').as_bytes().to_vec();
+    let mut added = Vec::new();
+    let mut dropped = Vec::new();
+    let mut inserted = Vec::new();
+    for op in &upstream.headers {
+        let line = format!("{}: {}\r\n", op.name, op.value).into_bytes();
+        match op.op {
+            HeaderAction::Insert => inserted.push((op.name.clone().into_bytes(), line)),
+            HeaderAction::Replace => {
+                dropped.push(op.name.clone().into_bytes());
+                added.extend_from_slice(&line);
+            }
+            HeaderAction::Remove => dropped.push(op.name.clone().into_bytes()),
+        }
+    }
+    if let Some(agent) = &upstream.user_agent {
+        added.extend_from_slice(format!("User-Agent: {agent}\r\n").as_bytes());
+    }
+    UpstreamPlan {
+        name: upstream.name.clone(),
+        addresses: learnt.addresses.clone(),
+        enabled: upstream.enabled,
+        state: Arc::new(UpstreamState::default()),
+        path: match upstream.path_mode {
+            PathMode::Append => PathPlan::Append(base),
+            PathMode::StripV1 => PathPlan::StripV1(base),
+            PathMode::Fixed => PathPlan::Fixed(upstream.url.base_path.as_bytes().to_vec()),
+        },
+        host_line: match &upstream.host {
+            HostRule::Upstream => Some(host_line(&upstream.url.authority())),
+            HostRule::Literal(host) => Some(host_line(host)),
+            HostRule::Client => None,
+        },
+        credential: credential(upstream),
+        dropped,
+        added,
+        inserted,
+        user_agent: upstream.user_agent.is_some(),
+        reuse: match upstream.reuse {
+            config::Reuse::Auto => Reuse::Auto,
+            config::Reuse::NoAfterStream => Reuse::NoAfterStream,
+            config::Reuse::Never => Reuse::Never,
+        },
+    }
+}
+
+fn host_line(host: &str) -> Vec<u8> {
+    format!("Host: {host}\r\n").into_bytes()
+}
+
+fn credential(upstream: &config::Upstream) -> Credential {
+    let line = |name: &str, prefix: &str, secret: &[u8]| {
+        let mut line = format!("{name}: {prefix}").into_bytes();
+        line.extend_from_slice(secret);
+        line.extend_from_slice(b"\r\n");
+        line
+    };
+    let choices = |own: &config::Secret, write: &dyn Fn(&[u8]) -> Vec<u8>| {
+        if upstream.api_keys.is_empty() {
+            return vec![(1.0, write(own.expose()))];
+        }
+        upstream.api_keys.iter().map(|key| (key.weight, write(key.key.expose()))).collect()
+    };
+    match &upstream.auth {
+        UpstreamAuth::None => Credential::None,
+        UpstreamAuth::Pass => Credential::Pass,
+        UpstreamAuth::Bearer(token) => {
+            Credential::Lines(choices(token, &|secret| line("Authorization", "Bearer ", secret)))
+        }
+        UpstreamAuth::Basic(pair) => Credential::Lines(choices(pair, &|secret| {
+            let coded = base64::engine::general_purpose::STANDARD.encode(secret);
+            line("Authorization", "Basic ", coded.as_bytes())
+        })),
+        UpstreamAuth::Header { name, value } => {
+            Credential::Lines(choices(value, &|secret| line(name, "", secret)))
+        }
+        UpstreamAuth::Query { name, value } => {
+            Credential::Query(name.clone(), choices(value, &<[u8]>::to_vec))
+        }
+    }
+}
+
+/// Groups the models that servers said they have: one group per set of servers.
+fn discovered_models(
+    config: &Config,
+    learnt: &[Learnt],
+    groups: &mut Vec<GroupPlan>,
+) -> Vec<ModelEntry> {
+    let mut servers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+    for (upstream, learnt) in learnt.iter().enumerate() {
+        for model in &learnt.models {
+            let list = servers.entry(model).or_default();
+            if !list.contains(&upstream) {
+                list.push(upstream);
+            }
+        }
+    }
+    let mut made: BTreeMap<Vec<usize>, u16> = BTreeMap::new();
+    let mut entries = Vec::new();
+    for (name, upstreams) in servers {
+        let group = match upstreams[..] {
+            [only] => config.upstreams[only].group.0,
+            _ => *made.entry(upstreams.clone()).or_insert_with(|| {
+                let alone = &groups[usize::from(config.upstreams[upstreams[0]].group.0)];
+                let names: Vec<&str> =
+                    upstreams.iter().map(|&u| config.upstreams[u].name.as_str()).collect();
+                let shared = GroupPlan {
+                    name: names.join("+"),
+                    strategy: Strategy::RoundRobin,
+                    members: upstreams.iter().filter_map(|&u| Some((u16::try_from(u).ok()?, 1))).collect(),
+                    retry: alone.retry,
+                    timeouts: alone.timeouts,
+                };
+                groups.push(shared);
+                u16::try_from(groups.len() - 1).unwrap_or(u16::MAX)
+            }),
+        };
+        entries.push(ModelEntry { name: name.to_owned(), group, ..ModelEntry::default() });
+    }
+    entries
+}
+
+fn model_table(config: &Config, discovered: &[ModelEntry]) -> Result<ModelTable, String> {
+    let configured = config.models.iter().map(|model| ModelEntry {
+        name: model.name.clone(),
+        aliases: model.aliases.clone(),
+        group: model.group.0,
+        upstream_model: model.upstream_model.clone().unwrap_or_default(),
+        description: model.description.clone(),
+    });
+    let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| Place {
+        name: upstream.name.clone(),
+        target: ModelTarget {
+            group: upstream.group.0,
+            upstream_forced: u16::try_from(index).ok(),
+        },
+    });
+    let groups = config.groups.iter().enumerate().filter(|(_, group)| !group.implicit).map(
+        |(index, group)| Place {
+            name: group.name.clone(),
+            target: ModelTarget {
+                group: u16::try_from(index).unwrap_or(u16::MAX),
+                upstream_forced: None,
+            },
+        },
+    );
+    ModelTable::new(configured, discovered.iter().cloned(), upstreams, groups)
+        .map_err(|twice| format!("models.{}: named twice", twice.name))
+}
+
+fn listed(config: &Config, discovered: &[ModelEntry], groups: &[GroupPlan]) -> Vec<ListedModel> {
+    let row = |id: &str, description: &str, group: u16| {
+        let group = &groups[usize::from(group)];
+        let first = group.members.first().map(|(upstream, _)| usize::from(*upstream));
+        ListedModel {
+            id: id.to_owned(),
+            description: description.to_owned(),
+            provider: group.name.clone(),
+            endpoint: first
+                .map(|upstream| config.upstreams[upstream].url.original.clone())
+                .unwrap_or_default(),
+        }
+    };
+    let mut rows: Vec<ListedModel> = config
+        .models
+        .iter()
+        .map(|model| row(&model.name, &model.description, model.group.0))
+        .chain(discovered.iter().map(|model| row(&model.name, "", model.group)))
+        .collect();
+    rows.sort_by(|a, b| a.id.cmp(&b.id));
+    rows.dedup_by(|a, b| a.id == b.id);
+    rows
+}
