@@ -7,17 +7,34 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::config::{Bind, Config, Cores, Io};
+use crate::control::learn::learn;
 use crate::net::dial::Address;
 use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
+use crate::net::sys;
+use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, Shared};
 use crate::proxy::plan::Plan;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
+
+/// Starts what a config describes.
+///
+/// Shape: also returns warnings: upstreams that could not be resolved or asked for models.
+/// Errors: a message for the operator that names the thing and what to do.
+pub fn start(config: &Config) -> Result<(Server, Vec<String>), String> {
+    let (learnt, warnings) = learn(config);
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let plan = compile(config, &learnt, unix.as_secs())?;
+    let options = Options::of(config)?;
+    let server = Server::start(plan, options).map_err(|error| error.to_string())?;
+    Ok((server, warnings))
+}
 
 /// How a server is started.
 pub struct Options {
@@ -35,6 +52,67 @@ pub struct Options {
     pub binds: Vec<(u16, Address)>,
     /// Seed of the random sources; one for tests that must repeat.
     pub seed: u64,
+}
+
+/// Descriptors kept for everything that is no client connection: listeners, rings, logs.
+const FDS_RESERVED: u64 = 128;
+
+impl Options {
+    /// What the config says, measured against the machine.
+    ///
+    /// Errors: a core that this process may not run on.
+    pub fn of(config: &Config) -> Result<Self, String> {
+        let allowed = sys::affinity();
+        let cores = match &config.process.cores {
+            Cores::Auto => allowed.iter().copied().map(Some).collect(),
+            Cores::Count(count) => (0..usize::from(*count).max(1))
+                // More workers than processors share them, unpinned.
+                .map(|i| allowed.get(i).copied().filter(|_| usize::from(*count) <= allowed.len()))
+                .collect(),
+            Cores::List(list) => list
+                .iter()
+                .map(|&cpu| {
+                    let cpu = usize::from(cpu);
+                    let known = allowed.contains(&cpu).then_some(Some(cpu));
+                    known.ok_or(format!("process.cores: no core {cpu}, allowed: {allowed:?}"))
+                })
+                .collect::<Result<_, _>>()?,
+        };
+        // Each client connection may need one more towards an upstream.
+        let fds = sys::raise_open_files();
+        let from_fds = u32::try_from(fds.saturating_sub(FDS_RESERVED) / 2).unwrap_or(u32::MAX);
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
+        Ok(Self {
+            cores,
+            io: match config.process.io {
+                Io::Auto => Wanted::Auto,
+                Io::IoUring => Wanted::Uring,
+                Io::Epoll => Wanted::Epoll,
+            },
+            drain: config.process.drain,
+            connections_max: match config.limits.connections {
+                0 => from_fds.max(1),
+                wanted => wanted,
+            },
+            held_total_bytes: config.limits.held_total,
+            binds: config
+                .listeners
+                .iter()
+                .enumerate()
+                .flat_map(|(number, listener)| {
+                    let number = u16::try_from(number).unwrap_or(u16::MAX);
+                    listener.binds.iter().map(move |bind| {
+                        let address = match bind {
+                            Bind::Tcp(addr) => Address::Tcp(*addr),
+                            Bind::Unix(path) => Address::Unix(path.clone()),
+                        };
+                        (number, address)
+                    })
+                })
+                .collect(),
+            seed,
+        })
+    }
 }
 
 /// A running server.
@@ -140,6 +218,17 @@ impl Server {
     /// Cuts what is still in flight after a drain.
     pub fn cut(&self) {
         self.tell(|| Message::Cut);
+    }
+
+    /// What `cut` does, for another thread.
+    pub fn cutter(&self) -> impl Fn() + Send + 'static {
+        let mailboxes = self.shared.mailboxes.clone();
+        move || {
+            for mailbox in &mailboxes {
+                // A mailbox that is full or closed belongs to a core that is ending anyway.
+                let _ = mailbox.send(Message::Cut);
+            }
+        }
     }
 
     /// Waits until every worker has ended.

@@ -1,0 +1,38 @@
+//! Signals: SIGTERM and SIGINT drain, a second one cuts.
+
+use std::io;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::server::Server;
+
+/// The signals that end the process, caught from now on.
+pub struct Ending(Signals);
+
+impl Ending {
+    /// Begins to catch; called before the first thread starts, so that none is missed.
+    pub fn catch() -> io::Result<Self> {
+        Ok(Self(Signals::new([SIGTERM, SIGINT])?))
+    }
+
+    /// Waits for the first signal.
+    pub fn wait(&mut self) -> &'static str {
+        match self.0.forever().next() {
+            Some(SIGINT) => "SIGINT",
+            _ => "SIGTERM",
+        }
+    }
+
+    /// Cuts what is in flight when another signal comes while the drain lasts.
+    pub fn cut_on_next(mut self, server: &Server) {
+        let cut = server.cutter();
+        let watch = std::thread::Builder::new().name("signals".to_owned());
+        // Without this thread a second signal is ignored, and the drain's own limit still holds.
+        let _ = watch.spawn(move || {
+            if self.0.forever().next().is_some() {
+                cut();
+            }
+        });
+    }
+}
