@@ -333,7 +333,8 @@ fn status_line(window: &[u8], lf: usize, head: &mut ResponseHead) -> Result<(), 
 ///
 /// Before: an LF stands before the first field line. Every LF on the way has its CR.
 fn blank_line(window: &[u8], from: usize) -> Result<Option<usize>, HeadFault> {
-    let mut at = from;
+    // A reload may lower the limit in the middle of a head, below what has been walked.
+    let mut at = from.min(window.len());
     while let Some(step) = memchr(b'\n', &window[at..]) {
         let lf = at + step;
         match &window[..lf] {
@@ -623,18 +624,17 @@ mod tests {
             "GET / HTTP/1.1\n",
             "GET /\u{7f} HTTP/1.1\r\n",
         ]);
-        let line = select(vec![
-            "Host: h\r\n",
-            "Host:h:80\r\n",
+        let good = select(vec![
             "A: b\r\n",
             "A:\r\n",
             "Content-Length: 5 \r\n",
             "X-y:\t\t z\t\r\n",
+            "X: \r\n",
             "Accept: */*, q=\"a,b\"\r\n",
             "Connection: close\r\n",
             "K: v: w\r\n",
-            "Host: h\r\n",
-            "X: \r\n",
+        ]);
+        let poison = select(vec![
             "A : b\r\n",
             " a: b\r\n",
             "A: b\n",
@@ -644,10 +644,15 @@ mod tests {
             "A: \0\r\n",
             "\r\n",
             "\n",
+            "Host: h\r\n",
         ]);
+        let line = prop_oneof![12 => good, 1 => poison];
+        let host =
+            select(vec!["Host: h\r\n", "Host:h:80\r\n", "hOST: [::1]:8\r\n", "Host: a b\r\n", ""]);
         let junk = proptest::option::weighted(0.1, (any::<prop::sample::Index>(), any::<u8>()));
-        (first, prop::collection::vec(line, 0..8), junk).prop_map(|(first, lines, junk)| {
-            let mut wire = format!("{first}{}\r\nrest", lines.concat()).into_bytes();
+        let lines = prop::collection::vec(line, 0..8);
+        (first, host, lines, junk).prop_map(|(first, host, lines, junk)| {
+            let mut wire = format!("{first}{host}{}\r\nrest", lines.concat()).into_bytes();
             if let Some((at, byte)) = junk {
                 let at = at.index(wire.len());
                 wire[at] = byte;
@@ -759,6 +764,19 @@ mod tests {
         check(&fits, Ok(Parse::Done));
         check(&fits[..999], Ok(Parse::More));
         check(&format!("{line}{}", "a".repeat(1000 - line.len())), Err(HeadFault::HeadTooLarge));
+    }
+
+    #[test]
+    fn a_limit_lowered_in_the_middle_of_a_head_refuses_it() {
+        let wire = format!("GET / HTTP/1.1\r\nHost: h\r\nX: {}", "a".repeat(500));
+        let (mut head, mut searched) = (RequestHead::new(), 0);
+        let got = parse_request(wire.as_bytes(), &mut searched, &LIMITS, &mut head);
+        assert_eq!(got, Ok(Parse::More));
+        for head_bytes_max in [100, 20, 10, 0] {
+            let limits = HeadLimits { head_bytes_max, ..LIMITS };
+            let got = parse_request(wire.as_bytes(), &mut searched, &limits, &mut head);
+            assert_eq!(got, Err(HeadFault::HeadTooLarge), "{head_bytes_max}");
+        }
     }
 
     #[test]
