@@ -192,25 +192,25 @@ impl Tail {
     }
 }
 
-/// Reads the end of a body: any dialect's usage, or else llama.cpp's timings.
+/// Reads the end of a body: any dialect's usage, or else Ollama's counts, or else
+/// llama.cpp's timings. Most bodies need the first search alone.
 fn read_end(tail: &[u8], usage: &mut Usage) {
-    read_usage(tail, usage);
-    if let Some(count) = last_number(tail, b"\"prompt_eval_count\"") {
-        usage.prompt_tokens = Some(count);
-    }
-    if let Some(count) = last_number(tail, b"\"eval_count\"") {
-        usage.completion_tokens = Some(count);
-    }
-    if *usage == Usage::default() {
+    if !read_usage(tail, usage) && !read_eval_counts(tail, usage) {
         read_timings(tail, usage);
     }
 }
 
-/// Reads the last `usage` or `usageMetadata` object; what it does not name stays.
-fn read_usage(bytes: &[u8], usage: &mut Usage) {
-    let object =
-        last_object(bytes, b"\"usage\"").or_else(|| last_object(bytes, b"\"usageMetadata\""));
-    let Some(object) = object else { return };
+/// Reads the last `usage` or `usageMetadata` object, if there is one; what it does not name
+/// stays.
+fn read_usage(bytes: &[u8], usage: &mut Usage) -> bool {
+    const KEY: &[u8] = b"\"usage";
+    let object = memchr::memmem::find_iter(bytes, KEY).filter_map(|at| {
+        let rest = bytes.get(at + KEY.len()..)?;
+        let rest = rest.strip_prefix(b"Metadata").unwrap_or(rest);
+        value_after(rest.strip_prefix(b"\"")?)?.strip_prefix(b"{")
+    });
+    // The search forward is several times faster than the one backward.
+    let Some(object) = object.last() else { return false };
     let (mut prompt, mut completion, mut cached) = (None, None, None);
     // Anthropic counts cached tokens beside the prompt's, Gemini thoughts beside the answer's.
     let (mut beside_prompt, mut beside_completion) = (0u64, 0u64);
@@ -241,10 +241,32 @@ fn read_usage(bytes: &[u8], usage: &mut Usage) {
     usage.completion_tokens =
         completion.map(|n: u64| n.saturating_add(beside_completion)).or(usage.completion_tokens);
     usage.cached_tokens = cached.or(usage.cached_tokens);
+    true
+}
+
+fn read_eval_counts(bytes: &[u8], usage: &mut Usage) -> bool {
+    const KEY: &[u8] = b"eval_count\"";
+    let mut is_found = false;
+    for at in memchr::memmem::find_iter(bytes, KEY) {
+        let (before, after) = bytes.split_at(at);
+        let value = after.get(KEY.len()..).and_then(value_after);
+        let Some(count) = value.and_then(number) else { continue };
+        if before.ends_with(b"\"prompt_") {
+            usage.prompt_tokens = Some(count);
+            is_found = true;
+        } else if before.ends_with(b"\"") {
+            usage.completion_tokens = Some(count);
+            is_found = true;
+        }
+    }
+    is_found
 }
 
 fn read_timings(bytes: &[u8], usage: &mut Usage) {
-    let Some(object) = last_object(bytes, b"\"timings\"") else { return };
+    const KEY: &[u8] = b"\"timings\"";
+    let object = memchr::memmem::find_iter(bytes, KEY)
+        .filter_map(|at| value_after(bytes.get(at + KEY.len()..)?)?.strip_prefix(b"{"));
+    let Some(object) = object.last() else { return };
     let mut fresh = None;
     for pair in Pairs::inside(object) {
         let count = number(pair.value);
@@ -274,24 +296,9 @@ fn carries_content(document: &[u8]) -> bool {
     })
 }
 
-/// Finds the last `key` whose value is an object; returns what follows its brace.
-fn last_object<'a>(bytes: &'a [u8], key: &[u8]) -> Option<&'a [u8]> {
-    last_value(bytes, key, |value| value.strip_prefix(b"{"))
-}
-
-fn last_number(bytes: &[u8], key: &[u8]) -> Option<u64> {
-    last_value(bytes, key, number)
-}
-
-fn last_value<'a, T>(
-    bytes: &'a [u8],
-    key: &[u8],
-    read: impl Fn(&'a [u8]) -> Option<T>,
-) -> Option<T> {
-    memchr::memmem::rfind_iter(bytes, key).find_map(|at| {
-        let after = bytes.get(at + key.len()..)?.trim_ascii_start();
-        read(after.strip_prefix(b":")?.trim_ascii_start())
-    })
+/// Crosses the colon behind a key.
+fn value_after(bytes: &[u8]) -> Option<&[u8]> {
+    Some(bytes.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start())
 }
 
 /// Reads the whole number that `value` begins with.
@@ -337,9 +344,7 @@ impl<'a> Iterator for Pairs<'a> {
                     let start = self.at;
                     let end = string_end(self.bytes, start)?;
                     self.at = end + 1;
-                    let after = self.bytes.get(self.at..)?.trim_ascii_start();
-                    if let Some(value) = after.strip_prefix(b":") {
-                        let value = value.trim_ascii_start();
+                    if let Some(value) = self.bytes.get(self.at..).and_then(value_after) {
                         self.at = self.bytes.len() - value.len();
                         return Some(Pair {
                             key: self.bytes.get(start..end)?,
