@@ -78,7 +78,7 @@ fn prompt(size: usize) -> Vec<u8> {
     body.into_bytes()
 }
 
-/// Many short turns, as an agent sends them.
+/// Many short turns, as a tool loop sends them.
 fn turns(size: usize) -> Vec<u8> {
     let mut body = "{\"messages\":[".to_owned();
     let mut rng = Rng::new(2);
