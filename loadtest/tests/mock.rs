@@ -3,6 +3,8 @@
 //! Plain blocking sockets and a reader of a few lines, on purpose: what is under
 //! test here must not be read with the code that the generator reads with.
 #![cfg(feature = "mock")]
+// In a test a panic is the report; clippy sees that for #[test] functions only.
+#![allow(clippy::unwrap_used)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};

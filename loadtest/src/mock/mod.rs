@@ -208,7 +208,7 @@ fn listen(bind: SocketAddr) -> io::Result<TcpListener> {
 
 fn listen_unix(path: &PathBuf) -> io::Result<UnixListener> {
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => UnixListener::bind(path),
     }
 }
