@@ -39,12 +39,18 @@ pub struct Frame<'a, T> {
 impl<'a, T> Frame<'a, T> {
     /// Moves a future into a pooled block.
     pub fn new<F: Future<Output = T> + 'a>(future: F) -> Self {
+        Self::with(move || future)
+    }
+
+    /// Makes a future in a pooled block: a large one is spared the move.
+    #[inline]
+    pub fn with<F: Future<Output = T> + 'a>(make: impl FnOnce() -> F) -> Self {
         const { assert!(align_of::<F>() <= ALIGN) };
         let class = size_of::<F>().div_ceil(STEP_BYTES).max(1);
         let block = take(class);
         // SAFETY: the block is at least `class * STEP_BYTES >= size_of::<F>()` bytes, aligned
         // to ALIGN >= align_of::<F>(), and nobody else holds it.
-        unsafe { block.cast::<F>().write(future) };
+        unsafe { block.cast::<F>().write(make()) };
         Self { block, class, poll: poll_as::<F>, drop: drop_as::<F>, _future: PhantomData }
     }
 }

@@ -4,8 +4,7 @@
 //! passes is a `Permit`; nobody below checks any of it again. A client that waits with
 //! `Expect: 100-continue` gets its refusal here, before it has sent a byte of its body.
 
-use std::net::{IpAddr, SocketAddr};
-
+use super::conn_h1::Peer;
 use super::plan::{Credential, ListenerPlan, Plan};
 use super::reply::{Caller, Refusal};
 use crate::base::ids::RequestId;
@@ -33,7 +32,7 @@ pub struct Permit {
     /// The client wants to leave HTTP (WebSocket).
     pub upgrade: bool,
     /// The client's address.
-    pub peer: Option<IpAddr>,
+    pub peer: Option<Peer>,
     /// The credential belonged to us, not to the upstream.
     pub key_was_ours: bool,
 }
@@ -84,7 +83,7 @@ pub fn admit(
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
-    peer: Option<SocketAddr>,
+    peer: Option<&Peer>,
     unix_ms: u64,
 ) -> Result<Admitted, Refusal> {
     if matches!(head.method, Method::Connect | Method::Trace) {
@@ -128,7 +127,7 @@ pub fn admit(
         chunked: framing == Framing::Chunked,
         expects_continue,
         upgrade,
-        peer: peer.map(|peer| peer.ip()),
+        peer: peer.cloned(),
         key_was_ours: listener.keys_required,
     };
     if path == b"/v1/models" && is_get {

@@ -3,7 +3,7 @@
 //! While idle it holds a readiness poll and nothing else: no buffer, no exchange. The
 //! exchange's future lives in a pooled block for as long as the request lasts.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -21,6 +21,15 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Most bytes read and thrown away while lingering.
 const LINGER_BYTES_MAX: usize = 16 << 20;
 
+/// The address of a client.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// The address.
+    pub ip: IpAddr,
+    /// The same as text: written into every request, so made once per connection.
+    pub text: Rc<str>,
+}
+
 /// A client connection.
 pub struct Downstream {
     /// The connection itself.
@@ -30,7 +39,7 @@ pub struct Downstream {
     /// The deadline of whatever the client has to do next.
     pub timer: Timer,
     /// The client's address, if it has one.
-    pub peer: Option<SocketAddr>,
+    pub peer: Option<Peer>,
     /// The listener it came in by.
     pub listener: usize,
     /// Bytes received and not consumed; a message begins at 0.
@@ -46,7 +55,7 @@ pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, lis
     let mut down = Downstream {
         watch: Watch::new(socket.clone()),
         timer: core.ticker.timer(),
-        peer,
+        peer: peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() }),
         listener,
         recv: Vec::new(),
         served: 0,
@@ -66,7 +75,7 @@ pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, lis
             down.watch.readable().await;
             down.timer.disarm();
         }
-        match Frame::new(exchange::run(&core, &mut down)).await {
+        match Frame::with(|| exchange::run(&core, &mut down)).await {
             Next::KeepAlive => down.served += 1,
             next => break next,
         }

@@ -28,6 +28,7 @@ use crate::error::{Blame, Kind};
 use crate::http::head::Version;
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
+use crate::net::frame::Frame;
 use crate::net::rt::{self, Part};
 use crate::net::sys::Shut;
 use crate::policy::balance::{self, Member, Tried};
@@ -174,7 +175,7 @@ async fn serve(
 
     // Admit: what the head alone decides.
     let admitted =
-        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer, core.unix_ms())?;
+        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer.as_ref(), core.unix_ms())?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json) => {
@@ -338,9 +339,10 @@ enum Waited {
 /// Waits before a retry, unless the client leaves.
 async fn pause(down: &mut Downstream, after: std::time::Duration) -> Waited {
     use crate::net::race::{First, race};
-    let sleep = std::pin::pin!(rt::sleep(after));
+    // Pooled: a sleep would make every exchange larger, and few ever pause.
+    let mut sleep = Frame::new(rt::sleep(after));
     let gone = std::pin::pin!(down.watch.gone(&down.timer));
-    match race(sleep, gone).await {
+    match race(std::pin::Pin::new(&mut sleep), gone).await {
         First::Left(()) => Waited::Over,
         First::Right(()) => Waited::Gone,
     }

@@ -4,8 +4,6 @@
 //! changes is what we own: Host, the credential (each exactly once), hop-by-hop fields, the
 //! length when a model name was replaced, and the forwarding fields if the listener adds them.
 
-use std::net::IpAddr;
-
 use super::admit::Permit;
 use super::core::Core;
 use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan};
@@ -180,22 +178,18 @@ fn rewrite_credential_query(
 
 fn forwarding_fields(out: &mut Vec<u8>, request: &Request<'_>, bytes: &[u8]) {
     let head = request.head;
-    if let Some(ip) = request.permit.peer {
+    if let Some(peer) = &request.permit.peer {
         out.extend_from_slice(b"X-Forwarded-For: ");
         for earlier in head.values(Name::XForwardedFor, bytes) {
             out.extend_from_slice(earlier);
             out.extend_from_slice(b", ");
         }
-        write_ip(out, ip);
+        out.extend_from_slice(peer.text.as_bytes());
         out.extend_from_slice(b"\r\n");
-        let trusted = request.listener.trusted.iter().any(|net| net.contains(&ip));
+        let trusted = request.listener.trusted.iter().any(|net| net.contains(&peer.ip));
         match head.value(Name::XRealIp, bytes).filter(|_| trusted) {
             Some(real) => encode::field(out, b"X-Real-IP", real),
-            None => {
-                out.extend_from_slice(b"X-Real-IP: ");
-                write_ip(out, ip);
-                out.extend_from_slice(b"\r\n");
-            }
+            None => encode::field(out, b"X-Real-IP", peer.text.as_bytes()),
         }
         match head.value(Name::XForwardedProto, bytes).filter(|_| trusted) {
             Some(proto) => encode::field(out, b"X-Forwarded-Proto", proto),
@@ -203,12 +197,6 @@ fn forwarding_fields(out: &mut Vec<u8>, request: &Request<'_>, bytes: &[u8]) {
         }
     }
     encode::field(out, b"X-Request-Id", request.caller.id.as_bytes());
-}
-
-fn write_ip(out: &mut Vec<u8>, ip: IpAddr) {
-    use std::io::Write as _;
-    // Writing to a Vec cannot fail.
-    let _ = write!(out, "{ip}");
 }
 
 /// Chooses by weight; weights are positive and finite, the config has seen to that.
