@@ -53,6 +53,7 @@ impl Chunks {
     }
 
     /// The trailer section without its final empty line, as it came.
+    #[cfg(any(feature = "mock", test))]
     pub(crate) fn trailers(&self) -> &[u8] {
         &self.trailers
     }

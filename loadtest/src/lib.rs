@@ -22,3 +22,8 @@ pub mod text;
 pub mod mock;
 #[cfg(feature = "run")]
 pub mod run;
+
+/// Keeps the example in the README true.
+#[cfg(all(doctest, feature = "mock"))]
+#[doc = include_str!("../README.md")]
+mod readme {}

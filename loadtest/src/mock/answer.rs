@@ -9,6 +9,9 @@ use super::dialect::{Completion, Dialect, Stream, quote};
 use super::wire::Request;
 use crate::text;
 
+/// Largest JSON made for `size`; it is held in memory, unlike `big`.
+const SIZE_BYTES_MAX: u64 = 256 << 20;
+
 /// What is sent after the head.
 #[derive(Debug)]
 pub(super) enum Body {
@@ -245,7 +248,7 @@ fn pattern(seed: u64, bytes: u64) -> Answer {
 /// A JSON object of exactly `bytes` bytes (of its shortest form, if that is longer).
 fn padded(seed: u64, bytes: u64) -> Answer {
     const FRAME: &str = "{\"object\":\"mock.pad\",\"pad\":\"\"}";
-    let room = usize::try_from(bytes).unwrap_or(usize::MAX).saturating_sub(FRAME.len());
+    let room = bytes.min(SIZE_BYTES_MAX).saturating_sub(FRAME.len() as u64) as usize;
     let mut pad = Vec::new();
     text::push_pattern(seed, 0, room, &mut pad);
     let pad: String = pad.iter().map(|byte| char::from(b'a' + byte % 26)).collect();

@@ -20,6 +20,9 @@ const PAD_BYTES_MAX: usize = 4000;
 /// Events written before other connections get a turn, when no pace is set.
 const TURN_EVENTS: u64 = 16;
 
+/// An answer that nobody asked for.
+const EXTRA: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen";
+
 /// What an answer says about its connection, and what then happens.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
@@ -74,10 +77,14 @@ pub(super) async fn answer(
             return Ok(end);
         }
     }
+    if how.extra_bytes == Some(Duration::ZERO) {
+        // Behind the end of the chunks in one write, so that no reader can miss it.
+        out.extend_from_slice(EXTRA);
+    }
     conn.write(&out).await?;
-    if let Some(after) = how.extra_bytes {
+    if let Some(after) = how.extra_bytes.filter(|after| !after.is_zero()) {
         conn.wait_until(Instant::now() + after).await?;
-        conn.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nstolen").await?;
+        conn.write(EXTRA).await?;
     }
     Ok(if closes || plan.silent_close { End::Close } else { End::Keep })
 }

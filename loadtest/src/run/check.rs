@@ -96,7 +96,7 @@ pub(super) struct Checker<'a> {
 impl<'a> Checker<'a> {
     /// A checker for the body behind `head`.
     ///
-    /// Errors: `Foreign` and `NotStreamed`, which the head alone shows.
+    /// Errors: `Foreign`, `NotStreamed` and `Json`, which the head alone shows.
     pub(super) fn new(expected: Expected<'a>, head: &Head) -> Result<Checker<'a>, Bad> {
         let api = api(expected.path);
         let form = match head.seed {
@@ -107,6 +107,8 @@ impl<'a> Checker<'a> {
             _ if head.json && expected.stream && api != Api::Other => return Err(Bad::NotStreamed),
             _ if head.json => Form::Json,
             Some(seed) => Form::Pattern(seed),
+            // No type and no seed is no answer of an API: bytes that slipped in.
+            None if api != Api::Other => return Err(Bad::Json),
             None => Form::Opaque,
         };
         let told = matches!(form, Form::Events | Form::Lines | Form::Json);
