@@ -108,15 +108,17 @@ pub fn text(seed: u64, tokens: u32) -> String {
 ///
 /// Shape: any split of the range gives the same bytes.
 pub fn push_pattern(seed: u64, from: u64, count: usize, out: &mut Vec<u8>) {
-    let mut at = from;
-    let end = from.saturating_add(count as u64);
-    while at < end {
-        let block = mix(seed ^ mix(at / 8)).to_le_bytes();
-        let skip = (at % 8) as usize;
-        let take = (8 - skip).min((end - at) as usize);
-        out.extend(block.iter().skip(skip).take(take));
-        at += take as u64;
+    let start = out.len();
+    let skip = (from % 8) as usize;
+    // Whole blocks first, then cut to the range: one store for eight bytes.
+    let mut block = from / 8;
+    out.reserve(count + 16);
+    while out.len() < start + skip + count {
+        out.extend_from_slice(&mix(seed ^ mix(block)).to_le_bytes());
+        block += 1;
     }
+    out.drain(start..start + skip);
+    out.truncate(start + count);
 }
 
 #[cfg(test)]

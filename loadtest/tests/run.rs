@@ -218,7 +218,7 @@ fn stream_times_follow_the_server() {
 #[test]
 fn client_that_is_too_slow_says_nothing_else() {
     let mock = mock();
-    let options = options(&mock, "/v1/chat/completions");
+    let options = Options { rate: Some(500.0), ..options(&mock, "/v1/chat/completions") };
     let report = run(&Options { lag_max: Duration::ZERO, ..options }).unwrap();
     assert_eq!(report.verdict(), Verdict::ClientTooSlow);
     assert!(report.to_text().starts_with("client too slow: invalid"));

@@ -143,6 +143,9 @@ async fn body(
         }
         conn.write(out).await?;
         out.clear();
+        if piece.len() as u64 == PIECE_BYTES_MAX {
+            tokio::task::yield_now().await;
+        }
     }
     if matches!(framed, Framed::Chunked | Framed::Both(_)) {
         out.extend_from_slice(b"0\r\n");

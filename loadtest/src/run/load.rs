@@ -104,7 +104,7 @@ async fn tick(work: Rc<Work>) {
     loop {
         let due = Instant::now() + TICK;
         tokio::time::sleep_until(due.into()).await;
-        work.report.borrow_mut().lag(due.elapsed().saturating_sub(TIMER_GRAIN));
+        work.report.borrow_mut().woke_late(due.elapsed().saturating_sub(TIMER_GRAIN));
     }
 }
 
@@ -119,10 +119,8 @@ async fn connection(work: Rc<Work>) {
     };
     let seeded = options.body.is_none() && !options.fields.iter().any(told_seed);
     while let Some((number, ticket)) = work.next().await {
-        let free_at = Instant::now();
         super::request(options, &work.target, number, &mut request);
         let begun_at = Instant::now();
-        let late_from = ticket.filter(|ticket| ticket.awaited).map_or(free_at, |ticket| ticket.due);
         let head = memchr::memmem::find(&request, b"\r\n\r\n").map_or(0, |at| at + 4);
         let expected = Expected {
             path: &work.target.path,
@@ -142,7 +140,10 @@ async fn connection(work: Rc<Work>) {
         let due = ticket.map_or(begun_at, |ticket| ticket.due);
         {
             let mut report = work.report.borrow_mut();
-            report.lag(begun_at.saturating_duration_since(late_from));
+            // A request that found no free connection was late through the server.
+            if let Some(ticket) = ticket.filter(|ticket| ticket.awaited) {
+                report.sent_late(begun_at.saturating_duration_since(ticket.due));
+            }
             report.record(due, Instant::now(), &told, ended);
         }
         if ended == Err(Fault::Connect) {
