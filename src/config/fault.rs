@@ -155,7 +155,11 @@ impl<'a> Draft<'a> {
     pub(crate) fn finish(mut self, file: &str) -> Report {
         let errors = std::mem::take(&mut self.errors);
         let warnings = std::mem::take(&mut self.warnings);
-        Report { file: file.to_owned(), errors: self.render(errors), warnings: self.render(warnings) }
+        Report {
+            file: file.to_owned(),
+            errors: self.render(errors),
+            warnings: self.render(warnings),
+        }
     }
 
     fn render(&self, mut found: Vec<(Spot, String)>) -> Vec<Fault> {
@@ -169,7 +173,11 @@ impl<'a> Draft<'a> {
         let from = self.text[..start].rfind('\n').map_or(0, |i| i + 1);
         let to = self.text[start..].find('\n').map_or(self.text.len(), |i| start + i);
         let line_span = from..to;
-        let masks = if self.broken { vec![self.broken_value(&line_span)] } else { self.on_line(&line_span) };
+        let masks = if self.broken {
+            vec![self.broken_value(&line_span)]
+        } else {
+            self.on_line(&line_span)
+        };
         let (excerpt, caret_at, caret_end) =
             masked_line(self.text, line_span, &masks, start..spot.span.end.max(start));
         let caret_len = caret_end.saturating_sub(caret_at).max(1);

@@ -1,13 +1,133 @@
 //! From a TOML file to a checked `Config`.
+//!
+//! The one idea: two levels. `raw` mirrors what was said, `model` is what is
+//! meant; `build` leads from one to the other and reports every fault at once,
+//! with its path, line and caret. Reading order: `model`, `raw`, `reader`,
+//! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `discovered`.
+//!
+//! It opens no file and reads no variable: both come in through `Outside`.
 
+mod build;
+mod discovered;
+mod effect;
 mod fault;
 pub mod model;
 mod names;
+mod print;
 mod raw;
 mod reader;
 mod schema;
 mod subst;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tests_support;
 
 pub use fault::{Fault, Report};
 pub use model::*;
 pub use reader::Outside;
+
+use toml::de::{DeTable, DeValue};
+
+use fault::Draft;
+use reader::{Node, Reader};
+
+/// A config that may be used, and what is odd about it.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The config.
+    pub config: Config,
+    /// The warnings; it has no errors.
+    pub report: Report,
+}
+
+/// Reads and checks a file.
+///
+/// Shape: `file` is its name as shown in faults, `text` its content.
+/// Errors: a report with all faults and warnings; no part of a refused file is used.
+pub fn load(file: &str, text: &str, outside: &Outside<'_>) -> Result<Loaded, Report> {
+    let (root, syntax) = DeTable::parse_recoverable(text);
+    let span = root.span();
+    let root = toml::Spanned::new(span, DeValue::Table(root.into_inner()));
+    if !syntax.is_empty() {
+        return Err(broken(file, text, &root, &syntax));
+    }
+    let mut r = Reader { draft: Draft::new(text), outside: *outside };
+    let raw = raw::read_root(&Node::new(String::new(), &root), &mut r);
+    let config = build::build(&raw, &mut r);
+    effect::warn_of_no_effect(&root, &mut r.draft);
+    let refused = r.draft.has_errors();
+    let report = r.draft.finish(file);
+    if refused { Err(report) } else { Ok(Loaded { config, report }) }
+}
+
+/// The report of a text that is not TOML: faults of syntax alone, since what a
+/// mended tree would say may be wrong.
+fn broken(
+    file: &str,
+    text: &str,
+    root: &toml::Spanned<DeValue<'_>>,
+    syntax: &[toml::de::Error],
+) -> Report {
+    let mut r = Reader { draft: Draft::new(text), outside: Outside::NOTHING };
+    // Read for the masks: a secret can stand on the line of another's fault.
+    raw::read_root(&Node::new(String::new(), root), &mut r);
+    r.draft.keep_masks_only();
+    for error in syntax {
+        let span = error.span().unwrap_or(text.len()..text.len());
+        r.draft.syntax(span, error.message());
+    }
+    r.draft.finish(file)
+}
+
+impl Config {
+    /// Reads a config without files, for tests and the demo.
+    pub fn from_toml_str(
+        text: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Config, Report> {
+        let outside = Outside { env, ..Outside::NOTHING };
+        load("config.toml", text, &outside).map(|loaded| loaded.config)
+    }
+
+    /// The effective config as TOML: defaults filled in, secrets as `***`.
+    pub fn to_toml(&self) -> String {
+        print::print(self)
+    }
+}
+
+/// The JSON schema of the file.
+pub fn json_schema() -> String {
+    raw::schema()
+}
+
+/// A text as a TOML string.
+pub(crate) fn toml_string(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+/// Fuzz entry: any text loads or is refused with a place; what loads prints and loads again.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    match load("fuzz", &text, &Outside::NOTHING) {
+        Ok(loaded) => {
+            let printed = loaded.config.to_toml();
+            let _ = loaded.report.to_string();
+            match load("printed", &printed, &Outside::NOTHING) {
+                Ok(again) => assert_eq!(again.config.to_toml(), printed),
+                // A masked secret can clash with another, or be no URL any more.
+                Err(report) => assert!(printed.contains("***"), "{report}\n{printed}"),
+            }
+        }
+        Err(report) => {
+            assert!(!report.errors.is_empty());
+            let lines = 1 + text.bytes().filter(|b| *b == b'\n').count();
+            for fault in &report.errors {
+                assert!(fault.line >= 1 && fault.line as usize <= lines, "{fault:?}");
+                assert!(!fault.message.is_empty());
+            }
+            let _ = report.to_string();
+        }
+    }
+}

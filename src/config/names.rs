@@ -4,8 +4,6 @@ use crate::config::model::*;
 
 /// A choice that is written as a word.
 pub(crate) trait Named: Copy + PartialEq + 'static {
-    /// Name of the type in the schema.
-    const TYPE: &'static str;
     /// Every word with what it stands for; the first of equal ones is printed.
     const NAMES: &'static [(&'static str, Self)];
 
@@ -28,7 +26,6 @@ fn bare(text: &str) -> String {
 macro_rules! named {
     ($($Type:ident { $($name:literal = $Variant:ident),* $(,)? })*) => {$(
         impl Named for $Type {
-            const TYPE: &'static str = stringify!($Type);
             const NAMES: &'static [(&'static str, Self)] = &[$(($name, $Type::$Variant)),*];
         }
     )*};

@@ -102,7 +102,8 @@ impl<'n> Node<'n> {
     }
 
     pub(crate) fn mismatch(&self, r: &mut Reader<'_>, expected: &str) {
-        let article = if matches!(self.value, DeValue::Array(_) | DeValue::Integer(_)) { "an" } else { "a" };
+        let article =
+            if matches!(self.value, DeValue::Array(_) | DeValue::Integer(_)) { "an" } else { "a" };
         let message = format!("expected {expected}, found {article} {}", self.value.type_str());
         r.draft.fault(&self.spot(), message);
     }
@@ -135,7 +136,11 @@ fn element_name<'n>(value: &'n DeValue<'n>) -> Option<&'n str> {
 
 impl<'a> Reader<'a> {
     /// Reads one field of a mirror struct.
-    pub(crate) fn field<T: FromNode>(&mut self, parent: &Node<'_>, entry: &Entry<'_>) -> Option<At<T>> {
+    pub(crate) fn field<T: FromNode>(
+        &mut self,
+        parent: &Node<'_>,
+        entry: &Entry<'_>,
+    ) -> Option<At<T>> {
         let path = join(&parent.path, entry.key);
         At::read(&Node::new(path, entry.value), self)
     }
@@ -176,8 +181,8 @@ fn mask_leaves(value: &Spanned<DeValue<'_>>, draft: &mut Draft<'_>) {
 
 /// `parent.key`; a key that is not bare is quoted.
 pub(crate) fn join(parent: &str, key: &str) -> String {
-    let bare = !key.is_empty()
-        && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    let bare =
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     let dot = if parent.is_empty() { "" } else { "." };
     if bare { format!("{parent}{dot}{key}") } else { format!("{parent}{dot}{key:?}") }
 }
@@ -257,7 +262,10 @@ impl FromNode for Time {
             Ok(time) => Some(Self(time)),
             Err(why) => {
                 let shown = r.draft.quote(&node.spot(), &text);
-                r.draft.fault(&node.spot(), format!("{shown} is no time: {why}; write 250ms, 30s, 1h30m"));
+                r.draft.fault(
+                    &node.spot(),
+                    format!("{shown} is no time: {why}; write 250ms, 30s, 1h30m"),
+                );
                 None
             }
         }
@@ -287,7 +295,10 @@ impl FromNode for Size {
             Ok(bytes) => Some(Self(bytes)),
             Err(why) => {
                 let shown = r.draft.quote(&node.spot(), &text);
-                r.draft.fault(&node.spot(), format!("{shown} is no size: {why}; write 512B, 64KiB, 1GiB"));
+                r.draft.fault(
+                    &node.spot(),
+                    format!("{shown} is no size: {why}; write 512B, 64KiB, 1GiB"),
+                );
                 None
             }
         }

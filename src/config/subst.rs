@@ -27,7 +27,8 @@ pub(crate) fn substitute<'t>(
         }
         out.push_str(before);
         let inside = &from[2..];
-        let end = inside.find('}').ok_or("\"${\" without \"}\"; a literal one is written \"$${\"")?;
+        let end =
+            inside.find('}').ok_or("\"${\" without \"}\"; a literal one is written \"$${\"")?;
         out.push_str(&one(&inside[..end], env)?);
         rest = &inside[end + 1..];
     }

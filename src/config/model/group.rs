@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{GroupId, Place, UpstreamId, UpstreamTimeouts};
+pub use crate::policy::retry::RetryOn;
 
 /// A balanced set of upstreams.
 #[derive(Debug, Clone)]
@@ -74,19 +75,6 @@ pub struct Retry {
     pub max: Duration,
     /// What is worth another attempt.
     pub on: RetryOn,
-}
-
-/// What is worth another attempt.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RetryOn {
-    /// No connection.
-    pub connect: bool,
-    /// Reset or closed before the response head.
-    pub reset: bool,
-    /// No response head in time.
-    pub timeout: bool,
-    /// Statuses, each 400..=599.
-    pub statuses: Vec<u16>,
 }
 
 /// Waiting room of a group.

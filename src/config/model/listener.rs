@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 
 use super::{ClientTimeouts, GroupId, KeyId, ListenerId, Place};
+pub use crate::policy::auth::Carrier;
 
 /// An address clients connect to, and the rules for them.
 #[derive(Debug, Clone)]
@@ -96,17 +97,6 @@ pub enum ListenerAuth {
     Keys,
     /// Everyone may come in.
     None,
-}
-
-/// Where a client carries its key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Carrier {
-    /// `Authorization: Bearer …`; the raw key without a scheme too.
-    Bearer,
-    /// A field of that name, in lower case: `x-api-key`, `x-goog-api-key`.
-    Header(String),
-    /// The query parameter of that name: `query:key`.
-    Query(String),
 }
 
 /// Whether forwarding fields are sent to upstreams.

@@ -63,7 +63,8 @@ pub struct UpstreamUrl {
     pub host: String,
     /// Port; 80 or 443 when the URL has none, 0 for a Unix socket.
     pub port: u16,
-    /// Begins with `/` and does not end with one, or is empty.
+    /// Begins with `/` and does not end with one, or is empty. With `PathMode::Fixed` it is
+    /// all that follows the authority, verbatim, query included; then at least `/`.
     pub base_path: String,
     /// True: `host` is the path of a Unix socket.
     pub unix: bool,

@@ -2,7 +2,7 @@
 
 use toml::de::DeValue;
 
-use crate::config::model::{HeaderAction, header_is_secret};
+use crate::config::model::HeaderAction;
 use crate::config::reader::{At, FromNode, Node, OneOf, Reader};
 
 use super::mirror;
@@ -68,8 +68,7 @@ impl FromNode for MemberEntry {
     }
 }
 
-/// A text that may hold a credential (header value, probe body): masked in the
-/// source line unless the table around it tells otherwise.
+/// A text that may hold a credential (header value, probe body), hence never quoted.
 #[derive(Debug, Clone)]
 pub(crate) struct HeaderValue(pub(crate) String);
 
@@ -99,12 +98,5 @@ mirror! {
         key: String,
         /// Field value.
         value: HeaderValue,
-    }
-}
-
-impl RawHeaderOp {
-    /// Whether its value may be shown.
-    pub(crate) fn is_secret(&self) -> bool {
-        self.key.as_ref().is_none_or(|key| header_is_secret(&key.value))
     }
 }

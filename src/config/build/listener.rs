@@ -1,0 +1,291 @@
+//! Builds `[[listener]]` and its routes.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use crate::config::build::check::{AtText as _, Names, filled, missing, number, required, word};
+use crate::config::build::process::{cidrs, tcp_keepalive, timeout};
+use crate::config::build::{AllNames, each};
+use crate::config::fault::{Spot, did_you_mean};
+use crate::config::model::*;
+use crate::config::raw::{RawConfig, RawListener, RawListenerTls, RawRoute};
+use crate::config::reader::{At, OneOrMany, Reader};
+use crate::policy::host::{HostTable, HostWhy};
+use crate::policy::route::{PathTable, PatternWhy};
+
+/// Words of `accept`, for "did you mean".
+const CARRIERS: [&str; 5] = ["bearer", "raw", "x-api-key", "x-goog-api-key", "query:key"];
+/// What is looked at when `accept` is not said.
+const CARRIERS_DEFAULT: [&str; 4] = ["bearer", "x-api-key", "x-goog-api-key", "query:key"];
+
+pub(crate) fn listeners(
+    raw: &RawConfig,
+    r: &mut Reader<'_>,
+    names: &mut AllNames,
+    defaults: &ClientTimeouts,
+) -> Vec<Listener> {
+    if each(&raw.listener).is_empty() {
+        let message = "no [[listener]]: there is nothing to listen on";
+        r.draft.fault(&Spot::default(), message);
+    }
+    let has_keys = !each(&raw.key).is_empty();
+    each(&raw.listener).iter().map(|at| listener(at, r, names, defaults, has_keys)).collect()
+}
+
+fn listener(
+    at: &At<RawListener>,
+    r: &mut Reader<'_>,
+    names: &mut AllNames,
+    defaults: &ClientTimeouts,
+    has_keys: bool,
+) -> Listener {
+    let raw = &at.value;
+    let binds = binds(r, raw, &at.spot);
+    let auth = word(&raw.auth, ListenerAuth::Keys);
+    warn_of_auth(r, raw, &at.spot, auth, &binds, has_keys);
+    let default_group = filled(&raw.default_group).and_then(|g| names.groups.find_one(r, g));
+    Listener {
+        name: raw.name.text(),
+        binds,
+        tls: raw.tls.as_ref().and_then(|tls| listener_tls(r, tls)),
+        auth,
+        accept: accept(r, raw),
+        default_group: default_group.map(GroupId),
+        trusted_proxies: cidrs(r, each(&raw.trusted_proxies)),
+        forwarded: word(&raw.forwarded, Forwarded::Append),
+        ratelimit: raw.ratelimit.as_ref().map(|at| IpRate {
+            per_second: number(r, &at.value.per_second, 100, 1..=10_000),
+            burst: number(r, &at.value.burst, 200, 1..=20_000),
+        }),
+        routes: routes(r, raw, names),
+        timeouts: client_timeouts(r, raw, defaults),
+    }
+}
+
+fn client_timeouts(
+    r: &mut Reader<'_>,
+    raw: &RawListener,
+    defaults: &ClientTimeouts,
+) -> ClientTimeouts {
+    let Some(At { value: raw, .. }) = &raw.timeouts else { return *defaults };
+    ClientTimeouts {
+        client_head: timeout(r, &raw.client_head, defaults.client_head),
+        client_body_idle: timeout(r, &raw.client_body_idle, defaults.client_body_idle),
+        client_keepalive: timeout(r, &raw.client_keepalive, defaults.client_keepalive),
+        client_write_idle: timeout(r, &raw.client_write_idle, defaults.client_write_idle),
+        tcp_keepalive: tcp_keepalive(r, &raw.tcp_keepalive, defaults.tcp_keepalive),
+    }
+}
+
+fn warn_of_auth(
+    r: &mut Reader<'_>,
+    raw: &RawListener,
+    parent: &Spot,
+    auth: ListenerAuth,
+    binds: &[Bind],
+    has_keys: bool,
+) {
+    let spot = raw.auth.as_ref().map_or(parent, |at| &at.spot);
+    match auth {
+        ListenerAuth::None => {
+            if let Some(bind) = binds.iter().find(|bind| !bind.is_local()) {
+                let message = format!("open: everyone who reaches {bind} may use every model");
+                r.draft.warn(spot, message);
+            }
+        }
+        ListenerAuth::Keys if !has_keys => {
+            r.draft.warn(spot, "auth is \"keys\" and there is no [[key]]: nobody gets in");
+        }
+        ListenerAuth::Keys => {}
+    }
+}
+
+fn binds(r: &mut Reader<'_>, raw: &RawListener, parent: &Spot) -> Vec<Bind> {
+    let Some(At { value: OneOrMany(list), spot }) = &raw.bind else {
+        missing(r, parent, "bind");
+        return Vec::new();
+    };
+    if list.is_empty() {
+        r.draft.fault(spot, "must not be empty");
+    }
+    list.iter().filter_map(|at| parse_bind(r, at)).collect()
+}
+
+/// `IP:PORT` or `unix:/path`.
+pub(crate) fn parse_bind(r: &mut Reader<'_>, at: &At<String>) -> Option<Bind> {
+    let bind = match at.value.strip_prefix("unix:") {
+        // 107 bytes is what `sockaddr_un` holds.
+        Some(path) if !path.is_empty() && path.len() <= 107 => {
+            Some(Bind::Unix(PathBuf::from(path)))
+        }
+        Some(_) => None,
+        None => at.value.parse().ok().map(Bind::Tcp),
+    };
+    if bind.is_none() {
+        let shown = r.draft.quote(&at.spot, &at.value);
+        let forms = "127.0.0.1:4000, [::]:4000 or unix:/run/x.sock";
+        r.draft.fault(&at.spot, format!("{shown} is no address; write {forms}"));
+    }
+    bind
+}
+
+/// The same address twice, over all listeners and the admin's.
+pub(crate) fn check_binds(raw: &RawConfig, r: &mut Reader<'_>, admin: Option<&Admin>) {
+    let admin_bind = raw.admin.as_ref().and_then(|at| at.value.bind.as_ref());
+    let listed = each(&raw.listener).iter().filter_map(|at| at.value.bind.as_ref());
+    let all = listed.flat_map(|at| at.value.0.iter()).chain(admin_bind.filter(|_| admin.is_some()));
+    let mut seen: HashMap<Bind, &Spot> = HashMap::new();
+    for at in all {
+        let bind = match at.value.strip_prefix("unix:") {
+            Some(path) => Bind::Unix(PathBuf::from(path)),
+            None => match at.value.parse() {
+                Ok(addr) => Bind::Tcp(addr),
+                Err(_) => continue,
+            },
+        };
+        // Port 0 is another one each time.
+        if matches!(bind, Bind::Tcp(addr) if addr.port() == 0) {
+            continue;
+        }
+        if let Some(first) = seen.get(&bind) {
+            let line = r.draft.line_of(first);
+            let message = format!("{bind} is bound twice, first by {} in line {line}", first.path);
+            r.draft.fault(&at.spot, message);
+        } else {
+            seen.insert(bind, &at.spot);
+        }
+    }
+}
+
+fn listener_tls(r: &mut Reader<'_>, at: &At<OneOrMany<RawListenerTls>>) -> Option<ListenerTls> {
+    let OneOrMany(list) = &at.value;
+    if list.is_empty() {
+        r.draft.fault(&at.spot, "must not be empty");
+    }
+    let mut alpn = vec![Alpn::H2, Alpn::Http11];
+    if let Some(said) = list.iter().find_map(|pair| pair.value.alpn.as_ref()) {
+        alpn = said.value.iter().map(|word| word.value.0).collect();
+        if alpn.is_empty() {
+            r.draft.fault(&said.spot, "must not be empty");
+        }
+    }
+    let mut pairs = Vec::new();
+    for pair in list {
+        let cert = required(r, &pair.value.cert, &pair.spot, "cert");
+        let key = required(r, &pair.value.key, &pair.spot, "key");
+        if let (Some(cert), Some(key)) = (cert, key) {
+            pairs.push(CertPair { cert: (&cert.value).into(), key: (&key.value).into() });
+        }
+    }
+    Some(ListenerTls { pairs, alpn })
+}
+
+fn accept(r: &mut Reader<'_>, raw: &RawListener) -> Vec<Carrier> {
+    let Some(list) = &raw.accept else {
+        return CARRIERS_DEFAULT.iter().filter_map(|word| Carrier::parse(word)).collect();
+    };
+    if list.value.is_empty() {
+        r.draft.fault(&list.spot, "must not be empty");
+    }
+    let mut carriers: Vec<Carrier> = Vec::new();
+    for at in &list.value {
+        match Carrier::parse(&at.value.to_ascii_lowercase()) {
+            // The name of a parameter keeps its case.
+            Some(Carrier::Query(_)) => carriers.extend(Carrier::parse(&at.value)),
+            Some(carrier) => carriers.push(carrier),
+            None => {
+                let shown = r.draft.quote(&at.spot, &at.value);
+                let hint = did_you_mean(&at.value, CARRIERS);
+                let known = CARRIERS.join(", ");
+                r.draft.fault(&at.spot, format!("{shown} is none of {known}{hint}"));
+            }
+        }
+    }
+    carriers
+}
+
+fn routes(r: &mut Reader<'_>, raw: &RawListener, names: &mut AllNames) -> Vec<RouteRule> {
+    let list = each(&raw.route);
+    check_patterns(r, list);
+    list.iter().filter_map(|at| route(r, at, names)).collect()
+}
+
+fn route(r: &mut Reader<'_>, at: &At<RawRoute>, names: &mut AllNames) -> Option<RouteRule> {
+    let raw = &at.value;
+    let path = filled(&raw.path).map(|at| at.value.clone());
+    let host = filled(&raw.host).and_then(|at| host_route(r, at));
+    if path.is_none() && filled(&raw.host).is_none() {
+        r.draft.fault(&at.spot, "a route needs a path or a host");
+    }
+    let keys = raw.keys.as_ref().map(|list| key_ids(r, &list.value, &mut names.keys));
+    let group = required(r, &raw.group, &at.spot, "group")?;
+    let group = GroupId(names.groups.find_one(r, group)?);
+    let (line, column) = r.draft.position(at.spot.span.start);
+    let place = Place { path: at.spot.path.as_str().into(), line, column };
+    Some(RouteRule { path, host, group, keys, place })
+}
+
+fn key_ids(r: &mut Reader<'_>, list: &[At<String>], keys: &mut Names) -> Vec<KeyId> {
+    list.iter().filter_map(|at| keys.find_one(r, at)).map(KeyId).collect()
+}
+
+fn host_route(r: &mut Reader<'_>, at: &At<String>) -> Option<HostRoute> {
+    if let Err(fault) = HostTable::new([(&at.value, ())]) {
+        let shown = r.draft.quote(&at.spot, &at.value);
+        r.draft.fault(&at.spot, format!("{shown}: {}", fault.why));
+        return None;
+    }
+    let (host, prefix) = match at.value.find('/') {
+        Some(slash) => at.value.split_at(slash),
+        None => (at.value.as_str(), ""),
+    };
+    let prefix = Some(prefix.trim_end_matches('/')).filter(|p| !p.is_empty());
+    let host = host.trim_end_matches('.').to_ascii_lowercase();
+    Some(HostRoute { host, prefix: prefix.map(str::to_owned) })
+}
+
+/// Bad patterns, and rules that could never be reached since an earlier one is the same.
+fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
+    // Per host with prefix, the rules with a path; "" = any host.
+    let mut by_host: Vec<(String, Vec<&At<String>>)> = Vec::new();
+    let mut bare: HashMap<String, &Spot> = HashMap::new();
+    for at in list {
+        let host_at = filled(&at.value.host);
+        let host =
+            host_at.map_or(String::new(), |h| h.value.trim_end_matches('/').to_ascii_lowercase());
+        match (filled(&at.value.path), host_at) {
+            (Some(path), _) => match by_host.iter_mut().find(|(known, _)| *known == host) {
+                Some((_, paths)) => paths.push(path),
+                None => by_host.push((host, vec![path])),
+            },
+            (None, Some(host_at)) => {
+                if let Some(first) = bare.get(&host) {
+                    let line = r.draft.line_of(first);
+                    let why = HostWhy::Twice;
+                    r.draft.fault(&host_at.spot, format!("{why}: {} in line {line}", first.path));
+                } else {
+                    bare.insert(host, &host_at.spot);
+                }
+            }
+            (None, None) => {}
+        }
+    }
+    by_host.into_iter().for_each(|(_, paths)| check_paths(r, paths));
+}
+
+/// The table stops at the first bad pattern; take that one out and ask again.
+fn check_paths(r: &mut Reader<'_>, mut paths: Vec<&At<String>>) {
+    while let Err(fault) = PathTable::new(paths.iter().map(|at| (&at.value, ()))) {
+        let bad = paths.remove(fault.index);
+        let shown = r.draft.quote(&bad.spot, &bad.value);
+        let message = match fault.why {
+            PatternWhy::SameAs(first) => {
+                let twin = &paths[first].spot;
+                let line = r.draft.line_of(twin);
+                format!("duplicate path {shown}, the first is {} in line {line}", twin.path)
+            }
+            why => format!("{shown} is no path pattern: {why}"),
+        };
+        r.draft.fault(&bad.spot, message);
+    }
+}

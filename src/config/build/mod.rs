@@ -1,0 +1,128 @@
+//! From what was said to what is meant: `RawConfig` → `Config`.
+//!
+//! The one idea: every section is built with defaults in place of what is wrong,
+//! so that the next one can be checked too; the result is thrown away if anything
+//! at all was a fault. Names are declared first and resolved to indexes after, in
+//! the order upstreams, groups, models, listeners and keys.
+//!
+//! Implicit groups stand behind the declared ones: first one for each upstream,
+//! in order, then one for each further set of upstreams that a model needs.
+
+pub(crate) mod check;
+pub(crate) mod date;
+mod group;
+mod key;
+mod listener;
+pub(crate) mod models;
+mod process;
+pub(crate) mod upstream;
+pub(crate) mod url;
+
+pub(crate) use group::implicit_group;
+
+use crate::config::fault::Spot;
+use crate::config::model::*;
+use crate::config::raw::RawConfig;
+use crate::config::reader::{At, Reader};
+
+use check::Names;
+
+/// Names of all kinds, each with its ids.
+pub(crate) struct AllNames {
+    pub(crate) listeners: Names,
+    pub(crate) keys: Names,
+    pub(crate) upstreams: Names,
+    pub(crate) groups: Names,
+}
+
+/// Builds the config; it is good only if the reader's draft has no errors after it.
+pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
+    let mut names = declare(raw, r);
+    let process = process::process(raw, r);
+    let limits = process::limits(raw, r);
+    let timeouts = process::timeouts(raw, r);
+    let upstream_spots = upstream::upstreams(raw, r, &mut names);
+    let (mut upstreams, spots): (Vec<_>, Vec<_>) = upstream_spots.into_iter().unzip();
+    let mut groups = group::groups(raw, r, &mut names, &timeouts.upstream);
+    let models =
+        models::models(raw, r, &mut names, &mut upstreams, &mut groups, &timeouts.upstream);
+    let listeners = listener::listeners(raw, r, &mut names, &timeouts.client);
+    let keys = key::keys(raw, r, &mut names);
+    let admin = process::admin(raw, r);
+    process::check_persist(raw, r);
+    listener::check_binds(raw, r, admin.as_ref());
+    warn_unused(raw, r, &names, &upstreams, &spots);
+    Config {
+        process,
+        log: process::log(raw),
+        limits,
+        timeouts,
+        listeners,
+        keys,
+        ratelimit_store: process::ratelimit_store(raw, r),
+        upstreams,
+        groups,
+        models,
+        discovery: process::discovery(raw, r),
+        admin,
+    }
+}
+
+/// The elements of a repeated section.
+pub(crate) fn each<T>(section: &Option<At<Vec<At<T>>>>) -> &[At<T>] {
+    section.as_ref().map_or(&[], |at| at.value.as_slice())
+}
+
+/// Declares what can be referred to before it is built.
+fn declare(raw: &RawConfig, r: &mut Reader<'_>) -> AllNames {
+    let mut names = AllNames {
+        listeners: Names::new("listener", false),
+        keys: Names::new("key", false),
+        upstreams: Names::new("upstream", true),
+        groups: Names::new("group", true),
+    };
+    let rows = each(&raw.listener).iter().map(|at| (&at.value.name, &at.spot));
+    declare_each(r, &mut names.listeners, rows);
+    let rows = each(&raw.key).iter().map(|at| (&at.value.name, &at.spot));
+    declare_each(r, &mut names.keys, rows);
+    let rows = each(&raw.group).iter().map(|at| (&at.value.name, &at.spot));
+    declare_each(r, &mut names.groups, rows);
+    names
+}
+
+fn declare_each<'r>(
+    r: &mut Reader<'_>,
+    names: &mut Names,
+    rows: impl Iterator<Item = (&'r Option<At<String>>, &'r Spot)>,
+) {
+    for (index, (name, parent)) in rows.enumerate() {
+        if let Some(name) = check::required(r, name, parent, "name") {
+            let id = check::id(r, index, parent);
+            names.declare(r, &name.value, &name.spot, vec![id]);
+        }
+    }
+}
+
+/// Warns of groups and upstreams that no request can reach.
+fn warn_unused(
+    raw: &RawConfig,
+    r: &mut Reader<'_>,
+    names: &AllNames,
+    upstreams: &[Upstream],
+    spots: &[Spot],
+) {
+    for (index, group) in each(&raw.group).iter().enumerate() {
+        let id = u16::try_from(index).unwrap_or(u16::MAX);
+        if !names.groups.is_used(id) {
+            r.draft
+                .warn(&group.spot, "unused: no model, route, default_group or fallback names it");
+        }
+    }
+    for (index, (upstream, spot)) in upstreams.iter().zip(spots).enumerate() {
+        let id = u16::try_from(index).unwrap_or(u16::MAX);
+        let lists_none = upstream.models == ModelsFrom::List(Vec::new());
+        if lists_none && !names.upstreams.is_used(id) {
+            r.draft.warn(spot, "unused: it lists no models, and no group or model names it");
+        }
+    }
+}

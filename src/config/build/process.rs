@@ -1,0 +1,241 @@
+//! Builds the process-wide sections.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::config::build::check::{filled, fraction, number, secs, size, time, value, word};
+use crate::config::build::listener::parse_bind;
+use crate::config::fault::Spot;
+use crate::config::model::*;
+use crate::config::raw::{CoresEntry, RawConfig};
+use crate::config::reader::{At, Reader, Time};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+/// Shortest time that a timeout may be; 0 would cut everything.
+const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+/// Longest time that a timeout may be.
+const TIMEOUT_MAX: Duration = secs(7 * 24 * 3600);
+
+pub(crate) fn process(raw: &RawConfig, r: &mut Reader<'_>) -> Process {
+    let raw = section(&raw.process);
+    Process {
+        cores: raw.cores.as_ref().map_or(Cores::Auto, |at| cores(r, at)),
+        drain: time(r, &raw.drain, secs(30), secs(1)..=secs(3600)),
+        io: word(&raw.io, Io::Auto),
+        control_socket: filled(&raw.control_socket).map(|at| PathBuf::from(&at.value)),
+        state_dir: filled(&raw.state_dir).map(|at| PathBuf::from(&at.value)),
+    }
+}
+
+/// A section as said, or an empty one.
+pub(crate) fn section<T: Clone + Default>(at: &Option<At<T>>) -> T {
+    at.as_ref().map_or_else(T::default, |at| at.value.clone())
+}
+
+fn cores(r: &mut Reader<'_>, at: &At<CoresEntry>) -> Cores {
+    let list = match &at.value {
+        CoresEntry::Auto => return Cores::Auto,
+        CoresEntry::Count(n) => {
+            let count = Some(At { value: *n, spot: at.spot.clone() });
+            return Cores::Count(number(r, &count, 1, 1..=1024));
+        }
+        CoresEntry::List(list) => list,
+    };
+    if list.is_empty() {
+        r.draft.fault(&at.spot, "an empty list of cores; write \"auto\" for all");
+    }
+    let mut cores: Vec<u16> = Vec::new();
+    for core in list {
+        let n = number(r, &Some(core.clone()), 0, 0..=1023);
+        if cores.contains(&n) {
+            r.draft.fault(&core.spot, format!("core {n} is listed twice"));
+        }
+        cores.push(n);
+    }
+    Cores::List(cores)
+}
+
+pub(crate) fn log(raw: &RawConfig) -> Log {
+    let raw = section(&raw.log);
+    let access = match raw.access.as_ref().map(|at| at.value.as_str()) {
+        None | Some("" | "off") => AccessLog::Off,
+        Some("stdout") => AccessLog::Stdout,
+        Some(path) => AccessLog::File(PathBuf::from(path)),
+    };
+    Log { level: word(&raw.level, Level::Info), format: word(&raw.format, LogFormat::Text), access }
+}
+
+pub(crate) fn limits(raw: &RawConfig, r: &mut Reader<'_>) -> Limits {
+    let raw = section(&raw.limits);
+    let head = size(r, &raw.head, 64 * KIB, KIB..=16 * MIB);
+    let body = size(r, &raw.body, 64 * MIB, 1..=TIB);
+    let limits = Limits {
+        head,
+        fields: number(r, &raw.fields, 128, 8..=10_000),
+        target: size(r, &raw.target, 16 * KIB, 64..=16 * MIB),
+        body,
+        // The defaults follow what they are bounded by.
+        body_held: size(r, &raw.body_held, body.min(2 * MIB), 0..=TIB),
+        held_total: size(r, &raw.held_total, body.max(GIB), MIB..=1024 * TIB),
+        connections: number(r, &raw.connections, 0, 0..=10_000_000),
+    };
+    let limits = Limits {
+        target: if raw.target.is_some() { limits.target } else { limits.target.min(head) },
+        ..limits
+    };
+    let bounds = [
+        (limits.target > head, raw.target.as_ref(), "more than limits.head"),
+        (limits.body_held > body, raw.body_held.as_ref(), "more than limits.body"),
+        (limits.held_total < body, raw.held_total.as_ref(), "less than limits.body"),
+    ];
+    for (broken, at, message) in bounds {
+        if let (true, Some(at)) = (broken, at) {
+            r.draft.fault(&at.spot, message);
+        }
+    }
+    limits
+}
+
+pub(crate) fn timeouts(raw: &RawConfig, r: &mut Reader<'_>) -> Timeouts {
+    let raw = section(&raw.timeouts);
+    let tcp_keepalive = tcp_keepalive(r, &raw.tcp_keepalive, secs(30));
+    let client = ClientTimeouts {
+        client_head: timeout(r, &raw.client_head, secs(15)),
+        client_body_idle: timeout(r, &raw.client_body_idle, secs(60)),
+        client_keepalive: timeout(r, &raw.client_keepalive, secs(75)),
+        client_write_idle: timeout(r, &raw.client_write_idle, secs(60)),
+        tcp_keepalive,
+    };
+    let upstream = UpstreamTimeouts {
+        connect: connect(r, &raw.connect, secs(10)),
+        first_byte: timeout(r, &raw.first_byte, secs(600)),
+        stream_idle: timeout(r, &raw.stream_idle, secs(300)),
+        total: total(r, &raw.total, None),
+        pool_idle: pool_idle(r, &raw.pool_idle, secs(60)),
+        tcp_keepalive,
+    };
+    Timeouts { client, upstream }
+}
+
+/// A timeout without a range of its own.
+pub(crate) fn timeout(r: &mut Reader<'_>, at: &Option<At<Time>>, default: Duration) -> Duration {
+    time(r, at, default, TIMEOUT_MIN..=TIMEOUT_MAX)
+}
+
+pub(crate) fn connect(r: &mut Reader<'_>, at: &Option<At<Time>>, default: Duration) -> Duration {
+    time(r, at, default, secs(1)..=secs(120))
+}
+
+pub(crate) fn pool_idle(r: &mut Reader<'_>, at: &Option<At<Time>>, default: Duration) -> Duration {
+    time(r, at, default, secs(5)..=secs(1800))
+}
+
+pub(crate) fn tcp_keepalive(
+    r: &mut Reader<'_>,
+    at: &Option<At<Time>>,
+    default: Duration,
+) -> Duration {
+    time(r, at, default, secs(5)..=secs(600))
+}
+
+/// A total, of which 0 means none.
+pub(crate) fn total(
+    r: &mut Reader<'_>,
+    at: &Option<At<Time>>,
+    default: Option<Duration>,
+) -> Option<Duration> {
+    let default = default.unwrap_or(Duration::ZERO);
+    Some(time(r, at, default, Duration::ZERO..=TIMEOUT_MAX)).filter(|t| !t.is_zero())
+}
+
+pub(crate) fn ratelimit_store(raw: &RawConfig, r: &mut Reader<'_>) -> RatelimitStore {
+    let raw = section(&raw.ratelimit_store);
+    let url = match raw.url {
+        Some(at) => {
+            let text = String::from_utf8_lossy(at.value.0.expose()).into_owned();
+            let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
+            if !known.iter().any(|scheme| text.starts_with(scheme)) {
+                r.draft.fault(&at.spot, "no Redis URL; it begins with redis:// or rediss://");
+            }
+            at.value.0
+        }
+        None => Secret::new("redis://127.0.0.1:6379"),
+    };
+    RatelimitStore {
+        kind: word(&raw.kind, StoreKind::Memory),
+        url,
+        mode: word(&raw.mode, StoreMode::Lease),
+        on_error: word(&raw.on_error, StoreOnError::Local),
+    }
+}
+
+pub(crate) fn discovery(raw: &RawConfig, r: &mut Reader<'_>) -> Discovery {
+    let raw = section(&raw.discovery);
+    Discovery {
+        ttl: time(r, &raw.ttl, secs(30), secs(1)..=secs(24 * 3600)),
+        ttl_multiplier: fraction(r, &raw.ttl_multiplier, 0.0, 0.0..=1000.0),
+        prefix: value(&raw.prefix, false),
+    }
+}
+
+pub(crate) fn admin(raw: &RawConfig, r: &mut Reader<'_>) -> Option<Admin> {
+    let at = raw.admin.as_ref()?;
+    let raw = &at.value;
+    if raw.bind.as_ref().is_some_and(|bind| bind.value.is_empty()) {
+        return None;
+    }
+    let bind = match &raw.bind {
+        Some(bind) => parse_bind(r, bind)?,
+        None => Bind::Tcp(SocketAddr::from(([127, 0, 0, 1], 9000))),
+    };
+    let said = raw.token.as_ref().map(|t| t.value.0.clone()).filter(|t| !t.expose().is_empty());
+    let from_env = || (r.outside.env)("TOKENRING_ADMIN_TOKEN").filter(|t| !t.is_empty());
+    let token = said.or_else(|| from_env().map(Secret::new));
+    if token.is_none() && !bind.is_local() {
+        let spot = raw.bind.as_ref().map_or(&at.spot, |b| &b.spot);
+        let message = "not loopback and without a token; set admin.token or TOKENRING_ADMIN_TOKEN";
+        r.draft.fault(spot, message);
+    }
+    let allow = match &raw.allow {
+        Some(list) => cidrs(r, &list.value),
+        None => ["127.0.0.1/32", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect(),
+    };
+    let persist = value(&raw.persist, false);
+    Some(Admin { bind, token, allow, dashboard: value(&raw.dashboard, true), persist })
+}
+
+/// `persist` keeps its edits somewhere.
+pub(crate) fn check_persist(raw: &RawConfig, r: &mut Reader<'_>) {
+    let persist = raw.admin.as_ref().and_then(|at| at.value.persist.as_ref());
+    let has_dir = section(&raw.process).state_dir.is_some_and(|at| !at.value.is_empty());
+    if let Some(At { value: true, spot }) = persist
+        && !has_dir
+    {
+        r.draft.fault(spot, "needs process.state_dir");
+    }
+}
+
+/// CIDR lists; a bare address is a network of one.
+pub(crate) fn cidrs(r: &mut Reader<'_>, list: &[At<String>]) -> Vec<IpNet> {
+    let mut nets = Vec::new();
+    for at in list {
+        let text = at.value.trim();
+        let net = text.parse().ok().or_else(|| text.parse().ok().map(|ip: IpAddr| IpNet::from(ip)));
+        match net {
+            Some(net) => nets.push(net),
+            None => not_a(r, &at.spot, text, "address or CIDR such as 10.0.0.0/8"),
+        }
+    }
+    nets
+}
+
+fn not_a(r: &mut Reader<'_>, spot: &Spot, text: &str, what: &str) {
+    let shown = r.draft.quote(spot, text);
+    r.draft.fault(spot, format!("{shown} is no {what}"));
+}

@@ -1,0 +1,191 @@
+//! Keys that are accepted and do nothing yet.
+//!
+//! One row for each, with its default: a file that says the default loses nothing
+//! and is not told. A row goes when its feature comes; there is none left in the
+//! end. Elements of lists share the path of their list.
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use crate::base::units::{parse_duration, parse_size};
+use crate::config::fault::{Draft, Spot};
+use crate::config::model::Balance;
+use crate::config::names::Named as _;
+use crate::config::reader::{entries, join};
+
+/// What of a key is not in effect.
+enum Off {
+    /// Everything but this value, written as TOML.
+    Unless(&'static str),
+    /// The key at all.
+    Present,
+    /// A balance other than these.
+    BalanceUnless(&'static [Balance]),
+}
+
+use Off::{BalanceUnless, Present, Unless};
+
+/// The keys, by path.
+const NOT_IN_EFFECT: &[(&str, Off)] = &[
+    ("process.control_socket", Unless("\"\"")),
+    ("process.state_dir", Unless("\"\"")),
+    ("log.format", Unless("\"text\"")),
+    ("log.access", Unless("\"off\"")),
+    ("listener.tls", Present),
+    ("listener.ratelimit", Present),
+    ("key.rpm", Unless("0")),
+    ("key.rpd", Unless("0")),
+    ("key.tpm", Unless("0")),
+    ("key.per_second", Unless("0")),
+    ("key.burst", Unless("0")),
+    ("key.concurrency", Unless("0")),
+    ("key.priority", Unless("0")),
+    ("ratelimit_store.type", Unless("\"memory\"")),
+    ("ratelimit_store.url", Unless("\"redis://127.0.0.1:6379\"")),
+    ("ratelimit_store.mode", Unless("\"lease\"")),
+    ("ratelimit_store.on_error", Unless("\"local\"")),
+    ("upstream.protocol", Unless("\"openai\"")),
+    ("upstream.proxy", Unless("\"\"")),
+    ("upstream.tls.ca", Unless("\"\"")),
+    ("upstream.tls.cert", Unless("\"\"")),
+    ("upstream.tls.key", Unless("\"\"")),
+    ("upstream.tls.server_name", Unless("\"\"")),
+    ("upstream.tls.verify", Unless("true")),
+    ("upstream.http2", Unless("false")),
+    ("upstream.concurrency", Unless("0")),
+    ("upstream.health", Present),
+    ("upstream.breaker.threshold", Unless("0.5")),
+    ("upstream.breaker.window", Unless("\"10s\"")),
+    ("upstream.breaker.calls_min", Unless("10")),
+    ("upstream.breaker.consecutive", Unless("5")),
+    ("upstream.breaker.cooldown", Unless("\"30s\"")),
+    ("upstream.breaker.trials", Unless("1")),
+    ("upstream.breaker.successes", Unless("1")),
+    ("upstream.discover", Unless("\"\"")),
+    ("group.balance", BalanceUnless(&[Balance::RoundRobin, Balance::Failover])),
+    ("group.members.weight", Unless("1")),
+    ("group.queue.length", Unless("0")),
+    ("group.queue.wait", Unless("\"30s\"")),
+    ("group.affinity", Present),
+    ("group.fallback", Unless("[]")),
+    ("group.serve", Unless("[]")),
+    ("group.errors", Unless("\"pass\"")),
+    ("discovery.ttl", Unless("\"30s\"")),
+    ("discovery.ttl_multiplier", Unless("0.0")),
+    ("discovery.prefix", Unless("false")),
+    ("admin", Present),
+];
+
+/// Warns of every key that was set to something that is not in effect.
+pub(crate) fn warn_of_no_effect(root: &Spanned<DeValue<'_>>, draft: &mut Draft<'_>) {
+    walk("", "", root, draft);
+}
+
+/// `pattern` is the path without names and indexes, `path` the one that is shown.
+fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Draft<'_>) {
+    if let Some((_, off)) = NOT_IN_EFFECT.iter().find(|(key, _)| *key == pattern) {
+        if !off.is_in_effect(value.get_ref()) {
+            let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
+            let message = match off {
+                BalanceUnless(_) => "not implemented yet; acts as round_robin",
+                Unless(_) | Present => "not implemented yet; has no effect",
+            };
+            draft.warn(&spot, message);
+        }
+        return;
+    }
+    match value.get_ref() {
+        DeValue::Table(table) => {
+            for entry in entries(table) {
+                let (pattern, path) = (join(pattern, entry.key), join(path, entry.key));
+                walk(&pattern, &path, entry.value, draft);
+            }
+        }
+        DeValue::Array(array) => {
+            for (index, element) in array.iter().enumerate() {
+                let name = element.get_ref().get("name").and_then(|n| n.get_ref().as_str());
+                let path = match name {
+                    Some(name) => join(path, name),
+                    None => format!("{path}[{index}]"),
+                };
+                walk(pattern, &path, element, draft);
+            }
+        }
+        _ => {}
+    }
+}
+
+impl Off {
+    fn is_in_effect(&self, value: &DeValue<'_>) -> bool {
+        match self {
+            Present => false,
+            BalanceUnless(known) => {
+                let balance = value.as_str().and_then(Balance::named);
+                // What is no balance at all is complained about elsewhere.
+                balance.is_none_or(|balance| known.contains(&balance))
+            }
+            Unless(default) => match DeValue::parse(default) {
+                Ok(default) => same(value, default.get_ref()),
+                Err(_) => false,
+            },
+        }
+    }
+}
+
+/// Whether two values mean the same: `10s` is `10000ms`, `1` is `1.0`.
+fn same(a: &DeValue<'_>, b: &DeValue<'_>) -> bool {
+    match (a, b) {
+        (DeValue::String(a), DeValue::String(b)) => {
+            let times = parse_duration(a).ok().zip(parse_duration(b).ok());
+            let sizes = parse_size(a).ok().zip(parse_size(b).ok());
+            a == b || times.is_some_and(|(a, b)| a == b) || sizes.is_some_and(|(a, b)| a == b)
+        }
+        (DeValue::Array(a), DeValue::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a.get_ref(), b.get_ref()))
+        }
+        (DeValue::Boolean(a), DeValue::Boolean(b)) => a == b,
+        (a, b) => match (as_number(a), as_number(b)) {
+            (Some(a), Some(b)) => (a - b).abs() < f64::EPSILON,
+            _ => false,
+        },
+    }
+}
+
+fn as_number(value: &DeValue<'_>) -> Option<f64> {
+    match value {
+        DeValue::Integer(n) if n.radix() == 10 => n.as_str().parse().ok(),
+        DeValue::Float(f) => f.as_str().parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_is_a_key_of_the_schema() {
+        let paths = crate::config::tests_support::schema_paths();
+        for (path, off) in NOT_IN_EFFECT {
+            assert!(paths.contains(*path), "{path} is no key");
+            if let Unless(default) = off {
+                assert!(DeValue::parse(default).is_ok(), "{path}: {default}");
+            }
+        }
+    }
+
+    #[test]
+    fn equal_values_may_be_written_differently() {
+        for (a, b, equal) in [
+            ("\"10s\"", "\"10000ms\"", true),
+            ("1", "1.0", true),
+            ("[]", "[ ]", true),
+            ("\"a\"", "\"b\"", false),
+            ("true", "false", false),
+            ("[]", "[1]", false),
+        ] {
+            let (a, b) = (DeValue::parse(a).unwrap(), DeValue::parse(b).unwrap());
+            assert_eq!(same(a.get_ref(), b.get_ref()), equal, "{a:?} {b:?}");
+        }
+    }
+}
