@@ -18,14 +18,22 @@ pub const LARGE_BYTES: usize = 64 * 1024;
 /// Capacity of a buffer for bulk copies.
 pub const BULK_BYTES: usize = 256 * 1024;
 
-/// Free buffers kept per class and core; more than that go back to the allocator.
-const KEPT_MAX: [usize; 3] = [512, 64, 16];
-const CLASSES: [usize; 3] = [SMALL_BYTES, LARGE_BYTES, BULK_BYTES];
+const CLASSES: [usize; 4] = [SMALL_BYTES, LARGE_BYTES, 2 * LARGE_BYTES, BULK_BYTES];
+/// Free buffers kept per class and core: at most 56 MiB, and only while they are in use.
+const KEPT_MAX: [usize; 4] = [1024, 256, 128, 64];
 
 /// The free buffers of one core.
 #[derive(Default)]
 pub struct Buffers {
-    free: RefCell<[Vec<Vec<u8>>; 3]>,
+    free: RefCell<[Shelf; CLASSES.len()]>,
+}
+
+/// The free buffers of one class.
+#[derive(Default)]
+struct Shelf {
+    buffers: Vec<Vec<u8>>,
+    /// The fewest that lay here since the last `trim`: what nobody has needed.
+    spare: usize,
 }
 
 impl Buffers {
@@ -43,7 +51,9 @@ impl Buffers {
         let Some(class) = CLASSES.iter().position(|&size| size >= capacity) else {
             return Vec::with_capacity(capacity);
         };
-        let kept = self.free.borrow_mut()[class].pop();
+        let shelf = &mut self.free.borrow_mut()[class];
+        let kept = shelf.buffers.pop();
+        shelf.spare = shelf.spare.min(shelf.buffers.len());
         kept.unwrap_or_else(|| Vec::with_capacity(CLASSES[class]))
     }
 
@@ -52,13 +62,23 @@ impl Buffers {
         let Some(class) = CLASSES.iter().rposition(|&size| size <= buffer.capacity()) else {
             return;
         };
-        if buffer.capacity() > 2 * CLASSES[class] {
+        if buffer.capacity() >= 2 * CLASSES[class] {
             return;
         }
         buffer.clear();
-        let free = &mut self.free.borrow_mut()[class];
-        if free.len() < KEPT_MAX[class] {
-            free.push(buffer);
+        let shelf = &mut self.free.borrow_mut()[class];
+        if shelf.buffers.len() < KEPT_MAX[class] {
+            shelf.buffers.push(buffer);
+        }
+    }
+
+    /// Gives half of what lay unused since the last call back to the allocator; called every few
+    /// seconds, so that a burst does not stay resident.
+    pub fn trim(&self) {
+        for shelf in self.free.borrow_mut().iter_mut() {
+            let kept = shelf.buffers.len() - shelf.spare.div_ceil(2);
+            shelf.buffers.truncate(kept);
+            shelf.spare = kept;
         }
     }
 }
@@ -93,15 +113,29 @@ mod tests {
         let buffers = Buffers::new();
         buffers.give_back(Vec::with_capacity(10 << 20));
         buffers.give_back(Vec::with_capacity(10));
-        assert!(buffers.free.borrow().iter().all(Vec::is_empty));
+        assert!(buffers.free.borrow().iter().all(|shelf| shelf.buffers.is_empty()));
     }
 
     #[test]
     fn keeps_a_bounded_number() {
         let buffers = Buffers::new();
-        for _ in 0..KEPT_MAX[2] + 5 {
+        for _ in 0..KEPT_MAX[3] + 5 {
             buffers.give_back(Vec::with_capacity(BULK_BYTES));
         }
-        assert_eq!(buffers.free.borrow()[2].len(), KEPT_MAX[2]);
+        assert_eq!(buffers.free.borrow()[3].buffers.len(), KEPT_MAX[3]);
+    }
+
+    #[test]
+    fn trims_what_nobody_needs_and_keeps_what_is_used() {
+        let buffers = Buffers::new();
+        (0..8).for_each(|_| buffers.give_back(Vec::with_capacity(SMALL_BYTES)));
+        buffers.trim();
+        let in_use: Vec<_> = (0..6).map(|_| buffers.take(1)).collect();
+        in_use.into_iter().for_each(|buffer| buffers.give_back(buffer));
+        buffers.trim();
+        let kept = |buffers: &Buffers| buffers.free.borrow()[0].buffers.len();
+        assert_eq!(kept(&buffers), 7);
+        (0..20).for_each(|_| buffers.trim());
+        assert_eq!(kept(&buffers), 0);
     }
 }

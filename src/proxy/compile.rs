@@ -23,7 +23,7 @@ use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
 use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use crate::policy::model::{ModelEntry, ModelTable, ModelTarget, Place};
-use crate::policy::retry::{RetryOn, RetryPolicy};
+use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
 use crate::upstream::state::UpstreamState;
 
@@ -102,14 +102,6 @@ fn key(key: &config::Key) -> Key {
 }
 
 fn group(group: &config::Group) -> GroupPlan {
-    let mut on = RetryOn::NOTHING;
-    on.connect = group.retry.on.connect;
-    on.reset = group.retry.on.reset;
-    on.timeout = group.retry.on.timeout;
-    for status in &group.retry.on.statuses {
-        // The config has checked the range.
-        let _ = on.insert(&status.to_string());
-    }
     GroupPlan {
         name: group.name.clone(),
         strategy: match group.balance {
@@ -121,7 +113,7 @@ fn group(group: &config::Group) -> GroupPlan {
             attempts: group.retry.attempts,
             initial: group.retry.initial,
             max: group.retry.max,
-            on,
+            on: group.retry.on,
         },
         timeouts: UpstreamTimeouts {
             connect: group.timeouts.connect,
@@ -165,11 +157,10 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
 }
 
 /// `bearer` also takes a key without its scheme: older clients send it so.
-fn carriers(carrier: &config::Carrier) -> Vec<Carrier> {
+fn carriers(carrier: &Carrier) -> Vec<Carrier> {
     match carrier {
-        config::Carrier::Bearer => vec![Carrier::Bearer, Carrier::Raw],
-        config::Carrier::Header(name) => Carrier::parse(name).into_iter().collect(),
-        config::Carrier::Query(name) => vec![Carrier::Query(name.as_str().into())],
+        Carrier::Bearer => vec![Carrier::Bearer, Carrier::Raw],
+        other => vec![other.clone()],
     }
 }
 

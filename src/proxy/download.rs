@@ -29,7 +29,7 @@ use crate::http1::parse::{HeadLimits, Parse, parse_response};
 use crate::llm::reply::ErrorReply;
 use crate::net::rt::{Part, Socket};
 use crate::net::splice::Ended;
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
@@ -292,7 +292,11 @@ impl Download<'_> {
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
                 settle.outcome.response_bytes += taken as u64;
-                (result, buffer) = self.send(Part::range(buffer, 0, taken)).await;
+                let part = Part::range(buffer, 0, taken);
+                (result, buffer) = match streamed {
+                    true => self.send_at_once(part).await,
+                    false => self.send(part).await,
+                };
             } else {
                 out.clear();
                 let (taken, whole, bad) =
@@ -341,6 +345,19 @@ impl Download<'_> {
         }
         self.write_timer.disarm();
         (Ok(()), part.into_buffer())
+    }
+
+    /// Sends an event of a stream in this very turn, by a direct call; waits only for a client
+    /// that does not read. Measured against a queued send: one wake-up less per event.
+    async fn send_at_once(&self, mut part: Part) -> (Result<(), Kind>, Vec<u8>) {
+        match sys::send_now(self.client.fd(), part.bytes()) {
+            Ok(n) if n == part.left() => (Ok(()), part.into_buffer()),
+            Ok(n) => {
+                part.advance(n);
+                self.send(part).await
+            }
+            Err(_) => (Err(Kind::ClientGone), part.into_buffer()),
+        }
     }
 
     /// Lets the kernel move what nobody needs to see.

@@ -31,6 +31,8 @@ const IMBALANCE_MIN: u32 = 4;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Ticks between two publications of the counters.
 const PUBLISH_TICKS: u32 = 20;
+/// Ticks between two trims of the free buffers.
+const TRIM_TICKS: u32 = 100;
 
 /// What a worker is given.
 pub struct Worker {
@@ -124,6 +126,9 @@ impl Running {
             core.pool.sweep(|_| pool_idle, &core.buffers, now);
             if tick % PUBLISH_TICKS == 0 {
                 core.publish();
+            }
+            if tick % TRIM_TICKS == 0 {
+                core.buffers.trim();
             }
             if core.draining.get() {
                 let by = *drained_by.get_or_insert(now + drain);
