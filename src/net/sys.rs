@@ -72,12 +72,45 @@ pub fn hung_up(fd: RawFd) -> bool {
     n > 0 && entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
+/// Receives into the spare capacity of `buffer` without waiting.
+///
+/// Shape: `Ok(Some(0))` is the end of the stream (or a full buffer: leave room), `Ok(None)` means
+/// that it would have to wait.
+pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let room = buffer.spare_capacity_mut();
+    // SAFETY: pointer and length come from one live slice; the kernel writes only into it.
+    let n = unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+    match n {
+        0.. => {
+            // SAFETY: the kernel has written `n` bytes behind the length, within the capacity.
+            unsafe { buffer.set_len(buffer.len() + n.unsigned_abs()) };
+            Ok(Some(n.unsigned_abs()))
+        }
+        _ => match io::Error::last_os_error() {
+            e if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Ok(None)
+            }
+            e => Err(e),
+        },
+    }
+}
+
+/// Whether more follows at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum More {
+    /// Hold a part-filled packet back for what follows.
+    Follows,
+    /// Send now.
+    Last,
+}
+
 /// Sends what fits without waiting.
 ///
 /// Shape: returns how many bytes the kernel took; `Ok(0)` means that it would have to wait.
 /// Errors: whatever send(2) says, `EPIPE` without a signal.
-pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+pub fn send_now(fd: RawFd, bytes: &[u8], more: More) -> io::Result<usize> {
+    let more = if more == More::Follows { libc::MSG_MORE } else { 0 };
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
     // SAFETY: pointer and length come from one live slice.
     let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
     match n {

@@ -32,7 +32,7 @@ use crate::net::ticker::Timer;
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
 
-/// Held body bytes that are copied behind the head, so that both leave in one send.
+/// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
 /// How long a client that is still sending may go on after its answer.
 const DISCARD: Duration = Duration::from_secs(2);
@@ -308,7 +308,8 @@ impl Attempt<'_> {
     ///
     /// Shape: also returns the offset in `held` of the first body byte that is not in it.
     fn encode(&self, held: &[u8], body: &RequestBody) -> (Vec<u8>, usize) {
-        let joined = (body.end - body.begin).min(JOINED_BYTES_MAX);
+        let held_bytes = body.end - body.begin;
+        let joined = if held_bytes <= JOINED_BYTES_MAX { held_bytes } else { 0 };
         let head_room = self.request.head.len as usize + 1024;
         let mut out = self.core.buffers.take(head_room + joined);
         forward::head(&mut out, self.core, self.upstream, self.request, held);

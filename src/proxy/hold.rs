@@ -19,7 +19,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::framing::Framing;
 use crate::llm::multipart::MultipartScan;
 use crate::llm::scan::{ModelScan, ScanFault};
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::upstream::held::Held;
 
 /// Bodies up to this size are not counted against the process's budget: the receive buffer
@@ -154,15 +154,29 @@ pub async fn hold(
             return Ok(());
         }
         make_room(core, down, body, held)?;
-        down.timer.arm(down.socket.fd(), Shut::Read, timeout);
-        let (result, buffer) = down.socket.recv(std::mem::take(&mut down.recv)).await;
-        down.recv = buffer;
+        receive(down, timeout).await?;
+    }
+}
+
+/// Receives what has come, or waits until something comes.
+///
+/// Waiting is for readiness, and the bytes are taken when this exchange runs: they are scanned
+/// and sent on while they are still in the cache. Queued receives of many large bodies would
+/// each push the other's bytes out (measured at 100 KB: 1.5 times the CPU).
+async fn receive(down: &mut Downstream, timeout: std::time::Duration) -> Result<(), Unheld> {
+    let fd = down.socket.fd();
+    loop {
+        match sys::recv_now(fd, &mut down.recv) {
+            Ok(Some(n)) if n > 0 => return Ok(()),
+            Ok(None) => {}
+            _ => return Err(Unheld::Gone(Kind::ClientGone)),
+        }
+        down.timer.arm(fd, Shut::Read, timeout);
+        down.socket.readable().await;
         let expired = down.timer.expired();
         down.timer.disarm();
-        match result {
-            Ok(n) if n > 0 => {}
-            _ if expired => return Err(Refusal::from(Kind::BodyTimeout).into()),
-            _ => return Err(Unheld::Gone(Kind::ClientGone)),
+        if expired {
+            return Err(Refusal::from(Kind::BodyTimeout).into());
         }
     }
 }

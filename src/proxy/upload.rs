@@ -9,6 +9,7 @@
 //! the answer on its way.
 
 use std::cell::Cell;
+use std::io;
 use std::time::Duration;
 
 use super::attempt::Progress;
@@ -19,7 +20,7 @@ use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::net::rt::{Part, Socket};
 use crate::net::splice::Ended;
-use crate::net::sys::Shut;
+use crate::net::sys::{self, More, Shut};
 use crate::net::ticker::Timer;
 
 /// Least number of bytes left for which the kernel moves them.
@@ -79,12 +80,7 @@ impl Upload<'_> {
     ) -> (Vec<u8>, Uploaded) {
         let fd = self.upstream.fd();
         self.up_timer.arm(fd, Shut::Both, self.first_byte);
-        let (mut result, out) = self.upstream.send_all(Part::whole(out)).await;
-        self.core.buffers.give_back(out);
-        let mut held = held;
-        if result.is_ok() && from < to {
-            (result, held) = self.upstream.send_all(Part::range(held, from, to)).await;
-        }
+        let (result, held) = self.send_held(out, held, from, to).await;
         if reader.is_done() {
             self.sent_all();
             let end = if result.is_ok() { Uploaded::Sent } else { Uploaded::Refused };
@@ -98,6 +94,35 @@ impl Upload<'_> {
             self.discard(reader).await;
         }
         (held, end)
+    }
+
+    /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
+    /// is still in the cache; what the kernel does not take is queued.
+    async fn send_held(
+        &self,
+        out: Vec<u8>,
+        held: Vec<u8>,
+        from: usize,
+        to: usize,
+    ) -> (io::Result<()>, Vec<u8>) {
+        let mut head = Part::whole(out);
+        let mut body = Part::range(held, from, to);
+        if body.left() > 0 {
+            let fd = self.upstream.fd();
+            // An error shows again in the queued send.
+            head.advance(sys::send_now(fd, head.bytes(), More::Follows).unwrap_or(0));
+            if head.left() == 0 {
+                body.advance(sys::send_now(fd, body.bytes(), More::Last).unwrap_or(0));
+            }
+        }
+        let (mut result, out) = self.upstream.send_all(head).await;
+        self.core.buffers.give_back(out);
+        let mut held = body;
+        if result.is_ok() && held.left() > 0 {
+            let (sent, back) = self.upstream.send_all(held).await;
+            (result, held) = (sent, Part::whole(back));
+        }
+        (result, held.into_buffer())
     }
 
     fn sent_all(&self) {
