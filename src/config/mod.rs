@@ -29,7 +29,6 @@ pub use reader::Outside;
 
 use toml::de::{DeTable, DeValue};
 
-use fault::Draft;
 use reader::{Node, Reader};
 
 /// A config that may be used, and what is odd about it.
@@ -52,7 +51,7 @@ pub fn load(file: &str, text: &str, outside: &Outside<'_>) -> Result<Loaded, Rep
     if !syntax.is_empty() {
         return Err(broken(file, text, &root, &syntax));
     }
-    let mut r = Reader { draft: Draft::new(text), outside: *outside };
+    let mut r = Reader::new(text, *outside);
     let raw = raw::read_root(&Node::new(String::new(), &root), &mut r);
     let config = build::build(&raw, &mut r);
     effect::warn_of_no_effect(&root, &mut r.draft);
@@ -69,7 +68,7 @@ fn broken(
     root: &toml::Spanned<DeValue<'_>>,
     syntax: &[toml::de::Error],
 ) -> Report {
-    let mut r = Reader { draft: Draft::new(text), outside: Outside::NOTHING };
+    let mut r = Reader::new(text, Outside::NOTHING);
     // Read for the masks: a secret can stand on the line of another's fault.
     raw::read_root(&Node::new(String::new(), root), &mut r);
     r.draft.keep_masks_only();

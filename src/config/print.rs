@@ -380,7 +380,7 @@ fn print_proxy(proxy: &OutboundProxy) -> String {
 
 fn print_health(health: &Health) -> String {
     let Health { path, method, body, headers, interval, timeout, fall, rise } = health;
-    let body = if body.is_empty() { "\"\"" } else { MASKED };
+    let body = if body.expose().is_empty() { "\"\"" } else { MASKED };
     format!(
         "{{ path = {}, method = {}, body = {body}, headers = {}, interval = \"{}\", timeout = \"{}\", \
          fall = {fall}, rise = {rise} }}",

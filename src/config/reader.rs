@@ -6,6 +6,7 @@
 //! `${ENV}` happens here, on string values alone. Secret fields mask their span
 //! before anything else is looked at, whatever stands there.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
@@ -37,6 +38,8 @@ impl Outside<'_> {
 pub(crate) struct Reader<'a> {
     pub(crate) draft: Draft<'a>,
     pub(crate) outside: Outside<'a>,
+    /// Paths of keys that are there and could not be read: not missing, already complained about.
+    unread: HashSet<String>,
 }
 
 /// One value of the tree, with the path that leads to it.
@@ -135,6 +138,16 @@ fn element_name<'n>(value: &'n DeValue<'n>) -> Option<&'n str> {
 }
 
 impl<'a> Reader<'a> {
+    /// A walk over a text.
+    pub(crate) fn new(text: &'a str, outside: Outside<'a>) -> Self {
+        Self { draft: Draft::new(text), outside, unread: HashSet::new() }
+    }
+
+    /// Whether a key is there but could not be read.
+    pub(crate) fn is_unread(&self, parent: &str, key: &str) -> bool {
+        self.unread.contains(&join(parent, key))
+    }
+
     /// Reads one field of a mirror struct.
     pub(crate) fn field<T: FromNode>(
         &mut self,
@@ -142,7 +155,11 @@ impl<'a> Reader<'a> {
         entry: &Entry<'_>,
     ) -> Option<At<T>> {
         let path = join(&parent.path, entry.key);
-        At::read(&Node::new(path, entry.value), self)
+        let read = At::read(&Node::new(path.clone(), entry.value), self);
+        if read.is_none() {
+            self.unread.insert(path);
+        }
+        read
     }
 
     /// Complains about a key that the mirror struct does not have.

@@ -125,7 +125,9 @@ pub(crate) fn required<'r>(
 
 /// Complains about a key that must be there.
 pub(crate) fn missing(r: &mut Reader<'_>, parent: &Spot, key: &str) {
-    r.draft.fault(parent, format!("missing key {key:?}"));
+    if !r.is_unread(&parent.path, key) {
+        r.draft.fault(parent, format!("missing key {key:?}"));
+    }
 }
 
 /// Names of one kind with their indexes, and which of them are used.

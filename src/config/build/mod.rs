@@ -8,9 +8,13 @@
 //! Implicit groups stand behind the declared ones: first one for each upstream,
 //! in order, then one for each further set of upstreams that a model needs.
 
+mod auth;
+mod base_url;
 pub(crate) mod check;
 pub(crate) mod date;
 mod group;
+mod headers;
+mod health;
 mod key;
 mod listener;
 pub(crate) mod models;

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::config::build::base_url::upstream_url;
 use crate::config::build::check::{AtText as _, filled, id};
-use crate::config::build::upstream::{plain, upstream_url};
+use crate::config::build::upstream::plain;
 use crate::config::build::{AllNames, each, implicit_group};
 use crate::config::fault::Spot;
 use crate::config::model::*;
@@ -92,7 +93,10 @@ fn target(
         }
         [None, None, Some(at)] => backend(r, at, upstreams).map(|id| Target::Upstreams(vec![id])),
         [None, None, None] => {
-            r.draft.fault(&name.spot, "leads nowhere: give group, upstream or backend");
+            let unread = |key| r.is_unread(&name.spot.path, key);
+            if !["group", "upstream", "backend"].into_iter().any(unread) {
+                r.draft.fault(&name.spot, "leads nowhere: give group, upstream or backend");
+            }
             None
         }
         _ => {

@@ -255,8 +255,8 @@ pub struct Health {
     pub path: String,
     /// Upper case.
     pub method: String,
-    /// Body sent; may be empty.
-    pub body: String,
+    /// Body sent; may be empty. Secret, since it may hold a credential.
+    pub body: Secret,
     /// Fields sent in addition, as edits of an empty head.
     pub headers: Vec<HeaderOp>,
     /// From one probe to the next.
