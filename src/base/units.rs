@@ -98,7 +98,8 @@ pub fn format_duration(time: Duration) -> String {
         return "0s".to_owned();
     }
     let written = TIMES.iter().filter(|(unit, _)| !matches!(*unit, "d" | "min" | "m"));
-    let (unit, size) = written.copied().find(|(_, size)| ns % size == 0).unwrap_or(("ns", 1));
+    let (unit, size) =
+        written.copied().find(|(_, size)| ns.is_multiple_of(*size)).unwrap_or(("ns", 1));
     format!("{}{unit}", ns / size)
 }
 
@@ -120,7 +121,7 @@ pub fn parse_size(text: &str) -> Result<u64, UnitFault> {
 /// Writes a size with the largest binary unit that holds it exactly.
 pub fn format_size(bytes: u64) -> String {
     let written = SIZES.iter().take(5);
-    let fits = |&&(_, size): &&(&str, u64)| bytes >= size && bytes % size == 0;
+    let fits = |&&(_, size): &&(&str, u64)| bytes >= size && bytes.is_multiple_of(size);
     match written.copied().collect::<Vec<_>>().iter().find(fits) {
         Some((unit, size)) => format!("{}{unit}", bytes / size),
         None => "0B".to_owned(),

@@ -11,7 +11,7 @@ use crate::base::units::{parse_duration, parse_size};
 use crate::config::fault::{Draft, Spot};
 use crate::config::model::Balance;
 use crate::config::names::Named as _;
-use crate::config::reader::{entries, join};
+use crate::config::reader::{element_path, entries, join};
 
 /// What of a key is not in effect.
 enum Off {
@@ -19,11 +19,13 @@ enum Off {
     Unless(&'static str),
     /// The key at all.
     Present,
+    /// A URL whose scheme is `https`.
+    Https,
     /// A balance other than these.
     BalanceUnless(&'static [Balance]),
 }
 
-use Off::{BalanceUnless, Present, Unless};
+use Off::{BalanceUnless, Https, Present, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
@@ -44,6 +46,7 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("ratelimit_store.url", Unless("\"redis://127.0.0.1:6379\"")),
     ("ratelimit_store.mode", Unless("\"lease\"")),
     ("ratelimit_store.on_error", Unless("\"local\"")),
+    ("upstream.url", Https),
     ("upstream.protocol", Unless("\"openai\"")),
     ("upstream.proxy", Unless("\"\"")),
     ("upstream.tls.ca", Unless("\"\"")),
@@ -88,6 +91,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
             let message = match off {
                 BalanceUnless(_) => "not implemented yet; acts as round_robin",
+                Https => "https is not implemented yet; the upstream cannot be reached",
                 Unless(_) | Present => "not implemented yet; has no effect",
             };
             draft.warn(&spot, message);
@@ -103,12 +107,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
         }
         DeValue::Array(array) => {
             for (index, element) in array.iter().enumerate() {
-                let name = element.get_ref().get("name").and_then(|n| n.get_ref().as_str());
-                let path = match name {
-                    Some(name) => join(path, name),
-                    None => format!("{path}[{index}]"),
-                };
-                walk(pattern, &path, element, draft);
+                walk(pattern, &element_path(path, index, element.get_ref()), element, draft);
             }
         }
         _ => {}
@@ -119,6 +118,7 @@ impl Off {
     fn is_in_effect(&self, value: &DeValue<'_>) -> bool {
         match self {
             Present => false,
+            Https => !value.as_str().is_some_and(|url| url.starts_with("https:")),
             BalanceUnless(known) => {
                 let balance = value.as_str().and_then(Balance::named);
                 // What is no balance at all is complained about elsewhere.

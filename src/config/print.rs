@@ -282,7 +282,7 @@ fn without_userinfo(url: &str) -> String {
 fn print_upstream(out: &mut Out, upstream: &Upstream) {
     out.head("[[upstream]]");
     out.text("name", &upstream.name);
-    out.text("url", &upstream.url.original);
+    out.text("url", &upstream.url.shown());
     out.word("path_mode", upstream.path_mode);
     out.word("protocol", upstream.protocol);
     out.raw("auth", print_auth(&upstream.auth, !upstream.api_keys.is_empty()));
@@ -467,7 +467,7 @@ fn print_model(out: &mut Out, config: &Config, model: &Model) {
         [only] if group.implicit => {
             let upstream = config.upstream(only.upstream);
             match upstream.implicit {
-                true => out.text("backend", &upstream.url.original),
+                true => out.text("backend", &upstream.url.shown()),
                 false => out.text("upstream", &upstream.name),
             }
         }

@@ -95,11 +95,7 @@ impl<'n> Node<'n> {
             return None;
         };
         let element = |(i, value): (usize, &'n Spanned<DeValue<'n>>)| {
-            let path = match element_name(value.get_ref()) {
-                Some(name) => format!("{}.{name}", self.path),
-                None => format!("{}[{i}]", self.path),
-            };
-            Node::new(path, value)
+            Node::new(element_path(&self.path, i, value.get_ref()), value)
         };
         Some(array.iter().enumerate().map(element).collect())
     }
@@ -130,7 +126,15 @@ pub(crate) fn entries<'n>(table: &'n DeTable<'n>) -> Vec<Entry<'n>> {
     all
 }
 
-/// The name by which a path calls a list element, if it has one that reads well.
+/// The path of a list element: by its name, if it has one that reads well, else by index.
+pub(crate) fn element_path(list: &str, index: usize, value: &DeValue<'_>) -> String {
+    match element_name(value) {
+        Some(name) => format!("{list}.{name}"),
+        None => format!("{list}[{index}]"),
+    }
+}
+
+/// The name by which a path calls a list element.
 fn element_name<'n>(value: &'n DeValue<'n>) -> Option<&'n str> {
     let name = value.as_table()?.get("name")?.get_ref().as_str()?;
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
@@ -413,20 +417,25 @@ impl FromNode for SecretText {
     }
 }
 
-/// A URL that may hold a password; masked when it has a userinfo part.
+/// A URL that may hold a password or, in its query, a key; masked then.
 #[derive(Debug, Clone)]
 pub(crate) struct UrlText(pub(crate) String);
 
 impl FromNode for UrlText {
     fn read(node: &Node<'_>, r: &mut Reader<'_>) -> Option<Self> {
         // By the text before substitution and, below, after it.
-        if node.value.as_str().is_some_and(|s| s.contains('@')) {
+        if node.value.as_str().is_some_and(may_hold_secret) {
             r.draft.mask(node.span.clone());
         }
         let text = r.string(node, false)?;
-        if text.contains('@') {
+        if may_hold_secret(&text) {
             r.draft.mask(node.span.clone());
         }
         Some(Self(text))
     }
+}
+
+/// Whether a URL has a userinfo part or a query.
+pub(crate) fn may_hold_secret(url: &str) -> bool {
+    url.contains(['@', '?'])
 }

@@ -2,7 +2,7 @@
 
 use crate::config::build::url::{Url, parse_url};
 use crate::config::model::*;
-use crate::config::reader::{At, Reader, UrlText};
+use crate::config::reader::{At, Reader, UrlText, may_hold_secret};
 
 /// Stands in for a URL that is none.
 pub(crate) fn nowhere() -> UpstreamUrl {
@@ -42,8 +42,8 @@ pub(crate) fn upstream_url(
     match parse_url(text).and_then(|url| base_url(url, path_mode, text)) {
         Ok(url) => Some(url),
         Err(why) => {
-            // With a userinfo part the text is a secret.
-            let shown = match text.contains('@') {
+            // With a userinfo part or a query the text is a secret.
+            let shown = match may_hold_secret(text) {
                 true => "***".to_owned(),
                 false => r.draft.quote(&at.spot, text),
             };

@@ -9,7 +9,7 @@ use crate::config::build::{AllNames, each, implicit_group};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawModel};
-use crate::config::reader::{At, Reader, UrlText};
+use crate::config::reader::{At, Reader, UrlText, may_hold_secret};
 
 /// The groups while implicit ones are added.
 pub(crate) struct Sets<'c> {
@@ -114,7 +114,7 @@ fn backend(
 ) -> Option<UpstreamId> {
     let whole = at.value.contains("://") || at.value.starts_with("unix:");
     let text = if whole { at.value.clone() } else { format!("http://{}", at.value) };
-    if text.contains('@') {
+    if may_hold_secret(&text) {
         r.draft.mask(at.spot.span.clone());
     }
     let url_at = At { value: UrlText(text), spot: at.spot.clone() };

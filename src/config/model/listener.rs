@@ -142,7 +142,7 @@ pub struct HostRoute {
 }
 
 /// A client credential and its rights.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Key {
     /// Unique among keys; what logs and metrics show.
     pub name: String,
@@ -168,6 +168,16 @@ pub struct Key {
     pub priority: i32,
     /// Seconds since 1970 UTC from which on it is refused; none = never.
     pub expires: Option<u64>,
+}
+
+impl std::fmt::Debug for Key {
+    /// Hides the digest too: of a weak key it could be guessed.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut out = f.debug_struct("Key");
+        out.field("name", &self.name).field("models", &self.models);
+        out.field("listeners", &self.listeners).field("expires", &self.expires);
+        out.finish_non_exhaustive()
+    }
 }
 
 /// Names of models, or all.

@@ -73,6 +73,14 @@ pub struct UpstreamUrl {
 }
 
 impl UpstreamUrl {
+    /// As written, but for the query, which may hold a key.
+    pub fn shown(&self) -> String {
+        match self.original.split_once('?') {
+            Some((before, _)) => format!("{before}?***"),
+            None => self.original.clone(),
+        }
+    }
+
     /// What a `Host` field for it says: the port is left out when it is the scheme's own.
     pub fn authority(&self) -> String {
         if self.unix {
@@ -89,7 +97,7 @@ impl UpstreamUrl {
 
 impl std::fmt::Debug for UpstreamUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.original)
+        f.write_str(&self.shown())
     }
 }
 

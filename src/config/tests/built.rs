@@ -1,0 +1,156 @@
+//! What a good file comes to.
+
+use super::*;
+
+#[test]
+fn implicit_groups_follow_the_declared_ones() {
+    let text = with(
+        "[[upstream]]\nname=\"gpu1\"\nurl=\"http://127.0.0.1:8001\"\nmodels=[\"b\",\"a\"]\n\
+         [models.m]\nupstream=\"gpu1\"\n[models.n]\nbackend=\"127.0.0.1:8080\"\n\
+         [models.o]\nbackend=\"127.0.0.1:8080\"\n",
+    );
+    let config = good(&text).config;
+    let names: Vec<_> = config.groups.iter().map(|g| (g.name.as_str(), g.implicit)).collect();
+    assert_eq!(
+        names,
+        [
+            ("chat", false),
+            ("gpu0", true),
+            ("gpu1", true),
+            ("127.0.0.1:8080", true),
+            ("gpu0+gpu1", true),
+        ]
+    );
+    let models: Vec<_> = config
+        .models
+        .iter()
+        .map(|m| (m.name.as_str(), config.group(m.group).name.as_str()))
+        .collect();
+    assert_eq!(
+        models,
+        [
+            ("m", "gpu1"),
+            ("n", "127.0.0.1:8080"),
+            ("o", "127.0.0.1:8080"),
+            ("a", "gpu0+gpu1"),
+            ("b", "gpu1"),
+        ]
+    );
+    assert_eq!(config.upstreams.len(), 3);
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        let members = &config.group(upstream.group).members;
+        assert_eq!(members.as_slice(), [Member { upstream: UpstreamId(index as u16), weight: 1 }]);
+    }
+    assert_eq!(config.group_named("gpu0"), None);
+    assert_eq!(config.group_named("chat"), Some(GroupId(0)));
+}
+
+#[test]
+fn ports_make_several_upstreams() {
+    let text = with(
+        "[[upstream]]\nname=\"vllm\"\nurl=\"http://10.0.0.1/base\"\nports=[8001,8002]\nmodels=[\"x\"]\n\
+         [[group]]\nname=\"g\"\nmembers=[\"vllm\"]\n[models.one]\nupstream=\"vllm-8002\"\n\
+         [models.all]\nupstream=\"vllm\"\n",
+    );
+    let config = good(&text).config;
+    let urls: Vec<_> = config.upstreams.iter().map(|u| u.url.original.as_str()).collect();
+    assert_eq!(
+        urls,
+        ["http://127.0.0.1:8000", "http://10.0.0.1:8001/base", "http://10.0.0.1:8002/base"]
+    );
+    assert_eq!(config.group(config.group_named("g").unwrap()).members.len(), 2);
+    let of = |name: &str| {
+        &config.group(config.models.iter().find(|m| m.name == name).unwrap().group).name
+    };
+    assert_eq!((of("one").as_str(), of("x").as_str()), ("vllm-8002", "vllm-8001+vllm-8002"));
+    assert_eq!(of("all"), of("x"));
+}
+
+#[test]
+fn timeouts_are_resolved() {
+    let text = with(
+        "timeouts={first_byte=\"5s\"}\n[timeouts]\nfirst_byte=\"9s\"\nconnect=\"2s\"\nclient_head=\"3s\"\n\
+         [[listener]]\nname=\"l\"\nbind=\"127.0.0.1:1\"\nauth=\"none\"\ntimeouts={client_head=\"1s\"}",
+    );
+    let config = good(&text).config;
+    let secs = std::time::Duration::from_secs;
+    assert_eq!(
+        (config.groups[0].timeouts.first_byte, config.groups[0].timeouts.connect),
+        (secs(5), secs(2))
+    );
+    assert_eq!(config.groups[1].timeouts.first_byte, secs(9));
+    assert_eq!(config.listeners[0].timeouts.client_head, secs(3));
+    assert_eq!(config.listeners[1].timeouts.client_head, secs(1));
+    assert_eq!(config.timeouts.upstream.total, None);
+}
+
+#[test]
+fn discovered_names_come_last_and_are_replaced() {
+    let urls = ["http://127.0.0.1:1", "127.0.0.1:2"];
+    let names = [vec!["x".to_owned(), "y".to_owned()], vec!["y".to_owned()]];
+    let config = Config::for_backends(&urls, &names).unwrap();
+    let of = |config: &Config, name: &str| {
+        let model = config.models.iter().find(|m| m.name == name)?;
+        Some(config.group(model.group).name.clone())
+    };
+    assert_eq!(of(&config, "x").as_deref(), Some("backend1"));
+    assert_eq!(of(&config, "y").as_deref(), Some("backend1+backend2"));
+    assert_eq!(config.listeners[0].default_group, None);
+    let next = config.with_discovered(&[(UpstreamId(1), vec!["x".to_owned()])]);
+    assert_eq!((of(&next, "x").as_deref(), of(&next, "y")), (Some("backend2"), None));
+    let one = Config::for_backends(&urls[..1], &[]).unwrap();
+    assert_eq!(one.listeners[0].default_group, Some(GroupId(0)));
+    assert!(
+        Config::for_backends(&["ftp://x"], &[]).unwrap_err().to_string().contains("command line")
+    );
+}
+
+#[test]
+fn unix_sockets_and_fixed_urls() {
+    let text = with(
+        "[[upstream]]\nname=\"s\"\nurl=\"unix:/run/x.sock\"\n[[upstream]]\nname=\"f\"\n\
+         url=\"https://api.test/v1/chat?x=1\"\npath_mode=\"fixed\"\n[[upstream]]\nname=\"b\"\n\
+         url=\"https://[2001:db8::1]:8443/base/\"\n",
+    );
+    let config = good(&text).config;
+    let [_, socket, fixed, base] = &config.upstreams[..] else { panic!() };
+    assert!(
+        socket.url.unix
+            && socket.url.host == "/run/x.sock"
+            && socket.url.authority() == "localhost"
+    );
+    assert_eq!((fixed.url.base_path.as_str(), fixed.url.port), ("/v1/chat?x=1", 443));
+    assert_eq!(fixed.url.authority(), "api.test");
+    assert_eq!(
+        (base.url.base_path.as_str(), base.url.authority()),
+        ("/base", "[2001:db8::1]:8443".to_owned())
+    );
+}
+
+#[test]
+fn what_is_printed_loads_and_prints_the_same() {
+    let text = with(
+        "[process]\ncores=[0,1]\n[models.\"a.b\"]\nbackend=\"127.0.0.1:8080\"\naliases=[\"$${X}\"]\n\
+         [models.p]\nupstream=\"v\"\n[[upstream]]\nname=\"v\"\nurl=\"http://10.0.0.1\"\nports=[1,2]\n\
+         host=\"client\"\nhealth={}\ndiscover=\"dns:x:80\"\nproxy=\"http://p:8080\"\n\
+         headers=[{op=\"remove\",key=\"X-A\"},{op=\"replace\",key=\"b\",value=\"c \\\" d\"}]\n\
+         [[group]]\nname=\"g\"\nmembers=[{upstream=\"gpu0\",weight=3}]\nretry={on=[\"5xx\",\"429\"]}\n\
+         affinity={by=\"header:X-S\"}\nfallback=[\"chat\"]\nserve=[\"ollama\"]\n\
+         [[listener]]\nname=\"l\"\nbind=[\"unix:/x\",\"[::1]:1\"]\nauth=\"none\"\n\
+         tls={cert=\"c\",key=\"k\"}\nratelimit={}\naccept=[\"raw\",\"query:K\"]\n\
+         [[listener.route]]\nhost=\"A.test/p\"\npath=\"/{id:[0-9]+}\"\ngroup=\"g\"\n\
+         [[key]]\nname=\"k\"\nkey=\"***\"\nexpires=2030-01-01\nmodels=[\"a\",\"b*\"]\nlisteners=[\"l\"]\n\
+         [admin]\nbind=\"127.0.0.1:9000\"\n",
+    );
+    let printed = good(&text).config.to_toml();
+    let again = good(&printed).config.to_toml();
+    assert_eq!(printed, again);
+    for part in [
+        "body_held = \"2MiB\"",
+        "connect = \"10s\"",
+        "backend = \"http://127.0.0.1:8080\"",
+        "v-1+v-2",
+    ] {
+        assert!(printed.contains(part), "{part} in\n{printed}");
+    }
+}
