@@ -87,7 +87,7 @@ pub(crate) struct Draft<'a> {
     errors: Vec<(Spot, String)>,
     warnings: Vec<(Spot, String)>,
     masked: Vec<Range<usize>>,
-    /// Spans of syntax faults, whose lines are shown up to the `=` only.
+    /// The text is not TOML: lines are shown up to the `=` only.
     broken: bool,
 }
 
@@ -146,7 +146,7 @@ impl<'a> Draft<'a> {
         (clamp(line), clamp(1 + before[start..].chars().count()))
     }
 
-    /// ` (line 12)`, for a message that names another place.
+    /// Line of a value, for a message that names another place.
     pub(crate) fn line_of(&self, spot: &Spot) -> u32 {
         self.position(spot.span.start).0
     }

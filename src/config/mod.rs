@@ -2,7 +2,7 @@
 //!
 //! The one idea: two levels. `raw` mirrors what was said, `model` is what is
 //! meant; `build` leads from one to the other and reports every fault at once,
-//! with its path, line and caret. Reading order: `model`, `raw`, `reader`,
+//! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
 //! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `discovered`.
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
@@ -18,6 +18,7 @@ mod raw;
 mod reader;
 mod schema;
 mod subst;
+mod values;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::config::names::Named;
 use crate::config::raw::{CoresEntry, DateText, HeaderValue, MemberEntry, RawMember};
-use crate::config::reader::{At, NameTable, OneOf, OneOrMany, SecretText, Size, Time, UrlText};
+use crate::config::reader::At;
+use crate::config::values::{NameTable, OneOf, OneOrMany, SecretText, Size, Time, UrlText};
 
 /// A schema that stands where it is used.
 macro_rules! inline {

@@ -10,7 +10,8 @@ use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::names::AuthType;
 use crate::config::raw::{RawAuth, RawUpstream};
-use crate::config::reader::{At, Reader, SecretText};
+use crate::config::reader::{At, Reader};
+use crate::config::values::SecretText;
 
 /// The credentials of which one is picked per attempt.
 pub(crate) fn api_keys(r: &mut Reader<'_>, raw: &RawUpstream) -> Vec<ApiKey> {

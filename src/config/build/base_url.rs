@@ -2,7 +2,8 @@
 
 use crate::config::build::url::{Url, parse_url};
 use crate::config::model::*;
-use crate::config::reader::{At, Reader, UrlText, may_hold_secret};
+use crate::config::reader::{At, Reader};
+use crate::config::values::{UrlText, may_hold_secret};
 
 /// Stands in for a URL that is none.
 pub(crate) fn nowhere() -> UpstreamUrl {

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::base::units::{format_duration, format_size};
 use crate::config::fault::{Spot, did_you_mean};
 use crate::config::names::Named;
-use crate::config::reader::{At, OneOf, Reader, Size, Time};
+use crate::config::reader::{At, Reader};
+use crate::config::values::{OneOf, Size, Time};
 
 /// Longest name of anything, in bytes.
 const NAME_BYTES_MAX: usize = 128;

@@ -11,7 +11,8 @@ use crate::config::build::{AllNames, each};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawKey};
-use crate::config::reader::{At, Reader, SecretText};
+use crate::config::reader::{At, Reader};
+use crate::config::values::SecretText;
 
 /// A shorter key can be guessed.
 const KEY_BYTES_FEW: usize = 16;

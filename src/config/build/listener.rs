@@ -9,7 +9,8 @@ use crate::config::build::{AllNames, each};
 use crate::config::fault::{Spot, did_you_mean};
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawListener, RawListenerTls, RawRoute};
-use crate::config::reader::{At, OneOrMany, Reader};
+use crate::config::reader::{At, Reader};
+use crate::config::values::OneOrMany;
 use crate::policy::host::{HostTable, HostWhy};
 use crate::policy::route::{PathTable, PatternWhy};
 

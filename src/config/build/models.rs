@@ -9,7 +9,8 @@ use crate::config::build::{AllNames, each, implicit_group};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawModel};
-use crate::config::reader::{At, Reader, UrlText, may_hold_secret};
+use crate::config::reader::{At, Reader};
+use crate::config::values::{UrlText, may_hold_secret};
 
 /// The groups while implicit ones are added.
 pub(crate) struct Sets<'c> {

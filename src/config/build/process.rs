@@ -11,7 +11,8 @@ use crate::config::build::listener::parse_bind;
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{CoresEntry, RawConfig};
-use crate::config::reader::{At, Reader, Time};
+use crate::config::reader::{At, Reader};
+use crate::config::values::Time;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

@@ -11,7 +11,8 @@ use crate::config::build::{AllNames, each};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawUpstream};
-use crate::config::reader::{At, Reader, UrlText};
+use crate::config::reader::{At, Reader};
+use crate::config::values::UrlText;
 
 /// All upstreams, each with its place.
 pub(crate) fn upstreams(

@@ -2,7 +2,8 @@
 
 use crate::config::model::*;
 use crate::config::raw::{DateText, mirror};
-use crate::config::reader::{At, OneOf, OneOrMany, SecretText, Time};
+use crate::config::reader::At;
+use crate::config::values::{OneOf, OneOrMany, SecretText, Time};
 
 mirror! {
     /// `[[listener]]`.

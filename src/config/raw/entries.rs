@@ -3,7 +3,8 @@
 use toml::de::DeValue;
 
 use crate::config::model::HeaderAction;
-use crate::config::reader::{At, FromNode, Node, OneOf, Reader};
+use crate::config::reader::{At, FromNode, Node, Reader};
+use crate::config::values::OneOf;
 
 use super::mirror;
 

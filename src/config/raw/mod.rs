@@ -15,7 +15,8 @@ pub(crate) use entries::*;
 pub(crate) use process::*;
 pub(crate) use upstream::*;
 
-use crate::config::reader::{At, FromNode, NameTable, Node, Reader};
+use crate::config::reader::{At, FromNode, Node, Reader};
+use crate::config::values::NameTable;
 
 /// Declares mirror structs. `key as "type"` reads a key of another name.
 macro_rules! mirror {

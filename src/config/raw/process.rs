@@ -2,7 +2,8 @@
 
 use crate::config::model::*;
 use crate::config::raw::{CoresEntry, mirror};
-use crate::config::reader::{At, OneOf, SecretText, Size, Time};
+use crate::config::reader::At;
+use crate::config::values::{OneOf, SecretText, Size, Time};
 
 mirror! {
     /// `[process]`.

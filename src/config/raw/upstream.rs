@@ -3,7 +3,8 @@
 use crate::config::model::*;
 use crate::config::names::AuthType;
 use crate::config::raw::{HeaderValue, MemberEntry, RawHeaderOp, mirror};
-use crate::config::reader::{At, OneOf, OneOrMany, SecretText, Time, UrlText};
+use crate::config::reader::At;
+use crate::config::values::{OneOf, OneOrMany, SecretText, Time, UrlText};
 
 mirror! {
     /// `[[upstream]]`.

@@ -154,3 +154,43 @@ fn what_is_printed_loads_and_prints_the_same() {
         assert!(printed.contains(part), "{part} in\n{printed}");
     }
 }
+
+#[test]
+fn keys_have_rights_and_an_end() {
+    let text = with(
+        "[[key]]\nname=\"k\"\nkey=\"0123456789abcdef\"\nmodels=[\"a\",\"gpt-*\"]\nexpires=2030-01-01\n\
+         listeners=[\"main\"]\n[[key]]\nname=\"all\"\nkey_sha256=\"\
+         9F9F5111F7B27A781F1F1DDDE5EBC2DD2B796BFC7365C9C28B548E564176929E\"\n",
+    );
+    let [key, all] = &good(&text).config.keys[..] else { panic!() };
+    assert!(key.models.allows("a") && key.models.allows("gpt-4") && !key.models.allows("ab"));
+    assert_eq!(key.expires, Some(1_893_456_000));
+    assert!(key.listeners.allows(ListenerId(0)) && !key.listeners.allows(ListenerId(1)));
+    assert!(all.models.allows("b") && all.listeners.allows(ListenerId(1)));
+    assert_eq!((all.sha256[0], all.expires), (0x9f, None));
+}
+
+#[test]
+fn admin_token_may_come_from_the_environment() {
+    let text = with("[admin]\nbind=\"0.0.0.0:9000\"\n");
+    let env = |name: &str| (name == "TOKENRING_ADMIN_TOKEN").then(|| "t0ken".to_owned());
+    let admin = Config::from_toml_str(&text, &env).unwrap().admin.unwrap();
+    assert_eq!(admin.token.unwrap().expose(), b"t0ken");
+    assert!(good(BASE).config.admin.is_none());
+    assert!(good(&with("[admin]\nbind=\"\"")).config.admin.is_none());
+}
+
+#[test]
+fn several_keys_take_the_carrier_of_the_protocol() {
+    let auth = |protocol: &str| {
+        let text = with(&format!(
+            "[[upstream]]\nname=\"u\"\nurl=\"http://a\"\nprotocol=\"{protocol}\"\napi_keys=[{{key=\"k\"}}]"
+        ));
+        good(&text).config.upstreams[1].auth.clone()
+    };
+    assert!(matches!(auth("openai"), UpstreamAuth::Bearer(_)));
+    assert!(matches!(auth("anthropic"), UpstreamAuth::Header { name, .. } if name == "x-api-key"));
+    assert!(
+        matches!(auth("gemini"), UpstreamAuth::Header { name, .. } if name == "x-goog-api-key")
+    );
+}
