@@ -18,7 +18,8 @@
 //! upstream   5  io    shared state, pool, connections
 //! proxy      6  io    THE TRUNK: worker, connection, exchange, relay
 //! control    7  io    what is off the data plane: model discovery, signals
-//! server     8        boot order
+//! server     8        boot order, `serve`, `demo`
+//! cli        8        the command line
 //! ```
 //!
 //! # The line of a request
@@ -43,9 +44,9 @@ pub mod llm;
 pub mod policy;
 pub mod telemetry;
 pub mod config;
-pub mod cli;
 pub mod net;
 pub mod upstream;
 pub mod proxy;
 pub mod control;
 pub mod server;
+pub mod cli;

@@ -15,50 +15,57 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::config::{Config, ModelsFrom, Protocol, Upstream, UpstreamAuth};
+use crate::config::{Config, ModelsFrom, Protocol, Upstream, UpstreamAuth, UpstreamId};
 use crate::net::dial::Address;
-use crate::proxy::compile::Learnt;
 
 /// How long a server may take to list its models.
 const ASK_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest list of models, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
+/// What was learnt about the upstreams of a config.
+#[derive(Clone, Debug, Default)]
+pub struct Learnt {
+    /// The addresses of each upstream, in order of preference; empty = not resolved.
+    pub addresses: Vec<Vec<Address>>,
+    /// The models of those that were asked and answered.
+    pub models: Vec<(UpstreamId, Vec<String>)>,
+    /// One line for each that could not be resolved or asked.
+    pub warnings: Vec<String>,
+}
+
 /// Learns about every upstream of a config.
-///
-/// Shape: one `Learnt` per upstream, in order, and a warning for each that could not be resolved
-/// or asked.
 #[must_use]
-pub fn learn(config: &Config) -> (Vec<Learnt>, Vec<String>) {
-    let mut warnings = Vec::new();
-    let mut learnt: Vec<Learnt> = Vec::new();
+pub fn learn(config: &Config) -> Learnt {
+    let mut learnt = Learnt::default();
     for upstream in &config.upstreams {
         let addresses = resolve(upstream).unwrap_or_else(|error| {
-            warnings.push(format!("upstream {}: {}: {error}", upstream.name, upstream.url.original));
+            let url = &upstream.url.original;
+            learnt.warnings.push(format!("upstream {}: {url}: {error}", upstream.name));
             Vec::new()
         });
-        learnt.push(Learnt { addresses, models: Vec::new() });
+        learnt.addresses.push(addresses);
     }
     let asked: Vec<usize> = (0..config.upstreams.len())
         .filter(|&u| config.upstreams[u].enabled)
         .filter(|&u| matches!(config.upstreams[u].models, ModelsFrom::Discover))
-        .filter(|&u| !config.upstreams[u].url.tls && !learnt[u].addresses.is_empty())
+        .filter(|&u| !config.upstreams[u].url.tls && !learnt.addresses[u].is_empty())
         .collect();
     if asked.is_empty() {
-        return (learnt, warnings);
+        return learnt;
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            warnings.push(format!("models cannot be asked: {error}"));
-            return (learnt, warnings);
+            learnt.warnings.push(format!("models cannot be asked: {error}"));
+            return learnt;
         }
     };
     let answers = runtime.block_on(async {
         let mut asks = Vec::new();
         for &index in &asked {
             let upstream = config.upstreams[index].clone();
-            let address = learnt[index].addresses[0].clone();
+            let address = learnt.addresses[index][0].clone();
             let ask = async move {
                 match tokio::time::timeout(ASK_TIMEOUT, ask(&upstream, &address)).await {
                     Ok(answer) => answer,
@@ -76,14 +83,16 @@ pub fn learn(config: &Config) -> (Vec<Learnt>, Vec<String>) {
     });
     for (index, answer) in answers {
         match answer {
-            Ok(models) => learnt[index].models = models,
-            Err(why) => warnings.push(format!(
+            Ok(models) => {
+                learnt.models.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
+            }
+            Err(why) => learnt.warnings.push(format!(
                 "upstream {}: models could not be asked: {why}",
                 config.upstreams[index].name
             )),
         }
     }
-    (learnt, warnings)
+    learnt
 }
 
 fn resolve(upstream: &Upstream) -> Result<Vec<Address>, String> {

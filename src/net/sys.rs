@@ -48,9 +48,8 @@ pub enum Peek {
 pub fn peek(fd: RawFd) -> Peek {
     let mut byte = 0u8;
     // SAFETY: the buffer is one live byte and the length says so.
-    let n = unsafe {
-        libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
-    };
+    let n =
+        unsafe { libc::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT) };
     match n {
         0 => Peek::Gone,
         1.. => Peek::Data,

@@ -157,8 +157,9 @@ fn authenticate(
         query: head.query(bytes),
     };
     let Some((_, secret)) = find_credential(&listener.carriers, &places) else {
-        return Err(Refusal::from(Kind::KeyMissing)
-            .hint("Send your key as \"Authorization: Bearer KEY\"."));
+        return Err(
+            Refusal::from(Kind::KeyMissing).hint("Send your key as \"Authorization: Bearer KEY\".")
+        );
     };
     Ok(plan.keys.authenticate(&secret, listener.number, unix_ms / 1000)?)
 }

@@ -1,9 +1,8 @@
 //! Config → Plan: what the data plane asks thousands of times a second is worked out once here.
 //!
-//! Names of upstream hosts have been resolved and models discovered before (`control`); both
-//! come in as values, so this stays a function of its arguments.
+//! Names of upstream hosts have been resolved and models discovered before (`control`), so this
+//! stays a function of its arguments.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -14,7 +13,7 @@ use super::plan::{
 };
 use crate::config::{
     self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,
-    ModelPattern, ModelSet, PathMode, UpstreamAuth,
+    ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::parse::HeadLimits;
 use crate::net::dial::Address;
@@ -27,26 +26,21 @@ use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
 use crate::upstream::state::UpstreamState;
 
-/// What the control plane has learnt about one upstream.
-#[derive(Clone, Debug, Default)]
-pub struct Learnt {
-    /// Its addresses, in order of preference.
-    pub addresses: Vec<Address>,
-    /// The models it said it serves, if it was asked.
-    pub models: Vec<String>,
-}
-
 /// Compiles a checked config.
 ///
-/// Shape: `learnt` has one entry per upstream, in order; `loaded_unix_s` stamps the models list.
+/// Shape: `addresses` has one list per upstream, in order of preference; `loaded_unix_s` stamps
+/// the models list.
 /// Errors: a message that names the thing; the config's own checks leave few.
-pub fn compile(config: &Config, learnt: &[Learnt], loaded_unix_s: u64) -> Result<Plan, String> {
+pub fn compile(
+    config: &Config,
+    addresses: &[Vec<Address>],
+    loaded_unix_s: u64,
+) -> Result<Plan, String> {
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
-    let mut groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
-    let discovered = discovered_models(config, learnt, &mut groups);
-    let models = model_table(config, &discovered)?;
-    let listed = listed(config, &discovered, &groups);
+    let groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
+    let models = model_table(config)?;
+    let listed = listed(config, &groups);
     Ok(Plan {
         listeners: config
             .listeners
@@ -61,8 +55,8 @@ pub fn compile(config: &Config, learnt: &[Learnt], loaded_unix_s: u64) -> Result
         upstreams: config
             .upstreams
             .iter()
-            .zip(learnt)
-            .map(|(upstream, learnt)| upstream_plan(upstream, learnt))
+            .zip(addresses)
+            .map(|(upstream, addresses)| upstream_plan(upstream, addresses.clone()))
             .collect(),
         head: HeadLimits {
             head_bytes_max: to_usize(config.limits.head),
@@ -129,9 +123,10 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
         group: rule.group.0,
         keys: rule.keys.iter().flatten().map(|key| u32::from(key.0)).collect(),
     };
-    let paths = listener.routes.iter().filter_map(|rule| {
-        rule.path.as_ref().map(|path| (path.clone(), target(rule)))
-    });
+    let paths = listener
+        .routes
+        .iter()
+        .filter_map(|rule| rule.path.as_ref().map(|path| (path.clone(), target(rule))));
     let hosts = listener.routes.iter().filter_map(|rule| {
         let host = rule.host.as_ref()?;
         Some((format!("{}{}", host.host, host.prefix.as_deref().unwrap_or("")), target(rule)))
@@ -145,8 +140,10 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
         default_group: listener.default_group.map(|group| group.0),
         trusted: listener.trusted_proxies.clone(),
         forwarded: listener.forwarded == Forwarded::Append,
-        paths: PathTable::new(paths).map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
-        hosts: HostTable::new(hosts).map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
+        paths: PathTable::new(paths)
+            .map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
+        hosts: HostTable::new(hosts)
+            .map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
         timeouts: ClientTimeouts {
             head: listener.timeouts.client_head,
             body_idle: listener.timeouts.client_body_idle,
@@ -164,7 +161,7 @@ fn carriers(carrier: &Carrier) -> Vec<Carrier> {
     }
 }
 
-fn upstream_plan(upstream: &config::Upstream, learnt: &Learnt) -> UpstreamPlan {
+fn upstream_plan(upstream: &config::Upstream, addresses: Vec<Address>) -> UpstreamPlan {
     let base = upstream.url.base_path.trim_end_matches('/').as_bytes().to_vec();
     let mut added = Vec::new();
     let mut dropped = Vec::new();
@@ -185,7 +182,7 @@ fn upstream_plan(upstream: &config::Upstream, learnt: &Learnt) -> UpstreamPlan {
     }
     UpstreamPlan {
         name: upstream.name.clone(),
-        addresses: learnt.addresses.clone(),
+        addresses,
         enabled: upstream.enabled,
         state: Arc::new(UpstreamState::default()),
         path: match upstream.path_mode {
@@ -247,60 +244,23 @@ fn credential(upstream: &config::Upstream) -> Credential {
     }
 }
 
-/// Groups the models that servers said they have: one group per set of servers.
-fn discovered_models(
-    config: &Config,
-    learnt: &[Learnt],
-    groups: &mut Vec<GroupPlan>,
-) -> Vec<ModelEntry> {
-    let mut servers: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (upstream, learnt) in learnt.iter().enumerate() {
-        for model in &learnt.models {
-            let list = servers.entry(model).or_default();
-            if !list.contains(&upstream) {
-                list.push(upstream);
-            }
-        }
-    }
-    let mut made: BTreeMap<Vec<usize>, u16> = BTreeMap::new();
-    let mut entries = Vec::new();
-    for (name, upstreams) in servers {
-        let group = match upstreams[..] {
-            [only] => config.upstreams[only].group.0,
-            _ => *made.entry(upstreams.clone()).or_insert_with(|| {
-                let alone = &groups[usize::from(config.upstreams[upstreams[0]].group.0)];
-                let names: Vec<&str> =
-                    upstreams.iter().map(|&u| config.upstreams[u].name.as_str()).collect();
-                let shared = GroupPlan {
-                    name: names.join("+"),
-                    strategy: Strategy::RoundRobin,
-                    members: upstreams.iter().filter_map(|&u| Some((u16::try_from(u).ok()?, 1))).collect(),
-                    retry: alone.retry,
-                    timeouts: alone.timeouts,
-                };
-                groups.push(shared);
-                u16::try_from(groups.len() - 1).unwrap_or(u16::MAX)
-            }),
-        };
-        entries.push(ModelEntry { name: name.to_owned(), group, ..ModelEntry::default() });
-    }
-    entries
-}
-
-fn model_table(config: &Config, discovered: &[ModelEntry]) -> Result<ModelTable, String> {
-    let configured = config.models.iter().map(|model| ModelEntry {
-        name: model.name.clone(),
-        aliases: model.aliases.clone(),
-        group: model.group.0,
-        upstream_model: model.upstream_model.clone().unwrap_or_default(),
-        description: model.description.clone(),
-    });
+fn model_table(config: &Config) -> Result<ModelTable, String> {
+    let entries = |discovered: bool| {
+        config
+            .models
+            .iter()
+            .filter(move |model| (model.origin == ModelOrigin::Discovered) == discovered)
+            .map(|model| ModelEntry {
+                name: model.name.clone(),
+                aliases: model.aliases.clone(),
+                group: model.group.0,
+                upstream_model: model.upstream_model.clone().unwrap_or_default(),
+                description: model.description.clone(),
+            })
+    };
     let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| Place {
         name: upstream.name.clone(),
-        target: ModelTarget {
-            group: upstream.group.0,
-            upstream_forced: u16::try_from(index).ok(),
-        },
+        target: ModelTarget { group: upstream.group.0, upstream_forced: u16::try_from(index).ok() },
     });
     let groups = config.groups.iter().enumerate().filter(|(_, group)| !group.implicit).map(
         |(index, group)| Place {
@@ -311,29 +271,23 @@ fn model_table(config: &Config, discovered: &[ModelEntry]) -> Result<ModelTable,
             },
         },
     );
-    ModelTable::new(configured, discovered.iter().cloned(), upstreams, groups)
+    ModelTable::new(entries(false), entries(true), upstreams, groups)
         .map_err(|twice| format!("models.{}: named twice", twice.name))
 }
 
-fn listed(config: &Config, discovered: &[ModelEntry], groups: &[GroupPlan]) -> Vec<ListedModel> {
-    let row = |id: &str, description: &str, group: u16| {
-        let group = &groups[usize::from(group)];
+fn listed(config: &Config, groups: &[GroupPlan]) -> Vec<ListedModel> {
+    let row = |model: &config::Model| {
+        let group = &groups[usize::from(model.group.0)];
         let first = group.members.first().map(|(upstream, _)| usize::from(*upstream));
+        let endpoint = first.map(|upstream| config.upstreams[upstream].url.original.clone());
         ListedModel {
-            id: id.to_owned(),
-            description: description.to_owned(),
+            id: model.name.clone(),
+            description: model.description.clone(),
             provider: group.name.clone(),
-            endpoint: first
-                .map(|upstream| config.upstreams[upstream].url.original.clone())
-                .unwrap_or_default(),
+            endpoint: endpoint.unwrap_or_default(),
         }
     };
-    let mut rows: Vec<ListedModel> = config
-        .models
-        .iter()
-        .map(|model| row(&model.name, &model.description, model.group.0))
-        .chain(discovered.iter().map(|model| row(&model.name, "", model.group)))
-        .collect();
+    let mut rows: Vec<ListedModel> = config.models.iter().map(row).collect();
     rows.sort_by(|a, b| a.id.cmp(&b.id));
     rows.dedup_by(|a, b| a.id == b.id);
     rows

@@ -113,7 +113,9 @@ impl Core {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Rc::new(Self {
             index,
-            picks: RefCell::new(plan.groups.iter().map(|_| PickState::starting_at(index)).collect()),
+            picks: RefCell::new(
+                plan.groups.iter().map(|_| PickState::starting_at(index)).collect(),
+            ),
             plan: RefCell::new(plan),
             buffers: Buffers::new(),
             ticker: Ticker::new(started),

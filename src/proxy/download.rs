@@ -417,9 +417,7 @@ impl Download<'_> {
     ) {
         let between_chunks = match delivery {
             Delivery::IntoChunks => true,
-            Delivery::AsIs => {
-                framing == Framing::Chunked && reader.chunk_data_left() == Some(0)
-            }
+            Delivery::AsIs => framing == Framing::Chunked && reader.chunk_data_left() == Some(0),
             Delivery::Nothing | Delivery::UntilClose => false,
         };
         if !streamed || !between_chunks {

@@ -60,10 +60,8 @@ async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> 
     }
     let mut settle = Settle::begin(core);
     let caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
-    let mut body = RequestBody::new(
-        crate::http1::framing::Framing::None,
-        scratch.request.len as usize,
-    );
+    let mut body =
+        RequestBody::new(crate::http1::framing::Framing::None, scratch.request.len as usize);
     let served = serve(core, &plan, listener, down, scratch, &caller, &mut body, &mut settle).await;
     match served {
         Ok(next) => next,
@@ -133,7 +131,10 @@ fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
     match fault {
         HeadFault::HeadTooLarge => Refusal::because(
             Kind::HeadTooLarge,
-            format!("Request head too large: over {} bytes.", limits.head_bytes_max.min(bytes.max(limits.head_bytes_max))),
+            format!(
+                "Request head too large: over {} bytes.",
+                limits.head_bytes_max.min(bytes.max(limits.head_bytes_max))
+            ),
         ),
         HeadFault::TooManyFields => Refusal::because(
             Kind::FieldsTooMany,
@@ -174,8 +175,14 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let admitted =
-        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer.as_ref(), core.unix_ms())?;
+    let admitted = admit::admit(
+        plan,
+        listener,
+        &scratch.request,
+        &down.recv,
+        down.peer.as_ref(),
+        core.unix_ms(),
+    )?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json) => {
@@ -198,8 +205,7 @@ async fn serve(
     scan.reset();
     let mut scanner = head_route.scanner(request, &down.recv, listener, scan)?;
     hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
-    let route =
-        route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
+    let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let mut outgoing = Outgoing::AsCame;
@@ -216,11 +222,20 @@ async fn serve(
     // From here on the received head and body travel with the attempt; what came behind stays.
     let rest = down.recv.split_off(body.end);
     let mut bytes = std::mem::replace(&mut down.recv, rest);
-    let request =
-        Request { listener, head: request, permit: &permit, caller, target, outgoing };
+    let request = Request { listener, head: request, permit: &permit, caller, target, outgoing };
     let ended = forward(
-        core, plan, down, &request, &route, &mut bytes, body, &mut scanner, response, members,
-        model, settle,
+        core,
+        plan,
+        down,
+        &request,
+        &route,
+        &mut bytes,
+        body,
+        &mut scanner,
+        response,
+        members,
+        model,
+        settle,
     )
     .await;
     core.buffers.give_back(bytes);
@@ -394,4 +409,3 @@ async fn send_continue(core: &Core, down: &mut Downstream) -> Result<(), Unheld>
     core.buffers.give_back(out);
     result.map_err(|_| Unheld::Gone(Kind::ClientGone))
 }
-

@@ -119,9 +119,9 @@ fn request_line(
             out.extend_from_slice(target);
         }
         PathPlan::StripV1(base) => {
-            let rest = target.strip_prefix(b"/v1").filter(|rest| {
-                rest.is_empty() || rest.starts_with(b"/") || rest.starts_with(b"?")
-            });
+            let rest = target
+                .strip_prefix(b"/v1")
+                .filter(|rest| rest.is_empty() || rest.starts_with(b"/") || rest.starts_with(b"?"));
             out.extend_from_slice(base);
             out.extend_from_slice(rest.unwrap_or(target));
         }

@@ -216,9 +216,10 @@ fn make_room(
     held: &mut Held,
 ) -> Result<(), Refusal> {
     let filled = down.recv.len();
-    let missing = body.reader.length_left().map_or(usize::MAX, |left| {
-        usize::try_from(left).unwrap_or(usize::MAX)
-    });
+    let missing = body
+        .reader
+        .length_left()
+        .map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
     if down.recv.capacity() - filled >= ROOM_MIN.min(missing) {
         return Ok(());
     }

@@ -10,10 +10,10 @@ use crate::http1::parse::HeadLimits;
 use crate::net::dial::Address;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
+use crate::policy::host::HostTable;
 use crate::policy::keys::KeyTable;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
-use crate::policy::host::HostTable;
 use crate::policy::route::PathTable;
 use crate::upstream::state::UpstreamState;
 

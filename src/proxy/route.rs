@@ -156,7 +156,8 @@ pub fn finish(
     scanner: &Scanner<'_>,
     permit: &Permit,
 ) -> Result<Route, Refusal> {
-    let plain = |group, strip| Route { group, upstream: None, rename: None, strip, in_target: None };
+    let plain =
+        |group, strip| Route { group, upstream: None, rename: None, strip, in_target: None };
     let (asked, in_target) = match head_route {
         HeadRoute::Group { group, strip } => return Ok(plain(group, strip)),
         HeadRoute::Nothing => {
@@ -203,10 +204,7 @@ fn may_omit_model(plan: &Plan, permit: &Permit) -> bool {
 
 fn no_route(head: &RequestHead, bytes: &[u8]) -> Refusal {
     let path = String::from_utf8_lossy(head.path(bytes));
-    Refusal::because(
-        Kind::RouteNotFound,
-        format!("No route for {} {path}.", head.method.text()),
-    )
+    Refusal::because(Kind::RouteNotFound, format!("No route for {} {path}.", head.method.text()))
 }
 
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
@@ -294,18 +292,17 @@ pub fn rename_in_body(
 #[must_use]
 pub fn models_list(plan: &Plan, permit: &Permit) -> Vec<u8> {
     let key = permit.key.and_then(|key| plan.keys.key(key));
-    let entries = plan
-        .listed
-        .iter()
-        .filter(|model| key.is_none_or(|key| key.models.allow(&model.id)))
-        .map(|model| ModelEntry {
-            id: &model.id,
-            created: plan.loaded_unix_s,
-            owned_by: &model.provider,
-            description: &model.description,
-            provider: &model.provider,
-            endpoint: &model.endpoint,
-        });
+    let entries =
+        plan.listed.iter().filter(|model| key.is_none_or(|key| key.models.allow(&model.id))).map(
+            |model| ModelEntry {
+                id: &model.id,
+                created: plan.loaded_unix_s,
+                owned_by: &model.provider,
+                description: &model.description,
+                provider: &model.provider,
+                endpoint: &model.endpoint,
+            },
+        );
     let mut json = Vec::new();
     write_models_list(entries, &mut json);
     json

@@ -222,7 +222,8 @@ fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
     let core = core.clone();
     rt::spawn(async move {
         let guarded = {
-            let mut serving = pin!(conn_h1::serve(core.clone(), socket, peer, usize::from(listener)));
+            let mut serving =
+                pin!(conn_h1::serve(core.clone(), socket, peer, usize::from(listener)));
             poll_fn(move |cx| {
                 // The connection's state is dropped after a panic, not looked at again.
                 match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {

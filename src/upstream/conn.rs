@@ -104,4 +104,3 @@ impl UpConn {
         if self.armed.is_some() { Some(self.recv().await.1) } else { None }
     }
 }
-

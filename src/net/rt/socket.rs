@@ -53,7 +53,10 @@ impl Socket {
     /// Receives into the spare capacity of `buffer`.
     ///
     /// Shape: gives the buffer back, longer by what came; 0 bytes is the end of the stream.
-    pub fn recv(&self, buffer: Vec<u8>) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> + use<> {
+    pub fn recv(
+        &self,
+        buffer: Vec<u8>,
+    ) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> + use<> {
         let socket = self.clone();
         async move {
             // SAFETY: monoio promises (trait Split) that reads and writes of a TcpStream do not

@@ -1,7 +1,12 @@
 //! Boot order: bind every listener, start a worker per core, wait until each has its driver.
 //!
 //! Binding comes first and all at once, so that a port that is taken ends the process before
-//! anything serves. What was obtained (cores, driver, addresses) is kept for the start-up block.
+//! anything serves. What was obtained (cores, driver, addresses) is kept for the start-up block
+//! (`banner`). `serve` and `demo` are the commands that run it.
+
+pub mod banner;
+pub mod demo;
+pub mod serve;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -10,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
-use crate::control::learn::learn;
+use crate::control::learn::{Learnt, learn};
 use crate::net::dial::Address;
 use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
@@ -25,15 +30,27 @@ use crate::upstream::held::HeldBudget;
 
 /// Starts what a config describes.
 ///
-/// Shape: also returns warnings: upstreams that could not be resolved or asked for models.
+/// Shape: also returns the config with the models that were discovered, and warnings: upstreams
+/// that could not be resolved or asked.
 /// Errors: a message for the operator that names the thing and what to do.
-pub fn start(config: &Config) -> Result<(Server, Vec<String>), String> {
-    let (learnt, warnings) = learn(config);
+pub fn start(config: &Config) -> Result<Started, String> {
+    let Learnt { addresses, models, warnings } = learn(config);
+    let config = config.with_discovered(&models);
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let plan = compile(config, &learnt, unix.as_secs())?;
-    let options = Options::of(config)?;
+    let plan = compile(&config, &addresses, unix.as_secs())?;
+    let options = Options::of(&config)?;
     let server = Server::start(plan, options).map_err(|error| error.to_string())?;
-    Ok((server, warnings))
+    Ok(Started { server, config, warnings })
+}
+
+/// What `start` gives.
+pub struct Started {
+    /// The running server.
+    pub server: Server,
+    /// The config in force.
+    pub config: Config,
+    /// What was amiss but did not stop the start.
+    pub warnings: Vec<String>,
 }
 
 /// How a server is started.
@@ -140,8 +157,11 @@ impl Server {
                 sockets[core].push((*number, socket));
             }
         }
-        let (senders, inboxes): (Vec<_>, Vec<_>) =
-            (0..copies).map(|_| mailbox::mailbox()).collect::<io::Result<Vec<_>>>()?.into_iter().unzip();
+        let (senders, inboxes): (Vec<_>, Vec<_>) = (0..copies)
+            .map(|_| mailbox::mailbox())
+            .collect::<io::Result<Vec<_>>>()?
+            .into_iter()
+            .unzip();
         let shared = shared(&options, copies, senders);
         let plan = Arc::new(plan);
         let (ready, started) = mpsc::channel();

@@ -1,0 +1,76 @@
+//! The start-up block: what was obtained, and what is unsafe.
+
+use std::fmt::Write as _;
+
+use super::{Server, Started};
+use crate::config::{Config, ListenerAuth};
+use crate::net::dial::Address;
+use crate::net::rt::Driver;
+use crate::net::sys;
+
+/// Fewer open files than this are too few for a server that streams.
+const OPEN_FILES_WANTED: u64 = 16_384;
+
+/// Writes the block, one fact a line.
+#[must_use]
+pub fn banner(started: &Started) -> String {
+    let Started { server, config, .. } = started;
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "tokenring {}", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(out, "  cores      {} × {}", server.drivers.len(), drivers(&server.drivers));
+    for (number, address) in &server.addresses {
+        let listener = &config.listeners[usize::from(*number)];
+        let auth = if listener.auth == ListenerAuth::Keys { "keys" } else { "open" };
+        let _ = writeln!(out, "  listener   {} on {} ({auth})", listener.name, show(address));
+    }
+    for upstream in &config.upstreams {
+        let state = if upstream.enabled { "" } else { " (disabled)" };
+        let _ = writeln!(out, "  upstream   {} at {}{state}", upstream.name, upstream.url.original);
+    }
+    let names: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
+    let _ = writeln!(
+        out,
+        "  models     {}",
+        if names.is_empty() { "none".into() } else { names.join(", ") }
+    );
+    let _ = writeln!(
+        out,
+        "  limits     {} client connections, {} open files, {} MiB of held bodies",
+        server.shared().connections_max,
+        sys::raise_open_files(),
+        server.shared().held.total() >> 20
+    );
+    out
+}
+
+/// What an operator should know before relying on it.
+#[must_use]
+pub fn hazards(server: &Server, config: &Config) -> Vec<String> {
+    let mut hazards = Vec::new();
+    let files = sys::raise_open_files();
+    if files < OPEN_FILES_WANTED {
+        hazards.push(format!(
+            "only {files} open files are allowed (RLIMIT_NOFILE), wanted {OPEN_FILES_WANTED}: raise it with `ulimit -n` or LimitNOFILE="
+        ));
+    }
+    if server.drivers.contains(&Driver::Epoll) && config.process.io == crate::config::Io::Auto {
+        hazards.push("running on epoll: io_uring is not available or was switched off".to_owned());
+    }
+    hazards
+}
+
+fn drivers(drivers: &[Driver]) -> String {
+    let mut kinds: Vec<String> = drivers.iter().map(ToString::to_string).collect();
+    kinds.dedup();
+    kinds.join(" and ")
+}
+
+/// An address as people write it.
+#[must_use]
+pub fn show(address: &Address) -> String {
+    match address {
+        Address::Tcp(addr) => addr.to_string(),
+        Address::Unix(path) => format!("unix:{}", path.display()),
+    }
+}

@@ -1,0 +1,81 @@
+//! `tokenring serve`: config → server → signals → exit code.
+//!
+//! Exit codes: 0 after a drain, 1 when it cannot start, 2 for a wrong command line (`cli`).
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::banner::{banner, hazards};
+use super::{Started, start};
+use crate::cli::{self, CONFIG_PATH, ServeArgs};
+use crate::config::{Config, Level, Loaded};
+use crate::control::signals::Ending;
+
+/// Runs the proxy until it is told to end.
+pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
+    let config = if args.backends.is_empty() {
+        let path = args.config.as_deref().unwrap_or(Path::new(CONFIG_PATH));
+        match cli::load(path) {
+            Ok(Loaded { config, report }) => {
+                say(err, &report.to_string());
+                config
+            }
+            Err(fault) => {
+                say(err, &fault.to_string());
+                if args.config.is_none() && !path.exists() {
+                    say(err, "hint: give a file with -c FILE, or servers with --backend URL\n");
+                }
+                return ExitCode::FAILURE;
+            }
+        }
+    } else {
+        let urls: Vec<&str> = args.backends.iter().map(String::as_str).collect();
+        match Config::for_backends(&urls, &[]) {
+            Ok(config) => config,
+            Err(report) => {
+                say(err, &report.to_string());
+                return ExitCode::FAILURE;
+            }
+        }
+    };
+    // Caught before the workers start: they inherit the mask, and no signal is missed.
+    let mut ending = match Ending::catch() {
+        Ok(ending) => ending,
+        Err(error) => {
+            say(err, &format!("error: cannot catch signals: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let started = match start(&config) {
+        Ok(started) => started,
+        Err(error) => {
+            say(err, &format!("error: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    announce(&started, err);
+    let signal = ending.wait();
+    let drain = started.config.process.drain;
+    say(err, &format!("{signal}: draining, at most {} s; again to cut\n", drain.as_secs()));
+    ending.cut_on_next(&started.server);
+    started.server.drain();
+    let counters = started.server.join();
+    say(err, &format!("ended after {} exchanges\n", counters.exchanges));
+    ExitCode::SUCCESS
+}
+
+/// Prints what was obtained and what is amiss.
+pub fn announce(started: &Started, err: &mut dyn Write) {
+    if started.config.log.level >= Level::Info {
+        say(err, &banner(started));
+    }
+    for warning in started.warnings.iter().chain(&hazards(&started.server, &started.config)) {
+        say(err, &format!("warning: {warning}\n"));
+    }
+}
+
+fn say(err: &mut dyn Write, text: &str) {
+    // Nobody can be told that stderr is closed.
+    let _ = err.write_all(text.as_bytes());
+}
