@@ -1,0 +1,358 @@
+#!/usr/bin/env python3
+"""Replays captured SDK requests through the proxy and compares what the upstream receives.
+
+The one idea: both ends are raw sockets of this file, so no HTTP library can mend or reorder
+anything. Each captured request goes to the proxy byte for byte; a recording upstream keeps the
+bytes that arrive. Body: the same SHA-256. Head: the same request line and the same fields, in
+order, names and values as they were, but for hop-by-hop fields, Host and credentials.
+
+Three rounds: a fresh connection for each request, one connection for all, and everything in
+pieces of 7 bytes. Two listeners: one whose upstream has a bearer token (the client's credential
+must be gone and the upstream's be there exactly once), one that lets credentials pass.
+
+usage: replay.py --proxy BINARY CAPTURES.jsonl      (one JSON object a line: head, body)
+Exit: 0 all the same, 1 a difference, 2 it could not run.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+# RFC 9110 §7.6.1, and what the Connection field names.
+HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
+CREDENTIALS = {"authorization", "x-api-key", "x-goog-api-key"}
+TOKEN = "sk-of-the-upstream"
+LIMIT_S = 10
+
+CONFIG = """
+[process]
+cores = 1
+drain = "2s"
+
+[[listener]]
+name = "bearer"
+bind = "127.0.0.1:{bearer}"
+auth = "none"
+forwarded = "off"
+default_group = "bearer"
+
+[[listener]]
+name = "pass"
+bind = "127.0.0.1:{passing}"
+auth = "none"
+forwarded = "off"
+default_group = "pass"
+
+[[upstream]]
+name = "with-token"
+url = "http://127.0.0.1:{upstream}"
+auth = {{ type = "bearer", token = "{token}" }}
+models = []
+
+[[upstream]]
+name = "passing"
+url = "http://127.0.0.1:{upstream}"
+auth = {{ type = "pass" }}
+models = []
+
+[[group]]
+name = "bearer"
+members = [{{ upstream = "with-token" }}]
+
+[[group]]
+name = "pass"
+members = [{{ upstream = "passing" }}]
+"""
+
+
+def read_head(connection, buffer):
+    """Reads to the empty line; returns (head, rest), or (None, b"") at a clean end."""
+    while b"\r\n\r\n" not in buffer:
+        more = connection.recv(65536)
+        if not more:
+            if buffer:
+                raise ValueError(f"end in the middle of a head: {buffer[:80]!r}")
+            return None, b""
+        buffer += more
+    head, _, rest = buffer.partition(b"\r\n\r\n")
+    return head, rest
+
+
+def fields_of(head):
+    """The fields of a head as (name, value), as they came; lines end in CRLF."""
+    lines = head.decode("latin1").split("\r\n")[1:]
+    return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
+
+
+def body_length(head):
+    """Content-Length, or 0; None when the body is chunked."""
+    lower = {name.lower(): value for name, value in fields_of(head)}
+    if "chunked" in lower.get("transfer-encoding", "").lower():
+        return None
+    return int(lower.get("content-length", 0))
+
+
+def read_body(connection, head, buffer):
+    """Reads the body; returns (body, rest)."""
+
+    def fill(count):
+        nonlocal buffer
+        while len(buffer) < count:
+            more = connection.recv(65536)
+            if not more:
+                raise ValueError("end in the middle of a body")
+            buffer += more
+
+    length = body_length(head)
+    if length is not None:
+        fill(length)
+        return buffer[:length], buffer[length:]
+    body = b""
+    while True:
+        while b"\r\n" not in buffer:
+            fill(len(buffer) + 1)
+        line, _, buffer = buffer.partition(b"\r\n")
+        size = int(line.split(b";")[0], 16)
+        fill(size + 2)
+        body, buffer = body + buffer[:size], buffer[size + 2 :]
+        if size == 0:
+            return body, buffer
+
+
+class Upstream(threading.Thread):
+    """Keeps the bytes of every request and answers 200; connections stay open."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self.socket.getsockname()[1]
+        self.seen = queue.Queue()
+
+    def run(self):
+        while True:
+            connection, _ = self.socket.accept()
+            threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
+
+    def serve(self, connection):
+        answer = b'{"seen":true}'
+        rest = b""
+        try:
+            while True:
+                head, rest = read_head(connection, rest)
+                if head is None:
+                    return
+                body, rest = read_body(connection, head, rest)
+                self.seen.put((head, body))
+                connection.sendall(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+                    b"content-length: %d\r\n\r\n%s" % (len(answer), answer)
+                )
+        except (OSError, ValueError) as fault:
+            self.seen.put(fault)
+        finally:
+            connection.close()
+
+    def next(self):
+        """The next request; raises when none comes."""
+        found = self.seen.get(timeout=LIMIT_S)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+class Client:
+    """Sends bytes to the proxy and reads one answer for each request."""
+
+    def __init__(self, port, piece=None):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.piece = piece
+        self.rest = b""
+
+    def ask(self, request):
+        """Returns the status and the body of the answer."""
+        step = self.piece or len(request)
+        for at in range(0, len(request), step):
+            self.socket.sendall(request[at : at + step])
+            if self.piece:
+                # Long enough that most pieces are a read of their own.
+                time.sleep(0.0002)
+        head, self.rest = read_head(self.socket, self.rest)
+        if head is None:
+            raise ValueError("the proxy closed without an answer")
+        body, self.rest = read_body(self.socket, head, self.rest)
+        return int(head.split(b" ", 2)[1]), body
+
+    def close(self):
+        self.socket.close()
+
+
+def kept(head, credentials):
+    """The fields that must arrive as they were; `credentials` tells whether those are among them."""
+    found = fields_of(head)
+    named = {
+        token.strip().lower()
+        for name, value in found
+        if name.lower() == "connection"
+        for token in value.split(",")
+    }
+    dropped = HOP_BY_HOP | named | {"host"} | (set() if credentials else CREDENTIALS)
+    return [(name, value) for name, value in found if name.lower() not in dropped]
+
+
+def differences(sent, received, passing, upstream_port):
+    """Says what is not as it must be, one string a fault."""
+    (sent_head, sent_body), (head, body) = sent, received
+    faults = []
+    if hashlib.sha256(sent_body).digest() != hashlib.sha256(body).digest():
+        faults.append(f"body: {len(sent_body)} bytes sent, {len(body)} other bytes received")
+    lines = [one.split(b"\r\n", 1)[0] for one in (sent_head, head)]
+    if lines[0] != lines[1]:
+        faults.append(f"request line: {lines[0]!r} became {lines[1]!r}")
+    before, after = kept(sent_head, passing), kept(head, passing)
+    if before != after:
+        lost = [field for field in before if field not in after]
+        new = [field for field in after if field not in before]
+        faults.append(f"fields: lost {lost}, new {new}" if lost or new else "fields: other order")
+    lower = [(name.lower(), value) for name, value in fields_of(head)]
+    hosts = [value for name, value in lower if name == "host"]
+    if hosts != [f"127.0.0.1:{upstream_port}"]:
+        faults.append(f"host: {hosts}")
+    if not passing:
+        credentials = [field for field in lower if field[0] in CREDENTIALS]
+        if credentials != [("authorization", f"Bearer {TOKEN}")]:
+            # Names only: what was sent is somebody's key.
+            faults.append(f"credentials: {[name for name, _ in credentials]}")
+    if any(name in HOP_BY_HOP - {"transfer-encoding", "connection"} for name, _ in lower):
+        faults.append("hop-by-hop field passed on")
+    return faults
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def start_proxy(binary, config, port):
+    """Starts the proxy and waits until it accepts."""
+    process = subprocess.Popen([binary, "serve", "-c", config], stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        if process.poll() is not None:
+            sys.exit("replay: the proxy ended at once")
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return process
+        except OSError:
+            if time.monotonic() > deadline:
+                process.kill()
+                sys.exit("replay: the proxy does not listen")
+            time.sleep(0.05)
+
+
+def answered_here(line):
+    """Whether the proxy answers this request itself."""
+    return line.split("?")[0].split(" ")[:2] == ["GET", "/v1/models"]
+
+
+def replay_one(client, upstream, head, body, passing):
+    """Sends one request; returns its faults, or None when the proxy answered it itself."""
+    status, answer = client.ask(head + b"\r\n\r\n" + body)
+    if answered_here(head.decode("latin1").split("\r\n", 1)[0]):
+        is_list = status == 200 and json.loads(answer).get("object") == "list"
+        return None if is_list else [f"models list: status {status}"]
+    if status != 200:
+        return [f"status {status}: {answer[:120].decode('utf8', 'replace')}"]
+    return differences((head, body), upstream.next(), passing, upstream.port)
+
+
+def replay(captures, upstream, ports):
+    """Replays everything; prints the table and returns the number of faults."""
+    rounds = [("fresh", None, False), ("kept", None, True), ("7 bytes", 7, False)]
+    columns = [(name, port, how) for name, port in ports.items() for how in rounds]
+    results = {}
+    for name, port, (how, piece, keep) in columns:
+        client = None
+        for number, (head, body) in enumerate(captures):
+            client = client or Client(port, piece)
+            try:
+                found = replay_one(client, upstream, head, body, name == "pass")
+            except (OSError, ValueError, queue.Empty) as fault:
+                found = [f"{type(fault).__name__} {fault}".strip()]
+            results[number, name, how] = found
+            if not keep or found:
+                client.close()
+                client = None
+        if client:
+            client.close()
+    width = max(len(f"{name}/{how}") for name, _, (how, _, _) in columns)
+    heads = "  ".join(f"{name}/{how}".ljust(width) for name, _, (how, _, _) in columns)
+    print(f"{'request':<58}  {'bytes':>6}  {'sha256':<8}  {heads}")
+    failed = 0
+    for number, (head, body) in enumerate(captures):
+        line = head.decode("latin1").split(" HTTP/", 1)[0]
+        digest = hashlib.sha256(body).hexdigest()[:8]
+        cells = []
+        faults = []
+        for name, _, (how, _, _) in columns:
+            found = results[number, name, how]
+            cells.append("here" if found is None else "DIFFERS" if found else "same")
+            faults += [f"    {name}/{how}: {fault}" for fault in found or []]
+        print(f"{line:<58.58}  {len(body):>6}  {digest}  " + "  ".join(c.ljust(width) for c in cells))
+        print("".join(fault + "\n" for fault in faults), end="")
+        failed += len(faults)
+    return failed
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Replays captured requests through the proxy.")
+    parser.add_argument("--proxy", default="target/release/tokenring", help="the binary")
+    parser.add_argument("captures", help="one JSON object a line: head, body")
+    args = parser.parse_args()
+    captures = []
+    with open(args.captures, encoding="utf8") as lines:
+        for line in lines:
+            one = json.loads(line)
+            captures.append((one["head"].encode("latin1"), one["body"].encode("utf8")))
+    if not captures:
+        sys.exit("replay: no captures")
+    upstream = Upstream()
+    upstream.start()
+    ports = {"bearer": free_port(), "pass": free_port()}
+    with tempfile.TemporaryDirectory() as folder:
+        config = os.path.join(folder, "replay.toml")
+        with open(config, "w", encoding="utf8") as file:
+            file.write(
+                CONFIG.format(
+                    bearer=ports["bearer"],
+                    passing=ports["pass"],
+                    upstream=upstream.port,
+                    token=TOKEN,
+                )
+            )
+        process = start_proxy(args.proxy, config, ports["bearer"])
+        try:
+            failed = replay(captures, upstream, ports)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(timeout=LIMIT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = "none: it did not end"
+    extra = upstream.seen.qsize()
+    print(f"replay: {len(captures)} requests, {failed} differences, {extra} unexpected, exit code {code}")
+    sys.exit(0 if failed == 0 and extra == 0 and code == 0 else 1)
+
+
+if __name__ == "__main__":
+    main()
