@@ -96,6 +96,8 @@ pub struct Core {
     pub counters: RefCell<Counters>,
     rng: RefCell<Rng>,
     picks: RefCell<Vec<PickState>>,
+    // Boxed because it is lent out: moving kilobytes in and out would cost more than they save.
+    #[allow(clippy::vec_box)]
     scratches: RefCell<Vec<Box<Scratch>>>,
     /// No new request is taken on an idle connection.
     pub draining: Cell<bool>,
