@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn every_row_is_a_key_of_the_schema() {
-        let paths = crate::config::tests_support::schema_paths();
+        let paths = crate::config::tests::support::schema_paths();
         for (path, off) in NOT_IN_EFFECT {
             assert!(paths.contains(*path), "{path} is no key");
             if let Unless(default) = off {

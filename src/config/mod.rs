@@ -21,8 +21,6 @@ mod subst;
 mod values;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod tests_support;
 
 pub use fault::{Fault, Report};
 pub use model::*;

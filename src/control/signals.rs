@@ -5,8 +5,6 @@ use std::io;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use crate::server::Server;
-
 /// The signals that end the process, caught from now on.
 pub struct Ending(Signals);
 
@@ -24,9 +22,8 @@ impl Ending {
         }
     }
 
-    /// Cuts what is in flight when another signal comes while the drain lasts.
-    pub fn cut_on_next(mut self, server: &Server) {
-        let cut = server.cutter();
+    /// Calls `cut` when another signal comes while the drain lasts.
+    pub fn on_next(mut self, cut: impl Fn() + Send + 'static) {
         let watch = std::thread::Builder::new().name("signals".to_owned());
         // Without this thread a second signal is ignored, and the drain's own limit still holds.
         let _ = watch.spawn(move || {

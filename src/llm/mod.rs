@@ -17,6 +17,7 @@ pub mod path;
 pub mod quote;
 pub mod reply;
 pub mod scan;
+mod scan_fault;
 pub mod splice;
 pub mod sse;
 mod unescape;

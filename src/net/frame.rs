@@ -30,6 +30,7 @@ thread_local! {
 pub struct Frame<'a, T> {
     block: NonNull<u8>,
     class: usize,
+    // SAFETY: both are called with `block` alone, which holds the type they were made for.
     poll: unsafe fn(NonNull<u8>, &mut Context<'_>) -> Poll<T>,
     drop: unsafe fn(NonNull<u8>),
     // The future may borrow for 'a, and is neither Send nor Sync.

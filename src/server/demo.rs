@@ -58,7 +58,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
     out.flush().map_err(|error| error.to_string())?;
     ending.wait();
     started.server.drain();
-    ending.cut_on_next(&started.server);
+    ending.on_next(started.server.cutter());
     started.server.join();
     Ok(())
 }

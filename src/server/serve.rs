@@ -58,7 +58,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let signal = ending.wait();
     let drain = started.config.process.drain;
     say(err, &format!("{signal}: draining, at most {} s; again to cut\n", drain.as_secs()));
-    ending.cut_on_next(&started.server);
+    ending.on_next(started.server.cutter());
     started.server.drain();
     let counters = started.server.join();
     say(err, &format!("ended after {} exchanges\n", counters.exchanges));

@@ -15,7 +15,7 @@ fn the_example_loads_without_errors() {
 /// The sections of the example, each with its lines, comment signs taken off.
 fn example_sections() -> Vec<(String, Vec<String>)> {
     let text = include_str!("../../../config.example.toml");
-    let known = tests_support::schema_paths();
+    let known = support::schema_paths();
     let mut sections = vec![(String::new(), Vec::new())];
     for line in text.lines() {
         let line = line.trim_start().trim_start_matches('#').trim_start();
@@ -34,7 +34,7 @@ fn example_sections() -> Vec<(String, Vec<String>)> {
 fn every_key_stands_in_the_example() {
     let sections = example_sections();
     let mut missing = Vec::new();
-    for path in tests_support::schema_paths() {
+    for path in support::schema_paths() {
         let mut parts = path.split('.');
         let top = parts.next().unwrap_or_default();
         let rest: Vec<_> = parts.collect();

@@ -5,6 +5,7 @@ mod example;
 mod refused;
 mod secrets;
 mod shown;
+pub(super) mod support;
 
 use super::*;
 
