@@ -257,6 +257,11 @@ impl Download<'_> {
         while result.is_ok() && !done && fault.is_none() {
             if delivery == Delivery::AsIs {
                 match self.splice(conn, &mut reader, &tap, settle).await {
+                    // Nothing may be left to read: then nothing more would ever come.
+                    Ok(()) if reader.is_done() => {
+                        done = true;
+                        break;
+                    }
                     Ok(()) => {}
                     Err(end) => {
                         (result, fault) = end;
