@@ -1,0 +1,144 @@
+//! RFC 9112 §6.3 and §11.2: what two servers could read in two ways is refused, on both sides.
+
+use super::house::{Setup, house, mock};
+use super::wire::{chat, get};
+
+/// Heads and bodies of which the next message cannot be found for certain.
+const SMUGGLING: &[(&str, u16)] = &[
+    // Lengths and chunks together, or lengths that differ.
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcde", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4, 5\r\n\r\nabcde", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: +4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 0x4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: -4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\nabcd", 400),
+    // Codings that hide the chunks.
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+    // Field lines.
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length : 4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length\t: 4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nX: a\r\n Content-Length: 4\r\n\r\nabcd", 400),
+    ("POST /echo HTTP/1.1\r\n Host: a\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\nHost: a\n\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\nX: b\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\r\nX y: b\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", 400),
+    // Hosts.
+    ("GET /echo HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1\r\n\r\n", 400),
+    // Request lines.
+    ("GET  /echo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("GET /echo\r\nHost: a\r\n\r\n", 400),
+    ("GET /echo HTTP/1.1 \r\nHost: a\r\n\r\n", 400),
+    ("G(T /echo HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("GET /ec\x7fho HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+    ("GET /echo HTTP/2.0\r\nHost: a\r\n\r\n", 505),
+    ("\x16\x03\x01\x02\0\x01\0\x01\r\n\r\n", 400),
+    // Chunks.
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\na\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\na\n0\n\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n\r\n0\r\n\r\n", 400),
+    ("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 400),
+];
+
+#[test]
+fn refuses_every_smuggling_vector_and_closes() {
+    let (mock, proxy) = house();
+    for (wire, status) in SMUGGLING {
+        let mut client = proxy.client();
+        // What is smuggled behind must never be answered.
+        client.send([wire.as_bytes(), &get("/health", "")].concat());
+        let answer = client.answer();
+        assert_eq!(answer.status, *status, "{wire:?}");
+        let said = answer.field("connection");
+        assert!(said == Some("close") || wire.contains("HTTP/1.0"), "{wire:?}: {said:?}");
+        assert!(client.is_over(), "{wire:?}");
+    }
+    proxy.wait_until_empty();
+    let whole = mock.seen().iter().filter(|request| request.body_complete).count();
+    assert_eq!(whole, 0, "a refused request never looks complete upstream");
+}
+
+#[test]
+fn accepts_what_is_strange_and_clear() {
+    let (_mock, proxy) = house();
+    for wire in [
+        "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nab",
+        "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n2;x=y\r\nab\r\n0\r\nt: v\r\n\r\n",
+        "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0002\r\nab\r\n000\r\n\r\n",
+        "\r\nPOST /echo HTTP/1.1\r\nhOST:a\r\ncontent-length:2\r\n\r\nab",
+        "POST http://a/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab",
+    ] {
+        let mut client = proxy.client();
+        assert_eq!(client.send(wire).answer().text(), "ab", "{wire:?}");
+    }
+}
+
+#[test]
+fn answers_502_to_an_upstream_that_speaks_bad_http() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    for how in ["garbage", "both_lengths", "interim=101"] {
+        let answer = client.send(chat(&format!("x-mock: {how}\r\n"), false)).answer();
+        assert_eq!(answer.status, 502, "{how}: {}", answer.text());
+        assert_eq!(answer.json()["error"]["type"], "api_error");
+    }
+    // The client did nothing wrong: its connection goes on.
+    assert_eq!(client.send(chat("", false)).answer().status, 200);
+}
+
+#[test]
+fn cuts_an_answer_whose_chunks_break() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    client.send(get("/echo?mock=bad_chunk,big=1000", ""));
+    let broken = client.try_answer().expect_err("must not look complete");
+    assert!(broken.body.len() <= 1000);
+    assert!(client.is_over());
+}
+
+#[test]
+fn does_not_use_a_connection_again_that_spoke_badly() {
+    let mock = mock();
+    let proxy = Setup::default().start(&[&mock]);
+    let mut client = proxy.client();
+    for _ in 0..5 {
+        client.send(chat("x-mock: both_lengths\r\n", false));
+        assert_eq!(client.answer().status, 502);
+    }
+    assert_eq!(mock.stats().connections_total, 5);
+}
+
+#[test]
+fn takes_a_response_head_that_is_larger_than_a_buffer() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    for bytes in [3_000, 20_000, 120_000] {
+        let answer = client.send(chat(&format!("x-mock: head_bytes={bytes}\r\n"), false)).answer();
+        assert_eq!(answer.status, 200);
+        assert!(answer.head.len() >= bytes, "{} of {bytes}", answer.head.len());
+    }
+    let answer = client.send(chat("x-mock: head_bytes=400000\r\n", false)).answer();
+    assert_eq!(answer.status, 502);
+}
+
+#[test]
+fn sends_a_repeated_length_once() {
+    let (mock, proxy) = house();
+    let mut client = proxy.client();
+    client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2, 2\r\n\r\nab");
+    assert_eq!(client.answer().text(), "ab");
+    assert_eq!(mock.seen()[0].fields("content-length").len(), 1);
+}

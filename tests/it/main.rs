@@ -1,0 +1,32 @@
+//! The proxy as both its neighbours see it: bytes in, bytes out.
+//!
+//! One binary, one module for each behaviour; every test starts a proxy in this process on port
+//! 0 and, behind it, the simulated model server of `loadtest`. Clients are raw sockets with a
+//! codec of their own (`wire`), so that no bug of the proxy's codec can hide on both sides.
+//! Nothing sleeps and hopes: every wait has a condition and a deadline (`house::LIMIT`).
+//!
+//! All of it passes with `MONOIO_FORCE_LEGACY_DRIVER=1` (epoll) too.
+
+// In a test a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+mod abort;
+mod abuse;
+mod auth;
+mod bodies;
+mod connections;
+mod cuts;
+mod drain;
+mod duplex;
+mod errors;
+mod forwarding;
+mod framing;
+mod fuzz;
+mod house;
+mod limits;
+mod listeners;
+mod models;
+mod pool;
+mod retry;
+mod tunnel;
+mod wire;
