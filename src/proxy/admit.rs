@@ -56,8 +56,8 @@ impl Permit {
 pub enum Admitted {
     /// Go on.
     Permit(Permit),
-    /// Answer this JSON at once.
-    BuiltIn(&'static str),
+    /// Answer this JSON at once, to a request framed like this.
+    BuiltIn(&'static str, Framing),
     /// Answer the list of models the key may use.
     Models(Permit),
 }
@@ -108,8 +108,8 @@ pub fn admit(
     let is_get = matches!(head.method, Method::Get | Method::Head);
     let path = head.path(bytes);
     match path {
-        b"/health" if is_get => return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#)),
-        b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#)),
+        b"/health" if is_get => return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#, framing)),
+        b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#, framing)),
         _ => {}
     }
     let key = if listener.keys_required {

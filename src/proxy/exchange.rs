@@ -26,6 +26,7 @@ use crate::base::buf::SMALL_BYTES;
 use crate::base::ids::RequestId;
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
+use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
 use crate::net::frame::Frame;
@@ -60,8 +61,8 @@ async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> 
     }
     let mut settle = Settle::begin(core);
     let caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
-    let mut body =
-        RequestBody::new(crate::http1::framing::Framing::None, scratch.request.len as usize);
+    let head_bytes = scratch.request.len as usize;
+    let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
     let served = serve(core, &plan, listener, down, scratch, &caller, &mut body, &mut settle).await;
     match served {
         Ok(next) => next,
@@ -72,8 +73,13 @@ async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> 
         Err(Unheld::Refused(refusal)) => {
             settle.fault(refusal.kind);
             settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
-            // What is left of a small body is behind us already; a longer one ends the connection.
-            let body_read = body.end > 0 && body.reader.is_done() && body.end <= down.recv.len();
+            // A body that is here already is skipped; one that is not ends the connection, since
+            // what comes next must not be taken for a request.
+            if body.end == head_bytes {
+                let framing = request_framing(&scratch.request, &down.recv);
+                body = RequestBody::new(framing.unwrap_or(Framing::UntilClose), head_bytes);
+            }
+            let body_read = hold::skip(&mut body, &down.recv);
             let next = reply::refuse(core, down, &caller, &refusal, body_read).await;
             if next == Next::KeepAlive {
                 down.recv.drain(..body.end);
@@ -185,12 +191,13 @@ async fn serve(
     )?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
-        Admitted::BuiltIn(json) => {
-            return Ok(answer(core, down, caller, settle, begin, json.as_bytes()).await);
+        Admitted::BuiltIn(json, framing) => {
+            return Ok(answer(core, down, caller, settle, begin, framing, json.as_bytes()).await);
         }
         Admitted::Models(permit) => {
             let json = route::models_list(plan, &permit);
-            return Ok(answer(core, down, caller, settle, begin, &json).await);
+            let framing = permit.framing;
+            return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
     *body = RequestBody::new(permit.framing, begin);
@@ -390,11 +397,12 @@ async fn answer(
     caller: &Caller,
     settle: &mut Settle,
     head_bytes: usize,
+    framing: Framing,
     json: &[u8],
 ) -> Next {
     settle.outcome.status = 200;
     // A GET with a body would need reading it; such a connection ends.
-    let bare = down.recv.len() == head_bytes;
+    let bare = matches!(framing, Framing::None | Framing::Length(0));
     let next = reply::send(core, down, caller, 200, json, bare).await;
     if next == Next::KeepAlive {
         down.recv.drain(..head_bytes);

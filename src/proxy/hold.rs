@@ -194,17 +194,32 @@ fn frame(
             Refusal::because(Kind::BodyMalformed, format!("Invalid message body: {fault}."))
         })?;
         let data = &input[step.data];
+        // Keep this before the scan, which may refuse: reader and place go together.
+        body.end += step.consumed;
         body.data_bytes += data.len() as u64;
         if body.data_bytes > plan.body_bytes_max {
             return Err(too_large(body.data_bytes, plan.body_bytes_max));
         }
         scanner.push(data)?;
-        body.end += step.consumed;
         if step.consumed == 0 || body.end == down.recv.len() {
             break;
         }
     }
     Ok(())
+}
+
+/// Frames what has come of a body that nobody wants; tells whether all of it is here.
+///
+/// Shape: on true the next message begins at `body.end`.
+#[must_use]
+pub fn skip(body: &mut RequestBody, received: &[u8]) -> bool {
+    while !body.reader.is_done() && body.end < received.len() {
+        match body.reader.step(&received[body.end..]) {
+            Ok(step) if step.consumed > 0 => body.end += step.consumed,
+            _ => return false,
+        }
+    }
+    body.reader.is_done()
 }
 
 /// Grows the receive buffer: to the announced length while that is modest, else by doubling, so

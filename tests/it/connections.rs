@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::house::{LIMIT, Setup, house};
-use super::wire::{chat, get, post};
+use super::wire::{chat, get, post, post_chunked};
 
 #[test]
 fn keeps_the_connection_for_many_requests() {
@@ -50,6 +50,33 @@ fn answers_what_was_pipelined_behind_a_refusal() {
     let body = r#"{"model":"nobody"}"#;
     client.send([post("/v1/chat/completions", "", body), chat("", false)].concat());
     assert_eq!(client.answer().status, 404);
+    assert_eq!(client.answer().status, 200);
+}
+
+#[test]
+fn keeps_the_connection_of_a_refused_request_whose_body_is_here() {
+    let mock = super::house::mock();
+    let proxy = Setup { listener: "auth = \"keys\"", rest: KEYS, ..Setup::default() };
+    let proxy = proxy.start(&[&mock]);
+    let mut client = proxy.client();
+    for _ in 0..3 {
+        assert_eq!(client.send(chat("", false)).answer().status, 401);
+        assert_eq!(client.send(get("/health", "")).answer().status, 200);
+        let body = "{\"model\":\"m\"} not JSON";
+        let path = "/v1/chat/completions?key=sk-a";
+        assert_eq!(client.send(post(path, "", body)).answer().status, 400);
+        assert_eq!(client.send(post_chunked(path, "", &[b"[", b"rest"])).answer().status, 400);
+        assert_eq!(client.send(chat("x-api-key: sk-a\r\n", false)).answer().status, 200);
+    }
+}
+
+#[test]
+fn answers_what_was_pipelined_behind_a_built_in_answer() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    client.send([get("/health", ""), get("/v1/models", ""), chat("", false)].concat());
+    assert_eq!(client.answer().text(), "{\"status\":\"ok\"}");
+    assert!(client.answer().text().contains("\"id\":\"m\""));
     assert_eq!(client.answer().status, 200);
 }
 

@@ -142,3 +142,49 @@ fn sends_a_repeated_length_once() {
     assert_eq!(client.answer().text(), "ab");
     assert_eq!(mock.seen()[0].fields("content-length").len(), 1);
 }
+
+const INNER: &str = "GET /healthz HTTP/1.1\r\nHost: inner\r\n\r\n";
+
+/// A request inside the body of a refused one must never be answered.
+#[test]
+fn never_reads_the_body_of_a_refused_request_as_the_next_one() {
+    let mock = mock();
+    let proxy = Setup {
+        listener: "auth = \"keys\"",
+        rest: "[[key]]\nname = \"a\"\nkey = \"sk-a\"\n",
+        ..Setup::default()
+    }
+    .start(&[&mock]);
+    for (head, status) in [
+        ("POST /v1/chat/completions", 401),
+        ("POST /v1/chat/completions?key=sk-a", 400),
+        ("POST /nowhere?key=sk-a", 400),
+        ("GET /health", 200),
+        ("GET /v1/models?key=sk-a", 200),
+    ] {
+        let head = format!("{head} HTTP/1.1\r\nHost: outer\r\n");
+        let whole = format!("{head}Content-Length: {}\r\n\r\n{INNER}", INNER.len());
+        let chunks =
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{INNER}\r\n0\r\n\r\n", INNER.len());
+        for wire in [whole, chunks] {
+            // The body in the same packet; and after the answer, where the head alone decides.
+            for split in [false, true] {
+                if split && status == 400 {
+                    continue;
+                }
+                let mut client = proxy.client();
+                let (first, second) = wire.split_once("\r\n\r\n").unwrap();
+                client.send(if split { format!("{first}\r\n\r\n") } else { wire.clone() });
+                assert_eq!(client.answer().status, status, "{wire}");
+                if split {
+                    let _ = client.try_send(second.as_bytes());
+                }
+                let _ = client.try_send(&get("/nowhere", "x-last: 1\r\nConnection: close\r\n"));
+                let rest = client.rest().unwrap_or_default();
+                let rest = String::from_utf8_lossy(&rest);
+                assert!(!rest.contains("{\"ok\":true}"), "{wire} split: {split}\n{rest}");
+            }
+        }
+    }
+    assert_eq!(mock.stats().requests_total, 0);
+}
