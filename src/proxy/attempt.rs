@@ -28,7 +28,7 @@ use crate::net::dial;
 use crate::net::race::{First, race};
 use crate::net::rt::{Part, Socket};
 use crate::net::sys::Shut;
-use crate::net::ticker::Timer;
+use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
 
@@ -128,8 +128,14 @@ impl Attempt<'_> {
         }
         let progress = Progress::default();
         progress.body_received.set(body.reader.is_done());
-        let write_timer = core.ticker.timer();
+        let (write_timer, total_timer) = (core.ticker.timer(), core.ticker.timer());
         let upstream = conn.socket().clone();
+        if !self.timeouts.total.is_zero() {
+            let spent = std::time::Duration::from_micros(settle.elapsed_us());
+            // Zero would mean no limit.
+            let left = self.timeouts.total.saturating_sub(spent).max(TICK);
+            total_timer.arm(upstream.fd(), Shut::Both, left);
+        }
         let client = down.socket.clone();
         let listener = self.request.listener;
         let upload = Upload {
@@ -150,6 +156,7 @@ impl Attempt<'_> {
             method: self.request.head.method,
             progress: &progress,
             up_timer: &up_timer,
+            total_timer: &total_timer,
             write_timer: &write_timer,
             write_idle: listener.timeouts.write_idle,
             timeouts: self.timeouts,

@@ -36,6 +36,7 @@ pub fn compile(
     addresses: &[Vec<Address>],
     loaded_unix_s: u64,
 ) -> Result<Plan, String> {
+    refuse_what_is_missing(config)?;
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
     let groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
@@ -69,6 +70,23 @@ pub fn compile(
         pool_idle: config.timeouts.upstream.pool_idle,
         loaded_unix_s,
     })
+}
+
+/// Refuses what would be unsafe to ignore: plain text where TLS was asked for, a direct
+/// connection where a proxy was.
+fn refuse_what_is_missing(config: &Config) -> Result<(), String> {
+    if let Some(listener) = config.listeners.iter().find(|listener| listener.tls.is_some()) {
+        return Err(format!("listener.{}.tls is not implemented yet", listener.name));
+    }
+    for upstream in config.upstreams.iter().filter(|upstream| upstream.enabled) {
+        if upstream.url.tls {
+            return Err(format!("upstream.{}.url: https is not implemented yet", upstream.name));
+        }
+        if upstream.proxy.is_some() {
+            return Err(format!("upstream.{}.proxy is not implemented yet", upstream.name));
+        }
+    }
+    Ok(())
 }
 
 fn to_usize(bytes: u64) -> usize {

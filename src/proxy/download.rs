@@ -53,6 +53,8 @@ pub struct Download<'a> {
     pub progress: &'a Progress,
     /// Deadline of the upstream.
     pub up_timer: &'a Timer,
+    /// Deadline of the whole exchange.
+    pub total_timer: &'a Timer,
     /// Deadline of a client that does not read.
     pub write_timer: &'a Timer,
     /// Limit for a client that does not read.
@@ -139,9 +141,7 @@ impl Download<'_> {
             let (result, mut buffer) = conn.recv().await;
             if !matches!(result, Ok(n) if n > 0) {
                 let answered = interim || !buffer.is_empty();
-                let expired = self.up_timer.expired();
-                let kind =
-                    if expired { Kind::UpstreamFirstByteTimeout } else { Kind::UpstreamReset };
+                let kind = self.late(Kind::UpstreamFirstByteTimeout).unwrap_or(Kind::UpstreamReset);
                 return Err(self.no_answer(kind, answered, buffer));
             }
             loop {
@@ -167,6 +167,14 @@ impl Download<'_> {
             }
             conn.arm(buffer);
         }
+    }
+
+    /// Which deadline ended the upstream's connection, if one did.
+    fn late(&self, waiting: Kind) -> Option<Kind> {
+        if self.total_timer.expired() {
+            return Some(Kind::TotalTimeout);
+        }
+        self.up_timer.expired().then_some(waiting)
     }
 
     /// Sends 1xx on; 100 is ours to give, and HTTP/1.0 knows none of them.
@@ -278,7 +286,8 @@ impl Download<'_> {
             let (received, back) = conn.socket().recv(buffer).await;
             buffer = back;
             if !matches!(received, Ok(n) if n > 0) {
-                let clean = matches!(received, Ok(0)) && !self.up_timer.expired();
+                let late = self.late(Kind::UpstreamIdle);
+                let clean = matches!(received, Ok(0)) && late.is_none();
                 if clean && reader.end_of_input().is_ok() {
                     if delivery == Delivery::IntoChunks {
                         out.clear();
@@ -286,8 +295,7 @@ impl Download<'_> {
                         (result, out) = self.send(Part::whole(out)).await;
                     }
                 } else {
-                    let idle = self.up_timer.expired();
-                    fault = Some(if idle { Kind::UpstreamIdle } else { Kind::UpstreamCut });
+                    fault = Some(late.unwrap_or(Kind::UpstreamCut));
                 }
                 break;
             }
@@ -395,15 +403,13 @@ impl Download<'_> {
                 self.write_timer.arm(client.fd(), Shut::Both, self.write_idle);
             })
             .await;
-        let (idle, stalled) = (self.up_timer.expired(), self.write_timer.expired());
+        let (late, stalled) = (self.late(Kind::UpstreamIdle), self.write_timer.expired());
         self.write_timer.disarm();
         reader.advance(moved.get());
         settle.outcome.response_bytes += moved.get();
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
-            Err(Ended::From(_)) => {
-                Err((Ok(()), Some(if idle { Kind::UpstreamIdle } else { Kind::UpstreamCut })))
-            }
+            Err(Ended::From(_)) => Err((Ok(()), Some(late.unwrap_or(Kind::UpstreamCut)))),
             Err(Ended::To(_)) => {
                 Err((Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone }), None))
             }
