@@ -154,6 +154,7 @@ impl Attempt<'_> {
             client: &client,
             caller: self.request.caller,
             method: self.request.head.method,
+            upgrade_asked: self.request.permit.upgrade,
             progress: &progress,
             up_timer: &up_timer,
             total_timer: &total_timer,

@@ -49,6 +49,8 @@ pub struct Download<'a> {
     pub caller: &'a Caller,
     /// The request's method.
     pub method: Method,
+    /// The client asked to leave HTTP.
+    pub upgrade_asked: bool,
     /// Shared with the other direction.
     pub progress: &'a Progress,
     /// Deadline of the upstream.
@@ -112,6 +114,10 @@ impl Download<'_> {
         settle.outcome.first_byte_us = Some(settle.elapsed_us());
         settle.outcome.status = response.status;
         if response.status == 101 {
+            if !self.upgrade_asked {
+                // Nobody asked: what follows is no HTTP for anybody to read.
+                return self.no_answer(Kind::UpstreamBadHttp, true, buffer);
+            }
             return self.upgrade(response, buffer).await;
         }
         if self.retry_on.is_some_and(|on| on.has_status(response.status)) {
@@ -266,10 +272,7 @@ impl Download<'_> {
             if delivery == Delivery::AsIs {
                 match self.splice(conn, &mut reader, &tap, settle).await {
                     // Nothing may be left to read: then nothing more would ever come.
-                    Ok(()) if reader.is_done() => {
-                        done = true;
-                        break;
-                    }
+                    Ok(()) if reader.is_done() => break,
                     Ok(()) => {}
                     Err(end) => {
                         (result, fault) = end;
