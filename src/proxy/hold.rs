@@ -77,6 +77,12 @@ impl Scanner<'_> {
         }
     }
 
+    /// Whether a key such as `"MODEL"` was seen: some servers (Go's parser) take it for `model`.
+    #[must_use]
+    pub fn case_variant_seen(&self) -> bool {
+        matches!(self, Scanner::Json(scan) if scan.case_variant_seen())
+    }
+
     /// The model as it stands now.
     #[must_use]
     pub fn model(&self) -> Option<crate::llm::scan::Model<'_>> {

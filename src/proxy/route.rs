@@ -189,6 +189,10 @@ pub fn finish(
         let message = format!("This key may not use model '{}'.", found.name);
         return Err(Refusal::because(Kind::ModelNotAllowed, message));
     }
+    if scanner.case_variant_seen() && !may_omit_model(plan, permit) {
+        let message = "A field that differs from 'model' in case alone is ambiguous.";
+        return Err(Refusal::because(Kind::ModelNotAllowed, message));
+    }
     Ok(Route {
         group: found.target.group,
         upstream: found.target.upstream_forced,

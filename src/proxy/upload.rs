@@ -207,9 +207,8 @@ impl Upload<'_> {
             scanner.finish().map_err(|refusal| refusal.kind)?;
         }
         // The key was checked against this model, and no other may slip in behind it.
-        if !matches!(scanner, Scanner::None)
-            && scanner.model().is_none_or(|found| found.name != model)
-        {
+        let changed = scanner.model().is_none_or(|found| found.name != model);
+        if !matches!(scanner, Scanner::None) && (changed || scanner.case_variant_seen()) {
             return Err(Kind::ModelChanged);
         }
         Ok(at)

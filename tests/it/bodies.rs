@@ -8,7 +8,9 @@ fn check(mock: &loadtest::mock::Mock, client: &mut Client, request: &[u8], body:
     mock.forget_seen();
     let mut writer = client.stream();
     let answer = std::thread::scope(|scope| {
-        scope.spawn(move || std::io::Write::write_all(&mut writer, request).expect("the proxy reads"));
+        scope.spawn(move || {
+            std::io::Write::write_all(&mut writer, request).expect("the proxy reads")
+        });
         client.answer()
     });
     assert_eq!(answer.status, 200, "{}", answer.text());

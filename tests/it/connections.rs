@@ -101,11 +101,9 @@ fn closes_when_the_client_asks() {
 #[test]
 fn closes_an_idle_connection_after_client_keepalive() {
     let mock = super::house::mock();
-    let proxy = Setup {
-        listener: "timeouts = { client_keepalive = \"200ms\" }",
-        ..Setup::default()
-    }
-    .start(&[&mock]);
+    let proxy =
+        Setup { listener: "timeouts = { client_keepalive = \"200ms\" }", ..Setup::default() }
+            .start(&[&mock]);
     let mut client = proxy.client();
     assert_eq!(client.send(chat("", false)).answer().status, 200);
     client.expect_end();

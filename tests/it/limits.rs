@@ -159,11 +159,9 @@ fn a_body_that_keeps_coming_slowly_is_let_through() {
 #[test]
 fn gives_up_on_a_client_that_does_not_read() {
     let mock = mock();
-    let proxy = Setup {
-        listener: "timeouts = { client_write_idle = \"300ms\" }",
-        ..Setup::default()
-    }
-    .start(&[&mock]);
+    let proxy =
+        Setup { listener: "timeouts = { client_write_idle = \"300ms\" }", ..Setup::default() }
+            .start(&[&mock]);
     let mut client = proxy.client();
     client.send(get("/echo?mock=big=100_000_000", ""));
     proxy.wait_until_empty();
