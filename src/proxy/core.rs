@@ -34,7 +34,7 @@ pub struct Shared {
     /// Most client connections the process takes.
     pub connections_max: u32,
     /// Held body bytes of the process.
-    pub held: Arc<HeldBudget>,
+    pub held: HeldBudget,
     /// Panics caught, one per connection lost.
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`.
@@ -83,7 +83,7 @@ impl Scratch {
 pub struct Core {
     /// Its number among the workers.
     pub index: usize,
-    plan: RefCell<Arc<Plan>>,
+    plan: RefCell<Rc<Arc<Plan>>>,
     /// Free buffers.
     pub buffers: Buffers,
     /// Coarse deadlines.
@@ -118,7 +118,7 @@ impl Core {
             picks: RefCell::new(
                 plan.groups.iter().map(|_| PickState::starting_at(index)).collect(),
             ),
-            plan: RefCell::new(plan),
+            plan: RefCell::new(Rc::new(plan)),
             buffers: Buffers::new(),
             ticker: Ticker::new(started),
             pool: Pool::default(),
@@ -134,8 +134,10 @@ impl Core {
     }
 
     /// The config in force; an exchange keeps the one it began with.
+    ///
+    /// Counted on this core alone: the shared count would bounce between cores at each request.
     #[must_use]
-    pub fn plan(&self) -> Arc<Plan> {
+    pub fn plan(&self) -> Rc<Arc<Plan>> {
         self.plan.borrow().clone()
     }
 

@@ -9,7 +9,6 @@
 //! of its own; what is left here is the order.
 
 use std::rc::Rc;
-use std::sync::Arc;
 
 use super::admit::{self, Admitted};
 use super::attempt::{Attempt, Attempted};
@@ -46,7 +45,7 @@ pub async fn run(core: &Rc<Core>, down: &mut Downstream) -> Next {
 
 async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> Next {
     // The exchange keeps the config it began with.
-    let plan: Arc<Plan> = core.plan();
+    let plan = core.plan();
     let listener = &plan.listeners[down.listener];
 
     if let Err(end) = read_head(core, &plan, listener, down, scratch).await {
@@ -170,7 +169,7 @@ fn nobody(core: &Core) -> Caller {
 #[allow(clippy::too_many_arguments)]
 async fn serve(
     core: &Rc<Core>,
-    plan: &Arc<Plan>,
+    plan: &Plan,
     listener: &ListenerPlan,
     down: &mut Downstream,
     scratch: &mut Scratch,
@@ -207,7 +206,7 @@ async fn serve(
     }
 
     // Hold and scan, then route.
-    let mut held = Held::new(core.shared.held.clone());
+    let mut held = Held::new(&core.shared.held);
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
     let mut scanner = head_route.scanner(request, &down.recv, listener, scan)?;

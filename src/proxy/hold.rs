@@ -138,7 +138,7 @@ pub async fn hold(
     down: &mut Downstream,
     body: &mut RequestBody,
     scanner: &mut Scanner<'_>,
-    held: &mut Held,
+    held: &mut Held<'_>,
     enough: Enough,
 ) -> Result<(), Unheld> {
     let timeout = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
@@ -234,7 +234,7 @@ fn make_room(
     core: &Core,
     down: &mut Downstream,
     body: &RequestBody,
-    held: &mut Held,
+    held: &mut Held<'_>,
 ) -> Result<(), Refusal> {
     let filled = down.recv.len();
     let missing = body

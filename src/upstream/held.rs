@@ -4,7 +4,6 @@
 //! bodies live in the receive buffer that every connection needs anyway and are not counted;
 //! beyond that each exchange takes from one atomic and gives back when dropped.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The budget of all cores.
@@ -17,8 +16,8 @@ pub struct HeldBudget {
 impl HeldBudget {
     /// A budget of `total` bytes.
     #[must_use]
-    pub fn new(total: u64) -> Arc<Self> {
-        Arc::new(Self { taken: AtomicU64::new(0), total })
+    pub fn new(total: u64) -> Self {
+        Self { taken: AtomicU64::new(0), total }
     }
 
     /// Bytes held now.
@@ -36,15 +35,15 @@ impl HeldBudget {
 
 /// What one exchange has taken from the budget.
 #[derive(Debug)]
-pub struct Held {
-    budget: Arc<HeldBudget>,
+pub struct Held<'a> {
+    budget: &'a HeldBudget,
     bytes: u64,
 }
 
-impl Held {
+impl<'a> Held<'a> {
     /// Holds nothing yet.
     #[must_use]
-    pub fn new(budget: Arc<HeldBudget>) -> Self {
+    pub fn new(budget: &'a HeldBudget) -> Self {
         Self { budget, bytes: 0 }
     }
 
@@ -67,7 +66,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.budget.taken.fetch_sub(self.bytes, Ordering::Relaxed);
     }
@@ -80,8 +79,8 @@ mod tests {
     #[test]
     fn held_total_is_never_exceeded_and_comes_back() {
         let budget = HeldBudget::new(100);
-        let mut first = Held::new(budget.clone());
-        let mut second = Held::new(budget.clone());
+        let mut first = Held::new(&budget);
+        let mut second = Held::new(&budget);
         assert!(first.grow_to(60));
         assert!(!second.grow_to(41));
         assert!(second.grow_to(40));
