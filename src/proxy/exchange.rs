@@ -219,7 +219,7 @@ async fn serve(
         if permit.chunked {
             hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
         }
-        outgoing = route::rename_in_body(core, down, body, &scanner, name);
+        outgoing = route::rename_in_body(core, down, body, &scanner, name, permit.chunked);
     }
     target.clear();
     route.write_target(target, request, &down.recv);

@@ -260,6 +260,7 @@ pub fn rename_in_body(
     body: &mut RequestBody,
     scanner: &Scanner<'_>,
     name: &str,
+    chunked: bool,
 ) -> Outgoing {
     let Some(found) = scanner.model() else { return Outgoing::AsCame };
     let mut value = Vec::with_capacity(name.len() + 16);
@@ -269,27 +270,25 @@ pub fn rename_in_body(
     }
     let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
     let (from, to) = (place(found.span.start), place(found.span.end));
-    match body.reader.length_left() {
-        Some(left) => {
-            let before = body.end;
-            down.recv.splice(body.begin + from..body.begin + to, value.iter().copied());
-            body.end = before + value.len() - (to - from);
-            Outgoing::Length((body.end - body.begin) as u64 + left)
-        }
-        None => {
-            let mut data = core.buffers.take(body.end - body.begin);
-            let mut reader = BodyReader::new(Framing::Chunked);
-            // The body has been framed before: no fault can show up now.
-            let framed = &down.recv[body.begin..body.end];
-            let _ = drain_data(&mut reader, framed, |piece| data.extend_from_slice(piece));
-            data.splice(from..to, value.iter().copied());
-            let length = data.len();
-            down.recv.splice(body.begin..body.end, data.iter().copied());
-            core.buffers.give_back(data);
-            body.end = body.begin + length;
-            Outgoing::Length(length as u64)
-        }
+    if !chunked {
+        // Nothing is left when the whole body is here.
+        let left = body.reader.length_left().unwrap_or(0);
+        let before = body.end;
+        down.recv.splice(body.begin + from..body.begin + to, value.iter().copied());
+        body.end = before + value.len() - (to - from);
+        return Outgoing::Length((body.end - body.begin) as u64 + left);
     }
+    let mut data = core.buffers.take(body.end - body.begin);
+    let mut reader = BodyReader::new(Framing::Chunked);
+    // The body has been framed before: no fault can show up now.
+    let framed = &down.recv[body.begin..body.end];
+    let _ = drain_data(&mut reader, framed, |piece| data.extend_from_slice(piece));
+    data.splice(from..to, value.iter().copied());
+    let length = data.len();
+    down.recv.splice(body.begin..body.end, data.iter().copied());
+    core.buffers.give_back(data);
+    body.end = body.begin + length;
+    Outgoing::Length(length as u64)
 }
 
 /// The JSON of `GET /v1/models` for one key.
