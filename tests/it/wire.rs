@@ -227,6 +227,14 @@ impl Client {
         }
     }
 
+    /// Reads what is there, waiting for at least a byte; empty at the end.
+    pub(crate) fn some(&mut self) -> Vec<u8> {
+        if self.input.is_empty() {
+            let _ = self.more();
+        }
+        std::mem::take(&mut self.input)
+    }
+
     /// Reads to the end of the connection; an error when it ends in another way.
     pub(crate) fn rest(&mut self) -> Result<Vec<u8>, ErrorKind> {
         loop {
