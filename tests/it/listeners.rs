@@ -1,1 +1,166 @@
-//! To come.
+//! SPEC §2: where a proxy listens and where it connects to; cores and their limits.
+
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use super::house::{LIMIT, Proxy, Setup, house, mock, mock_with, wait_until};
+use super::wire::{Client, chat, get};
+
+fn socket(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("tokenring-it-{}-{name}.sock", std::process::id()))
+}
+
+#[test]
+fn listens_on_a_unix_socket_and_removes_it() {
+    let mock = mock();
+    let path = socket("listener");
+    let listener = format!("bind = \"unix:{}\"", path.display());
+    let proxy = Setup { listener: &listener, ..Setup::default() }.start(&[&mock]);
+    let mut client = Client::connect_unix(&path);
+    for _ in 0..3 {
+        assert_eq!(client.send(chat("", true)).answer().status, 200);
+    }
+    // Such a client has no address to tell.
+    assert_eq!(mock.seen()[0].field("x-forwarded-for"), None);
+    drop(client);
+    proxy.drain();
+    proxy.join();
+    assert!(!path.exists());
+}
+
+#[test]
+fn connects_to_a_unix_socket() {
+    let path = socket("upstream");
+    let mock = mock_with(|config| config.unix = Some(path.clone()));
+    let proxy = Setup::default().start_on(&[format!("unix:{}", path.display())]);
+    let mut client = proxy.client();
+    for _ in 0..3 {
+        assert_eq!(client.send(chat("", true)).answer().status, 200);
+    }
+    assert_eq!(mock.stats().connections_total, 1);
+    let answer = client.send(get("/echo?mock=big=10_000_000,seed=1", "")).answer();
+    assert!(answer.body == super::wire::noise(1, 10_000_000));
+}
+
+#[test]
+fn listens_on_ipv6() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("no IPv6 on this machine");
+        return;
+    }
+    let mock = mock_with(|config| config.bind = "[::1]:0".parse().unwrap());
+    let proxy = Setup { listener: "bind = \"[::1]:0\"", ..Setup::default() }.start(&[&mock]);
+    assert!(proxy.addr().is_ipv6());
+    assert_eq!(proxy.client().send(chat("", false)).answer().status, 200);
+    assert_eq!(mock.seen()[0].field("x-forwarded-for").as_deref(), Some("::1"));
+}
+
+#[test]
+fn listens_on_several_addresses() {
+    let mock = mock();
+    let path = socket("several");
+    let listener = format!("bind = [\"127.0.0.1:0\", \"127.0.0.2:0\", \"unix:{}\"]", path.display());
+    let proxy = Setup { listener: &listener, ..Setup::default() }.start(&[&mock]);
+    assert_eq!(proxy.addresses.len(), 3);
+    for (_, address) in &proxy.addresses {
+        if let tokenring::net::dial::Address::Tcp(addr) = address {
+            assert_eq!(Client::connect(*addr).send(chat("", false)).answer().status, 200);
+        }
+    }
+    assert_eq!(Client::connect_unix(&path).send(chat("", false)).answer().status, 200);
+}
+
+#[test]
+fn a_port_that_is_taken_ends_the_start_with_a_message() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let text = format!(
+        "[[listener]]\nname = \"main\"\nbind = \"{}\"\nauth = \"none\"\n\
+         [[upstream]]\nname = \"a\"\nurl = \"http://127.0.0.1:9\"\nmodels = []\n",
+        taken.local_addr().unwrap()
+    );
+    let config = tokenring::config::Config::from_toml_str(&text, &|_| None).unwrap();
+    let why = tokenring::server::start(&config).err().expect("the port is taken");
+    assert!(!why.is_empty());
+}
+
+#[test]
+fn refuses_connections_over_the_limit_and_takes_them_again() {
+    let mock = mock();
+    let proxy = Setup { rest: "[limits]\nconnections = 3", ..Setup::default() }.start(&[&mock]);
+    let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.send(chat("", false)).answer().status, 200);
+    }
+    let mut fourth = proxy.client();
+    let _ = fourth.try_send(&chat("", false));
+    let refused = match fourth.try_answer() {
+        Ok(answer) => answer.status == 503,
+        Err(_) => true,
+    };
+    assert!(refused);
+    assert_eq!(proxy.shared().refused.load(Ordering::Relaxed), 1);
+    clients.pop();
+    wait_until("one has left", || proxy.connections() == 2);
+    assert_eq!(proxy.client().send(chat("", false)).answer().status, 200);
+}
+
+fn active(proxy: &Proxy) -> Vec<u32> {
+    proxy.shared().active.iter().map(|core| core.0.load(Ordering::Relaxed)).collect()
+}
+
+#[test]
+fn connections_spread_over_two_cores() {
+    let mock = mock();
+    let proxy = Setup { process: "cores = 2", ..Setup::default() }.start(&[&mock]);
+    let mut clients: Vec<Client> = (0..40).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        assert_eq!(client.send(chat("", true)).answer().status, 200);
+    }
+    let active = active(&proxy);
+    assert_eq!(active.iter().sum::<u32>(), 40);
+    // Hashing alone may put nearly all on one; the hand-off keeps it near even.
+    let gap = active[0].abs_diff(active[1]);
+    assert!(gap <= 12, "{active:?}");
+    // Those that were handed over go on like the others.
+    for client in &mut clients {
+        assert_eq!(client.send(chat("", true)).answer().status, 200);
+    }
+    drop(clients);
+    proxy.wait_until_empty();
+}
+
+#[test]
+fn two_cores_share_one_unix_listener() {
+    let mock = mock();
+    let path = socket("shared");
+    let listener = format!("bind = \"unix:{}\"", path.display());
+    let proxy = Setup { process: "cores = 2", listener: &listener, ..Setup::default() };
+    let proxy = proxy.start(&[&mock]);
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::connect_unix(&path)).collect();
+    for client in &mut clients {
+        assert_eq!(client.send(chat("", false)).answer().status, 200);
+    }
+    let active = active(&proxy);
+    assert!(active.iter().all(|&count| count > 0), "{active:?}");
+}
+
+#[test]
+fn serves_two_hundred_stalled_streams_and_others_beside_them() {
+    let (mock, proxy) = house();
+    let mut stalled: Vec<Client> = (0..200).map(|_| proxy.client()).collect();
+    for client in &mut stalled {
+        client.send(chat("x-mock: stall_after=1\r\n", true));
+    }
+    mock.wait_until(LIMIT, |stats| stats.in_flight == 200).expect("all begun");
+    let mut client = proxy.client();
+    for _ in 0..20 {
+        assert_eq!(client.send(chat("", true)).answer().status, 200);
+    }
+    let workers = std::fs::read_dir("/proc/self/task").unwrap().flatten().filter(|task| {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        name.starts_with("iou-wrk")
+    });
+    assert_eq!(workers.count(), 0, "io_uring must not fall back to kernel threads");
+    drop(stalled);
+    mock.wait_until(LIMIT, |stats| stats.in_flight == 0).expect("let go");
+}
