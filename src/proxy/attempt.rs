@@ -20,7 +20,7 @@ use super::hold::{RequestBody, Scanner};
 use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts};
 use super::reply::{self, Refusal};
 use super::settle::Settle;
-use super::upload::{Upload, Uploaded};
+use super::upload::{Sent, Upload, Uploaded};
 use crate::base::buf::SMALL_BYTES;
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
@@ -97,158 +97,41 @@ pub struct Attempt<'a> {
     pub retry_on: Option<RetryOn>,
     /// No connection out of the pool.
     pub fresh: bool,
-    /// The name that the key was checked against.
-    pub model: &'a str,
+}
+
+/// What the attempts of one exchange use in turn.
+pub struct Turn<'a, 's> {
+    /// The receive buffer with head and body.
+    pub held: Vec<u8>,
+    /// Where the body stands in it.
+    pub body: &'a mut RequestBody,
+    /// What looks for the model in the rest.
+    pub scanner: &'a mut Scanner<'s>,
+    /// The answer's head.
+    pub response: &'a mut ResponseHead,
+    /// The record.
+    pub settle: &'a mut Settle,
 }
 
 impl Attempt<'_> {
     /// Tries.
-    ///
-    /// Shape: `held` is the receive buffer with head and body; it is given back.
-    pub async fn run(
-        &self,
-        down: &mut Downstream,
-        held: &mut Vec<u8>,
-        body: &mut RequestBody,
-        scanner: &mut Scanner<'_>,
-        response: &mut ResponseHead,
-        settle: &mut Settle,
-    ) -> Attempted {
+    pub async fn run(&self, down: &mut Downstream, turn: &mut Turn<'_, '_>) -> Attempted {
         let core = self.core;
         let up_timer = core.ticker.timer();
-        let mut conn = match self.acquire(down, body, &up_timer).await {
+        let mut conn = match self.acquire(down, turn.body, &up_timer).await {
             Ok(conn) => conn,
             Err(failed) => return failed,
         };
         let reused = conn.reused();
-        settle.outcome.reused = reused;
-        let (out, from) = self.encode(held, body);
+        turn.settle.outcome.reused = reused;
         if !conn.is_armed() {
             conn.arm(core.buffers.take(SMALL_BYTES));
         }
         let progress = Progress::default();
-        progress.body_received.set(body.reader.is_done());
-        let (write_timer, total_timer) = (core.ticker.timer(), core.ticker.timer());
-        let upstream = conn.socket().clone();
-        if !self.timeouts.total.is_zero() {
-            let spent = std::time::Duration::from_micros(settle.elapsed_us());
-            // Zero would mean no limit.
-            let left = self.timeouts.total.saturating_sub(spent).max(TICK);
-            total_timer.arm(upstream.fd(), Shut::Both, left);
-        }
-        let client = down.socket.clone();
-        let listener = self.request.listener;
-        let upload = Upload {
-            core,
-            client: &client,
-            upstream: &upstream,
-            progress: &progress,
-            client_timer: &down.timer,
-            up_timer: &up_timer,
-            body_idle: listener.timeouts.body_idle,
-            first_byte: self.timeouts.first_byte,
-            body_bytes_max: self.plan.body_bytes_max,
-        };
-        let download = Download {
-            core,
-            client: &client,
-            caller: self.request.caller,
-            method: self.request.head.method,
-            upgrade_asked: self.request.permit.upgrade,
-            progress: &progress,
-            up_timer: &up_timer,
-            total_timer: &total_timer,
-            write_timer: &write_timer,
-            write_idle: listener.timeouts.write_idle,
-            timeouts: self.timeouts,
-            retry_on: self.retry_on,
-        };
-        let mut rest = std::mem::take(&mut down.recv);
-        let (uploaded, downloaded) = {
-            let mut upload = pin!(upload.run(
-                out,
-                std::mem::take(held),
-                from,
-                body.end,
-                &mut body.reader,
-                scanner,
-                &mut body.data_bytes,
-                &mut rest,
-                self.model,
-            ));
-            let mut download = pin!(download.run(&mut conn, response, settle));
-            let (mut uploaded, mut downloaded) = (None, None);
-            let mut gone = false;
-            poll_fn(|cx| {
-                if uploaded.is_none()
-                    && let Poll::Ready(end) = upload.as_mut().poll(cx)
-                {
-                    if matches!(end.1, Uploaded::Broken(_)) {
-                        upstream.shutdown(Shut::Both);
-                    }
-                    uploaded = Some(end);
-                }
-                if downloaded.is_none()
-                    && let Poll::Ready(end) = download.as_mut().poll(cx)
-                {
-                    if !matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. })
-                        || uploaded.is_none()
-                    {
-                        upstream.shutdown(Shut::Both);
-                    }
-                    downloaded = Some(end);
-                    // A request still being sent is dealt with below; a held one ends by itself.
-                    if uploaded.is_none() && !progress.body_received.get() {
-                        return Poll::Ready(());
-                    }
-                }
-                if uploaded.is_some() && downloaded.is_some() {
-                    return Poll::Ready(());
-                }
-                if !gone
-                    && downloaded.is_none()
-                    && progress.body_received.get()
-                    && down.watch.poll_gone(cx, &down.timer).is_ready()
-                {
-                    gone = true;
-                    upstream.shutdown(Shut::Both);
-                    client.shutdown(Shut::Both);
-                }
-                Poll::Pending
-            })
-            .await;
-            if gone {
-                downloaded = Some(Downloaded::Cut(Kind::ClientGone));
-            }
-            if uploaded.is_none() {
-                // The answer is complete, or there is none: the client is told, and what it
-                // still sends is thrown away.
-                progress.answer_done.set(true);
-                if let Some(Downloaded::NoAnswer { kind, .. }) = &downloaded {
-                    let refusal = Refusal::from(*kind);
-                    let out = reply::refusal_bytes(core, self.request.caller, &refusal, false);
-                    let (_, out) = client.send_all(Part::whole(out)).await;
-                    core.buffers.give_back(out);
-                }
-                client.shutdown(Shut::Write);
-                down.timer.arm(client.fd(), Shut::Both, DISCARD);
-                let end = upload.await;
-                *held = end.0;
-                let kind = match downloaded {
-                    Some(Downloaded::NoAnswer { kind, .. } | Downloaded::Cut(kind)) => Some(kind),
-                    _ => None,
-                };
-                return match kind {
-                    Some(kind) => Attempted::Over(kind),
-                    None => Attempted::Whole { keep: false },
-                };
-            }
-            (uploaded, downloaded)
-        };
-        down.recv = rest;
-        let Some((buffer, uploaded)) = uploaded else { return Attempted::Over(Kind::Internal) };
-        *held = buffer;
-        let Some(downloaded) = downloaded else { return Attempted::Over(Kind::Internal) };
+        progress.body_received.set(turn.body.reader.is_done());
+        let total_timer = self.arm_total(&conn, turn.settle);
+        let (uploaded, downloaded) =
+            self.both_ways(&mut conn, down, turn, &progress, &up_timer, &total_timer).await;
         if let Uploaded::Broken(kind) = uploaded {
             let tell = !progress.answer_begun.get() && kind.row().status.is_some();
             return if tell { Attempted::Refused(kind.into()) } else { Attempted::Over(kind) };
@@ -260,6 +143,9 @@ impl Attempt<'_> {
                 }
                 Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
             }
+            Downloaded::NoAnswer { kind, .. } if uploaded == Uploaded::Outrun => {
+                Attempted::Over(kind)
+            }
             Downloaded::NoAnswer { kind, answered } => {
                 Attempted::Failed { kind, answered, reused, status: None }
             }
@@ -270,8 +156,135 @@ impl Attempt<'_> {
                 status: Some(status),
             },
             Downloaded::Cut(kind) => Attempted::Over(kind),
-            Downloaded::Upgraded(bytes) => Attempted::Upgraded { upstream, bytes },
+            Downloaded::Upgraded(bytes) => {
+                Attempted::Upgraded { upstream: conn.socket().clone(), bytes }
+            }
         }
+    }
+
+    /// Arms the deadline of the whole exchange, if it has one.
+    fn arm_total(&self, conn: &UpConn, settle: &Settle) -> Timer {
+        let timer = self.core.ticker.timer();
+        if !self.timeouts.total.is_zero() {
+            let spent = Duration::from_micros(settle.elapsed_us());
+            // Zero would mean no limit.
+            let left = self.timeouts.total.saturating_sub(spent).max(TICK);
+            timer.arm(conn.socket().fd(), Shut::Both, left);
+        }
+        timer
+    }
+
+    /// Runs request and answer at once, and watches the client meanwhile.
+    async fn both_ways(
+        &self,
+        conn: &mut UpConn,
+        down: &mut Downstream,
+        turn: &mut Turn<'_, '_>,
+        progress: &Progress,
+        up_timer: &Timer,
+        total_timer: &Timer,
+    ) -> (Uploaded, Downloaded) {
+        let core = self.core;
+        let (upstream, client) = (conn.socket().clone(), down.socket.clone());
+        let timeouts = self.request.listener.timeouts;
+        let write_timer = core.ticker.timer();
+        let (out, from) = self.encode(&turn.held, turn.body);
+        let upload = Upload {
+            core,
+            client: &client,
+            upstream: &upstream,
+            progress,
+            client_timer: &down.timer,
+            up_timer,
+            body_idle: timeouts.body_idle,
+            first_byte: self.timeouts.first_byte,
+            body_bytes_max: self.plan.body_bytes_max,
+            model: self.request.model,
+        };
+        let download = Download {
+            core,
+            client: &client,
+            caller: self.request.caller,
+            method: self.request.head.method,
+            upgrade_asked: self.request.permit.upgrade,
+            progress,
+            up_timer,
+            total_timer,
+            write_timer: &write_timer,
+            write_idle: timeouts.write_idle,
+            timeouts: self.timeouts,
+            retry_on: self.retry_on,
+        };
+        let held = std::mem::take(&mut turn.held);
+        let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner));
+        let mut download = pin!(download.run(conn, turn.response, turn.settle));
+        let (mut uploaded, mut downloaded) = (None, None);
+        let mut gone = false;
+        poll_fn(|cx| {
+            if uploaded.is_none()
+                && let Poll::Ready(sent) = upload.as_mut().poll(cx)
+            {
+                if matches!(sent.end, Uploaded::Broken(_)) {
+                    upstream.shutdown(Shut::Both);
+                }
+                uploaded = Some(sent);
+            }
+            if downloaded.is_none()
+                && let Poll::Ready(end) = download.as_mut().poll(cx)
+            {
+                let alive = matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. });
+                if !alive || uploaded.is_none() {
+                    upstream.shutdown(Shut::Both);
+                }
+                downloaded = Some(end);
+                // A request still being sent is dealt with below; a held one ends by itself.
+                if uploaded.is_none() && !progress.body_received.get() {
+                    return Poll::Ready(());
+                }
+            }
+            if uploaded.is_some() && downloaded.is_some() {
+                return Poll::Ready(());
+            }
+            if !gone
+                && downloaded.is_none()
+                && progress.body_received.get()
+                && down.watch.poll_gone(cx, &down.timer).is_ready()
+            {
+                gone = true;
+                upstream.shutdown(Shut::Both);
+                client.shutdown(Shut::Both);
+            }
+            Poll::Pending
+        })
+        .await;
+        let mut downloaded = downloaded.unwrap_or(Downloaded::Cut(Kind::Internal));
+        if gone {
+            downloaded = Downloaded::Cut(Kind::ClientGone);
+        }
+        let sent = match uploaded {
+            Some(sent) => sent,
+            None => {
+                self.last_word(&client, progress, &downloaded).await;
+                down.timer.arm(client.fd(), Shut::Both, DISCARD);
+                Sent { end: Uploaded::Outrun, ..upload.await }
+            }
+        };
+        turn.held = sent.held;
+        down.recv.extend_from_slice(&sent.rest);
+        (sent.end, downloaded)
+    }
+
+    /// Ends our side towards a client that is still sending: the answer is complete, or there is
+    /// none and the client is told. What it still sends is thrown away by the upload.
+    async fn last_word(&self, client: &Socket, progress: &Progress, downloaded: &Downloaded) {
+        progress.answer_done.set(true);
+        if let Downloaded::NoAnswer { kind, .. } = downloaded {
+            let refusal = Refusal::from(*kind);
+            let out = reply::refusal_bytes(self.core, self.request.caller, &refusal, false);
+            let (_, out) = client.send_all(Part::whole(out)).await;
+            self.core.buffers.give_back(out);
+        }
+        client.shutdown(Shut::Write);
     }
 
     /// Takes a connection out of the pool or makes one.

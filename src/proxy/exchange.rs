@@ -11,11 +11,11 @@
 use std::rc::Rc;
 
 use super::admit::{self, Admitted};
-use super::attempt::{Attempt, Attempted};
+use super::attempt::{Attempt, Attempted, Turn};
 use super::conn_h1::Downstream;
 use super::core::{Core, Scratch};
 use super::forward::{Outgoing, Request};
-use super::hold::{self, Enough, RequestBody, Scanner, Unheld};
+use super::hold::{self, Enough, RequestBody, Unheld};
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
 use super::route::{self, Route};
@@ -62,7 +62,7 @@ async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> 
     let caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
-    let served = serve(core, &plan, listener, down, scratch, &caller, &mut body, &mut settle).await;
+    let served = serve(core, &plan, down, scratch, &caller, &mut body, &mut settle).await;
     match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
@@ -166,17 +166,16 @@ fn nobody(core: &Core) -> Caller {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 async fn serve(
     core: &Rc<Core>,
     plan: &Plan,
-    listener: &ListenerPlan,
     down: &mut Downstream,
     scratch: &mut Scratch,
     caller: &Caller,
     body: &mut RequestBody,
     settle: &mut Settle,
 ) -> Result<Next, Unheld> {
+    let listener = &plan.listeners[down.listener];
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
@@ -227,24 +226,12 @@ async fn serve(
 
     // From here on the received head and body travel with the attempt; what came behind stays.
     let rest = down.recv.split_off(body.end);
-    let mut bytes = std::mem::replace(&mut down.recv, rest);
-    let request = Request { listener, head: request, permit: &permit, caller, target, outgoing };
-    let ended = forward(
-        core,
-        plan,
-        down,
-        &request,
-        &route,
-        &mut bytes,
-        body,
-        &mut scanner,
-        response,
-        members,
-        model,
-        settle,
-    )
-    .await;
-    core.buffers.give_back(bytes);
+    let held = std::mem::replace(&mut down.recv, rest);
+    let request =
+        Request { listener, head: request, permit: &permit, caller, target, outgoing, model };
+    let mut turn = Turn { held, body, scanner: &mut scanner, response, settle };
+    let ended = forward(core, plan, down, &request, &route, members, &mut turn).await;
+    core.buffers.give_back(turn.held);
     match ended {
         Ok(next) => Ok(next),
         Err(refusal) => {
@@ -256,20 +243,14 @@ async fn serve(
 }
 
 /// Pick and attempt, until an answer has gone to the client or nobody is left.
-#[allow(clippy::too_many_arguments)]
 async fn forward(
-    core: &Rc<Core>,
+    core: &Core,
     plan: &Plan,
     down: &mut Downstream,
     request: &Request<'_>,
     route: &Route,
-    bytes: &mut Vec<u8>,
-    body: &mut RequestBody,
-    scanner: &mut Scanner<'_>,
-    response: &mut crate::http::head::ResponseHead,
     members: &mut Vec<Member>,
-    model: &str,
-    settle: &mut Settle,
+    turn: &mut Turn<'_, '_>,
 ) -> Result<Next, Refusal> {
     let group = &plan.groups[usize::from(route.group)];
     let mut tried = Tried::NONE;
@@ -291,9 +272,9 @@ async fn forward(
         let index = usize::from(group.members[member].0);
         let upstream = &plan.upstreams[index];
         let another = members.iter().enumerate().any(|(at, m)| m.usable && !tried.has(at));
-        let resendable = body.reader.is_done();
+        let resendable = turn.body.reader.is_done();
         let lease = upstream.state.lease();
-        settle.outcome.attempts += 1;
+        turn.settle.outcome.attempts += 1;
         let attempt = Attempt {
             core,
             plan,
@@ -304,9 +285,8 @@ async fn forward(
             retry_on: (another && resendable && retries < group.retry.attempts)
                 .then_some(group.retry.on),
             fresh,
-            model,
         };
-        let attempted = attempt.run(down, bytes, body, scanner, response, settle).await;
+        let attempted = attempt.run(down, turn).await;
         drop(lease);
         let (kind, answered, reused, status) = match attempted {
             Attempted::Whole { keep } => {
@@ -314,7 +294,7 @@ async fn forward(
             }
             Attempted::Refused(refusal) => return Err(refusal),
             Attempted::Over(kind) => {
-                settle.fault(kind);
+                turn.settle.fault(kind);
                 if kind.row().blame == Blame::Upstream && request.caller.version == Version::Http10
                 {
                     // A body without length would end in a way that looks clean.
@@ -325,8 +305,8 @@ async fn forward(
             Attempted::Upgraded { upstream, bytes } => {
                 let idle = group.timeouts.stream_idle;
                 let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
-                settle.outcome.request_bytes += sent;
-                settle.outcome.response_bytes += received;
+                turn.settle.outcome.request_bytes += sent;
+                turn.settle.outcome.response_bytes += received;
                 return Ok(Next::Close);
             }
             Attempted::Failed { kind, answered, reused, status } => {
@@ -343,7 +323,7 @@ async fn forward(
             Verdict::AnotherMember { after } => {
                 retries += 1;
                 if !after.is_zero() && pause(down, after).await == Waited::Gone {
-                    settle.fault(Kind::ClientGone);
+                    turn.settle.fault(Kind::ClientGone);
                     return Ok(Next::Close);
                 }
             }

@@ -39,6 +39,8 @@ pub struct Request<'a> {
     pub target: &'a [u8],
     /// How the body is framed on its way upstream.
     pub outgoing: Outgoing,
+    /// The model's name as the client sent it: what the key was checked against.
+    pub model: &'a str,
 }
 
 /// Writes the head for one attempt.

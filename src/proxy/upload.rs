@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::attempt::Progress;
 use super::core::Core;
-use super::hold::Scanner;
+use super::hold::{RequestBody, Scanner};
 use crate::base::buf::LARGE_BYTES;
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
@@ -48,6 +48,18 @@ pub struct Upload<'a> {
     pub first_byte: Duration,
     /// Largest body, in data bytes.
     pub body_bytes_max: u64,
+    /// The name that the key was checked against.
+    pub model: &'a str,
+}
+
+/// What an upload gives back.
+pub struct Sent {
+    /// The receive buffer.
+    pub held: Vec<u8>,
+    /// What came behind the body.
+    pub rest: Vec<u8>,
+    /// How it ended.
+    pub end: Uploaded,
 }
 
 /// How an upload ended.
@@ -57,43 +69,39 @@ pub enum Uploaded {
     Sent,
     /// The upstream stopped taking it; its answer may still come.
     Refused,
+    /// The client was still sending when the answer was over; the rest was thrown away.
+    Outrun,
     /// The client's fault.
     Broken(Kind),
 }
 
 impl Upload<'_> {
-    /// Sends `out`, then the bytes `held[from..to]`, then what the client has yet to send.
-    ///
-    /// Shape: gives `held` back, and appends to `rest` what came behind the body.
-    #[allow(clippy::too_many_arguments)]
+    /// Sends `out`, then the bytes `held[from..body.end]`, then what the client has yet to send.
     pub async fn run(
         self,
         out: Vec<u8>,
         held: Vec<u8>,
         from: usize,
-        to: usize,
-        reader: &mut BodyReader,
+        body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
-        data_bytes: &mut u64,
-        rest: &mut Vec<u8>,
-        model: &str,
-    ) -> (Vec<u8>, Uploaded) {
-        let fd = self.upstream.fd();
-        self.up_timer.arm(fd, Shut::Both, self.first_byte);
-        let (result, held) = self.send_held(out, held, from, to).await;
-        if reader.is_done() {
+    ) -> Sent {
+        self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+        let (result, held) = self.send_held(out, held, from, body.end).await;
+        let mut sent = Sent { held, rest: Vec::new(), end: Uploaded::Refused };
+        if body.reader.is_done() {
             self.sent_all();
-            let end = if result.is_ok() { Uploaded::Sent } else { Uploaded::Refused };
-            return (held, end);
+            if result.is_ok() {
+                sent.end = Uploaded::Sent;
+            }
+            return sent;
         }
-        let end = match result {
-            Ok(()) => self.relay(reader, scanner, data_bytes, rest, model).await,
-            Err(_) => Uploaded::Refused,
-        };
-        if end == Uploaded::Refused {
-            self.discard(reader).await;
+        if result.is_ok() {
+            sent.end = self.relay(body, scanner, &mut sent.rest).await;
         }
-        (held, end)
+        if sent.end == Uploaded::Refused {
+            self.discard(&mut body.reader).await;
+        }
+        sent
     }
 
     /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
@@ -134,16 +142,14 @@ impl Upload<'_> {
 
     async fn relay(
         &self,
-        reader: &mut BodyReader,
+        body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
-        data_bytes: &mut u64,
         rest: &mut Vec<u8>,
-        model: &str,
     ) -> Uploaded {
         let mut buffer = self.core.buffers.take(LARGE_BYTES);
         let end = loop {
             if matches!(scanner, Scanner::None)
-                && let Some(end) = self.splice(reader).await
+                && let Some(end) = self.splice(&mut body.reader).await
             {
                 break end;
             }
@@ -155,11 +161,11 @@ impl Upload<'_> {
                 let expired = self.client_timer.expired();
                 break Uploaded::Broken(if expired { Kind::BodyTimeout } else { Kind::ClientGone });
             }
-            let taken = match self.check(&buffer, reader, scanner, data_bytes, model) {
+            let taken = match self.check(&buffer, body, scanner) {
                 Ok(taken) => taken,
                 Err(kind) => break Uploaded::Broken(kind),
             };
-            if reader.is_done() {
+            if body.reader.is_done() {
                 rest.extend_from_slice(&buffer[taken..]);
             }
             if self.progress.answer_done.get() {
@@ -170,7 +176,7 @@ impl Upload<'_> {
             if result.is_err() {
                 break Uploaded::Refused;
             }
-            if reader.is_done() {
+            if body.reader.is_done() {
                 break Uploaded::Sent;
             }
             self.up_progress();
@@ -187,27 +193,25 @@ impl Upload<'_> {
     fn check(
         &self,
         input: &[u8],
-        reader: &mut BodyReader,
+        body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
-        data_bytes: &mut u64,
-        model: &str,
     ) -> Result<usize, Kind> {
         let mut at = 0;
-        while !reader.is_done() && at < input.len() {
-            let step = reader.step(&input[at..]).map_err(|_| Kind::BodyMalformed)?;
+        while !body.reader.is_done() && at < input.len() {
+            let step = body.reader.step(&input[at..]).map_err(|_| Kind::BodyMalformed)?;
             let data = &input[at..][step.data];
-            *data_bytes += data.len() as u64;
-            if *data_bytes > self.body_bytes_max {
+            body.data_bytes += data.len() as u64;
+            if body.data_bytes > self.body_bytes_max {
                 return Err(Kind::BodyTooLarge);
             }
             scanner.push(data).map_err(|refusal| refusal.kind)?;
             at += step.consumed;
         }
-        if reader.is_done() {
+        if body.reader.is_done() {
             scanner.finish().map_err(|refusal| refusal.kind)?;
         }
         // The key was checked against this model, and no other may slip in behind it.
-        let changed = scanner.model().is_none_or(|found| found.name != model);
+        let changed = scanner.model().is_none_or(|found| found.name != self.model);
         if !matches!(scanner, Scanner::None) && (changed || scanner.case_variant_seen()) {
             return Err(Kind::ModelChanged);
         }

@@ -6,7 +6,8 @@ use loadtest::mock::{Mock, SeenRequest};
 
 const KEYS: &str = "[[key]]\nname = \"a\"\nkey = \"sk-a\"\n\
     [[key]]\nname = \"old\"\nkey = \"sk-old\"\nexpires = \"2020-01-01\"\n";
-const ALL: &str = "auth = \"keys\"\naccept = [\"bearer\", \"x-api-key\", \"x-goog-api-key\", \"query:key\"]";
+const ALL: &str =
+    "auth = \"keys\"\naccept = [\"bearer\", \"x-api-key\", \"x-goog-api-key\", \"query:key\"]";
 
 fn guarded(mock: &Mock, upstream: &str) -> Proxy {
     Setup { listener: ALL, upstream, rest: KEYS, ..Setup::default() }.start(&[mock])
@@ -171,6 +172,7 @@ fn a_forged_internal_field_opens_nothing() {
     let mock = mock();
     let proxy = guarded(&mock, "");
     let mut client = proxy.client();
-    let forged = "X-Rate-Limit-Checked: true\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-IP: 127.0.0.1\r\n";
+    let forged =
+        "X-Rate-Limit-Checked: true\r\nX-Forwarded-For: 127.0.0.1\r\nX-Real-IP: 127.0.0.1\r\n";
     assert_eq!(client.send(chat(forged, false)).answer().status, 401);
 }

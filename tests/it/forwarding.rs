@@ -47,11 +47,9 @@ fn removes_hop_by_hop_fields_and_those_that_connection_names() {
 #[test]
 fn connection_cannot_name_away_what_delimits_or_authorises() {
     let mock = mock();
-    let proxy = Setup {
-        upstream: "auth = { type = \"bearer\", token = \"up\" }",
-        ..Setup::default()
-    }
-    .start(&[&mock]);
+    let proxy =
+        Setup { upstream: "auth = { type = \"bearer\", token = \"up\" }", ..Setup::default() }
+            .start(&[&mock]);
     let mut client = proxy.client();
     client.send(post("/echo", "Connection: content-length, host, authorization\r\n", "abc"));
     assert_eq!(client.answer().text(), "abc");

@@ -34,9 +34,16 @@ fn says_what_is_wrong_with_a_body() {
     ] {
         assert_eq!(refused(&mut client, body), (400, message.to_owned()), "{body}");
     }
-    for body in
-        ["[]", "nonsense", "{\"model\":\"m\"", "{\"model\":\"m\"}x", "{\"model\":\"m\"}{}", "{\"model\" \"m\"}", "\"m\"", "{\"model\":\"m\",}"]
-    {
+    for body in [
+        "[]",
+        "nonsense",
+        "{\"model\":\"m\"",
+        "{\"model\":\"m\"}x",
+        "{\"model\":\"m\"}{}",
+        "{\"model\" \"m\"}",
+        "\"m\"",
+        "{\"model\":\"m\",}",
+    ] {
         let (status, message) = refused(&mut client, body);
         assert!(status == 400 && message.starts_with("Invalid JSON: "), "{body}: {message}");
     }
@@ -47,7 +54,10 @@ fn says_what_is_wrong_with_a_body() {
 #[test]
 fn names_the_models_that_there_are() {
     let mock = mock();
-    let proxy = Setup { rest: "[models.b]\ngroup = \"chat\"\n[models.a]\ngroup = \"chat\"", ..Setup::default() };
+    let proxy = Setup {
+        rest: "[models.b]\ngroup = \"chat\"\n[models.a]\ngroup = \"chat\"",
+        ..Setup::default()
+    };
     let proxy = proxy.start(&[&mock]);
     let mut client = proxy.client();
     assert_eq!(
@@ -88,7 +98,10 @@ fn aborts_both_sides_when_another_model_shows_up_in_a_streamed_body() {
         let _ = client.try_send(&request);
         // Nothing has been answered yet: the client may be told, and is cut.
         if let Ok(answer) = client.try_answer() {
-            assert_eq!((answer.status, answer.message().as_str()), (400, "The request names two different models."));
+            assert_eq!(
+                (answer.status, answer.message().as_str()),
+                (400, "The request names two different models.")
+            );
         }
         assert!(client.is_over());
     }
@@ -195,7 +208,10 @@ fn finds_and_renames_the_model_in_a_gemini_path() {
     let mut client = proxy.client();
     for (sent, arrived) in [
         ("/v1beta/models/g:generateContent", "/v1beta/models/gemini-2.5:generateContent"),
-        ("/v1beta/models/gemini-2:streamGenerateContent?alt=sse", "/v1beta/models/gemini-2.5:streamGenerateContent?alt=sse"),
+        (
+            "/v1beta/models/gemini-2:streamGenerateContent?alt=sse",
+            "/v1beta/models/gemini-2.5:streamGenerateContent?alt=sse",
+        ),
     ] {
         mock.forget_seen();
         let body = r#"{"contents":[],"model":"decoy"}"#;
@@ -205,7 +221,10 @@ fn finds_and_renames_the_model_in_a_gemini_path() {
         assert_eq!(seen[0].body_sha256, sha256(body.as_bytes()));
     }
     let answer = client.send(post("/v1beta/models/no:generateContent", "", "{}")).answer();
-    assert_eq!((answer.status, answer.json()["error"]["status"].as_str()), (404, Some("NOT_FOUND")));
+    assert_eq!(
+        (answer.status, answer.json()["error"]["status"].as_str()),
+        (404, Some("NOT_FOUND"))
+    );
 }
 
 #[test]
