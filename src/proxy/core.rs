@@ -45,6 +45,11 @@ pub struct Shared {
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
 
+/// The plan of all cores, counted on one: the shared count would bounce between them at each
+/// request.
+#[allow(clippy::redundant_allocation)]
+pub type LocalPlan = Rc<Arc<Plan>>;
+
 /// A value on cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -83,7 +88,7 @@ impl Scratch {
 pub struct Core {
     /// Its number among the workers.
     pub index: usize,
-    plan: RefCell<Rc<Arc<Plan>>>,
+    plan: RefCell<LocalPlan>,
     /// Free buffers.
     pub buffers: Buffers,
     /// Coarse deadlines.
@@ -134,10 +139,8 @@ impl Core {
     }
 
     /// The config in force; an exchange keeps the one it began with.
-    ///
-    /// Counted on this core alone: the shared count would bounce between cores at each request.
     #[must_use]
-    pub fn plan(&self) -> Rc<Arc<Plan>> {
+    pub fn plan(&self) -> LocalPlan {
         self.plan.borrow().clone()
     }
 

@@ -55,7 +55,8 @@ fn stops_the_upstream_in_a_quick_stream() {
 fn stops_the_upstream_while_the_body_is_sent() {
     let head = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nbegin";
     check(head, |stats| stats.in_flight == 1);
-    let head = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegin\r\n";
+    let head =
+        b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegin\r\n";
     check(head, |stats| stats.in_flight == 1);
 }
 

@@ -38,9 +38,7 @@ fn says_close_with_the_next_answer() {
     client.send(chat("x-mock: delay=300ms\r\n", false));
     mock.wait_until(LIMIT, |stats| stats.in_flight == 1).expect("begun");
     proxy.drain();
-    wait_until("draining", || {
-        proxy.shared().draining.load(std::sync::atomic::Ordering::Relaxed)
-    });
+    wait_until("draining", || proxy.shared().draining.load(std::sync::atomic::Ordering::Relaxed));
     let answer = client.answer();
     assert_eq!((answer.status, answer.field("connection")), (200, Some("close")));
     client.expect_end();

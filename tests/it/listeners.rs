@@ -59,7 +59,8 @@ fn listens_on_ipv6() {
 fn listens_on_several_addresses() {
     let mock = mock();
     let path = socket("several");
-    let listener = format!("bind = [\"127.0.0.1:0\", \"127.0.0.2:0\", \"unix:{}\"]", path.display());
+    let listener =
+        format!("bind = [\"127.0.0.1:0\", \"127.0.0.2:0\", \"unix:{}\"]", path.display());
     let proxy = Setup { listener: &listener, ..Setup::default() }.start(&[&mock]);
     assert_eq!(proxy.addresses.len(), 3);
     for (_, address) in &proxy.addresses {

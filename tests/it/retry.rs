@@ -163,7 +163,8 @@ fn answers_504_when_the_first_byte_does_not_come() {
 #[test]
 fn answers_504_when_a_connection_is_not_made() {
     // A listener whose queue is full drops what comes: connections hang.
-    let listener = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let listener =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     listener.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     listener.listen(0).unwrap();
     let addr = listener.local_addr().unwrap().as_socket().unwrap();
