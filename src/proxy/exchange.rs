@@ -98,6 +98,7 @@ async fn read_head(
     down: &mut Downstream,
     scratch: &mut Scratch,
 ) -> Result<(), Option<Refusal>> {
+    let mut armed = false;
     let mut searched = 0;
     loop {
         if !down.recv.is_empty() {
@@ -115,7 +116,8 @@ async fn read_head(
             larger.extend_from_slice(&down.recv);
             core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
         }
-        if down.recv.is_empty() {
+        // Once for the whole head, also for one whose beginning came behind the last request.
+        if !std::mem::replace(&mut armed, true) {
             down.timer.arm(down.socket.fd(), Shut::Read, listener.timeouts.head);
         }
         let (result, buffer) = down.socket.recv(std::mem::take(&mut down.recv)).await;
