@@ -96,6 +96,19 @@ fn answers_408_to_a_head_that_stays_incomplete() {
 }
 
 #[test]
+fn answers_408_to_an_incomplete_head_behind_a_request() {
+    let mock = mock();
+    let proxy = Setup { listener: QUICK, ..Setup::default() }.start(&[&mock]);
+    for whole in [get("/health", ""), chat("", false), get("/echo", "")] {
+        let mut client = proxy.client();
+        client.send([&whole[..], b"GET /ec"].concat());
+        assert_eq!(client.answer().status, 200);
+        assert_eq!(client.answer().status, 408);
+        assert!(client.is_over());
+    }
+}
+
+#[test]
 fn a_head_that_drips_is_not_given_more_time() {
     let mock = mock();
     let proxy = Setup { listener: QUICK, ..Setup::default() }.start(&[&mock]);
