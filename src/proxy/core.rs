@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::plan::{ListenerPlan, Plan};
+use super::tap::Taps;
 use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -97,6 +98,8 @@ pub struct Core {
     pub pool: Pool,
     /// Empty pipes.
     pub pipes: Pipes,
+    /// Free readers of usage.
+    pub taps: Taps,
     /// What has been counted on this core.
     pub counters: RefCell<Counters>,
     rng: RefCell<Rng>,
@@ -128,6 +131,7 @@ impl Core {
             ticker: Ticker::new(started),
             pool: Pool::default(),
             pipes: Pipes::default(),
+            taps: Taps::default(),
             counters: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             scratches: RefCell::default(),

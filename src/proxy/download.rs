@@ -254,7 +254,7 @@ impl Download<'_> {
             && self.progress.body_received.get()
             && !self.core.draining.get();
         let mut reader = BodyReader::new(framing);
-        let mut tap = Tap::of(response, &buffer);
+        let mut tap = Tap::of(&self.core.taps, response, &buffer);
         let streamed = tap.is_sse();
         settle.outcome.streamed = streamed;
         let head_bytes = response.len as usize;
@@ -330,7 +330,7 @@ impl Download<'_> {
         }
         self.core.buffers.give_back(out);
         self.core.buffers.give_back(buffer);
-        let usage = tap.finish();
+        let usage = tap.finish(&self.core.taps);
         settle.outcome.prompt_tokens = usage.prompt_tokens;
         settle.outcome.completion_tokens = usage.completion_tokens;
         match (result, fault) {

@@ -157,6 +157,10 @@ fn rewrite_credential_query(
         _ => None,
     };
     let mut rewrite = |name: &str, value: Option<&[u8]>| {
+        if value.is_none() && memchr::memchr(b'?', &out[from..]).is_none() {
+            // Nothing to take out: the common case, which must not allocate.
+            return;
+        }
         let target = out.split_off(from);
         let (path, old) = match memchr::memchr(b'?', &target) {
             Some(at) => (&target[..at], &target[at + 1..]),

@@ -3,9 +3,39 @@
 //! Which dialect the bytes speak is told by the content type; bytes under a content coding, and
 //! types that carry no usage, are not looked at.
 
+use std::cell::RefCell;
+
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
-use crate::llm::usage::UsageTap;
+use crate::llm::usage::{BodyKind, Usage, UsageTap};
+
+/// Free taps kept per core.
+const KEPT_MAX: usize = 64;
+
+/// The free taps of one core: they keep their memory, so that in steady state none is allocated.
+#[derive(Default)]
+pub struct Taps {
+    free: RefCell<Vec<UsageTap>>,
+}
+
+impl Taps {
+    fn take(&self, kind: BodyKind) -> UsageTap {
+        match self.free.borrow_mut().pop() {
+            Some(mut tap) => {
+                tap.reset(kind);
+                tap
+            }
+            None => UsageTap::new(kind),
+        }
+    }
+
+    fn give_back(&self, tap: UsageTap) {
+        let mut free = self.free.borrow_mut();
+        if free.len() < KEPT_MAX {
+            free.push(tap);
+        }
+    }
+}
 
 /// What looks at a response on its way.
 pub struct Tap {
@@ -16,7 +46,7 @@ pub struct Tap {
 impl Tap {
     /// Chooses by the response head.
     #[must_use]
-    pub fn of(head: &ResponseHead, bytes: &[u8]) -> Self {
+    pub fn of(taps: &Taps, head: &ResponseHead, bytes: &[u8]) -> Self {
         let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
         let starts = |name: &[u8]| {
             kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
@@ -26,15 +56,15 @@ impl Tap {
         let usage = if coded {
             None
         } else if sse {
-            Some(UsageTap::sse())
+            Some(BodyKind::Sse)
         } else if starts(b"application/json") {
-            Some(UsageTap::json())
+            Some(BodyKind::Json)
         } else if starts(b"application/x-ndjson") {
-            Some(UsageTap::ndjson())
+            Some(BodyKind::NdJson)
         } else {
             None
         };
-        Self { usage, sse }
+        Self { usage: usage.map(|kind| taps.take(kind)), sse }
     }
 
     /// Whether the response is a stream of server-sent events.
@@ -65,9 +95,12 @@ impl Tap {
         self.usage.as_ref().is_some_and(UsageTap::first_token_seen)
     }
 
-    /// What was read, at the end.
+    /// What was read, at the end; the memory goes back.
     #[must_use]
-    pub fn finish(&mut self) -> crate::llm::usage::Usage {
-        self.usage.as_mut().map(UsageTap::finish).unwrap_or_default()
+    pub fn finish(self, taps: &Taps) -> Usage {
+        let Some(mut tap) = self.usage else { return Usage::default() };
+        let usage = tap.finish();
+        taps.give_back(tap);
+        usage
     }
 }
