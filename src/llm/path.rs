@@ -219,7 +219,9 @@ pub fn fuzz(data: &[u8]) {
             out.starts_with(&data[..model.span().start])
                 && out.ends_with(&data[model.span().end..])
         );
-        if let Ok(Some(again)) = find(&out) {
+        // An empty name may lack its `=`; it names no model, so nothing is put in its place.
+        let replaceable = !model.span().is_empty();
+        if let (Ok(Some(again)), true) = (find(&out), replaceable) {
             assert_eq!(again.name(), "new+name é");
         }
     }
