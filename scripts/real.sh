@@ -10,7 +10,7 @@
 # 1. SDKs of Python and Node: what passes on the engine itself passes through the proxy.
 # 2. Left mid-stream, the engine's gauge of running requests returns to 0 within a second.
 # 3. 600 streams on 16 connections: no answer but 2xx, each stream whole. llama-server closes
-#    after a stream while it advertises keep-alive, which nginx turns into a 502 in 21–31 %.
+#    after a stream while it advertises keep-alive, which nginx turns into 502s (shown beside it).
 # 4. Captured SDK requests, byte for byte.
 #
 # The engine has another key than the clients, so that a client's key that slipped through would
