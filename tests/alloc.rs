@@ -94,7 +94,11 @@ fn drive(stream: &mut TcpStream, request: &[u8], times: u32) -> u64 {
                 length = None;
             }
         }
-        assert!(buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&buffer[..filled]));
+        assert!(
+            buffer.starts_with(b"HTTP/1.1 200"),
+            "{}",
+            String::from_utf8_lossy(&buffer[..filled])
+        );
         bytes += filled as u64;
     }
     bytes

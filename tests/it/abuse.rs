@@ -34,12 +34,41 @@ fn cases() -> (u64, u64, u64) {
 
 /// What mutations put in: the bytes that mean something.
 const SPICES: &[&[u8]] = &[
-    b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"0\r\n\r\n",
-    b"ffffffffffffffff", b"-1", b"Content-Length: 5\r\n", b"Content-Length: 0\r\n",
-    b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Connection: close\r\n",
-    b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"Expect: 100-continue\r\n",
-    b"HTTP/1.1 200 OK\r\n", b"HTTP/1.0", b"\xff\xfe", b"\"", b"\\", b"{", b"}", b"\\u0000",
-    b"\"model\":\"m\"", b"%", b"?", b"//", b"HTTP/1.1 100 Continue\r\n\r\n", b"x-mock: stall\r\n",
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b"\r\n\r\n",
+    b"\0",
+    b" ",
+    b"\t",
+    b":",
+    b",",
+    b";",
+    b"0",
+    b"0\r\n\r\n",
+    b"ffffffffffffffff",
+    b"-1",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Transfer-Encoding: gzip\r\n",
+    b"Connection: close\r\n",
+    b"Connection: upgrade\r\nUpgrade: websocket\r\n",
+    b"Expect: 100-continue\r\n",
+    b"HTTP/1.1 200 OK\r\n",
+    b"HTTP/1.0",
+    b"\xff\xfe",
+    b"\"",
+    b"\\",
+    b"{",
+    b"}",
+    b"\\u0000",
+    b"\"model\":\"m\"",
+    b"%",
+    b"?",
+    b"//",
+    b"HTTP/1.1 100 Continue\r\n\r\n",
+    b"x-mock: stall\r\n",
 ];
 
 /// Changes a few places of a message.
@@ -176,7 +205,8 @@ impl Garbage {
             open: Arc::default(),
             over: Arc::default(),
         };
-        let (script, open, over) = (garbage.script.clone(), garbage.open.clone(), garbage.over.clone());
+        let (script, open, over) =
+            (garbage.script.clone(), garbage.open.clone(), garbage.over.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if over.load(Ordering::Relaxed) {

@@ -29,7 +29,11 @@ fn drive(name: &str, fuzz: fn(&[u8]), seeds: &[&str]) {
             data.insert(0, rng.next_u64() as u8);
         }
         let result = std::panic::catch_unwind(|| fuzz(&data));
-        assert!(result.is_ok(), "{name}, seed {seed}, turn {turn}: {:?}", data.escape_ascii().to_string());
+        assert!(
+            result.is_ok(),
+            "{name}, seed {seed}, turn {turn}: {:?}",
+            data.escape_ascii().to_string()
+        );
     }
 }
 
@@ -81,7 +85,11 @@ const EVENTS: &[&str] = &[
 
 #[test]
 fn fields_hold() {
-    drive("http::fields", http::fields::fuzz, &["a, b ,\"c,d\", keep-alive", "timeout=5, max=100", ";q=0,, ,x"]);
+    drive(
+        "http::fields",
+        http::fields::fuzz,
+        &["a, b ,\"c,d\", keep-alive", "timeout=5, max=100", ";q=0,, ,x"],
+    );
 }
 
 #[test]
@@ -130,7 +138,11 @@ fn paths_hold() {
     drive(
         "llm::path",
         llm::path::fuzz,
-        &["/v1beta/models/g%2E2:streamGenerateContent?alt=sse", "/v1/models/a%2Fb", "/x?model=m&model=n"],
+        &[
+            "/v1beta/models/g%2E2:streamGenerateContent?alt=sse",
+            "/v1/models/a%2Fb",
+            "/x?model=m&model=n",
+        ],
     );
 }
 
