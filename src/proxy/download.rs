@@ -270,7 +270,7 @@ impl Download<'_> {
         out = back;
         while result.is_ok() && !done && fault.is_none() {
             if delivery == Delivery::AsIs {
-                match self.splice(conn, &mut reader, &tap, settle).await {
+                match self.splice(conn, &mut reader, &mut tap, settle).await {
                     // Nothing may be left to read: then nothing more would ever come.
                     Ok(()) if reader.is_done() => break,
                     Ok(()) => {}
@@ -383,7 +383,7 @@ impl Download<'_> {
         &self,
         conn: &UpConn,
         reader: &mut BodyReader,
-        tap: &Tap,
+        tap: &mut Tap,
         settle: &mut Settle,
     ) -> Result<(), (Result<(), Kind>, Option<Kind>)> {
         let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
@@ -409,6 +409,7 @@ impl Download<'_> {
         let (late, stalled) = (self.late(Kind::UpstreamIdle), self.write_timer.expired());
         self.write_timer.disarm();
         reader.advance(moved.get());
+        tap.skip();
         settle.outcome.response_bytes += moved.get();
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),

@@ -80,6 +80,13 @@ impl Tap {
         }
     }
 
+    /// Says that bytes went by unseen.
+    pub fn skip(&mut self) {
+        if let Some(usage) = &mut self.usage {
+            usage.skip();
+        }
+    }
+
     /// How many bytes at the end of a body of known length must be seen; `None` = all of them.
     #[must_use]
     pub fn tail_bytes(&self) -> Option<usize> {
