@@ -23,6 +23,7 @@ pub struct Ticker {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
     now: Cell<Instant>,
+    ended: Cell<bool>,
 }
 
 #[derive(Clone, Copy)]
@@ -50,7 +51,12 @@ impl Ticker {
     /// Makes a ticker without deadlines.
     #[must_use]
     pub fn new(now: Instant) -> Rc<Self> {
-        Rc::new(Self { slots: RefCell::default(), free: RefCell::default(), now: Cell::new(now) })
+        Rc::new(Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            now: Cell::new(now),
+            ended: Cell::new(false),
+        })
     }
 
     /// The time of the last walk: at most one tick old, and free to read.
@@ -84,11 +90,18 @@ impl Ticker {
 
     /// Ends every connection that has a deadline, and every idle one: the drain is over.
     pub fn end_all(&self) {
+        self.ended.set(true);
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.fd >= 0) {
             slot.deadline = None;
             slot.expired = true;
             sys::shutdown(slot.fd, Shut::Both);
         }
+    }
+
+    /// Whether `end_all` has been called: what ends from then on ends for that reason.
+    #[must_use]
+    pub fn ended(&self) -> bool {
+        self.ended.get()
     }
 
     /// Takes a slot for one side of an exchange.

@@ -177,6 +177,9 @@ impl Download<'_> {
 
     /// Which deadline ended the upstream's connection, if one did.
     fn late(&self, waiting: Kind) -> Option<Kind> {
+        if self.core.ticker.ended() {
+            return Some(Kind::Draining);
+        }
         if self.total_timer.expired() {
             return Some(Kind::TotalTimeout);
         }

@@ -297,8 +297,7 @@ async fn forward(
             Attempted::Refused(refusal) => return Err(refusal),
             Attempted::Over(kind) => {
                 turn.settle.fault(kind);
-                if kind.row().blame == Blame::Upstream && request.caller.version == Version::Http10
-                {
+                if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                     // A body without length would end in a way that looks clean.
                     crate::net::sys::close_with_reset(down.socket.fd());
                 }
