@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::bell::Ticket;
 use super::rt::Socket;
 use super::sys;
 
@@ -27,6 +28,13 @@ pub enum Message {
         fd: OwnedFd,
         /// The client's address, if it has one.
         peer: Option<SocketAddr>,
+    },
+    /// Wake an exchange that waits.
+    Ring {
+        /// Its bell.
+        ticket: Ticket,
+        /// What it is told.
+        value: u64,
     },
     /// Stop accepting, finish what is in flight.
     Drain,
@@ -96,6 +104,13 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
     match message {
         Message::Drain => record[0] = b'D',
         Message::Cut => record[0] = b'X',
+        Message::Ring { ticket, value } => {
+            record[0] = b'R';
+            record[2..4].copy_from_slice(&ticket.core.to_le_bytes());
+            record[4..8].copy_from_slice(&ticket.slot.to_le_bytes());
+            record[8..12].copy_from_slice(&ticket.generation.to_le_bytes());
+            record[16..24].copy_from_slice(&value.to_le_bytes());
+        }
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
             record[2..4].copy_from_slice(&listener.to_le_bytes());
@@ -121,11 +136,17 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
 fn decode(record: &[u8]) -> Option<Message> {
     let record: &[u8; RECORD_BYTES] = record.try_into().ok()?;
     let two = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
+    let four = |at: usize| u32::from(two(at)) | u32::from(two(at + 2)) << 16;
+    let eight = |at: usize| u64::from(four(at)) | u64::from(four(at + 4)) << 32;
     match record[0] {
         b'D' => Some(Message::Drain),
         b'X' => Some(Message::Cut),
+        b'R' => {
+            let ticket = Ticket { core: two(2), slot: four(4), generation: four(8) };
+            Some(Message::Ring { ticket, value: eight(16) })
+        }
         b'C' => {
-            let fd = i32::from_le_bytes([record[4], record[5], record[6], record[7]]);
+            let fd = four(4) as i32;
             let mut v6 = [0u8; 16];
             v6.copy_from_slice(&record[10..26]);
             let ip = match record[1] {
@@ -157,6 +178,19 @@ mod tests {
             match decode(&record) {
                 Some(Message::Connection { listener: 513, fd, peer: got }) => {
                     assert_eq!((fd.as_raw_fd(), got), (number, peer));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_ring_survives_the_trip() {
+        let sent = Ticket { core: 513, slot: 0x0403_0201, generation: u32::MAX - 1 };
+        for value in [0, 1 << 63 | 5, u64::MAX] {
+            match decode(&encode(&Message::Ring { ticket: sent, value })) {
+                Some(Message::Ring { ticket, value: got }) => {
+                    assert_eq!((ticket, got), (sent, value));
                 }
                 other => panic!("{other:?}"),
             }

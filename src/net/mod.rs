@@ -1,8 +1,10 @@
 //! Floor 4: sockets, the runtime, time. Read in this order:
 //! `sys` (syscalls std has no name for), `rt` (the runtime; the only folder that names monoio),
 //! `frame` (pooled futures), `race` (two futures at once), `ticker` (coarse deadlines),
-//! `watch` (a peer that leaves), `dial` (connecting), `listener`, `mailbox` (one core to another), `splice` (kernel-to-kernel bodies).
+//! `watch` (a peer that leaves), `dial` (connecting), `listener`, `mailbox` (one core to another),
+//! `bell` (an exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
 
+pub mod bell;
 pub mod dial;
 pub mod frame;
 pub mod listener;

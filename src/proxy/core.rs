@@ -13,7 +13,8 @@ use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
-use crate::net::mailbox::Sender;
+use crate::net::bell::{Bells, Ticket};
+use crate::net::mailbox::{Message, Sender};
 use crate::net::splice::Pipes;
 use crate::net::ticker::Ticker;
 use crate::policy::balance::{Member, PickState};
@@ -42,8 +43,27 @@ pub struct Shared {
     pub refused: AtomicU64,
     /// Set when the process drains.
     pub draining: AtomicBool,
+    /// Cores whose mailbox was full when a bell of theirs was to be rung.
+    pub rings_lost: Vec<AtomicBool>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
+}
+
+impl Shared {
+    /// Rings a bell, from any thread; on its own core `Core::ring` is shorter.
+    ///
+    /// Never waits: when the mailbox is full the bell is rung with `bell::LOOK` at the core's next
+    /// tick.
+    pub fn ring(&self, ticket: Ticket, value: u64) {
+        let core = usize::from(ticket.core);
+        let (Some(mailbox), Some(lost)) = (self.mailboxes.get(core), self.rings_lost.get(core))
+        else {
+            return;
+        };
+        if mailbox.send(Message::Ring { ticket, value }).is_err() {
+            lost.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// The plan of all cores, counted on one: the shared count would bounce between them at each
@@ -100,6 +120,8 @@ pub struct Core {
     pub pipes: Pipes,
     /// Free readers of usage.
     pub taps: Taps,
+    /// What exchanges of this core wait for.
+    pub bells: Rc<Bells>,
     /// What has been counted on this core.
     pub counters: RefCell<Counters>,
     rng: RefCell<Rng>,
@@ -132,6 +154,7 @@ impl Core {
             pool: Pool::default(),
             pipes: Pipes::default(),
             taps: Taps::default(),
+            bells: Bells::new(index),
             counters: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             scratches: RefCell::default(),
@@ -186,6 +209,22 @@ impl Core {
         let mut kept = self.scratches.borrow_mut();
         if kept.len() < SCRATCHES_KEPT {
             kept.push(scratch);
+        }
+    }
+
+    /// Rings a bell, on this core or another.
+    pub fn ring(&self, ticket: Ticket, value: u64) {
+        if usize::from(ticket.core) == self.index {
+            self.bells.ring(ticket, value);
+        } else {
+            self.shared.ring(ticket, value);
+        }
+    }
+
+    /// Makes good for rings that a full mailbox lost; called by the ticker.
+    pub fn ring_lost(&self) {
+        if self.shared.rings_lost[self.index].swap(false, Ordering::Acquire) {
+            self.bells.ring_all();
         }
     }
 

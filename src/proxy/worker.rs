@@ -122,6 +122,7 @@ impl Running {
             rt::sleep(TICK).await;
             let now = Instant::now();
             core.ticker.walk(now);
+            core.ring_lost();
             let pool_idle = core.plan().pool_idle;
             core.pool.sweep(|_| pool_idle, &core.buffers, now);
             if tick % PUBLISH_TICKS == 0 {
@@ -163,6 +164,7 @@ async fn read_mailbox(
                 stop.tell();
                 core.draining.set(true);
             }
+            Message::Ring { ticket, value } => core.bells.ring(ticket, value),
             Message::Cut => cut.set(true),
         }
     }

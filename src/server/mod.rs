@@ -309,6 +309,7 @@ fn shared(options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Share
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        rings_lost: (0..copies).map(|_| AtomicBool::new(false)).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }
