@@ -59,7 +59,7 @@ impl Sender {
     /// Sends without waiting; gives the message back when the core does not keep up or is gone.
     pub fn send(&self, message: Message) -> Result<(), Message> {
         let record = encode(&message);
-        match sys::send_now(self.0.as_raw_fd(), &record, sys::More::Last) {
+        match sys::send_now(self.0.as_raw_fd(), &record) {
             Ok(RECORD_BYTES) => {
                 if let Message::Connection { fd, .. } = message {
                     // The receiver owns it from here on.

@@ -94,24 +94,35 @@ pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
     }
 }
 
-/// Whether more follows at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum More {
-    /// Hold a part-filled packet back for what follows.
-    Follows,
-    /// Send now.
-    Last,
-}
-
 /// Sends what fits without waiting.
 ///
 /// Shape: returns how many bytes the kernel took; `Ok(0)` means that it would have to wait.
 /// Errors: whatever send(2) says, `EPIPE` without a signal.
-pub fn send_now(fd: RawFd, bytes: &[u8], more: More) -> io::Result<usize> {
-    let more = if more == More::Follows { libc::MSG_MORE } else { 0 };
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL | more;
+pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length come from one live slice.
     let n = unsafe { libc::send(fd, bytes.as_ptr().cast(), bytes.len(), flags) };
+    taken(n)
+}
+
+/// Sends two pieces as one, what fits of them without waiting; see `send_now`.
+pub fn send_both_now(fd: RawFd, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    let piece = |bytes: &[u8]| libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
+    let mut pieces = [piece(first), piece(second)];
+    // SAFETY: an all-zero msghdr is a valid empty one; sendmsg only reads the two live slices.
+    let n = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = pieces.as_mut_ptr();
+        message.msg_iovlen = pieces.len() as _;
+        libc::sendmsg(fd, &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    };
+    taken(n)
+}
+
+fn taken(n: isize) -> io::Result<usize> {
     match n {
         0.. => Ok(n.unsigned_abs()),
         _ => match io::Error::last_os_error() {

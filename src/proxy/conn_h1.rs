@@ -44,6 +44,8 @@ pub struct Downstream {
     pub listener: usize,
     /// Bytes received and not consumed; a message begins at 0.
     pub recv: Vec<u8>,
+    /// Its last body was large, so the next may be.
+    pub bulky: bool,
     /// Requests taken from it.
     pub served: u64,
     /// For a client that does not read.
@@ -58,6 +60,7 @@ pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, lis
         peer: peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() }),
         listener,
         recv: Vec::new(),
+        bulky: false,
         served: 0,
         write_idle: Duration::ZERO,
         socket,

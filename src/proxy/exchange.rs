@@ -21,7 +21,7 @@ use super::reply::{self, Caller, Next, Refusal};
 use super::route::{self, Route};
 use super::settle::Settle;
 use super::tunnel;
-use crate::base::buf::SMALL_BYTES;
+use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
@@ -30,7 +30,7 @@ use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
 use crate::net::frame::Frame;
 use crate::net::rt::{self, Part};
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::policy::balance::{self, Member, Tried};
 use crate::policy::retry::{self, Failure, Verdict};
 use crate::upstream::held::Held;
@@ -100,6 +100,13 @@ async fn read_head(
 ) -> Result<(), Option<Refusal>> {
     let mut armed = false;
     let mut searched = 0;
+    if down.bulky && down.recv.is_empty() {
+        // Head and body at once, by a direct call (`hold::receive` says why). What that call
+        // says of an end shows again below.
+        down.recv = core.buffers.take(2 * LARGE_BYTES);
+        let _ = sys::recv_now(down.socket.fd(), &mut down.recv);
+        down.watch.received();
+    }
     loop {
         if !down.recv.is_empty() {
             match parse_request(&down.recv, &mut searched, &plan.head, &mut scratch.request) {
@@ -225,6 +232,7 @@ async fn serve(
     target.clear();
     route.write_target(target, request, &down.recv);
     settle.outcome.request_bytes = (body.end - body.begin) as u64;
+    down.bulky = body.end - body.begin > SMALL_BYTES;
 
     // From here on the received head and body travel with the attempt; what came behind stays.
     let rest = down.recv.split_off(body.end);
@@ -299,7 +307,7 @@ async fn forward(
                 turn.settle.fault(kind);
                 if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                     // A body without length would end in a way that looks clean.
-                    crate::net::sys::close_with_reset(down.socket.fd());
+                    sys::close_with_reset(down.socket.fd());
                 }
                 return Ok(Next::Close);
             }

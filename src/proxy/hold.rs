@@ -142,6 +142,9 @@ pub async fn hold(
     enough: Enough,
 ) -> Result<(), Unheld> {
     let timeout = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
+    if down.recv.len() > UNCOUNTED_BYTES && !held.grow_to(down.recv.capacity() as u64) {
+        return Err(too_much_held().into());
+    }
     loop {
         frame(plan, down, body, scanner)?;
         if body.reader.is_done() {
@@ -248,11 +251,14 @@ fn make_room(
     let modest = if announced <= BULK_BYTES { announced } else { 2 * filled };
     let wanted = modest.max(filled + ROOM_MIN);
     if wanted > UNCOUNTED_BYTES && !held.grow_to(wanted as u64) {
-        let message = "Too many request bodies are held at the moment.";
-        return Err(Refusal::because(Kind::HeldTooMuch, message));
+        return Err(too_much_held());
     }
     let mut larger = core.buffers.take(wanted);
     larger.extend_from_slice(&down.recv);
     core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
     Ok(())
+}
+
+fn too_much_held() -> Refusal {
+    Refusal::because(Kind::HeldTooMuch, "Too many request bodies are held at the moment.")
 }

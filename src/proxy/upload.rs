@@ -20,7 +20,7 @@ use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::net::rt::{Part, Socket};
 use crate::net::splice::Ended;
-use crate::net::sys::{self, More, Shut};
+use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 
 /// Least number of bytes left for which the kernel moves them.
@@ -116,12 +116,12 @@ impl Upload<'_> {
         let mut head = Part::whole(out);
         let mut body = Part::range(held, from, to);
         if body.left() > 0 {
-            let fd = self.upstream.fd();
             // An error shows again in the queued send.
-            head.advance(sys::send_now(fd, head.bytes(), More::Follows).unwrap_or(0));
-            if head.left() == 0 {
-                body.advance(sys::send_now(fd, body.bytes(), More::Last).unwrap_or(0));
-            }
+            let taken = sys::send_both_now(self.upstream.fd(), head.bytes(), body.bytes());
+            let taken = taken.unwrap_or(0);
+            let of_head = taken.min(head.left());
+            head.advance(of_head);
+            body.advance(taken - of_head);
         }
         let (mut result, out) = self.upstream.send_all(head).await;
         self.core.buffers.give_back(out);
