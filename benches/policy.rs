@@ -1,12 +1,17 @@
-//! The deciders that every request passes, alone: routes, models, keys, the log line.
+//! The deciders that every request passes, alone: routes, models, keys, picks, the breaker, the
+//! log line.
 //!
 //! Names are `policy/what/case`. The sizes are those of a large installation: 100 routes, 200
 //! models, 1,000 keys.
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use tokenring::base::rng::Rng;
 use tokenring::policy::balance::{self, Member, PickState, Strategy, Tried};
+use tokenring::policy::breaker::{Breaker, BreakerPolicy, CallResult};
+use tokenring::policy::ewma::Measures;
 use tokenring::policy::host::HostTable;
 use tokenring::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use tokenring::policy::model::{ModelEntry, ModelTable};
@@ -74,13 +79,51 @@ fn keys(c: &mut Criterion) {
 }
 
 fn picks(c: &mut Criterion) {
-    let members = [Member::default(); 16];
-    let mut state = PickState::default();
-    c.bench_function("policy/pick/round_robin", |b| {
+    let mut rng = Rng::new(1);
+    for count in [8usize, 64] {
+        let members: Vec<Member> = (0..count)
+            .map(|_| Member {
+                weight: 1 + rng.below(8) as u32,
+                in_flight: rng.below(16) as u32,
+                rt_us: 20_000 + rng.below(80_000) as u32,
+                peak_us: 20_000 + rng.below(200_000) as u32,
+                ..Member::default()
+            })
+            .collect();
+        for name in Strategy::names() {
+            let strategy = Strategy::parse(name).expect("the name is of the table");
+            let mut state = PickState::default();
+            c.bench_function(&format!("policy/pick/{name}/{count}"), |b| {
+                b.iter(|| {
+                    let chance = rng.next_u64();
+                    balance::pick(strategy, &mut state, black_box(&members), &Tried::NONE, chance)
+                });
+            });
+        }
+    }
+}
+
+fn calls(c: &mut Criterion) {
+    let breaker = Breaker::new(BreakerPolicy {
+        threshold: 0.5,
+        window: Duration::from_secs(10),
+        calls_min: 10,
+        consecutive: 5,
+        cooldown: Duration::from_secs(30),
+        trials: 1,
+        successes: 1,
+    });
+    c.bench_function("policy/breaker/call", |b| {
         b.iter(|| {
-            balance::pick(Strategy::RoundRobin, &mut state, black_box(&members), &Tried::NONE, 0)
+            let entry = breaker.enter(black_box(5_000))?;
+            breaker.record(entry, CallResult::Success, black_box(5_100))
         });
     });
+    let measures = Measures::new();
+    c.bench_function("policy/measures/record", |b| {
+        b.iter(|| measures.record_success(black_box(50_000), black_box(5_000_000)));
+    });
+    c.bench_function("policy/measures/read", |b| b.iter(|| measures.read(black_box(5_000_000))));
 }
 
 fn records(c: &mut Criterion) {
@@ -109,5 +152,5 @@ fn records(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, routes, models, keys, picks, records);
+criterion_group!(benches, routes, models, keys, picks, calls, records);
 criterion_main!(benches);

@@ -21,11 +21,11 @@ enum Off {
     Present,
     /// A URL whose scheme is `https`.
     Https,
-    /// A balance other than these.
-    BalanceUnless(&'static [Balance]),
+    /// This balance.
+    BalanceIs(Balance),
 }
 
-use Off::{BalanceUnless, Https, Present, Unless};
+use Off::{BalanceIs, Https, Present, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
@@ -65,8 +65,7 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("upstream.breaker.trials", Unless("1")),
     ("upstream.breaker.successes", Unless("1")),
     ("upstream.discover", Unless("\"\"")),
-    ("group.balance", BalanceUnless(&[Balance::RoundRobin, Balance::Failover])),
-    ("group.members.weight", Unless("1")),
+    ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.queue.length", Unless("0")),
     ("group.queue.wait", Unless("\"30s\"")),
     ("group.affinity", Present),
@@ -90,7 +89,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
         if !off.is_in_effect(value.get_ref()) {
             let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
             let message = match off {
-                BalanceUnless(_) => "not implemented yet; acts as round_robin",
+                BalanceIs(_) => "not implemented yet; acts as round_robin",
                 Https => "https is not implemented yet; the upstream cannot be reached",
                 Unless(_) | Present => "not implemented yet; has no effect",
             };
@@ -119,11 +118,8 @@ impl Off {
         match self {
             Present => false,
             Https => !value.as_str().is_some_and(|url| url.starts_with("https:")),
-            BalanceUnless(known) => {
-                let balance = value.as_str().and_then(Balance::named);
-                // What is no balance at all is complained about elsewhere.
-                balance.is_none_or(|balance| known.contains(&balance))
-            }
+            // What is no balance at all is complained about elsewhere.
+            BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),
             Unless(default) => match DeValue::parse(default) {
                 Ok(default) => same(value, default.get_ref()),
                 Err(_) => false,

@@ -2,12 +2,17 @@
 //!
 //! Reading order follows a request: `auth` (which credential) and `keys` (whose, and what
 //! it may), `route` and `host` (by path and by host), `model` (by name), `balance` (which
-//! member), `retry` and `budget` (after a failure). `pattern` and `query` are what `route`
-//! and `auth` lean on. All pure: values in, a value out; `now` and chance are arguments.
+//! member) by what `ewma` has measured, `breaker` and `health` (whether it may be used at
+//! all), `retry` and `budget` (after a failure). `pattern` and `query` are what `route` and
+//! `auth` lean on. All pure: values in, a value out; `now` and chance are arguments. What
+//! all cores share is held in atomics, never behind a lock.
 
 pub mod auth;
 pub mod balance;
+pub mod breaker;
 pub mod budget;
+pub mod ewma;
+pub mod health;
 pub mod host;
 pub mod keys;
 pub mod model;

@@ -116,10 +116,7 @@ fn key(key: &config::Key) -> Key {
 fn group(group: &config::Group) -> GroupPlan {
     GroupPlan {
         name: group.name.clone(),
-        strategy: match group.balance {
-            Balance::Failover => Strategy::Failover,
-            _ => Strategy::RoundRobin,
-        },
+        strategy: strategy(group.balance),
         members: group.members.iter().map(|m| (m.upstream.0, u32::from(m.weight))).collect(),
         retry: RetryPolicy {
             attempts: group.retry.attempts,
@@ -133,6 +130,20 @@ fn group(group: &config::Group) -> GroupPlan {
             stream_idle: group.timeouts.stream_idle,
             total: group.timeouts.total.unwrap_or_default(),
         },
+    }
+}
+
+fn strategy(balance: Balance) -> Strategy {
+    match balance {
+        // `prefix` says so itself when the file is read.
+        Balance::RoundRobin | Balance::Prefix => Strategy::RoundRobin,
+        Balance::WeightedRoundRobin => Strategy::WeightedRoundRobin,
+        Balance::Random => Strategy::Random,
+        Balance::WeightedRandom => Strategy::WeightedRandom,
+        Balance::LeastConn => Strategy::LeastConn,
+        Balance::Failover => Strategy::Failover,
+        Balance::ResponseAware => Strategy::ResponseAware,
+        Balance::P2cEwma => Strategy::P2cEwma,
     }
 }
 

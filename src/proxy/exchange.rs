@@ -368,6 +368,7 @@ fn view(plan: &Plan, route: &Route, members: &mut Vec<Member>) {
             weight,
             in_flight: state.state.in_flight(),
             usable: wanted && state.enabled,
+            ..Member::default()
         });
     }
 }

@@ -41,9 +41,9 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     let defaults =
         "[process]\nstate_dir=\"\"\n[log]\naccess=\"off\"\n[discovery]\nttl=\"30000ms\"\n";
     assert_eq!(warnings(&with(defaults)), Vec::<String>::new());
-    let text = BASE.replace("members = ", "balance=\"leastconn\"\nmembers = ");
+    let text = BASE.replace("members = ", "balance=\"prefix\"\nmembers = ");
     assert_eq!(warnings(&text), ["group.chat.balance: not implemented yet; acts as round_robin"]);
-    let text = BASE.replace("members = ", "balance=\"failover\"\nmembers = ");
+    let text = BASE.replace("members = ", "balance=\"leastconn\"\nmembers = ");
     assert_eq!(warnings(&text), Vec::<String>::new());
     let text = BASE.replace("models = ", "breaker={threshold=0.5,trials=2}\nmodels = ");
     assert_eq!(

@@ -9,7 +9,15 @@
 //! A new strategy is one file, one variant and one line in `TABLE`.
 
 mod failover;
+mod least_conn;
+mod p2c_ewma;
+mod random;
+mod response_aware;
 mod round_robin;
+mod weighted_random;
+mod weighted_round_robin;
+
+use super::ewma::{RESPONSE_TIME_START_US, SUCCESS_MIN};
 
 /// Most members a group may have; those beyond are never picked.
 pub const MEMBERS_MAX: usize = 256;
@@ -21,13 +29,26 @@ pub struct Member {
     pub weight: u32,
     /// Exchanges in flight on it, over all cores.
     pub in_flight: u32,
+    /// Smoothed time to a response head in microseconds, of successes only.
+    pub rt_us: u32,
+    /// Smoothed share of successes, 0.01..=1.0.
+    pub success: f32,
+    /// Peak-sensitive time to a response head in microseconds, 0 = nothing known.
+    pub peak_us: u32,
     /// Enabled, healthy, breaker not open and below its concurrency.
     pub usable: bool,
 }
 
 impl Default for Member {
     fn default() -> Member {
-        Member { weight: 1, in_flight: 0, usable: true }
+        Member {
+            weight: 1,
+            in_flight: 0,
+            rt_us: RESPONSE_TIME_START_US,
+            success: 1.0,
+            peak_us: 0,
+            usable: true,
+        }
     }
 }
 
@@ -58,15 +79,17 @@ impl Tried {
 /// What a strategy remembers between picks, per core and group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PickState {
-    /// The member that `round_robin` looks at first.
+    /// The member that is looked at first: by `round_robin`, and where costs are equal.
     cursor: usize,
+    /// What `weighted_round_robin` owes each member; grows once to the size of the group.
+    earned: Vec<i64>,
 }
 
 impl PickState {
     /// Begins at another member on every core, or all cores would send their first
     /// exchanges to the same one.
     pub fn starting_at(core: usize) -> PickState {
-        PickState { cursor: core }
+        PickState { cursor: core, earned: Vec::new() }
     }
 }
 
@@ -76,8 +99,20 @@ impl PickState {
 pub enum Strategy {
     /// One after the other.
     RoundRobin,
+    /// One after the other, in proportion to the weights.
+    WeightedRoundRobin,
+    /// Any.
+    Random,
+    /// Any, in proportion to the weights.
+    WeightedRandom,
+    /// The fewest in flight, by weight.
+    LeastConn,
     /// The first that is usable, in declared order.
     Failover,
+    /// The lowest product of response time and load over success, by weight.
+    ResponseAware,
+    /// The better of two at random, by peak response time and load.
+    P2cEwma,
 }
 
 impl Strategy {
@@ -110,9 +145,15 @@ struct Line {
 }
 
 #[rustfmt::skip]
-static TABLE: [Line; 2] = [
+static TABLE: [Line; 8] = [
     Line { strategy: Strategy::RoundRobin, name: "round_robin", pick: round_robin::pick },
+    Line { strategy: Strategy::WeightedRoundRobin, name: "weighted_round_robin", pick: weighted_round_robin::pick },
+    Line { strategy: Strategy::Random, name: "random", pick: random::pick },
+    Line { strategy: Strategy::WeightedRandom, name: "weighted_random", pick: weighted_random::pick },
+    Line { strategy: Strategy::LeastConn, name: "least_conn", pick: least_conn::pick },
     Line { strategy: Strategy::Failover, name: "failover", pick: failover::pick },
+    Line { strategy: Strategy::ResponseAware, name: "response_aware", pick: response_aware::pick },
+    Line { strategy: Strategy::P2cEwma, name: "p2c_ewma", pick: p2c_ewma::pick },
 ];
 
 /// Picks a member that is usable and not yet tried; `None` when there is none.
@@ -135,10 +176,52 @@ fn is_candidate(members: &[Member], tried: &Tried, index: usize) -> bool {
     members.get(index).is_some_and(|member| member.usable) && !tried.has(index)
 }
 
+/// Lists the members that may be picked, in declared order.
+fn candidates<'a>(members: &'a [Member], tried: &'a Tried) -> impl Iterator<Item = usize> + 'a {
+    let usable = |(index, member): (usize, &Member)| member.usable.then_some(index);
+    members.iter().enumerate().filter_map(usable).filter(|index| !tried.has(*index))
+}
+
+/// Picks the candidate of the lowest cost; among equals the first at or after the cursor,
+/// which then moves on.
+fn lowest(
+    state: &mut PickState,
+    members: &[Member],
+    tried: &Tried,
+    cost: impl Fn(&Member) -> f64,
+) -> Option<usize> {
+    let start = state.cursor.checked_rem(members.len())?;
+    let (before, from) = members.split_at(start);
+    let rotated = from.iter().chain(before).zip((start..members.len()).chain(0..start));
+    let mut best: Option<(usize, f64)> = None;
+    for (member, index) in rotated {
+        if member.usable && !tried.has(index) {
+            let cost = cost(member);
+            if best.is_none_or(|(_, least)| cost < least) {
+                best = Some((index, cost));
+            }
+        }
+    }
+    let (index, _) = best?;
+    state.cursor = index + 1;
+    Some(index)
+}
+
+/// Turns a draw into a number in `0..n`, and into 0 when `n` is 0.
+fn share_of(chance: u64, n: u64) -> u64 {
+    ((u128::from(chance) * u128::from(n)) >> 64) as u64
+}
+
+/// Returns a member's success within its bounds, whatever was put there.
+fn success_of(member: &Member) -> f64 {
+    // `max` first: it turns what is no number into the least.
+    f64::from(member.success.max(SUCCESS_MIN).min(1.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Strategy, *};
-    use proptest::prelude::{any, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{Strategy as PropStrategy, any, prop_assert, prop_assert_eq, proptest};
 
     #[test]
     fn every_line_stands_at_its_own_index() {
@@ -151,8 +234,19 @@ mod tests {
 
     #[test]
     fn accepts_the_spellings_of_the_older_proxies() {
-        for name in ["round_robin", "roundrobin", "round-robin", "RoundRobin"] {
-            assert_eq!(Strategy::parse(name), Some(Strategy::RoundRobin));
+        for (name, strategy) in [
+            ("round_robin", Strategy::RoundRobin),
+            ("roundrobin", Strategy::RoundRobin),
+            ("round-robin", Strategy::RoundRobin),
+            ("RoundRobin", Strategy::RoundRobin),
+            ("weightedroundrobin", Strategy::WeightedRoundRobin),
+            ("weightedrandom", Strategy::WeightedRandom),
+            ("leastconn", Strategy::LeastConn),
+            ("least-conn", Strategy::LeastConn),
+            ("responseaware", Strategy::ResponseAware),
+            ("p2cewma", Strategy::P2cEwma),
+        ] {
+            assert_eq!(Strategy::parse(name), Some(strategy), "{name}");
         }
         assert_eq!(Strategy::parse("robin"), None);
     }
@@ -179,17 +273,28 @@ mod tests {
         assert!(tried.has(MEMBERS_MAX));
     }
 
+    fn a_member() -> impl PropStrategy<Value = Member> {
+        (any::<bool>(), 1u32..=65_535, 0u32..50, any::<u32>(), 0.0f32..=1.0, any::<u32>()).prop_map(
+            |(usable, weight, in_flight, rt_us, success, peak_us)| Member {
+                weight,
+                in_flight,
+                rt_us,
+                success,
+                peak_us,
+                usable,
+            },
+        )
+    }
+
     proptest! {
         // The promise of every strategy: what comes out may be used, and as long as
         // there is somebody, somebody comes out.
         #[test]
         fn picks_a_candidate_whenever_there_is_one(
-            usable in proptest::collection::vec(any::<bool>(), 0..40),
+            members in proptest::collection::vec(a_member(), 0..40),
             spent in proptest::collection::vec(0usize..45, 0..20),
             core in any::<usize>(), draws in proptest::collection::vec(any::<u64>(), 1..20),
         ) {
-            let members: Vec<_> =
-                usable.iter().map(|u| Member { usable: *u, ..Member::default() }).collect();
             let mut tried = Tried::NONE;
             spent.iter().for_each(|i| tried.insert(*i));
             let expected = (0..members.len()).any(|i| is_candidate(&members, &tried, i));
@@ -197,9 +302,9 @@ mod tests {
                 let mut state = PickState::starting_at(core);
                 for draw in &draws {
                     let picked = pick(line.strategy, &mut state, &members, &tried, *draw);
-                    prop_assert_eq!(picked.is_some(), expected);
+                    prop_assert_eq!(picked.is_some(), expected, "{}", line.name);
                     if let Some(i) = picked {
-                        prop_assert!(is_candidate(&members, &tried, i));
+                        prop_assert!(is_candidate(&members, &tried, i), "{}", line.name);
                     }
                 }
             }
@@ -208,19 +313,36 @@ mod tests {
         // An exchange that retries meets every usable member once and then ends.
         #[test]
         fn retries_meet_every_usable_member_once(
-            usable in proptest::collection::vec(any::<bool>(), 0..40), core in 0usize..8,
+            members in proptest::collection::vec(a_member(), 0..40), core in 0usize..8,
+            draw in any::<u64>(),
         ) {
-            let members: Vec<_> =
-                usable.iter().map(|u| Member { usable: *u, ..Member::default() }).collect();
             for line in &TABLE {
                 let mut state = PickState::starting_at(core);
                 let mut tried = Tried::NONE;
                 let mut met = 0;
-                while let Some(i) = pick(line.strategy, &mut state, &members, &tried, 7) {
+                while let Some(i) = pick(line.strategy, &mut state, &members, &tried, draw) {
                     tried.insert(i);
                     met += 1;
                 }
-                prop_assert_eq!(met, usable.iter().filter(|u| **u).count());
+                prop_assert_eq!(met, members.iter().filter(|m| m.usable).count());
+            }
+        }
+
+        // With nothing to tell the members apart, all but the first in order share evenly.
+        #[test]
+        fn equal_members_share_evenly(count in 1usize..8, core in 0usize..8, seed in any::<u64>()) {
+            let members = vec![Member::default(); count];
+            for line in TABLE.iter().filter(|line| line.strategy != Strategy::Failover) {
+                let mut state = PickState::starting_at(core);
+                let mut rng = crate::base::rng::Rng::new(seed);
+                let mut counts = vec![0usize; count];
+                for _ in 0..400 * count {
+                    let draw = rng.next_u64();
+                    let index = pick(line.strategy, &mut state, &members, &Tried::NONE, draw);
+                    counts[index.unwrap()] += 1;
+                }
+                let even = counts.iter().all(|n| (280..=520).contains(n));
+                prop_assert!(even, "{} {:?}", line.name, counts);
             }
         }
     }

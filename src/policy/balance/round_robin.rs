@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn survives_a_group_that_shrank() {
-        let mut state = PickState { cursor: 9 };
+        let mut state = PickState::starting_at(9);
         assert_eq!(pick(&mut state, &[Member::default(); 2], &Tried::NONE, 0), Some(1));
         assert_eq!(pick(&mut state, &[], &Tried::NONE, 0), None);
     }

@@ -1,0 +1,467 @@
+//! Leaving a failing upstream alone, and finding out when it is back.
+//!
+//! ```text
+//!            threshold within window, or consecutive failures
+//!   Closed ───────────────────────────────────────────────────▶ Open { until }
+//!     ▲                                                         │       ▲
+//!     │ successes                        cooldown over, by the  │       │ one failure:
+//!     │                                  first who asks (enter) │       │ cooldown doubled
+//!     └──────────────────────── HalfOpen { trials } ◀───────────┘       │
+//!                                        └──────────────────────────────┘
+//! ```
+//!
+//! The one idea: the whole state is one atomic word, and every change of state is one
+//! compare-and-swap of it. Cores never disagree, a trial can neither be given out twice nor
+//! lost, and nothing counts below zero. It holds an *epoch* that grows with every
+//! change; a call remembers the epoch in which it began, and its result counts in that one
+//! only: what was sent before the breaker opened neither reopens nor closes a later one.
+//!
+//! Whoever picks a server asks `admits` (one load), then `enter`s. That, and no timer
+//! and no call, turns Open into HalfOpen: a breaker that waits for a call that it
+//! refuses would never recover. A trial that ends without a verdict, since its client
+//! left, is given back (`cancel`, or a `Pass` that is dropped).
+//!
+//! Source: project specification §8. What is a failure is decided by the table of
+//! faults and by whoever calls `record`. Only the trials of the present half-open period
+//! are bounded: calls from before it opened may still be running.
+
+mod window;
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use window::Window;
+
+/// An upstream's `breaker`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerPolicy {
+    /// Share of failures that opens it, 0.01..=1.0.
+    pub threshold: f64,
+    /// The time over which calls are counted.
+    pub window: Duration,
+    /// Calls within the window before the share means anything.
+    pub calls_min: u32,
+    /// Failures in a row that open it whatever the share.
+    pub consecutive: u32,
+    /// How long it stays open the first time.
+    pub cooldown: Duration,
+    /// Calls let through at a time when half open, 1..=1000.
+    pub trials: u32,
+    /// Successes that close it, 1..=1000.
+    pub successes: u32,
+}
+
+/// How a call ended, for what judges servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallResult {
+    /// The server did its work, whatever the client thinks of the answer.
+    Success,
+    /// Connect, reset, timeout, malformed, 5xx except 501 and 505, 429 when configured.
+    Failure,
+}
+
+/// Where a breaker stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Calls pass.
+    Closed {
+        /// Failures in a row so far.
+        consecutive: u32,
+    },
+    /// Calls are refused.
+    Open {
+        /// From then on the next picker half-opens it.
+        until_ms: u64,
+    },
+    /// A few calls are let through to see.
+    HalfOpen {
+        /// Trials in flight.
+        trials_out: u32,
+        /// Trials that succeeded.
+        successes: u32,
+    },
+}
+
+/// A state without what it holds, for labels and counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum StateName {
+    /// Calls pass.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few calls are let through.
+    HalfOpen,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Before.
+    pub from: StateName,
+    /// After.
+    pub to: StateName,
+}
+
+/// The right to make one call; ends in `record` or `cancel`.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a trial that is neither recorded nor cancelled is lost"]
+pub enum Entry {
+    /// The breaker is closed.
+    Passed {
+        /// The epoch in which the call began.
+        epoch: u32,
+    },
+    /// The breaker is half open, and this is one of its trials.
+    Trial {
+        /// The epoch in which the call began.
+        epoch: u32,
+        /// Whether this entry half-opened it.
+        half_opened: bool,
+    },
+}
+
+/// Plain values of a breaker, for another process or config.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Failures in a row, when closed.
+    pub consecutive: u32,
+    /// How long it stays open from now, 0 = half open or about to be; `None` = closed.
+    pub open_ms: Option<u64>,
+    /// How often the cooldown has been doubled, 0..=3.
+    pub doublings: u32,
+}
+
+/// The breaker of one upstream, shared by all cores.
+///
+/// Units: every `now_ms` counts milliseconds since one fixed origin, below 2^42.
+#[derive(Debug)]
+pub struct Breaker {
+    policy: BreakerPolicy,
+    /// A `Gate`.
+    word: AtomicU64,
+    window: Window,
+}
+
+impl Breaker {
+    /// Makes a closed breaker.
+    pub fn new(policy: BreakerPolicy) -> Breaker {
+        Breaker {
+            word: AtomicU64::new(Gate::CLOSED.pack()),
+            window: Window::new(millis(policy.window)),
+            policy,
+        }
+    }
+
+    /// Makes a breaker that goes on where another stopped; what that one counted within
+    /// its window is not carried over.
+    pub fn restore(policy: BreakerPolicy, from: &Snapshot, now_ms: u64) -> Breaker {
+        let state = match from.open_ms {
+            None => State::Closed { consecutive: from.consecutive },
+            Some(left) => State::Open { until_ms: now_ms.saturating_add(left).min(UNTIL_MAX) },
+        };
+        let doublings = from.doublings.min(DOUBLINGS_MAX);
+        let breaker = Breaker::new(policy);
+        breaker.word.store(Gate { state, doublings, epoch: 0 }.pack(), Relaxed);
+        breaker
+    }
+
+    /// Returns the values that `restore` takes.
+    pub fn snapshot(&self, now_ms: u64) -> Snapshot {
+        let gate = self.gate();
+        let (consecutive, open_ms) = match gate.state {
+            State::Closed { consecutive } => (consecutive, None),
+            State::Open { until_ms } => (0, Some(until_ms.saturating_sub(now_ms))),
+            State::HalfOpen { .. } => (0, Some(0)),
+        };
+        Snapshot { consecutive, open_ms, doublings: gate.doublings }
+    }
+
+    /// Returns where it stands.
+    pub fn state(&self) -> State {
+        self.gate().state
+    }
+
+    /// Tells whether a call would be let in now: closed, or open with its cooldown over, or half
+    /// open with a trial free.
+    pub fn admits(&self, now_ms: u64) -> bool {
+        match self.gate().state {
+            State::Closed { .. } => true,
+            State::Open { until_ms } => now_ms >= until_ms,
+            State::HalfOpen { trials_out, .. } => trials_out < self.trials(),
+        }
+    }
+
+    /// Lets one call in; `None` when somebody else was faster, then pick again.
+    pub fn enter(&self, now_ms: u64) -> Option<Entry> {
+        let mut entry = None;
+        self.change(|gate| {
+            let epoch = gate.epoch;
+            entry = None;
+            match gate.state {
+                State::Closed { .. } => {
+                    entry = Some(Entry::Passed { epoch });
+                    None
+                }
+                State::Open { until_ms } if now_ms >= until_ms => {
+                    let next = gate.into(State::HalfOpen { trials_out: 1, successes: 0 });
+                    entry = Some(Entry::Trial { epoch: next.epoch, half_opened: true });
+                    Some(next)
+                }
+                State::HalfOpen { trials_out, successes } if trials_out < self.trials() => {
+                    entry = Some(Entry::Trial { epoch, half_opened: false });
+                    let state = State::HalfOpen { trials_out: trials_out + 1, successes };
+                    Some(Gate { state, ..gate })
+                }
+                State::Open { .. } | State::HalfOpen { .. } => None,
+            }
+        });
+        entry
+    }
+
+    /// As `enter`, as a guard: dropped without a verdict it cancels.
+    pub fn pass(&self, now_ms: u64) -> Option<Pass<'_>> {
+        Some(Pass { breaker: self, entry: Some(self.enter(now_ms)?) })
+    }
+
+    /// Counts the result of a call; tells when it has changed the state.
+    pub fn record(&self, entry: Entry, result: CallResult, now_ms: u64) -> Option<Change> {
+        match entry {
+            Entry::Passed { epoch } => self.record_passed(epoch, result, now_ms),
+            Entry::Trial { epoch, .. } => self.record_trial(epoch, result, now_ms),
+        }
+    }
+
+    /// Ends a call without a verdict: its client left, or it was never sent.
+    pub fn cancel(&self, entry: Entry) {
+        let Entry::Trial { epoch: begun, .. } = entry else { return };
+        self.change(|gate| match gate.state {
+            State::HalfOpen { trials_out, successes } if gate.epoch == begun => {
+                let state = State::HalfOpen { trials_out: trials_out.saturating_sub(1), successes };
+                Some(Gate { state, ..gate })
+            }
+            _ => None,
+        });
+    }
+
+    /// Tells when it lets somebody in: `now_ms` when it does already, the end of the cooldown
+    /// when it is open, `None` when that hangs on trials in flight.
+    pub fn next_admission_ms(&self, now_ms: u64) -> Option<u64> {
+        match self.gate().state {
+            State::Closed { .. } => Some(now_ms),
+            State::Open { until_ms } => Some(until_ms.max(now_ms)),
+            State::HalfOpen { trials_out, .. } if trials_out < self.trials() => Some(now_ms),
+            State::HalfOpen { .. } => None,
+        }
+    }
+
+    fn record_passed(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+        let gate = self.gate();
+        let State::Closed { consecutive } = gate.state else { return None };
+        if gate.epoch != begun {
+            return None;
+        }
+        let counts = self.window.record(begun, result == CallResult::Failure, now_ms);
+        let over = counts.calls >= self.policy.calls_min.max(1)
+            && f64::from(counts.failures) >= self.policy.threshold * f64::from(counts.calls);
+        // The usual call ends here and has not written to the word.
+        if result == CallResult::Success && consecutive == 0 && !over {
+            return None;
+        }
+        self.change(|gate| match gate.state {
+            State::Closed { consecutive } if gate.epoch == begun => {
+                let consecutive = match result {
+                    CallResult::Success => 0,
+                    CallResult::Failure => consecutive.saturating_add(1),
+                };
+                if over || consecutive >= self.policy.consecutive.max(1) {
+                    return Some(self.opened(gate, 0, now_ms));
+                }
+                Some(Gate { state: State::Closed { consecutive }, ..gate })
+            }
+            _ => None,
+        })
+    }
+
+    fn record_trial(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+        self.change(|gate| match gate.state {
+            State::HalfOpen { trials_out, successes } if gate.epoch == begun => {
+                let successes = successes + 1;
+                match result {
+                    CallResult::Failure => Some(self.opened(gate, gate.doublings + 1, now_ms)),
+                    CallResult::Success if successes >= self.policy.successes.min(TRIALS_MAX) => {
+                        let closed = gate.into(State::Closed { consecutive: 0 });
+                        Some(Gate { doublings: 0, ..closed })
+                    }
+                    CallResult::Success => {
+                        let trials_out = trials_out.saturating_sub(1);
+                        Some(Gate { state: State::HalfOpen { trials_out, successes }, ..gate })
+                    }
+                }
+            }
+            _ => None,
+        })
+    }
+
+    fn opened(&self, gate: Gate, doublings: u32, now_ms: u64) -> Gate {
+        let doublings = doublings.min(DOUBLINGS_MAX);
+        let cooldown_ms = millis(self.policy.cooldown) << doublings;
+        let until_ms = now_ms.saturating_add(cooldown_ms).min(UNTIL_MAX);
+        Gate { doublings, ..gate.into(State::Open { until_ms }) }
+    }
+
+    fn trials(&self) -> u32 {
+        self.policy.trials.clamp(1, TRIALS_MAX)
+    }
+
+    fn gate(&self) -> Gate {
+        Gate::unpack(self.word.load(Relaxed))
+    }
+
+    /// Replaces the gate by what `next` makes of it, until nobody has been faster; `None` leaves
+    /// it as it is.
+    fn change(&self, mut next: impl FnMut(Gate) -> Option<Gate>) -> Option<Change> {
+        // Relaxed is enough: nothing but the word itself is published by it.
+        let mut seen = self.word.load(Relaxed);
+        loop {
+            let gate = Gate::unpack(seen);
+            let new = next(gate)?;
+            match self.word.compare_exchange_weak(seen, new.pack(), Relaxed, Relaxed) {
+                Ok(_) => {
+                    let (from, to) = (gate.state.name(), new.state.name());
+                    return (from != to).then_some(Change { from, to });
+                }
+                Err(other) => seen = other,
+            }
+        }
+    }
+}
+
+/// An `Entry` that cancels itself when it is dropped.
+#[derive(Debug)]
+pub struct Pass<'a> {
+    breaker: &'a Breaker,
+    /// Taken out by `record` alone.
+    entry: Option<Entry>,
+}
+
+impl Pass<'_> {
+    /// Counts the result of the call; tells when it has changed the state.
+    pub fn record(mut self, result: CallResult, now_ms: u64) -> Option<Change> {
+        let entry = self.entry.take()?;
+        self.breaker.record(entry, result, now_ms)
+    }
+
+    /// Tells whether the call is a trial.
+    pub fn is_trial(&self) -> bool {
+        matches!(self.entry, Some(Entry::Trial { .. }))
+    }
+
+    /// The change of state that letting this call in has made.
+    pub fn change(&self) -> Option<Change> {
+        self.entry.as_ref().and_then(Entry::change)
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.breaker.cancel(entry);
+        }
+    }
+}
+
+impl Entry {
+    /// The change of state that letting this call in has made.
+    pub fn change(&self) -> Option<Change> {
+        match self {
+            Entry::Trial { half_opened: true, .. } => {
+                Some(Change { from: StateName::Open, to: StateName::HalfOpen })
+            }
+            Entry::Trial { .. } | Entry::Passed { .. } => None,
+        }
+    }
+}
+
+impl State {
+    /// Returns the state without what it holds.
+    pub fn name(self) -> StateName {
+        match self {
+            State::Closed { .. } => StateName::Closed,
+            State::Open { .. } => StateName::Open,
+            State::HalfOpen { .. } => StateName::HalfOpen,
+        }
+    }
+}
+
+impl StateName {
+    /// Returns the word used in labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            StateName::Closed => "closed",
+            StateName::Open => "open",
+            StateName::HalfOpen => "half_open",
+        }
+    }
+}
+
+/// What the word holds: kind 2 bits, doublings 2, epoch 18, and 42 of the state's own.
+///
+/// An epoch comes again after 262,144 changes; a call would have to outlive them all, at
+/// two changes a second and more, and end in the very same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gate {
+    state: State,
+    doublings: u32,
+    epoch: u32,
+}
+
+/// The longest cooldown is eight times the first.
+const DOUBLINGS_MAX: u32 = 3;
+const EPOCH_MAX: u32 = (1 << 18) - 1;
+const UNTIL_MAX: u64 = (1 << 42) - 1;
+const TRIALS_MAX: u32 = (1 << 16) - 1;
+
+impl Gate {
+    const CLOSED: Gate = Gate { state: State::Closed { consecutive: 0 }, doublings: 0, epoch: 0 };
+
+    /// The next state, in the next epoch.
+    fn into(self, state: State) -> Gate {
+        Gate { state, epoch: (self.epoch + 1) & EPOCH_MAX, ..self }
+    }
+
+    fn pack(self) -> u64 {
+        let (kind, own) = match self.state {
+            State::Closed { consecutive } => (0, u64::from(consecutive)),
+            State::Open { until_ms } => (1, until_ms),
+            State::HalfOpen { trials_out, successes } => (
+                2,
+                u64::from(trials_out.min(TRIALS_MAX)) << 16 | u64::from(successes.min(TRIALS_MAX)),
+            ),
+        };
+        kind << 62 | u64::from(self.doublings) << 60 | u64::from(self.epoch) << 42 | own
+    }
+
+    fn unpack(word: u64) -> Gate {
+        let own = word & UNTIL_MAX;
+        let state = match word >> 62 {
+            0 => State::Closed { consecutive: own as u32 },
+            1 => State::Open { until_ms: own },
+            _ => {
+                State::HalfOpen { trials_out: (own >> 16) as u32, successes: u32::from(own as u16) }
+            }
+        };
+        Gate {
+            state,
+            doublings: (word >> 60) as u32 & DOUBLINGS_MAX,
+            epoch: (word >> 42) as u32 & EPOCH_MAX,
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    // Eight times as much still fits the word.
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(UNTIL_MAX >> 4)
+}
+
+#[cfg(test)]
+mod tests;

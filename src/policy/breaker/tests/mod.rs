@@ -1,0 +1,501 @@
+//! The breaker: every transition by hand, all of them against a slow oracle, and threads.
+
+use super::*;
+use proptest::prelude::*;
+use std::sync::atomic::AtomicU32;
+
+const SECOND: u64 = 1000;
+
+fn policy() -> BreakerPolicy {
+    BreakerPolicy {
+        threshold: 0.5,
+        window: Duration::from_secs(10),
+        calls_min: 10,
+        consecutive: 5,
+        cooldown: Duration::from_secs(30),
+        trials: 1,
+        successes: 1,
+    }
+}
+
+/// One call from beginning to end at one moment; `None` when it was refused.
+fn call(breaker: &Breaker, result: CallResult, now_ms: u64) -> Option<Option<Change>> {
+    let entry = breaker.enter(now_ms)?;
+    Some(breaker.record(entry, result, now_ms))
+}
+
+fn fail(breaker: &Breaker, times: u32, now_ms: u64) {
+    for _ in 0..times {
+        call(breaker, CallResult::Failure, now_ms);
+    }
+}
+
+fn succeed(breaker: &Breaker, times: u32, now_ms: u64) {
+    for _ in 0..times {
+        call(breaker, CallResult::Success, now_ms);
+    }
+}
+
+fn name(breaker: &Breaker) -> StateName {
+    breaker.state().name()
+}
+
+/// Opens a fresh breaker at `now_ms`.
+fn open(policy: BreakerPolicy, now_ms: u64) -> Breaker {
+    let breaker = Breaker::new(policy);
+    fail(&breaker, policy.consecutive, now_ms);
+    assert_eq!(name(&breaker), StateName::Open);
+    breaker
+}
+
+#[test]
+fn opens_after_consecutive_failures() {
+    let breaker = Breaker::new(policy());
+    fail(&breaker, 4, 0);
+    assert!(breaker.admits(0));
+    let change = call(&breaker, CallResult::Failure, 0).unwrap();
+    assert_eq!(change, Some(Change { from: StateName::Closed, to: StateName::Open }));
+    assert!(!breaker.admits(0));
+    assert_eq!(breaker.enter(0), None);
+}
+
+#[test]
+fn a_success_between_begins_the_row_anew() {
+    let breaker = Breaker::new(BreakerPolicy { calls_min: 1000, ..policy() });
+    for _ in 0..10 {
+        fail(&breaker, 4, 0);
+        succeed(&breaker, 1, 0);
+    }
+    assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
+}
+
+#[test]
+fn opens_when_half_of_ten_calls_failed() {
+    let breaker = Breaker::new(policy());
+    for _ in 0..4 {
+        succeed(&breaker, 1, 0);
+        fail(&breaker, 1, 0);
+    }
+    succeed(&breaker, 1, 0);
+    assert_eq!(name(&breaker), StateName::Closed);
+    fail(&breaker, 1, 0);
+    assert_eq!(name(&breaker), StateName::Open);
+}
+
+#[test]
+fn the_share_is_judged_by_successes_too_once_there_are_enough_calls() {
+    let breaker = Breaker::new(BreakerPolicy { consecutive: 1000, ..policy() });
+    fail(&breaker, 9, 0);
+    assert_eq!(name(&breaker), StateName::Closed);
+    succeed(&breaker, 1, 0);
+    assert_eq!(name(&breaker), StateName::Open);
+}
+
+#[test]
+fn failures_older_than_the_window_do_not_count() {
+    let breaker = Breaker::new(BreakerPolicy { consecutive: 1000, ..policy() });
+    fail(&breaker, 9, 0);
+    fail(&breaker, 9, 10 * SECOND);
+    assert_eq!(name(&breaker), StateName::Closed);
+    fail(&breaker, 1, 10 * SECOND);
+    assert_eq!(name(&breaker), StateName::Open);
+}
+
+// An older proxy counted its half-open calls in a way that let it stay open for ever.
+#[test]
+fn a_breaker_recovers_by_itself() {
+    let breaker = open(policy(), 0);
+    assert!(!breaker.admits(30 * SECOND - 1));
+    assert_eq!(breaker.next_admission_ms(5), Some(30 * SECOND));
+    assert!(breaker.admits(30 * SECOND));
+    // Nothing but picking has happened in between: no timer, no call.
+    let entry = breaker.enter(30 * SECOND).unwrap();
+    assert_eq!(entry.change(), Some(Change { from: StateName::Open, to: StateName::HalfOpen }));
+    let change = breaker.record(entry, CallResult::Success, 30 * SECOND + 5);
+    assert_eq!(change, Some(Change { from: StateName::HalfOpen, to: StateName::Closed }));
+    assert!(breaker.admits(30 * SECOND + 5));
+}
+
+// An older proxy let thirty answers of 500 pass without opening.
+#[test]
+fn thirty_500s_trip_the_breaker() {
+    let breaker = Breaker::new(policy());
+    let passed = (0..30).filter(|at| call(&breaker, CallResult::Failure, *at).is_some()).count();
+    assert_eq!(passed, 5);
+    assert_eq!(name(&breaker), StateName::Open);
+}
+
+// In an older proxy one failure took a counter below zero and starved the server for ever.
+#[test]
+fn one_failure_does_not_underflow_anything() {
+    let breaker = Breaker::new(policy());
+    fail(&breaker, 1, 0);
+    assert_eq!(breaker.state(), State::Closed { consecutive: 1 });
+    assert!(breaker.admits(0));
+    succeed(&breaker, 1, 1);
+    assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
+    // A trial of an epoch that is over has nothing to give back.
+    let breaker = open(policy(), 0);
+    let first = breaker.enter(30 * SECOND).unwrap();
+    breaker.record(first, CallResult::Failure, 30 * SECOND);
+    let second = breaker.enter(90 * SECOND).unwrap();
+    let Entry::Trial { epoch, .. } = second else { panic!("{second:?}") };
+    breaker.cancel(Entry::Trial { epoch: epoch - 2, half_opened: false });
+    breaker.cancel(Entry::Trial { epoch: epoch - 1, half_opened: false });
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 1, successes: 0 });
+    breaker.cancel(second);
+    breaker.cancel(Entry::Trial { epoch, half_opened: false });
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 0, successes: 0 });
+}
+
+#[test]
+fn half_open_lets_only_its_trials_through() {
+    let breaker = open(BreakerPolicy { trials: 2, successes: 3, ..policy() }, 0);
+    let now = 30 * SECOND;
+    let (one, two) = (breaker.enter(now).unwrap(), breaker.enter(now).unwrap());
+    assert!(!breaker.admits(now) && breaker.enter(now).is_none());
+    assert_eq!(breaker.next_admission_ms(now), None);
+    assert_eq!(breaker.record(one, CallResult::Success, now), None);
+    assert!(breaker.admits(now));
+    let three = breaker.enter(now).unwrap();
+    assert_eq!(breaker.record(two, CallResult::Success, now), None);
+    assert!(breaker.record(three, CallResult::Success, now).is_some());
+    assert_eq!(name(&breaker), StateName::Closed);
+}
+
+#[test]
+fn a_failed_trial_doubles_the_cooldown_up_to_eight_times() {
+    let breaker = open(policy(), 0);
+    let mut now = 0;
+    for cooldown_s in [30, 60, 120, 240, 240, 240] {
+        assert_eq!(breaker.state(), State::Open { until_ms: now + cooldown_s * SECOND });
+        now += cooldown_s * SECOND;
+        fail(&breaker, 1, now);
+    }
+    // Closing forgets the doublings.
+    now += 240 * SECOND;
+    succeed(&breaker, 1, now);
+    fail(&breaker, 5, now);
+    assert_eq!(breaker.state(), State::Open { until_ms: now + 30 * SECOND });
+}
+
+#[test]
+fn closing_forgets_the_window() {
+    let breaker = Breaker::new(BreakerPolicy { cooldown: Duration::from_secs(1), ..policy() });
+    fail(&breaker, 5, 0);
+    succeed(&breaker, 1, SECOND);
+    // Nine calls, four of them failures, beside the five failures from before.
+    for _ in 0..4 {
+        fail(&breaker, 1, SECOND);
+        succeed(&breaker, 1, SECOND);
+    }
+    assert_eq!(name(&breaker), StateName::Closed);
+}
+
+#[test]
+fn a_cancelled_trial_is_free_again() {
+    let breaker = open(policy(), 0);
+    let now = 30 * SECOND;
+    for _ in 0..100 {
+        let entry = breaker.enter(now).unwrap();
+        assert!(breaker.enter(now).is_none());
+        breaker.cancel(entry);
+    }
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 0, successes: 0 });
+}
+
+#[test]
+fn a_dropped_pass_is_a_cancelled_trial() {
+    let breaker = open(policy(), 0);
+    let now = 30 * SECOND;
+    let pass = breaker.pass(now).unwrap();
+    assert!(pass.is_trial() && pass.change().is_some());
+    assert!(breaker.pass(now).is_none());
+    drop(pass);
+    let pass = breaker.pass(now).unwrap();
+    assert!(pass.is_trial() && pass.change().is_none());
+    pass.record(CallResult::Success, now);
+    assert_eq!(name(&breaker), StateName::Closed);
+    drop(breaker.pass(now));
+    assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
+}
+
+#[test]
+fn results_of_calls_begun_before_a_change_count_for_nothing() {
+    let breaker = Breaker::new(policy());
+    let mut old: Vec<Entry> = (0..20).filter_map(|_| breaker.enter(0)).collect();
+    fail(&breaker, 5, 0);
+    let opened = breaker.state();
+    for entry in old.drain(..5) {
+        assert_eq!(breaker.record(entry, CallResult::Failure, SECOND), None);
+    }
+    assert_eq!(breaker.state(), opened);
+    let trial = breaker.enter(30 * SECOND).unwrap();
+    for entry in old.drain(..5) {
+        assert_eq!(breaker.record(entry, CallResult::Success, 30 * SECOND), None);
+    }
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 1, successes: 0 });
+    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    for entry in old {
+        assert_eq!(breaker.record(entry, CallResult::Failure, 31 * SECOND), None);
+    }
+    assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
+}
+
+#[test]
+fn a_late_trial_does_not_touch_the_next_half_open() {
+    let breaker = open(BreakerPolicy { trials: 2, ..policy() }, 0);
+    let (one, late) = (breaker.enter(30 * SECOND).unwrap(), breaker.enter(30 * SECOND).unwrap());
+    breaker.record(one, CallResult::Failure, 30 * SECOND);
+    let _trial = breaker.enter(90 * SECOND).unwrap();
+    assert_eq!(breaker.record(late, CallResult::Success, 90 * SECOND), None);
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 1, successes: 0 });
+}
+
+#[test]
+fn goes_on_in_another_process() {
+    let breaker = open(policy(), 0);
+    fail(&breaker, 1, 30 * SECOND);
+    let snapshot = breaker.snapshot(40 * SECOND);
+    assert_eq!(snapshot, Snapshot { consecutive: 0, open_ms: Some(50 * SECOND), doublings: 1 });
+    // The other clock began elsewhere.
+    let other = Breaker::restore(policy(), &snapshot, 7);
+    assert!(!other.admits(50 * SECOND + 6) && other.admits(50 * SECOND + 7));
+    fail(&other, 1, 60 * SECOND);
+    assert_eq!(other.state(), State::Open { until_ms: 180 * SECOND });
+
+    let _trial = breaker.enter(90 * SECOND).unwrap();
+    let half_open = breaker.snapshot(90 * SECOND);
+    assert!(Breaker::restore(policy(), &half_open, 0).admits(0));
+
+    let closed = Breaker::new(policy());
+    fail(&closed, 4, 0);
+    let other = Breaker::restore(policy(), &closed.snapshot(0), 0);
+    fail(&other, 1, 0);
+    assert_eq!(name(&other), StateName::Open);
+}
+
+#[test]
+fn names_are_the_words_of_the_labels() {
+    let names = [StateName::Closed, StateName::Open, StateName::HalfOpen].map(StateName::name);
+    assert_eq!(names, ["closed", "open", "half_open"]);
+}
+
+#[test]
+fn threads_never_hold_more_than_the_trials() {
+    for trials in [1u32, 3] {
+        let policy = BreakerPolicy { trials, successes: 1000, ..policy() };
+        let breaker = open(policy, 0);
+        let (out, most, entered) = (AtomicU32::new(0), AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for thread in 0..8u32 {
+                let (breaker, out, most, entered) = (&breaker, &out, &most, &entered);
+                scope.spawn(move || {
+                    for at in 0..2_000u32 {
+                        let Some(pass) = breaker.pass(30 * SECOND) else {
+                            std::hint::spin_loop();
+                            continue;
+                        };
+                        entered.fetch_add(1, Relaxed);
+                        most.fetch_max(out.fetch_add(1, Relaxed) + 1, Relaxed);
+                        out.fetch_sub(1, Relaxed);
+                        if (at + thread) % 64 == 0 {
+                            pass.record(CallResult::Success, 30 * SECOND);
+                        }
+                    }
+                });
+            }
+        });
+        assert!(most.into_inner() <= trials);
+        assert!(entered.into_inner() > 0);
+        match breaker.state() {
+            State::HalfOpen { trials_out, .. } => assert_eq!(trials_out, 0),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn threads_open_it_once_and_half_open_it_once() {
+    for round in 0..50 {
+        let breaker = Breaker::new(policy());
+        let (opened, half_opened) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..10 {
+                        if let Some(Some(_)) = call(&breaker, CallResult::Failure, round) {
+                            opened.fetch_add(1, Relaxed);
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(opened.into_inner(), 1);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    if let Some(entry) = breaker.enter(40 * SECOND) {
+                        half_opened.fetch_add(u32::from(entry.change().is_some()), Relaxed);
+                        breaker.cancel(entry);
+                    }
+                });
+            }
+        });
+        assert_eq!(half_opened.into_inner(), 1);
+    }
+}
+
+/// The same rules over plain lists, one call at a time.
+struct Oracle {
+    policy: BreakerPolicy,
+    /// Of this epoch: tenth of the window, failed.
+    calls: Vec<(u64, bool)>,
+    row: u32,
+    open_until: Option<u64>,
+    half_open: Option<(Vec<u32>, u32)>,
+    doublings: u32,
+    epoch: u32,
+}
+
+impl Oracle {
+    fn enter(&mut self, id: u32, now: u64) -> Option<u32> {
+        if self.open_until.is_some_and(|until| now >= until) {
+            self.open_until = None;
+            self.half_open = Some((Vec::new(), 0));
+            self.epoch += 1;
+        }
+        if self.open_until.is_some() {
+            return None;
+        }
+        if let Some((out, _)) = &mut self.half_open {
+            if out.len() as u32 >= self.policy.trials {
+                return None;
+            }
+            out.push(id);
+        }
+        Some(self.epoch)
+    }
+
+    fn end(&mut self, id: u32, epoch: u32, result: Option<CallResult>, now: u64) {
+        if epoch != self.epoch || self.open_until.is_some() {
+            return;
+        }
+        if let Some((out, successes)) = &mut self.half_open {
+            out.retain(|other| *other != id);
+            match result {
+                None => {}
+                Some(CallResult::Failure) => self.open((self.doublings + 1).min(3), now),
+                Some(CallResult::Success) => {
+                    *successes += 1;
+                    if *successes >= self.policy.successes {
+                        self.half_open = None;
+                        (self.doublings, self.row, self.epoch) = (0, 0, self.epoch + 1);
+                        self.calls.clear();
+                    }
+                }
+            }
+            return;
+        }
+        let Some(result) = result else { return };
+        let failed = result == CallResult::Failure;
+        let tenth = |ms: u64| ms / (self.policy.window.as_millis() as u64 / 10);
+        self.calls.push((tenth(now), failed));
+        self.row = if failed { self.row + 1 } else { 0 };
+        let recent = || self.calls.iter().filter(|(at, _)| at + 10 > tenth(now));
+        let (calls, failures) = (recent().count(), recent().filter(|(_, failed)| *failed).count());
+        let over = calls >= self.policy.calls_min as usize
+            && failures as f64 / calls as f64 >= self.policy.threshold;
+        if over || self.row >= self.policy.consecutive {
+            self.open(0, now);
+        }
+    }
+
+    fn open(&mut self, doublings: u32, now: u64) {
+        let cooldown = self.policy.cooldown.as_millis() as u64;
+        self.open_until = Some(now + cooldown * 2u64.pow(doublings));
+        self.half_open = None;
+        (self.doublings, self.row, self.epoch) = (doublings, 0, self.epoch + 1);
+        self.calls.clear();
+    }
+
+    fn state(&self) -> State {
+        match (self.open_until, &self.half_open) {
+            (Some(until_ms), _) => State::Open { until_ms },
+            (None, Some((out, successes))) => {
+                State::HalfOpen { trials_out: out.len() as u32, successes: *successes }
+            }
+            (None, None) => State::Closed { consecutive: self.row },
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn agrees_with_the_oracle(
+        threshold in prop::sample::select(vec![0.1, 0.5, 1.0]),
+        calls_min in 1u32..12, consecutive in 1u32..8, trials in 1u32..4, successes in 1u32..4,
+        cooldown_s in 1u64..5, reliability in 0u8..=10,
+        // What is done: 0..=2 begins a call, 3..=8 ends one, 9 lets one go; which one; the pause.
+        steps in prop::collection::vec((0u8..10, any::<u8>(), 0u64..1500, 0u8..10), 1..300),
+    ) {
+        let policy = BreakerPolicy {
+            threshold, calls_min, consecutive, trials, successes,
+            window: Duration::from_secs(2),
+            cooldown: Duration::from_secs(cooldown_s),
+        };
+        let breaker = Breaker::new(policy);
+        let mut oracle = Oracle {
+            policy, calls: Vec::new(), row: 0, open_until: None, half_open: None, doublings: 0,
+            epoch: 0,
+        };
+        let (mut now, mut running) = (0, Vec::new());
+        for (id, (what, which, pause, luck)) in steps.into_iter().enumerate() {
+            now += pause;
+            let id = id as u32;
+            if what <= 2 || running.is_empty() {
+                let admitted = breaker.admits(now);
+                let (entry, expected) = (breaker.enter(now), oracle.enter(id, now));
+                prop_assert_eq!(entry.is_some(), admitted);
+                prop_assert_eq!(entry.is_some(), expected.is_some());
+                running.extend(entry.zip(expected).map(|(entry, epoch)| (id, epoch, entry)));
+            } else {
+                let (id, epoch, entry) = running.swap_remove(usize::from(which) % running.len());
+                let result = match what {
+                    9 => None,
+                    _ if luck < reliability => Some(CallResult::Success),
+                    _ => Some(CallResult::Failure),
+                };
+                match result {
+                    Some(result) => drop(breaker.record(entry, result, now)),
+                    None => breaker.cancel(entry),
+                }
+                oracle.end(id, epoch, result, now);
+            }
+            prop_assert_eq!(breaker.state(), oracle.state());
+        }
+    }
+
+    #[test]
+    fn the_word_keeps_every_value(
+        kind in 0u8..3, doublings in 0u32..=DOUBLINGS_MAX, epoch in 0u32..=EPOCH_MAX,
+        until_ms in 0u64..=UNTIL_MAX, consecutive in any::<u32>(),
+        trials_out in 0u32..=TRIALS_MAX, successes in 0u32..=1000,
+    ) {
+        let state = match kind {
+            0 => State::Closed { consecutive },
+            1 => State::Open { until_ms },
+            _ => State::HalfOpen { trials_out, successes },
+        };
+        let gate = Gate { state, doublings, epoch };
+        prop_assert_eq!(Gate::unpack(gate.pack()), gate);
+    }
+
+    // The clock may say anything; the breaker says something and comes back.
+    #[test]
+    fn no_time_is_too_late(now_ms in any::<u64>()) {
+        let breaker = open(policy(), now_ms);
+        prop_assert!(breaker.next_admission_ms(now_ms) >= Some(now_ms));
+        prop_assert!(breaker.admits(u64::MAX));
+    }
+}

@@ -1,0 +1,176 @@
+//! Calls and failures of the last while, counted by many cores.
+//!
+//! A ring of ten buckets, each one atomic word: which tenth of the window it is, which epoch of the
+//! breaker, how many calls, how many failures. A bucket that belongs to another time
+//! or another epoch is begun anew by whoever comes first, so nothing is ever cleared
+//! and a late caller cannot spill old failures into a new epoch. The window is between
+//! nine and ten tenths long.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+const BUCKETS: usize = 10;
+
+/// The ring.
+#[derive(Debug)]
+pub(super) struct Window {
+    /// Length of one bucket, at least 1 ms.
+    tenth_ms: u64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+/// Sums over the window.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Calls that ended.
+    pub(super) calls: u32,
+    /// How many of them failed; `failures <= calls`.
+    pub(super) failures: u32,
+}
+
+impl Window {
+    pub(super) fn new(window_ms: u64) -> Window {
+        let tenth_ms = window_ms.div_ceil(BUCKETS as u64).max(1);
+        Window { tenth_ms, buckets: Default::default() }
+    }
+
+    /// Counts one call and returns the sums of its epoch, itself included.
+    pub(super) fn record(&self, epoch: u32, failed: bool, now_ms: u64) -> Counts {
+        let tenth = now_ms / self.tenth_ms;
+        let own = Bucket::begun(epoch, tenth);
+        if let Some(word) = self.buckets.get((tenth % BUCKETS as u64) as usize) {
+            // The function always gives a value, so the result says nothing.
+            let _ = word.fetch_update(Relaxed, Relaxed, |seen| {
+                let seen = Bucket::unpack(seen);
+                let bucket = if seen.tag == own.tag { seen } else { own };
+                Some(bucket.plus(failed).pack())
+            });
+        }
+        self.sum(epoch, tenth)
+    }
+
+    fn sum(&self, epoch: u32, tenth: u64) -> Counts {
+        let mut counts = Counts::default();
+        for back in 0..(BUCKETS as u64).min(tenth + 1) {
+            let tenth = tenth - back;
+            let Some(word) = self.buckets.get((tenth % BUCKETS as u64) as usize) else { continue };
+            let bucket = Bucket::unpack(word.load(Relaxed));
+            if bucket.tag == Bucket::begun(epoch, tenth).tag {
+                counts.calls += bucket.calls;
+                counts.failures += bucket.failures;
+            }
+        }
+        counts
+    }
+}
+
+/// One word: tag 32 bits (epoch 10, tenth 22), calls 16, failures 16.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    /// A tag comes again after four million tenths of the window, and only harms
+    /// if the bucket has not been used in between.
+    tag: u32,
+    calls: u32,
+    failures: u32,
+}
+
+impl Bucket {
+    fn begun(epoch: u32, tenth: u64) -> Bucket {
+        let tag = (epoch & 0x3ff) << 22 | (tenth as u32 & 0x3f_ffff);
+        Bucket { tag, calls: 0, failures: 0 }
+    }
+
+    /// A full bucket is halved: the share of failures is what counts then.
+    fn plus(self, failed: bool) -> Bucket {
+        let full = self.calls >= u32::from(u16::MAX);
+        let shift = u32::from(full);
+        Bucket {
+            calls: (self.calls >> shift) + 1,
+            failures: (self.failures >> shift) + u32::from(failed),
+            ..self
+        }
+    }
+
+    fn pack(self) -> u64 {
+        u64::from(self.tag) << 32 | u64::from(self.calls) << 16 | u64::from(self.failures)
+    }
+
+    fn unpack(word: u64) -> Bucket {
+        Bucket {
+            tag: (word >> 32) as u32,
+            calls: u32::from((word >> 16) as u16),
+            failures: u32::from(word as u16),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn forgets_what_is_older_than_the_window() {
+        let window = Window::new(1000);
+        window.record(0, true, 0);
+        assert_eq!(window.record(0, false, 999), Counts { calls: 2, failures: 1 });
+        assert_eq!(window.record(0, false, 1000), Counts { calls: 2, failures: 0 });
+    }
+
+    #[test]
+    fn another_epoch_begins_at_nothing() {
+        let window = Window::new(1000);
+        (0..5).for_each(|_| {
+            window.record(0, true, 10);
+        });
+        assert_eq!(window.record(1, false, 10), Counts { calls: 1, failures: 0 });
+    }
+
+    #[test]
+    fn a_full_bucket_keeps_its_share() {
+        let window = Window::new(1000);
+        let mut counts = Counts::default();
+        for at in 0..200_000 {
+            counts = window.record(0, at % 4 == 0, 10);
+        }
+        assert!(counts.calls <= 65_535);
+        let share = f64::from(counts.failures) / f64::from(counts.calls);
+        assert!((0.24..0.26).contains(&share), "{share}");
+    }
+
+    #[test]
+    fn calls_of_many_threads_are_all_counted() {
+        let window = Window::new(1000);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    (0..2_000).for_each(|at| drop(window.record(3, at % 2 == 0, at / 4)))
+                });
+            }
+        });
+        assert_eq!(window.sum(3, 4), Counts { calls: 8_000, failures: 4_000 });
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_list_of_calls(
+            calls in proptest::collection::vec((any::<bool>(), 0u64..400, 0u32..20), 1..200),
+        ) {
+            let window = Window::new(1000);
+            let (mut now, mut epoch, mut list) = (0, 0, Vec::new());
+            for (failed, pause, turn) in calls {
+                now += pause;
+                if turn == 0 {
+                    epoch += 1;
+                    list.clear();
+                }
+                list.push((now / 100, failed));
+                let recent = || list.iter().filter(|(tenth, _)| tenth + 10 > now / 100);
+                let expected = Counts {
+                    calls: recent().count() as u32,
+                    failures: recent().filter(|(_, failed)| *failed).count() as u32,
+                };
+                prop_assert_eq!(window.record(epoch, failed, now), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,467 @@
+//! What has been measured of one upstream, shared by all cores: how soon it answers, how often
+//! it succeeds, how slow it has lately been at its worst.
+//!
+//! Three exponentially weighted averages, each in one atomic word, changed by a compare-and-swap
+//! that is tried a bounded number of times: among hundreds of samples a second one lost
+//! to a crowd changes nothing, a core that spins would.
+//!
+//! An average says nothing of a server to which nobody is sent any more. What nobody has
+//! confirmed for a while is therefore read as fading (`Measures::read`): a server that was
+//! slow or failed once and has since lost every comparison is tried again some
+//! time, instead of never. What is stored does not fade, and any call ends the fading.
+//!
+//! Sources: α, start and floor from the project's specification §7; peak EWMA as in Finagle's
+//! and Linkerd's balancers. Time is `now_us`, microseconds since any origin that the cores
+//! share. No percentiles, no histograms: those are telemetry's.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::breaker::CallResult;
+
+/// Share of a new sample in the average.
+pub const ALPHA: f32 = 0.15;
+/// Where the response time begins.
+pub const RESPONSE_TIME_START_US: u32 = 2_000_000;
+/// The share of successes never falls below this: a server must be able to come back.
+pub const SUCCESS_MIN: f32 = 0.01;
+/// Time in which a peak loses 63 % of its height, at least.
+pub const PEAK_DECAY_US: u64 = 10_000_000;
+
+/// Compare-and-swaps before a sample is let go.
+const TRIES: u32 = 64;
+
+/// Smoothed time to the response head, of successes.
+#[derive(Debug)]
+pub struct ResponseTime {
+    /// Bits of an `f32` in microseconds.
+    bits: AtomicU32,
+}
+
+impl ResponseTime {
+    /// Begins at `RESPONSE_TIME_START_US`.
+    pub fn new() -> ResponseTime {
+        ResponseTime { bits: AtomicU32::new((RESPONSE_TIME_START_US as f32).to_bits()) }
+    }
+
+    /// Counts the time of one success.
+    pub fn record(&self, us: u64) {
+        let sample = sample(us);
+        let mut seen = self.bits.load(Relaxed);
+        for _ in 0..TRIES {
+            let next = blend(f32::from_bits(seen), sample, ALPHA).to_bits();
+            match self.bits.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(other) => seen = other,
+            }
+        }
+    }
+
+    /// Reads the average, microseconds.
+    pub fn us(&self) -> u32 {
+        f32::from_bits(self.bits.load(Relaxed)) as u32
+    }
+
+    fn restore(&self, us: u32) {
+        self.bits.store(sample(u64::from(us)).to_bits(), Relaxed);
+    }
+}
+
+impl Default for ResponseTime {
+    fn default() -> ResponseTime {
+        ResponseTime::new()
+    }
+}
+
+/// Smoothed share of successes, and when the last call ended.
+#[derive(Debug)]
+pub struct SuccessRate {
+    /// `pack`ed value and stamp.
+    word: AtomicU64,
+}
+
+impl SuccessRate {
+    /// Begins at 1.0.
+    pub fn new() -> SuccessRate {
+        SuccessRate { word: AtomicU64::new(pack(1.0, 0)) }
+    }
+
+    /// Counts one call.
+    pub fn record(&self, result: CallResult, now_us: u64) {
+        let sample = match result {
+            CallResult::Success => 1.0,
+            CallResult::Failure => 0.0,
+        };
+        update(&self.word, |value, _| blend(value, sample, ALPHA).clamp(SUCCESS_MIN, 1.0), now_us);
+    }
+
+    /// Reads the average, `SUCCESS_MIN..=1.0`.
+    pub fn share(&self) -> f32 {
+        unpack(self.word.load(Relaxed)).0
+    }
+
+    /// Reads how long ago the last call ended, microseconds.
+    pub fn idle_us(&self, now_us: u64) -> u64 {
+        age_us(unpack(self.word.load(Relaxed)).1, now_us)
+    }
+
+    fn restore(&self, share: f32, now_us: u64) {
+        // `max` first: it turns what is no number into the least.
+        self.word.store(pack(share.max(SUCCESS_MIN).min(1.0), now_us), Relaxed);
+    }
+}
+
+impl Default for SuccessRate {
+    fn default() -> SuccessRate {
+        SuccessRate::new()
+    }
+}
+
+/// Time to the response head that jumps to a higher sample at once and comes down with time.
+///
+/// Unlike the other two it also falls while nothing is recorded: a peak is a fear,
+/// and fades.
+#[derive(Debug)]
+pub struct PeakEwma {
+    /// `pack`ed value and stamp; a value of 0 = nothing known.
+    word: AtomicU64,
+}
+
+impl PeakEwma {
+    /// Begins with nothing known.
+    pub const fn new() -> PeakEwma {
+        PeakEwma { word: AtomicU64::new(0) }
+    }
+
+    /// Counts the time of one success.
+    pub fn record(&self, us: u64, now_us: u64) {
+        let sample = sample(us);
+        update(
+            &self.word,
+            |value, age_us| {
+                if sample >= value {
+                    return sample;
+                }
+                // The longer nothing was heard, the more the sample counts.
+                blend(value, sample, 1.0 - kept(value, age_us))
+            },
+            now_us,
+        );
+    }
+
+    /// Counts the time of one failure: it may raise the peak and never lowers it, since to
+    /// fail fast is not to be fast.
+    pub fn record_failure(&self, us: u64, now_us: u64) {
+        let sample = sample(us);
+        update(&self.word, |value, age_us| sample.max(value * kept(value, age_us)), now_us);
+    }
+
+    /// Reads the peak as it has faded by now, microseconds; 0 = nothing known, or so long
+    /// ago that it says nothing.
+    pub fn us(&self, now_us: u64) -> u32 {
+        let (value, stamp) = unpack(self.word.load(Relaxed));
+        let kept = kept(value, age_us(stamp, now_us));
+        if kept < FORGOTTEN { 0 } else { (value * kept) as u32 }
+    }
+}
+
+impl Default for PeakEwma {
+    fn default() -> PeakEwma {
+        PeakEwma::new()
+    }
+}
+
+/// A peak that has faded to this share is no longer known.
+const FORGOTTEN: f32 = 1.0 / 64.0;
+
+/// What is left of a peak after `age_us`. A server that takes a minute to answer does not
+/// fade within ten seconds, or it would look idle while it works.
+fn kept(value: f32, age_us: u64) -> f32 {
+    (-(age_us as f32) / (PEAK_DECAY_US as f32).max(value)).exp()
+}
+
+/// Everything measured of one upstream; recorded together, read together.
+#[derive(Debug, Default)]
+pub struct Measures {
+    response_time: ResponseTime,
+    success: SuccessRate,
+    peak: PeakEwma,
+}
+
+/// What a balancer is told of an upstream's measures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reading {
+    /// Smoothed time to the response head, microseconds.
+    pub rt_us: u32,
+    /// Smoothed share of successes, `SUCCESS_MIN..=1.0`.
+    pub success: f32,
+    /// Peak-sensitive time to the response head, microseconds; 0 = nothing known.
+    pub peak_us: u32,
+}
+
+impl Measures {
+    /// Begins with the start values.
+    pub fn new() -> Measures {
+        Measures::default()
+    }
+
+    /// Counts one call that succeeded; `us` is the time to its response head.
+    pub fn record_success(&self, us: u64, now_us: u64) {
+        self.response_time.record(us);
+        self.peak.record(us, now_us);
+        self.success.record(CallResult::Success, now_us);
+    }
+
+    /// Counts one call that failed after `us`.
+    pub fn record_failure(&self, us: u64, now_us: u64) {
+        self.peak.record_failure(us, now_us);
+        self.success.record(CallResult::Failure, now_us);
+    }
+
+    /// Reads all, faded if nobody has called for long.
+    ///
+    /// The response time halves, and the distance of success from 1 halves, with each `FADE_US`
+    /// (at least four response times) since the last call.
+    pub fn read(&self, now_us: u64) -> Reading {
+        let (rt_us, success) = (self.response_time.us(), self.success.share());
+        let patience_us = FADE_US.max(4 * u64::from(rt_us));
+        let halvings = (self.success.idle_us(now_us) / patience_us).min(31) as u32;
+        Reading {
+            rt_us: rt_us >> halvings,
+            success: success + (1.0 - success) * (1.0 - 1.0 / (1u32 << halvings) as f32),
+            peak_us: self.peak.us(now_us),
+        }
+    }
+
+    /// Takes over what another process or an older config has measured.
+    pub fn restore(&self, reading: Reading, now_us: u64) {
+        self.response_time.restore(reading.rt_us);
+        self.success.restore(reading.success, now_us);
+        self.peak.word.store(pack(reading.peak_us as f32, now_us), Relaxed);
+    }
+}
+
+/// How long a measure stands without any call, at least.
+const FADE_US: u64 = 10_000_000;
+
+fn blend(old: f32, sample: f32, share: f32) -> f32 {
+    old + (sample - old) * share
+}
+
+/// Bounds a sample to an hour: what is longer is no response time.
+fn sample(us: u64) -> f32 {
+    us.min(3_600_000_000) as f32
+}
+
+/// Bits of the value above, milliseconds of the stamp below; the stamp wraps after 49 days.
+fn pack(value: f32, now_us: u64) -> u64 {
+    u64::from(value.to_bits()) << 32 | (now_us / 1000) & u64::from(u32::MAX)
+}
+
+fn unpack(word: u64) -> (f32, u32) {
+    (f32::from_bits((word >> 32) as u32), word as u32)
+}
+
+/// Age of a stamp; one that lies ahead, since another core's clock was read a moment
+/// later, is new.
+fn age_us(stamp_ms: u32, now_us: u64) -> u64 {
+    let age_ms = ((now_us / 1000) as u32).wrapping_sub(stamp_ms) as i32;
+    u64::from(age_ms.max(0) as u32) * 1000
+}
+
+/// Replaces the value in `word` by `next(value, age in µs)` and stamps it.
+fn update(word: &AtomicU64, next: impl Fn(f32, u64) -> f32, now_us: u64) {
+    let mut seen = word.load(Relaxed);
+    for _ in 0..TRIES {
+        let (value, stamp) = unpack(seen);
+        let new = pack(next(value, age_us(stamp, now_us)), now_us);
+        match word.compare_exchange_weak(seen, new, Relaxed, Relaxed) {
+            Ok(_) => return,
+            Err(other) => seen = other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000;
+
+    #[test]
+    fn response_time_begins_at_two_seconds_and_moves_by_fifteen_percent() {
+        let rt = ResponseTime::new();
+        assert_eq!(rt.us(), 2_000_000);
+        rt.record(1_000_000);
+        assert_eq!(rt.us(), 1_850_000);
+    }
+
+    #[test]
+    fn success_begins_at_one_and_never_reaches_zero() {
+        let success = SuccessRate::new();
+        assert_eq!(success.share(), 1.0);
+        success.record(CallResult::Failure, 0);
+        assert!((success.share() - 0.85).abs() < 1e-6);
+        (0..1000).for_each(|_| success.record(CallResult::Failure, 0));
+        assert_eq!(success.share(), SUCCESS_MIN);
+        (0..100).for_each(|_| success.record(CallResult::Success, 0));
+        assert!(success.share() > 0.999);
+    }
+
+    #[test]
+    fn failures_leave_the_response_time_alone() {
+        let measures = Measures::new();
+        measures.record_success(50_000, 0);
+        let before = measures.read(0).rt_us;
+        (0..100).for_each(|_| measures.record_failure(10, 0));
+        assert_eq!(measures.read(0).rt_us, before);
+    }
+
+    #[test]
+    fn a_peak_jumps_up_at_once_and_comes_down_with_time() {
+        let peak = PeakEwma::new();
+        assert_eq!(peak.us(0), 0);
+        peak.record(50_000, SECOND);
+        assert_eq!(peak.us(SECOND), 50_000);
+        peak.record(900_000, SECOND);
+        assert_eq!(peak.us(SECOND), 900_000);
+        // At once after the peak a good sample changes nothing; after ten seconds 63 %.
+        peak.record(50_000, SECOND);
+        assert_eq!(peak.us(SECOND), 900_000);
+        peak.record(50_000, 11 * SECOND);
+        let expected = 50_000.0 + 850_000.0 * (-1.0f64).exp();
+        assert!((f64::from(peak.us(11 * SECOND)) - expected).abs() < 100.0);
+    }
+
+    #[test]
+    fn a_peak_fades_and_is_forgotten() {
+        let peak = PeakEwma::new();
+        peak.record(100_000, 0);
+        assert!((36_000..37_500).contains(&peak.us(10 * SECOND)));
+        assert_eq!(peak.us(60 * SECOND), 0);
+    }
+
+    #[test]
+    fn a_peak_of_a_minute_does_not_fade_within_seconds() {
+        let peak = PeakEwma::new();
+        peak.record(60 * SECOND, 0);
+        assert!(u64::from(peak.us(30 * SECOND)) > 35 * SECOND);
+    }
+
+    #[test]
+    fn failing_fast_does_not_lower_the_peak_and_failing_late_raises_it() {
+        let peak = PeakEwma::new();
+        peak.record(100_000, 0);
+        peak.record_failure(10, 0);
+        assert_eq!(peak.us(0), 100_000);
+        peak.record_failure(5_000_000, 0);
+        assert_eq!(peak.us(0), 5_000_000);
+    }
+
+    // Without fading a server that failed once would stay behind its equals for ever.
+    #[test]
+    fn what_nobody_confirms_fades_and_any_call_ends_the_fading() {
+        let measures = Measures::new();
+        measures.restore(Reading { rt_us: 800_000, success: 0.2, peak_us: 0 }, 0);
+        let at = |seconds: u64| measures.read(seconds * SECOND);
+        assert_eq!((at(9).rt_us, at(9).success), (800_000, 0.2));
+        assert_eq!((at(10).rt_us, at(20).rt_us), (400_000, 200_000));
+        assert!((at(10).success - 0.6).abs() < 1e-6 && (at(20).success - 0.8).abs() < 1e-6);
+        assert!(at(100_000).success > 0.999);
+        measures.record_failure(10, 20 * SECOND);
+        assert_eq!(at(20).rt_us, 800_000);
+        assert!((at(20).success - 0.17).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_server_that_takes_minutes_does_not_fade_while_it_works() {
+        let measures = Measures::new();
+        measures.restore(Reading { rt_us: 60_000_000, success: 1.0, peak_us: 0 }, 0);
+        assert_eq!(measures.read(200 * SECOND).rt_us, 60_000_000);
+    }
+
+    #[test]
+    fn a_stamp_ahead_of_the_reader_is_new() {
+        let measures = Measures::new();
+        measures.record_success(100_000, 5 * SECOND);
+        assert_eq!(measures.read(4 * SECOND).peak_us, 100_000);
+    }
+
+    #[test]
+    fn the_stamp_survives_its_wrap() {
+        let wrap = (u64::from(u32::MAX) + 1) * 1000;
+        let peak = PeakEwma::new();
+        peak.record(100_000, wrap - SECOND);
+        assert!((80_000..100_000).contains(&peak.us(wrap + SECOND)));
+    }
+
+    #[test]
+    fn samples_of_many_threads_arrive() {
+        let measures = Measures::new();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for at in 0..5_000u64 {
+                        measures.record_failure(70_000, at);
+                        measures.record_success(70_000, at);
+                        let read = measures.read(at);
+                        assert!((SUCCESS_MIN..=1.0).contains(&read.success));
+                        assert!((70_000..=RESPONSE_TIME_START_US).contains(&read.rt_us));
+                        assert!((60_000..=70_000).contains(&read.peak_us));
+                    }
+                });
+            }
+        });
+        // 40,000 of each; what a crowd lost is far from what would show.
+        let read = measures.read(5_000);
+        assert!(read.rt_us.abs_diff(70_000) <= 1, "{read:?}");
+        assert!((0.2..0.8).contains(&read.success), "{read:?}");
+    }
+
+    proptest! {
+        // The slow way: the same formulas in f64, one sample after the other.
+        #[test]
+        fn agrees_with_the_formulas(
+            calls in proptest::collection::vec((any::<bool>(), 0u64..20_000_000, 0u64..5_000_000), 1..200),
+        ) {
+            let measures = Measures::new();
+            let (mut rt, mut success, mut peak) = (2e6f64, 1.0f64, 0.0f64);
+            let (mut now, mut stamp) = (0u64, 0u64);
+            for (ok, us, pause) in calls {
+                now += pause / 1000 * 1000;
+                let kept = (-((now - stamp) as f64) / 1e7f64.max(peak)).exp();
+                stamp = now;
+                let sample = us as f64;
+                if ok {
+                    measures.record_success(us, now);
+                    rt += (sample - rt) * 0.15;
+                    peak = if sample >= peak { sample } else { peak * kept + sample * (1.0 - kept) };
+                } else {
+                    measures.record_failure(us, now);
+                    peak = sample.max(peak * kept);
+                }
+                success = (success + (f64::from(u8::from(ok)) - success) * 0.15).max(0.01);
+                let read = measures.read(now);
+                prop_assert!((f64::from(read.rt_us) - rt).abs() <= 2.0 + rt * 1e-4);
+                prop_assert!((f64::from(read.success) - success).abs() < 1e-4);
+                prop_assert!((f64::from(read.peak_us) - peak).abs() <= 2.0 + peak * 1e-4);
+            }
+        }
+
+        #[test]
+        fn no_input_makes_nonsense(
+            calls in proptest::collection::vec((any::<bool>(), any::<u64>(), any::<u64>()), 1..50),
+            asked in any::<u64>(),
+        ) {
+            let measures = Measures::new();
+            for (ok, us, now) in calls {
+                if ok { measures.record_success(us, now) } else { measures.record_failure(us, now) }
+                for at in [now, asked, 0, u64::MAX] {
+                    let read = measures.read(at);
+                    prop_assert!((SUCCESS_MIN..=1.0).contains(&read.success), "{:?}", read);
+                    prop_assert!(read.rt_us <= 3_600_000_000 && read.peak_us <= 3_600_000_000);
+                }
+            }
+        }
+    }
+}
