@@ -105,8 +105,7 @@ impl SuccessRate {
     }
 
     fn restore(&self, share: f32, now_us: u64) {
-        // `max` first: it turns what is no number into the least.
-        self.word.store(pack(share.max(SUCCESS_MIN).min(1.0), now_us), Relaxed);
+        self.word.store(pack(success_within(share), now_us), Relaxed);
     }
 }
 
@@ -242,6 +241,11 @@ impl Measures {
 
 /// How long a measure stands without any call, at least.
 const FADE_US: u64 = 10_000_000;
+
+/// Bounds a share of successes; what is no number is the least.
+pub(super) fn success_within(share: f32) -> f32 {
+    if share.is_nan() { SUCCESS_MIN } else { share.clamp(SUCCESS_MIN, 1.0) }
+}
 
 fn blend(old: f32, sample: f32, share: f32) -> f32 {
     old + (sample - old) * share

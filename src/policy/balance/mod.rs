@@ -17,7 +17,7 @@ mod round_robin;
 mod weighted_random;
 mod weighted_round_robin;
 
-use super::ewma::{RESPONSE_TIME_START_US, SUCCESS_MIN};
+use super::ewma::{RESPONSE_TIME_START_US, success_within};
 
 /// Most members a group may have; those beyond are never picked.
 pub const MEMBERS_MAX: usize = 256;
@@ -214,8 +214,7 @@ fn share_of(chance: u64, n: u64) -> u64 {
 
 /// Returns a member's success within its bounds, whatever was put there.
 fn success_of(member: &Member) -> f64 {
-    // `max` first: it turns what is no number into the least.
-    f64::from(member.success.max(SUCCESS_MIN).min(1.0))
+    f64::from(success_within(member.success))
 }
 
 #[cfg(test)]

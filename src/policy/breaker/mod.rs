@@ -262,7 +262,7 @@ impl Breaker {
         }
         let counts = self.window.record(begun, result == CallResult::Failure, now_ms);
         let over = counts.calls >= self.policy.calls_min.max(1)
-            && f64::from(counts.failures) >= self.policy.threshold * f64::from(counts.calls);
+            && f64::from(counts.failures) / f64::from(counts.calls) >= self.policy.threshold;
         // The usual call ends here and has not written to the word.
         if result == CallResult::Success && consecutive == 0 && !over {
             return None;

@@ -38,10 +38,15 @@ impl Window {
         let tenth = now_ms / self.tenth_ms;
         let own = Bucket::begun(epoch, tenth);
         if let Some(word) = self.buckets.get((tenth % BUCKETS as u64) as usize) {
-            // The function always gives a value, so the result says nothing.
+            // What was there before does not matter.
             let _ = word.fetch_update(Relaxed, Relaxed, |seen| {
                 let seen = Bucket::unpack(seen);
-                let bucket = if seen.tag == own.tag { seen } else { own };
+                let bucket = match seen.tag == own.tag {
+                    true => seen,
+                    // The epoch has changed under this call; it must not wipe the new one out.
+                    false if seen.is_later_epoch_of(&own) => return None,
+                    false => own,
+                };
                 Some(bucket.plus(failed).pack())
             });
         }
@@ -77,6 +82,13 @@ impl Bucket {
     fn begun(epoch: u32, tenth: u64) -> Bucket {
         let tag = (epoch & 0x3ff) << 22 | (tenth as u32 & 0x3f_ffff);
         Bucket { tag, calls: 0, failures: 0 }
+    }
+
+    /// Tells whether this is the same tenth in an epoch after that of `other`.
+    fn is_later_epoch_of(&self, other: &Bucket) -> bool {
+        let same_tenth = (self.tag ^ other.tag) & 0x3f_ffff == 0;
+        let ahead = (self.tag >> 22).wrapping_sub(other.tag >> 22) & 0x3ff;
+        same_tenth && (1..0x200).contains(&ahead)
     }
 
     /// A full bucket is halved: the share of failures is what counts then.
@@ -126,6 +138,15 @@ mod tests {
     }
 
     #[test]
+    fn a_late_call_of_an_older_epoch_wipes_nothing_out() {
+        let window = Window::new(1000);
+        window.record(1023, true, 10);
+        window.record(1024, true, 10);
+        assert_eq!(window.record(1023, true, 10), Counts::default());
+        assert_eq!(window.record(1024, false, 10), Counts { calls: 2, failures: 1 });
+    }
+
+    #[test]
     fn a_full_bucket_keeps_its_share() {
         let window = Window::new(1000);
         let mut counts = Counts::default();
@@ -143,7 +164,9 @@ mod tests {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    (0..2_000).for_each(|at| drop(window.record(3, at % 2 == 0, at / 4)))
+                    for at in 0..2_000 {
+                        window.record(3, at % 2 == 0, at / 4);
+                    }
                 });
             }
         });
