@@ -40,6 +40,8 @@ pub enum Message {
     Drain,
     /// Cut what is still in flight.
     Cut,
+    /// There is a new plan.
+    Look,
 }
 
 /// The sending end, shared by everybody.
@@ -111,6 +113,7 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
             record[8..12].copy_from_slice(&ticket.generation.to_le_bytes());
             record[16..24].copy_from_slice(&value.to_le_bytes());
         }
+        Message::Look => record[0] = b'L',
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
             record[2..4].copy_from_slice(&listener.to_le_bytes());
@@ -145,6 +148,7 @@ fn decode(record: &[u8]) -> Option<Message> {
             let ticket = Ticket { core: two(2), slot: four(4), generation: four(8) };
             Some(Message::Ring { ticket, value: eight(16) })
         }
+        b'L' => Some(Message::Look),
         b'C' => {
             let fd = four(4) as i32;
             let mut v6 = [0u8; 16];

@@ -31,6 +31,7 @@ use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
+use crate::upstream::roster::Endpoint;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
@@ -87,8 +88,6 @@ pub struct Attempt<'a> {
     pub plan: &'a Plan,
     /// The request.
     pub request: &'a Request<'a>,
-    /// The upstream's number.
-    pub index: usize,
     /// The upstream.
     pub upstream: &'a UpstreamPlan,
     /// Its group's timeouts.
@@ -297,12 +296,14 @@ impl Attempt<'_> {
         let core = self.core;
         if !self.fresh && self.upstream.reuse != Reuse::Never {
             let now = core.ticker.now();
-            if let Some(conn) = core.pool.take(self.index, self.plan.pool_idle, now) {
-                return Ok(conn);
+            for endpoint in &self.upstream.endpoints {
+                if let Some(conn) = core.pool.take(endpoint.pool, self.plan.pool_idle, now) {
+                    return Ok(conn);
+                }
             }
         }
         let mut kind = Kind::UpstreamConnect;
-        for address in &self.upstream.addresses {
+        for Endpoint { address, pool } in self.upstream.endpoints.iter().map(AsRef::as_ref) {
             let dialing =
                 dial::connect(address, self.plan.tcp_keepalive, timer, self.timeouts.connect);
             let dialed = if body.reader.is_done() {
@@ -315,13 +316,15 @@ impl Attempt<'_> {
                 dialing.await
             };
             match dialed {
-                Ok(socket) => return Ok(UpConn::new(socket)),
+                Ok(socket) => return Ok(UpConn::new(socket, *pool)),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     kind = Kind::UpstreamConnectTimeout;
                 }
                 Err(_) => kind = Kind::UpstreamConnect,
             }
         }
+        // Its models must leave the table if it is gone: the control thread finds out.
+        self.upstream.state.suspect();
         Err(Attempted::Failed { kind, answered: false, reused: false, status: None })
     }
 
@@ -353,7 +356,7 @@ impl Attempt<'_> {
         }
         let now = Instant::now();
         if conn.lifetime.until.is_none_or(|until| now < until) {
-            self.core.pool.put(self.index, conn, self.core.buffers.take(SMALL_BYTES), now);
+            self.core.pool.put(conn, self.core.buffers.take(SMALL_BYTES), now);
         }
     }
 }

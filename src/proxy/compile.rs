@@ -3,8 +3,6 @@
 //! Names of upstream hosts have been resolved and models discovered before (`control`), so this
 //! stays a function of its arguments.
 
-use std::sync::Arc;
-
 use base64::Engine as _;
 
 use super::plan::{
@@ -16,7 +14,6 @@ use crate::config::{
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::parse::HeadLimits;
-use crate::net::dial::Address;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
@@ -24,18 +21,14 @@ use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use crate::policy::model::{ModelEntry, ModelTable, ModelTarget, Place};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
-use crate::upstream::state::UpstreamState;
+use crate::upstream::roster::{PoolId, Site};
 
 /// Compiles a checked config.
 ///
-/// Shape: `addresses` has one list per upstream, in order of preference; `loaded_unix_s` stamps
-/// the models list.
+/// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
+/// keep the numbers of the config.
 /// Errors: a message that names the thing; the config's own checks leave few.
-pub fn compile(
-    config: &Config,
-    addresses: &[Vec<Address>],
-    loaded_unix_s: u64,
-) -> Result<Plan, String> {
+pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Plan, String> {
     refuse_what_is_missing(config)?;
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
@@ -56,8 +49,8 @@ pub fn compile(
         upstreams: config
             .upstreams
             .iter()
-            .zip(addresses)
-            .map(|(upstream, addresses)| upstream_plan(upstream, addresses.clone()))
+            .zip(sites)
+            .map(|(upstream, site)| upstream_plan(upstream, site.clone()))
             .collect(),
         head: HeadLimits {
             head_bytes_max: to_usize(config.limits.head),
@@ -68,8 +61,16 @@ pub fn compile(
         body_held_bytes_max: config.limits.body_held,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pool_idle: config.timeouts.upstream.pool_idle,
+        pools: pools(sites),
         loaded_unix_s,
     })
+}
+
+fn pools(sites: &[Site]) -> Vec<PoolId> {
+    let endpoints = sites.iter().flat_map(|site| &site.endpoints);
+    let mut pools: Vec<PoolId> = endpoints.map(|endpoint| endpoint.pool).collect();
+    pools.sort_unstable();
+    pools
 }
 
 /// Refuses what would be unsafe to ignore: plain text where TLS was asked for, a direct
@@ -190,7 +191,7 @@ fn carriers(carrier: &Carrier) -> Vec<Carrier> {
     }
 }
 
-fn upstream_plan(upstream: &config::Upstream, addresses: Vec<Address>) -> UpstreamPlan {
+fn upstream_plan(upstream: &config::Upstream, site: Site) -> UpstreamPlan {
     let base = upstream.url.base_path.trim_end_matches('/').as_bytes().to_vec();
     let mut added = Vec::new();
     let mut dropped = Vec::new();
@@ -211,9 +212,9 @@ fn upstream_plan(upstream: &config::Upstream, addresses: Vec<Address>) -> Upstre
     }
     UpstreamPlan {
         name: upstream.name.clone(),
-        addresses,
+        endpoints: site.endpoints,
         enabled: upstream.enabled,
-        state: Arc::new(UpstreamState::default()),
+        state: site.state,
         path: match upstream.path_mode {
             PathMode::Append => PathPlan::Append(base),
             PathMode::StripV1 => PathPlan::StripV1(base),

@@ -2,9 +2,10 @@
 //! seen by another core but the atomics in `Shared`.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::plan::{ListenerPlan, Plan};
@@ -27,6 +28,8 @@ const SCRATCHES_KEPT: usize = 256;
 
 /// What all cores share.
 pub struct Shared {
+    /// The plan in force.
+    pub slot: PlanSlot,
     /// Active client connections per core, for the hand-over at accept.
     pub active: Vec<Padded<AtomicU32>>,
     /// Mailboxes of the cores, same order.
@@ -49,7 +52,50 @@ pub struct Shared {
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
 
+/// Where a new plan is put and each core finds it.
+///
+/// The version is looked at first, so that a core takes the lock once per plan and no more.
+pub struct PlanSlot {
+    plan: Mutex<Arc<Plan>>,
+    version: AtomicU64,
+}
+
+impl PlanSlot {
+    /// A slot with the first plan.
+    #[must_use]
+    pub fn new(plan: Plan) -> Self {
+        Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
+    }
+
+    /// The plan in force and its version.
+    #[must_use]
+    pub fn plan(&self) -> (Arc<Plan>, u64) {
+        // A plan is put in whole: one that panicked while it held the lock broke nothing.
+        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        (plan.clone(), self.version.load(Ordering::Acquire))
+    }
+
+    fn put(&self, plan: Plan) {
+        let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = Arc::new(plan);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+}
+
 impl Shared {
+    /// Puts another plan in force: every core takes it in its next turn, and an exchange keeps
+    /// the one it began with.
+    ///
+    /// Shape: it has as many listeners as the one before, in the same order.
+    pub fn swap(&self, plan: Plan) {
+        debug_assert_eq!(plan.listeners.len(), self.slot.plan().0.listeners.len());
+        self.slot.put(plan);
+        for mailbox in &self.mailboxes {
+            // A core that does not keep up looks by itself at its next tick.
+            let _ = mailbox.send(Message::Look);
+        }
+    }
+
     /// Rings a bell, from any thread; on its own core `Core::ring` is shorter.
     ///
     /// Never waits: when the mailbox is full the bell is rung with `bell::LOOK` at the core's next
@@ -110,6 +156,7 @@ pub struct Core {
     /// Its number among the workers.
     pub index: usize,
     plan: RefCell<LocalPlan>,
+    plan_version: Cell<u64>,
     /// Free buffers.
     pub buffers: Buffers,
     /// Coarse deadlines.
@@ -140,7 +187,8 @@ pub struct Core {
 impl Core {
     /// Makes a core; `seed` feeds its random source.
     #[must_use]
-    pub fn new(index: usize, plan: Arc<Plan>, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+    pub fn new(index: usize, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
+        let (plan, version) = shared.slot.plan();
         let started = Instant::now();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Rc::new(Self {
@@ -149,6 +197,7 @@ impl Core {
                 plan.groups.iter().map(|_| PickState::starting_at(index)).collect(),
             ),
             plan: RefCell::new(Rc::new(plan)),
+            plan_version: Cell::new(version),
             buffers: Buffers::new(),
             ticker: Ticker::new(started),
             pool: Pool::default(),
@@ -169,6 +218,29 @@ impl Core {
     #[must_use]
     pub fn plan(&self) -> LocalPlan {
         self.plan.borrow().clone()
+    }
+
+    /// Takes the plan in force, if it is another one than this core's.
+    pub fn look(&self) {
+        if self.shared.slot.version.load(Ordering::Acquire) == self.plan_version.get() {
+            return;
+        }
+        let (plan, version) = self.shared.slot.plan();
+        self.keep_picks(&plan);
+        self.plan_version.set(version);
+        *self.plan.borrow_mut() = Rc::new(plan);
+    }
+
+    /// Carries the balancers' states over to the groups that still have the same members.
+    fn keep_picks(&self, next: &Plan) {
+        let now = self.plan.borrow();
+        let mut picks = self.picks.borrow_mut();
+        let mut known: HashMap<(&str, Vec<&str>), PickState> =
+            now.groups.iter().map(|group| now.group_key(group)).zip(picks.drain(..)).collect();
+        picks.extend(next.groups.iter().map(|group| {
+            let kept = known.remove(&next.group_key(group));
+            kept.unwrap_or_else(|| PickState::starting_at(self.index))
+        }));
     }
 
     /// Asks one listener of the config in force.

@@ -279,8 +279,7 @@ async fn forward(
             return Err(failed.map_or_else(|| nobody_available(group), Refusal::from));
         };
         tried.insert(member);
-        let index = usize::from(group.members[member].0);
-        let upstream = &plan.upstreams[index];
+        let upstream = &plan.upstreams[usize::from(group.members[member].0)];
         let another = members.iter().enumerate().any(|(at, m)| m.usable && !tried.has(at));
         let resendable = turn.body.reader.is_done();
         let lease = upstream.state.lease();
@@ -289,7 +288,6 @@ async fn forward(
             core,
             plan,
             request,
-            index,
             upstream,
             timeouts: group.timeouts,
             retry_on: (another && resendable && retries < group.retry.attempts)
@@ -367,7 +365,7 @@ fn view(plan: &Plan, route: &Route, members: &mut Vec<Member>) {
         members.push(Member {
             weight,
             in_flight: state.state.in_flight(),
-            usable: wanted && state.enabled,
+            usable: wanted && state.enabled && state.state.healthy(),
             ..Member::default()
         });
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::http1::parse::HeadLimits;
-use crate::net::dial::Address;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
@@ -15,6 +14,7 @@ use crate::policy::keys::KeyTable;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
+use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
 
 /// Everything that an exchange asks.
@@ -41,8 +41,20 @@ pub struct Plan {
     pub tcp_keepalive: Duration,
     /// How long an idle upstream connection is kept.
     pub pool_idle: Duration,
+    /// Pools of all endpoints, sorted.
+    pub pools: Vec<PoolId>,
     /// When the config was loaded, seconds since 1970; `created` of the models listed.
     pub loaded_unix_s: u64,
+}
+
+impl Plan {
+    /// What makes a group the same in two plans: its name and those of its members, in order.
+    #[must_use]
+    pub fn group_key<'p>(&'p self, group: &'p GroupPlan) -> (&'p str, Vec<&'p str>) {
+        let members = group.members.iter().map(|(upstream, _)| usize::from(*upstream));
+        let names = members.filter_map(|at| self.upstreams.get(at)).map(|u| u.name.as_str());
+        (&group.name, names.collect())
+    }
 }
 
 /// One listener.
@@ -145,7 +157,7 @@ pub struct UpstreamPlan {
     /// Its name.
     pub name: String,
     /// Its addresses, tried in order.
-    pub addresses: Vec<Address>,
+    pub endpoints: Vec<Arc<Endpoint>>,
     /// Whether it may be picked.
     pub enabled: bool,
     /// What all cores share about it.

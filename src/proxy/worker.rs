@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use super::conn_h1;
 use super::core::{Core, Padded, Shared};
-use super::plan::Plan;
 use crate::net::listener::Listening;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
@@ -42,8 +41,6 @@ pub struct Worker {
     pub cpu: Option<usize>,
     /// Which driver the operator wants.
     pub io: Wanted,
-    /// The config.
-    pub plan: Arc<Plan>,
     /// What all cores share.
     pub shared: Arc<Shared>,
     /// Its listening sockets with their listener's number.
@@ -90,7 +87,7 @@ impl Worker {
     }
 
     fn start(self) -> io::Result<Running> {
-        let core = Core::new(self.index, self.plan, self.shared, self.seed);
+        let core = Core::new(self.index, self.shared, self.seed);
         let stop = Rc::new(Stop::default());
         for (listener, listening) in self.listeners {
             let acceptor = match listening {
@@ -123,8 +120,12 @@ impl Running {
             let now = Instant::now();
             core.ticker.walk(now);
             core.ring_lost();
-            let pool_idle = core.plan().pool_idle;
-            core.pool.sweep(|_| pool_idle, &core.buffers, now);
+            // Should the word of a new plan not have fitted into the mailbox.
+            core.look();
+            let plan = core.plan();
+            let known = |pool| plan.pools.binary_search(&pool).is_ok();
+            core.pool.sweep(|pool| known(pool).then_some(plan.pool_idle), &core.buffers, now);
+            drop(plan);
             if tick % PUBLISH_TICKS == 0 {
                 core.publish();
             }
@@ -166,6 +167,7 @@ async fn read_mailbox(
             }
             Message::Ring { ticket, value } => core.bells.ring(ticket, value),
             Message::Cut => cut.set(true),
+            Message::Look => core.look(),
         }
     }
 }

@@ -22,11 +22,12 @@ use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::proxy::compile::compile;
-use crate::proxy::core::{Padded, Shared};
+use crate::proxy::core::{Padded, PlanSlot, Shared};
 use crate::proxy::plan::Plan;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
+use crate::upstream::roster::Roster;
 
 /// Starts what a config describes.
 ///
@@ -37,7 +38,8 @@ pub fn start(config: &Config) -> Result<Started, String> {
     let Learnt { addresses, models, warnings } = learn(config);
     let config = config.with_discovered(&models);
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let plan = compile(&config, &addresses, unix.as_secs())?;
+    let sites = Roster::default().sites(&config, &addresses);
+    let plan = compile(&config, &sites, unix.as_secs())?;
     let options = Options::of(&config)?;
     let server = Server::start(plan, options).map_err(|error| error.to_string())?;
     Ok(Started { server, config, warnings })
@@ -162,8 +164,7 @@ impl Server {
             .collect::<io::Result<Vec<_>>>()?
             .into_iter()
             .unzip();
-        let shared = shared(&options, copies, senders);
-        let plan = Arc::new(plan);
+        let shared = shared(plan, &options, copies, senders);
         let (ready, started) = mpsc::channel();
         let mut workers = Vec::new();
         for (index, (listeners, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
@@ -171,7 +172,6 @@ impl Server {
                 index,
                 cpu: options.cores.get(index).copied().flatten(),
                 io: options.io.with_environment(),
-                plan: plan.clone(),
                 shared: shared.clone(),
                 listeners,
                 inbox,
@@ -203,6 +203,11 @@ impl Server {
         }
         server.drivers = drivers.into_iter().flatten().collect();
         Ok(server)
+    }
+
+    /// Puts another plan in force on every core; an exchange keeps the one it began with.
+    pub fn swap(&self, plan: Plan) {
+        self.shared.swap(plan);
     }
 
     /// What the cores share, for tests and status pages.
@@ -299,8 +304,9 @@ impl Drop for Server {
     }
 }
 
-fn shared(options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
+fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
     Arc::new(Shared {
+        slot: PlanSlot::new(plan),
         active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
         mailboxes,
         connections: AtomicU32::new(0),

@@ -11,6 +11,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use super::roster::PoolId;
 use crate::net::frame::Frame;
 use crate::net::race::poll_idle;
 use crate::net::rt::Socket;
@@ -31,6 +32,8 @@ type Received = (io::Result<usize>, Vec<u8>);
 /// A connection to one upstream.
 pub struct UpConn {
     socket: Socket,
+    /// Where it is kept while it idles.
+    pub pool: PoolId,
     armed: Option<Frame<'static, Received>>,
     /// Requests answered on it.
     pub served: u32,
@@ -43,8 +46,9 @@ pub struct UpConn {
 impl UpConn {
     /// A fresh connection; nothing is armed.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
-        Self { socket, armed: None, served: 0, lifetime: Lifetime::default(), idle_since: None }
+    pub fn new(socket: Socket, pool: PoolId) -> Self {
+        let lifetime = Lifetime::default();
+        Self { socket, pool, armed: None, served: 0, lifetime, idle_since: None }
     }
 
     /// The socket, for sends and for the ticker.

@@ -1,37 +1,40 @@
-//! The idle connections of one core, last in first out per upstream.
+//! The idle connections of one core, last in first out per address of an upstream.
 //!
 //! The most recently used connection is the least likely to be stale. Each idle connection has
 //! a receive armed; one that completed while idle (an end, a reset, a byte nobody asked for)
 //! makes the connection unfit. `Keep-Alive: timeout=, max=` is honoured one second and one
 //! request early. What is past its time is shut down by `sweep` and dropped when its receive
-//! has come back, so that no live operation is ever dropped.
+//! has come back, so that no live operation is ever dropped. So is what leads to an address
+//! that is in no plan any more.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::conn::UpConn;
+use super::roster::PoolId;
 use crate::base::buf::Buffers;
 use crate::net::sys::Shut;
 
-/// Idle connections kept per upstream and core.
+/// Idle connections kept per address and core.
 pub const IDLE_MAX: usize = 1024;
 /// How much earlier than promised a connection is given up.
 pub const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
-/// The pool of one core; upstreams are numbered as in the config.
+/// The pool of one core.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<Vec<Vec<UpConn>>>,
+    idle: RefCell<BTreeMap<PoolId, Vec<UpConn>>>,
     dying: RefCell<Vec<UpConn>>,
 }
 
 impl Pool {
     /// Takes the most recently used fit connection.
     #[must_use]
-    pub fn take(&self, upstream: usize, idle_max: Duration, now: Instant) -> Option<UpConn> {
+    pub fn take(&self, pool: PoolId, idle_max: Duration, now: Instant) -> Option<UpConn> {
         loop {
-            let mut conn = self.idle.borrow_mut().get_mut(upstream)?.pop()?;
+            let mut conn = self.idle.borrow_mut().get_mut(&pool)?.pop()?;
             if fit(&mut conn, idle_max, now) {
                 return Some(conn);
             }
@@ -40,15 +43,13 @@ impl Pool {
     }
 
     /// Puts a connection back after a complete answer, with a receive armed into `buffer`.
-    pub fn put(&self, upstream: usize, mut conn: UpConn, buffer: Vec<u8>, now: Instant) {
+    pub fn put(&self, mut conn: UpConn, buffer: Vec<u8>, now: Instant) {
         conn.idle_since = Some(now);
         conn.arm(buffer);
         let mut idle = self.idle.borrow_mut();
-        if idle.len() <= upstream {
-            idle.resize_with(upstream + 1, Vec::new);
-        }
-        if idle[upstream].len() < IDLE_MAX {
-            idle[upstream].push(conn);
+        let mates = idle.entry(conn.pool).or_default();
+        if mates.len() < IDLE_MAX {
+            mates.push(conn);
         } else {
             drop(idle);
             self.bury(conn);
@@ -64,10 +65,20 @@ impl Pool {
     }
 
     /// Drops what has died or outlived its time; called by the ticker.
-    pub fn sweep(&self, idle_max: impl Fn(usize) -> Duration, buffers: &Buffers, now: Instant) {
+    ///
+    /// Shape: `idle_max` is `None` for a pool that is in no plan any more.
+    pub fn sweep(
+        &self,
+        idle_max: impl Fn(PoolId) -> Option<Duration>,
+        buffers: &Buffers,
+        now: Instant,
+    ) {
         let mut unfit = Vec::new();
-        for (upstream, idle) in self.idle.borrow_mut().iter_mut().enumerate() {
-            let idle_max = idle_max(upstream);
+        self.idle.borrow_mut().retain(|pool, idle| {
+            let Some(idle_max) = idle_max(*pool) else {
+                unfit.append(idle);
+                return false;
+            };
             let mut at = 0;
             while at < idle.len() {
                 if fit(&mut idle[at], idle_max, now) {
@@ -76,7 +87,8 @@ impl Pool {
                     unfit.push(idle.remove(at));
                 }
             }
-        }
+            true
+        });
         unfit.into_iter().for_each(|conn| self.bury(conn));
         self.dying.borrow_mut().retain_mut(|conn| match conn.poll_stale() {
             Poll::Pending => conn.is_armed(),
@@ -90,13 +102,13 @@ impl Pool {
     /// Shuts every idle connection down: the core is leaving.
     pub fn close_all(&self) {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
-        idle.into_iter().flatten().for_each(|conn| self.bury(conn));
+        idle.into_values().flatten().for_each(|conn| self.bury(conn));
     }
 
-    /// Idle connections of one upstream.
+    /// Idle connections to one address.
     #[must_use]
-    pub fn idle(&self, upstream: usize) -> usize {
-        self.idle.borrow().get(upstream).map_or(0, Vec::len)
+    pub fn idle(&self, pool: PoolId) -> usize {
+        self.idle.borrow().get(&pool).map_or(0, Vec::len)
     }
 }
 

@@ -4,7 +4,7 @@
 //! what the other cores send. A lease counts itself in when it is made, before the connect, and
 //! out when it is dropped, whatever way the exchange ends.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Shared counters of one upstream.
 #[derive(Debug, Default)]
@@ -12,6 +12,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub struct UpstreamState {
     in_flight: AtomicU32,
     attempts: AtomicU64,
+    /// Probes say that it is down; what was never probed counts as healthy.
+    down: AtomicBool,
+    /// A connection to it failed since the control thread last looked.
+    suspect: AtomicBool,
 }
 
 impl UpstreamState {
@@ -25,6 +29,29 @@ impl UpstreamState {
     #[must_use]
     pub fn attempts(&self) -> u64 {
         self.attempts.load(Ordering::Relaxed)
+    }
+
+    /// Whether active probes let requests go there; unknown counts as healthy.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        !self.down.load(Ordering::Relaxed)
+    }
+
+    /// Says what the probes found.
+    pub fn set_healthy(&self, healthy: bool) {
+        self.down.store(!healthy, Ordering::Relaxed);
+    }
+
+    /// Asks the control thread to look: a connection to it failed.
+    pub fn suspect(&self) {
+        self.suspect.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was suspected since the last call.
+    #[must_use]
+    pub fn take_suspicion(&self) -> bool {
+        // Read first: the line is written by the cores, and nearly always there is nothing.
+        self.suspect.load(Ordering::Relaxed) && self.suspect.swap(false, Ordering::Relaxed)
     }
 
     /// Counts one attempt in; it is counted out when the lease is dropped.

@@ -59,7 +59,8 @@ impl Setup<'_> {
         Proxy::start(&self.text(urls))
     }
 
-    fn text(&self, urls: &[String]) -> String {
+    /// The config itself.
+    pub(crate) fn text(&self, urls: &[String]) -> String {
         let or = |text: &str, key: &str, line: &'static str| match text.contains(key) {
             true => "",
             false => line,
@@ -109,6 +110,11 @@ impl Proxy {
             .unwrap_or_else(|report| panic!("{report}\n{text}"));
         let started = server::start(&config).unwrap_or_else(|why| panic!("{why}\n{text}"));
         Proxy { server: Some(started.server) }
+    }
+
+    /// Takes a running server over.
+    pub(crate) fn of(server: Server) -> Proxy {
+        Proxy { server: Some(server) }
     }
 
     /// The TCP address of the first listener.

@@ -28,5 +28,6 @@ mod listeners;
 mod models;
 mod pool;
 mod retry;
+mod swap;
 mod tunnel;
 mod wire;
