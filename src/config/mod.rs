@@ -3,13 +3,15 @@
 //! The one idea: two levels. `raw` mirrors what was said, `model` is what is
 //! meant; `build` leads from one to the other and reports every fault at once,
 //! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
-//! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `discovered`.
+//! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `expanded`,
+//! `discovered`.
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
 
 mod build;
 mod discovered;
 mod effect;
+mod expanded;
 mod fault;
 pub mod model;
 mod names;
@@ -22,6 +24,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use expanded::{TARGETS_MAX, Target};
 pub use fault::{Fault, Report};
 pub use model::*;
 pub use reader::Outside;

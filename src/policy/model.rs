@@ -169,7 +169,9 @@ impl ModelTable {
                 name_to_send: Some(model),
             });
         };
-        let target = ModelTarget { upstream_forced: home.upstream_forced, ..found.target };
+        // An upstream that stands for several has no number: its group picks one of them.
+        let forced = |_| ModelTarget { upstream_forced: home.upstream_forced, ..found.target };
+        let target = home.upstream_forced.map_or(*home, forced);
         Some(Found { target, ..found })
     }
 
@@ -281,6 +283,17 @@ mod tests {
         check("new@gpu0", Some((100, Some(0), "new", Some("new"))));
         check("a@b@gpu0", Some((100, Some(0), "a@b", Some("a@b"))));
         check("llama3@pool", None);
+    }
+
+    #[test]
+    fn an_upstream_that_stands_for_several_keeps_its_group() {
+        let several =
+            Place { name: "many".into(), target: ModelTarget { group: 30, upstream_forced: None } };
+        let table = ModelTable::new([entry("m", 1)], [], [several], []).unwrap();
+        let found = |asked| table.find(asked).map(|f| (f.target, f.name_to_send.unwrap()));
+        let target = ModelTarget { group: 30, upstream_forced: None };
+        assert_eq!(found("m@many"), Some((target, "m")));
+        assert_eq!(found("many:x"), Some((target, "x")));
     }
 
     #[test]

@@ -292,6 +292,11 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
         name: upstream.name.clone(),
         target: ModelTarget { group: upstream.group.0, upstream_forced: u16::try_from(index).ok() },
     });
+    // What stands for several forces nobody: its group picks.
+    let sets = config.sets.iter().map(|set| Place {
+        name: set.name.clone(),
+        target: ModelTarget { group: set.group.0, upstream_forced: None },
+    });
     let groups = config.groups.iter().enumerate().filter(|(_, group)| !group.implicit).map(
         |(index, group)| Place {
             name: group.name.clone(),
@@ -301,7 +306,7 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
             },
         },
     );
-    ModelTable::new(entries(false), entries(true), upstreams, groups)
+    ModelTable::new(entries(false), entries(true), upstreams.chain(sets), groups)
         .map_err(|twice| format!("models.{}: named twice", twice.name))
 }
 

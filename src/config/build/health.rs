@@ -24,7 +24,7 @@ pub(crate) fn health(r: &mut Reader<'_>, at: &At<RawHealth>) -> Health {
     {
         r.draft.fault(&at.spot, "no method");
     }
-    let interval = time(r, &raw.interval, secs(30), secs(1)..=secs(3600));
+    let interval = time(r, &raw.interval, Health::INTERVAL, secs(1)..=secs(3600));
     let limit = time(r, &raw.timeout, secs(5).min(interval), secs(1) / 10..=secs(600));
     if let Some(at) = &raw.timeout
         && limit > interval

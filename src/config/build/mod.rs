@@ -12,7 +12,7 @@ mod auth;
 mod base_url;
 pub(crate) mod check;
 pub(crate) mod date;
-mod group;
+pub(crate) mod group;
 mod headers;
 mod health;
 mod key;
@@ -67,6 +67,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         upstreams,
         groups,
         models,
+        sets: Vec::new(),
         discovery: process::discovery(raw, r),
         admin,
     }

@@ -178,9 +178,12 @@ pub(crate) fn ratelimit_store(raw: &RawConfig, r: &mut Reader<'_>) -> RatelimitS
 
 pub(crate) fn discovery(raw: &RawConfig, r: &mut Reader<'_>) -> Discovery {
     let raw = section(&raw.discovery);
+    let ttl_multiplier = fraction(r, &raw.ttl_multiplier, 0.0, 0.0..=1000.0);
+    // Given alone, the multiple counts alone.
+    let ttl = if ttl_multiplier > 0.0 { secs(24 * 3600) } else { secs(30) };
     Discovery {
-        ttl: time(r, &raw.ttl, secs(30), secs(1)..=secs(24 * 3600)),
-        ttl_multiplier: fraction(r, &raw.ttl_multiplier, 0.0, 0.0..=1000.0),
+        ttl: time(r, &raw.ttl, ttl, secs(1)..=secs(24 * 3600)),
+        ttl_multiplier,
         prefix: value(&raw.prefix, false),
     }
 }

@@ -31,7 +31,9 @@ pub(crate) fn upstreams(
         if let Some(name) = name {
             names.upstreams.declare(r, &name.value, &name.spot, ids.clone());
             if filled(&at.value.name).is_some() && at.value.ports.is_some() {
-                for (one, id) in expanded.iter().zip(&ids) {
+                // Ports that were refused leave the entry itself, which has its name already.
+                let made = expanded.iter().zip(&ids).filter(|(one, _)| one.name != name.value);
+                for (one, id) in made {
                     names.upstreams.declare(r, &one.name, &name.spot, vec![*id]);
                 }
             }
@@ -46,6 +48,10 @@ fn expand(r: &mut Reader<'_>, raw: &RawUpstream, one: Upstream) -> Vec<Upstream>
     let Some(ports) = &raw.ports else { return vec![one] };
     if ports.value.is_empty() {
         r.draft.fault(&ports.spot, "must not be empty");
+        return vec![one];
+    }
+    if one.discover.is_some() {
+        r.draft.fault(&ports.spot, "ports and discover exclude each other");
         return vec![one];
     }
     if one.url.unix {
@@ -71,7 +77,7 @@ fn expand(r: &mut Reader<'_>, raw: &RawUpstream, one: Upstream) -> Vec<Upstream>
 }
 
 /// The URL as text, port included.
-fn written(url: &UpstreamUrl) -> String {
+pub(crate) fn written(url: &UpstreamUrl) -> String {
     let scheme = if url.tls { "https" } else { "http" };
     let bracketed = url.host.contains(':');
     let (open, close) = if bracketed { ("[", "]") } else { ("", "") };

@@ -46,6 +46,8 @@ pub struct Config {
     /// `[models]` in declaration order, then the names that upstreams declare. Names and
     /// aliases are unique over all of them.
     pub models: Vec<Model>,
+    /// Names of entries that `discover` replaced by others, and the groups of these.
+    pub sets: Vec<NamedSet>,
     /// `[discovery]`.
     pub discovery: Discovery,
     /// `[admin]`; none when the file has no such section or its `bind` is empty.
@@ -84,6 +86,15 @@ impl Config {
         let at = self.upstreams.iter().position(|u| u.name == name)?;
         u16::try_from(at).ok().map(UpstreamId)
     }
+}
+
+/// The name of an entry that stands for any number of upstreams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedSet {
+    /// The entry's name.
+    pub name: String,
+    /// The group of all that it stands for.
+    pub group: GroupId,
 }
 
 /// Index of an upstream in `Config::upstreams`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Bind, Secret};
+use super::{Bind, Health, Secret};
 
 /// `[process]`: cores, driver, end of life.
 #[derive(Debug, Clone)]
@@ -200,6 +200,20 @@ pub struct Discovery {
     pub ttl_multiplier: f64,
     /// True: discovered ids are `upstream:model`.
     pub prefix: bool,
+}
+
+impl Discovery {
+    /// From one question to the next, for an upstream with these probes.
+    ///
+    /// Units: at least a second; without probes the multiple is of their default interval.
+    #[must_use]
+    pub fn interval(&self, health: Option<&Health>) -> Duration {
+        let multiple = match self.ttl_multiplier > 0.0 {
+            true => health.map_or(Health::INTERVAL, |h| h.interval).mul_f64(self.ttl_multiplier),
+            false => self.ttl,
+        };
+        self.ttl.min(multiple).max(Duration::from_secs(1))
+    }
 }
 
 /// `[admin]`.

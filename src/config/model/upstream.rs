@@ -277,6 +277,11 @@ pub struct Health {
     pub rise: u32,
 }
 
+impl Health {
+    /// `interval` when it is not said.
+    pub const INTERVAL: Duration = Duration::from_secs(30);
+}
+
 /// Circuit breaker of an upstream.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Breaker {

@@ -128,12 +128,31 @@ fn unix_sockets_and_fixed_urls() {
 }
 
 #[test]
+fn models_are_asked_for_after_the_smaller_of_both_times() {
+    for (text, probes, seconds) in [
+        ("", "", 30),
+        ("ttl=\"7s\"", "health={interval=\"5s\"}", 7),
+        ("ttl_multiplier=2.0", "health={interval=\"5s\"}", 10),
+        ("ttl_multiplier=2.0", "", 60),
+        ("ttl=\"7s\"\nttl_multiplier=2.0", "health={interval=\"5s\"}", 7),
+        ("ttl=\"12s\"\nttl_multiplier=2.0", "health={interval=\"5s\"}", 10),
+        ("ttl_multiplier=0.01", "health={interval=\"5s\"}", 1),
+    ] {
+        let up = format!("[[upstream]]\nname=\"v\"\nurl=\"http://10.0.0.1\"\n{probes}\n");
+        let config = good(&with(&format!("[discovery]\n{text}\n{up}"))).config;
+        let interval = config.discovery.interval(config.upstreams[1].health.as_ref());
+        assert_eq!(interval.as_secs(), seconds, "{text} {probes}");
+    }
+}
+
+#[test]
 fn what_is_printed_loads_and_prints_the_same() {
     let text = with(
         "[process]\ncores=[0,1]\n[models.\"a.b\"]\nbackend=\"127.0.0.1:8080\"\naliases=[\"$${X}\"]\n\
          [models.p]\nupstream=\"v\"\n[[upstream]]\nname=\"v\"\nurl=\"http://10.0.0.1\"\nports=[1,2]\n\
-         host=\"client\"\nhealth={}\ndiscover=\"dns:x:80\"\nproxy=\"http://p:8080\"\n\
+         host=\"client\"\nhealth={}\nproxy=\"http://p:8080\"\n\
          headers=[{op=\"remove\",key=\"X-A\"},{op=\"replace\",key=\"b\",value=\"c \\\" d\"}]\n\
+         [[upstream]]\nname=\"w\"\nurl=\"http://x\"\ndiscover=\"dns:x:80\"\n\
          [[group]]\nname=\"g\"\nmembers=[{upstream=\"gpu0\",weight=3}]\nretry={on=[\"5xx\",\"429\"]}\n\
          affinity={by=\"header:X-S\"}\nfallback=[\"chat\"]\nserve=[\"ollama\"]\n\
          [[listener]]\nname=\"l\"\nbind=[\"unix:/x\",\"[::1]:1\"]\nauth=\"none\"\n\

@@ -113,6 +113,7 @@ fn names_the_culprit_of_upstreams() {
     check(&up("ports=[0]"), &["0 is out of range 1..65535"]);
     check(&up("models=\"discovr\""), &["upstream.u.models", "neither \"discover\""]);
     check(&up("discover=\"consul:x\""), &["upstream.u.discover"]);
+    check(&up("ports=[1]\ndiscover=\"srv:x\""), &["upstream.u.ports: ports and discover exclude"]);
     check(&up("tls={cert=\"c.pem\"}"), &["upstream.u.tls: cert and key need each other"]);
     check(&up("proxy=\"socks5://x\""), &["upstream.u.proxy: no proxy URL"]);
     check(&up("host=\"a b\""), &["upstream.u.host"]);
