@@ -114,7 +114,11 @@ impl RequestHead {
     }
 
     /// The values of all fields with this name, in order.
-    pub fn values<'a>(&'a self, name: Name, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
+    pub fn values<'a>(
+        &'a self,
+        name: Name,
+        bytes: &'a [u8],
+    ) -> impl DoubleEndedIterator<Item = &'a [u8]> {
         all(&self.fields, name, bytes)
     }
 
@@ -201,7 +205,7 @@ fn all<'a>(
     fields: &'a [Field],
     name: Name,
     bytes: &'a [u8],
-) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+) -> impl DoubleEndedIterator<Item = &'a [u8]> + use<'a> {
     fields
         .iter()
         .filter(move |field| field.name_kind == name)

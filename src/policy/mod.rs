@@ -1,11 +1,11 @@
 //! Deciders: who may, where to, and what next.
 //!
 //! Reading order follows a request: `auth` (which credential) and `keys` (whose, and what
-//! it may), `route` and `host` (by path and by host), `model` (by name), `balance` (which
-//! member) by what `ewma` has measured, `breaker` and `health` (whether it may be used at
-//! all), `retry` and `budget` (after a failure). `pattern` and `query` are what `route` and
-//! `auth` lean on. All pure: values in, a value out; `now` and chance are arguments. What
-//! all cores share is held in atomics, never behind a lock.
+//! it may), `limit` (how much of it), `route` and `host` (by path and by host), `model` (by
+//! name), `balance` (which member) by what `ewma` has measured, `breaker` and `health` (whether
+//! it may be used at all), `retry` and `budget` (after a failure). `pattern` and `query` are
+//! what `route` and `auth` lean on. All pure: values in, a value out; `now` and chance are
+//! arguments. What all cores share is held in atomics, never behind a lock.
 
 pub mod auth;
 pub mod balance;
@@ -15,6 +15,7 @@ pub mod ewma;
 pub mod health;
 pub mod host;
 pub mod keys;
+pub mod limit;
 pub mod model;
 mod pattern;
 pub mod query;

@@ -1,0 +1,208 @@
+//! All limits of one key, asked together: a call passes every one of them or takes nothing.
+//!
+//! The rules come from the config and change with it; the state belongs to the key's name and
+//! outlives a reload. First what only looks (the token balance, the windows), then what can be
+//! given back (the gate, the steady rate), last the windows, so that a call that is refused for
+//! its rate never looks to others like a full minute.
+
+use super::gate::Gate;
+use super::gcra::{Bucket, NS_PER_SECOND, Pace};
+use super::standing::Standing;
+use super::tokens::Balance;
+use super::window::{Full, Quota, Windows};
+use crate::error::Kind;
+
+/// What a key may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeyRules {
+    /// Requests a minute and a day.
+    pub quota: Quota,
+    /// Tokens a minute; 0 = any number.
+    pub tokens_per_minute: u64,
+    /// A steady rate beside the windows.
+    pub pace: Option<Pace>,
+    /// Exchanges in flight; 0 = any number.
+    pub concurrency: u32,
+}
+
+/// What a key has had; shared by all cores.
+#[derive(Debug, Default)]
+pub struct KeyState {
+    /// Requests a minute and a day.
+    pub windows: Windows,
+    /// Tokens a minute.
+    pub balance: Balance,
+    bucket: Bucket,
+    gate: Gate,
+}
+
+/// A limit is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Over {
+    /// Which one.
+    pub kind: Kind,
+    /// When to come back, in whole seconds, at least 1.
+    pub retry_after_s: u32,
+}
+
+impl Over {
+    /// Makes one from a wait in nanoseconds.
+    #[must_use]
+    pub fn after_ns(kind: Kind, wait_ns: u64) -> Self {
+        let seconds = wait_ns.div_ceil(NS_PER_SECOND).max(1);
+        Self { kind, retry_after_s: u32::try_from(seconds).unwrap_or(u32::MAX) }
+    }
+}
+
+impl KeyState {
+    /// Takes one call out of every limit.
+    ///
+    /// Shape: after `Ok` one `leave` with the same rules must follow.
+    /// Errors: which limit; nothing has been taken of any.
+    pub fn admit(&self, rules: &KeyRules, now_ns: u64) -> Result<Standing, Over> {
+        self.windows.check(rules.quota, now_ns).map_err(|full| self.full(full, now_ns))?;
+        self.enter(rules, now_ns)?;
+        self.windows.take(rules.quota, now_ns).map_err(|full| {
+            self.back_out(rules);
+            self.full(full, now_ns)
+        })
+    }
+
+    /// As `admit`, without the windows: somebody else counts them.
+    pub fn enter(&self, rules: &KeyRules, now_ns: u64) -> Result<(), Over> {
+        if rules.tokens_per_minute > 0 {
+            let debt = self.balance.check(now_ns);
+            debt.map_err(|wait| Over::after_ns(Kind::RateTokens, wait))?;
+        }
+        if rules.concurrency > 0 && !self.gate.enter(rules.concurrency) {
+            // When a place becomes free nobody knows.
+            return Err(Over { kind: Kind::ConcurrencyReached, retry_after_s: 1 });
+        }
+        if let Some(pace) = &rules.pace
+            && let Err(wait) = self.bucket.take(pace, now_ns)
+        {
+            self.leave(rules);
+            return Err(Over::after_ns(Kind::RateSecond, wait));
+        }
+        Ok(())
+    }
+
+    /// Undoes an `enter` whose call was refused for another reason.
+    pub fn back_out(&self, rules: &KeyRules) {
+        if let Some(pace) = &rules.pace {
+            self.bucket.undo(pace);
+        }
+        self.leave(rules);
+    }
+
+    /// The exchange is over.
+    pub fn leave(&self, rules: &KeyRules) {
+        if rules.concurrency > 0 {
+            self.gate.leave();
+        }
+    }
+
+    /// Exchanges in flight, as far as they are limited.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.gate.inside()
+    }
+
+    /// What a full window means to the client.
+    #[must_use]
+    pub fn full(&self, full: Full, now_ns: u64) -> Over {
+        let kind = match full {
+            Full::Minute => Kind::RateMinute,
+            Full::Day => Kind::RateDay,
+        };
+        Over { kind, retry_after_s: self.windows.retry_after_s(full, now_ns) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = NS_PER_SECOND;
+
+    fn refused(state: &KeyState, rules: &KeyRules, now_ns: u64) -> Option<(Kind, u32)> {
+        state.admit(rules, now_ns).err().map(|over| (over.kind, over.retry_after_s))
+    }
+
+    fn pace(per_second: u32, burst: u32) -> Option<Pace> {
+        Some(Pace::new(per_second, burst, S))
+    }
+
+    #[test]
+    fn a_key_without_limits_passes() {
+        let (state, rules) = (KeyState::default(), KeyRules::default());
+        for _ in 0..100 {
+            assert_eq!(state.admit(&rules, 0), Ok(Standing::default()));
+        }
+        assert_eq!(state.in_flight(), 0);
+    }
+
+    #[test]
+    fn each_limit_says_its_name_and_its_wait() {
+        let quota = Quota { per_minute: 1, per_day: 0 };
+        let day = Quota { per_minute: 0, per_day: 1 };
+        let now = 30 * S;
+        for (rules, kind, wait) in [
+            (KeyRules { quota, ..KeyRules::default() }, Kind::RateMinute, 30),
+            (KeyRules { quota: day, ..KeyRules::default() }, Kind::RateDay, 86_370),
+            (KeyRules { pace: pace(1, 1), ..KeyRules::default() }, Kind::RateSecond, 1),
+            (KeyRules { concurrency: 1, ..KeyRules::default() }, Kind::ConcurrencyReached, 1),
+        ] {
+            let state = KeyState::default();
+            assert_eq!(refused(&state, &rules, now), None);
+            assert_eq!(refused(&state, &rules, now), Some((kind, wait)));
+        }
+        let rules = KeyRules { tokens_per_minute: 60, ..KeyRules::default() };
+        let state = KeyState::default();
+        state.balance.charge(72, 60, now);
+        assert_eq!(refused(&state, &rules, now), Some((Kind::RateTokens, 12)));
+    }
+
+    #[test]
+    fn what_one_limit_refuses_takes_nothing_of_the_others() {
+        let quota = Quota { per_minute: 3, per_day: 3 };
+        let rules = KeyRules { quota, pace: pace(1, 2), concurrency: 9, tokens_per_minute: 9 };
+        let state = KeyState::default();
+        assert_eq!(refused(&state, &rules, 0), None);
+        assert_eq!(refused(&state, &rules, 0), None);
+        for _ in 0..10 {
+            assert_eq!(refused(&state, &rules, 0), Some((Kind::RateSecond, 1)));
+        }
+        assert_eq!(state.in_flight(), 2);
+        assert_eq!(refused(&state, &rules, S), None, "the third of the minute is still there");
+        for _ in 0..10 {
+            assert_eq!(refused(&state, &rules, 2 * S), Some((Kind::RateDay, 86_398)));
+        }
+        assert_eq!(state.in_flight(), 3);
+    }
+
+    #[test]
+    fn a_place_in_flight_comes_back_when_the_exchange_ends() {
+        let (state, rules) =
+            (KeyState::default(), KeyRules { concurrency: 1, ..KeyRules::default() });
+        assert!(state.admit(&rules, 0).is_ok() && state.admit(&rules, 0).is_err());
+        state.leave(&rules);
+        assert!(state.admit(&rules, 0).is_ok());
+    }
+
+    #[test]
+    fn four_threads_with_every_limit_get_exactly_the_smallest() {
+        let quota = Quota { per_minute: 5, per_day: 6 };
+        let rules =
+            KeyRules { quota, pace: pace(1, 7), concurrency: 8, tokens_per_minute: u64::MAX };
+        for _ in 0..20 {
+            let state = KeyState::default();
+            let admitted: usize = std::thread::scope(|scope| {
+                let tries = || (0..250).filter(|_| state.admit(&rules, 0).is_ok()).count();
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(tries)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((admitted, state.in_flight()), (5, 5));
+        }
+    }
+}

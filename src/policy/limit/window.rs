@@ -1,0 +1,343 @@
+//! Requests a minute and requests a UTC day: fixed windows, exact over all cores.
+//!
+//! One `AtomicU64` each: the window's number in the high half, the calls in it in the low half.
+//! Both change in one compare-and-swap, so there is no moment between "a new minute" and "count
+//! from zero" in which a call could slip through. A window never goes back: a core whose clock
+//! is a little behind is counted in the later window.
+//!
+//! A call that does not pass both windows consumes nothing. Both are looked at before one is
+//! charged, so that a minute is charged and given back only where two calls race for the last
+//! place of a day; a third call that meets just that moment hears "minute" for "day".
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use super::gcra::NS_PER_SECOND;
+use super::standing::{Share, Standing};
+
+/// Seconds of a minute.
+pub const MINUTE_S: u64 = 60;
+/// Seconds of a day; a UTC day has no other length in Unix time.
+pub const DAY_S: u64 = 86_400;
+
+/// How many requests a minute and a day may have; 0 = any number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quota {
+    /// Requests a minute.
+    pub per_minute: u32,
+    /// Requests a UTC day.
+    pub per_day: u32,
+}
+
+/// Which window is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The minute.
+    Minute,
+    /// The day.
+    Day,
+}
+
+/// A counter that begins anew with each window.
+#[derive(Debug, Default)]
+pub struct Window(AtomicU64);
+
+impl Window {
+    /// Charges one call.
+    ///
+    /// Shape: `window` is the number of the window of now; returns what is left of the limit, or
+    /// `None` when it was full and nothing has been charged.
+    pub fn take(&self, window: u32, limit: u32) -> Option<u32> {
+        let mut seen = self.0.load(Relaxed);
+        loop {
+            let (number, count) = at(seen, window);
+            if count >= limit {
+                return None;
+            }
+            let next = pack(number, count + 1);
+            match self.0.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
+                Ok(_) => return Some(limit - count - 1),
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    /// Calls charged in the window.
+    pub fn count(&self, window: u32) -> u32 {
+        at(self.0.load(Relaxed), window).1
+    }
+
+    /// Gives a call back that was charged in this window, unless it is over.
+    pub fn undo(&self, window: u32) {
+        let _ = self.0.fetch_update(Relaxed, Relaxed, |seen| {
+            let (number, count) = unpack(seen);
+            (number >= window && count > 0).then(|| pack(number, count - 1))
+        });
+    }
+
+    /// The number of the window in force.
+    fn number(&self, window: u32) -> u32 {
+        at(self.0.load(Relaxed), window).0
+    }
+}
+
+/// The windows of one key.
+#[derive(Debug, Default)]
+pub struct Windows {
+    minute: Window,
+    day: Window,
+}
+
+impl Windows {
+    /// Charges one call to both windows, or to none.
+    ///
+    /// Errors: which one is full; the day, if both are, since it is the longer to wait for.
+    pub fn take(&self, quota: Quota, now_ns: u64) -> Result<Standing, Full> {
+        let (minute, day) = numbers(now_ns);
+        self.check(quota, now_ns)?;
+        let mut standing = Standing::default();
+        if quota.per_minute > 0 {
+            let left = self.minute.take(minute, quota.per_minute).ok_or(Full::Minute)?;
+            standing.minute = Some(Share { limit: quota.per_minute, left });
+        }
+        if quota.per_day > 0 {
+            match self.day.take(day, quota.per_day) {
+                Some(left) => standing.day = Some(Share { limit: quota.per_day, left }),
+                None => {
+                    if quota.per_minute > 0 {
+                        self.minute.undo(minute);
+                    }
+                    return Err(Full::Day);
+                }
+            }
+        }
+        Ok(standing)
+    }
+
+    /// Looks whether one more call would pass; charges nothing.
+    pub fn check(&self, quota: Quota, now_ns: u64) -> Result<(), Full> {
+        let (minute, day) = numbers(now_ns);
+        if quota.per_day > 0 && self.day.count(day) >= quota.per_day {
+            return Err(Full::Day);
+        }
+        if quota.per_minute > 0 && self.minute.count(minute) >= quota.per_minute {
+            return Err(Full::Minute);
+        }
+        Ok(())
+    }
+
+    /// Counts a call that somebody else has let in, whatever the limits say.
+    pub fn note(&self, now_ns: u64) {
+        let (minute, day) = numbers(now_ns);
+        let _ = self.minute.take(minute, u32::MAX);
+        let _ = self.day.take(day, u32::MAX);
+    }
+
+    /// Gives a call back that was charged to both.
+    pub fn undo(&self, quota: Quota, now_ns: u64) {
+        let (minute, day) = numbers(now_ns);
+        if quota.per_minute > 0 {
+            self.minute.undo(minute);
+        }
+        if quota.per_day > 0 {
+            self.day.undo(day);
+        }
+    }
+
+    /// What is left, for a call that was refused.
+    pub fn standing(&self, quota: Quota, now_ns: u64) -> Standing {
+        let (minute, day) = numbers(now_ns);
+        let share = |limit: u32, count: u32| {
+            (limit > 0).then(|| Share { limit, left: limit.saturating_sub(count) })
+        };
+        Standing {
+            minute: share(quota.per_minute, self.minute.count(minute)),
+            day: share(quota.per_day, self.day.count(day)),
+        }
+    }
+
+    /// Seconds until a full window ends, at least 1.
+    pub fn retry_after_s(&self, full: Full, now_ns: u64) -> u32 {
+        let (minute, day) = numbers(now_ns);
+        match full {
+            Full::Minute => seconds_until_end(self.minute.number(minute), MINUTE_S, now_ns),
+            Full::Day => seconds_until_end(self.day.number(day), DAY_S, now_ns),
+        }
+    }
+}
+
+/// The numbers of the minute and of the day of now, counted from 1970.
+#[must_use]
+pub fn numbers(now_ns: u64) -> (u32, u32) {
+    let seconds = now_ns / NS_PER_SECOND;
+    // 2^32 minutes end in the year 10136.
+    let number = |seconds: u64| u32::try_from(seconds).unwrap_or(u32::MAX);
+    (number(seconds / MINUTE_S), number(seconds / DAY_S))
+}
+
+/// Seconds until the window of that number ends, rounded up, at least 1.
+#[must_use]
+pub fn seconds_until_end(number: u32, window_s: u64, now_ns: u64) -> u32 {
+    let end_ns = (u64::from(number) + 1).saturating_mul(window_s).saturating_mul(NS_PER_SECOND);
+    let left = end_ns.saturating_sub(now_ns).div_ceil(NS_PER_SECOND);
+    u32::try_from(left).unwrap_or(u32::MAX).max(1)
+}
+
+/// The window in force and its count: of the later one, of the state and of now.
+fn at(state: u64, window: u32) -> (u32, u32) {
+    match unpack(state) {
+        (number, count) if number >= window => (number, count),
+        _ => (window, 0),
+    }
+}
+
+fn unpack(state: u64) -> (u32, u32) {
+    ((state >> 32) as u32, state as u32)
+}
+
+fn pack(number: u32, count: u32) -> u64 {
+    u64::from(number) << 32 | u64::from(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    const S: u64 = NS_PER_SECOND;
+    const RPM_5: Quota = Quota { per_minute: 5, per_day: 0 };
+
+    fn passed(windows: &Windows, quota: Quota, now_ns: u64, tries: u32) -> u32 {
+        (0..tries).map(|_| u32::from(windows.take(quota, now_ns).is_ok())).sum()
+    }
+
+    #[test]
+    fn admits_exactly_the_limit_in_a_minute_and_again_in_the_next() {
+        let windows = Windows::default();
+        let noon = 1_700_000_040 * S;
+        assert_eq!(passed(&windows, RPM_5, noon, 9), 5);
+        assert_eq!(windows.take(RPM_5, noon + 59 * S + 999_999_999), Err(Full::Minute));
+        assert_eq!(passed(&windows, RPM_5, noon + 60 * S, 9), 5);
+    }
+
+    #[test]
+    fn tells_what_is_left_and_when_it_comes_back() {
+        let windows = Windows::default();
+        let quota = Quota { per_minute: 2, per_day: 3 };
+        let now = (10 * DAY_S + 61) * S + 1;
+        let share = |limit, left| Some(Share { limit, left });
+        let taken = windows.take(quota, now).unwrap();
+        assert_eq!(taken, Standing { minute: share(2, 1), day: share(3, 2) });
+        windows.take(quota, now).unwrap();
+        assert_eq!(windows.take(quota, now), Err(Full::Minute));
+        let refused = windows.standing(quota, now);
+        assert_eq!(refused, Standing { minute: share(2, 0), day: share(3, 1) });
+        // 58.999999999 s are left: a client that waits 58 s would be too early.
+        assert_eq!(windows.retry_after_s(Full::Minute, now), 59);
+        assert_eq!(windows.retry_after_s(Full::Day, now), 86_400 - 61);
+    }
+
+    #[test]
+    fn the_day_is_named_when_both_are_full() {
+        let windows = Windows::default();
+        let quota = Quota { per_minute: 1, per_day: 1 };
+        windows.take(quota, 0).unwrap();
+        assert_eq!(windows.take(quota, 0), Err(Full::Day));
+    }
+
+    #[test]
+    fn a_rejected_call_consumes_nothing() {
+        let windows = Windows::default();
+        let quota = Quota { per_minute: 2, per_day: 3 };
+        assert_eq!(passed(&windows, quota, 0, 100), 2);
+        // The 98 refused ones took nothing of the day.
+        assert_eq!(passed(&windows, quota, 60 * S, 100), 1);
+        // Nor did those that the day refused take anything of the minute.
+        assert_eq!(windows.minute.count(1), 1);
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_is_counted_in_the_later_window() {
+        let windows = Windows::default();
+        assert_eq!(passed(&windows, RPM_5, 60 * S, 3), 3);
+        assert_eq!(passed(&windows, RPM_5, 60 * S - 1, 9), 2);
+        assert_eq!(windows.retry_after_s(Full::Minute, 60 * S - 1), 61);
+    }
+
+    #[test]
+    fn undoing_does_not_reach_into_the_next_window() {
+        let window = Window::default();
+        window.take(1, 5).unwrap();
+        window.take(2, 5).unwrap();
+        window.undo(3);
+        assert_eq!(window.count(2), 1);
+        window.undo(2);
+        window.undo(2);
+        assert_eq!(window.count(2), 0);
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        let windows = Windows::default();
+        assert_eq!(passed(&windows, Quota::default(), 0, 1000), 1000);
+        assert_eq!(windows.take(Quota::default(), 0), Ok(Standing::default()));
+    }
+
+    #[test]
+    fn four_threads_get_exactly_five_of_a_thousand() {
+        for day in [0, 5, 7] {
+            let windows = Windows::default();
+            let quota = Quota { per_minute: 5, per_day: day };
+            let count: u32 = std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, 42 * S, 250))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!(count, 5, "rpd {day}");
+        }
+    }
+
+    #[test]
+    fn four_threads_that_race_for_the_last_places_of_a_day_take_them_all() {
+        for _ in 0..50 {
+            let windows = Windows::default();
+            let quota = Quota { per_minute: 1000, per_day: 7 };
+            let count: u32 = std::thread::scope(|scope| {
+                let threads: Vec<_> =
+                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, 0, 25))).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            assert_eq!((count, windows.minute.count(0), windows.day.count(0)), (7, 7, 7));
+        }
+    }
+
+    proptest! {
+        /// The oracle: a table of counts by window number.
+        #[test]
+        fn agrees_with_a_table(
+            per_minute in 0u32..4, per_day in 0u32..9,
+            gaps in prop::collection::vec(0u64..50_000, 1..300),
+        ) {
+            let windows = Windows::default();
+            let quota = Quota { per_minute, per_day };
+            let (mut minutes, mut days) = (HashMap::new(), HashMap::new());
+            let mut now_s = 0;
+            for gap in gaps {
+                now_s += gap >> (gap % 16);
+                let minute: &mut u32 = minutes.entry(now_s / 60).or_default();
+                let day: &mut u32 = days.entry(now_s / 86_400).or_default();
+                let fits = |count: u32, limit: u32| limit == 0 || count < limit;
+                let expected = match (fits(*minute, per_minute), fits(*day, per_day)) {
+                    (_, false) => Err(Full::Day),
+                    (false, true) => Err(Full::Minute),
+                    (true, true) => {
+                        *minute += 1;
+                        *day += 1;
+                        Ok(())
+                    }
+                };
+                prop_assert_eq!(windows.take(quota, now_s * S).map(|_| ()), expected);
+            }
+        }
+    }
+}
