@@ -12,11 +12,13 @@
 //! Each thread is one current-thread runtime with its share of the connections.
 //! HTTP/1.1 without TLS; no pipelining, no redirects, no cookies.
 
+mod arrivals;
 mod check;
 mod client;
 mod load;
 mod pace;
 mod report;
+mod schedule;
 mod wire;
 
 use std::io;
@@ -24,8 +26,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
 use crate::text;
+pub use arrivals::{Arrivals, Trace, TraceFault, TraceLine};
 pub use pace::Pacing;
 pub use report::{Report, Verdict};
+pub use schedule::{Plan, Planned, Prompt, Schedule, Shape};
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub enum Until {
     Elapsed(Duration),
     /// After this many requests.
     Requests(u64),
+    /// With the schedule: after the last line of a trace, or of a ramp to rate 0.
+    End,
 }
 
 /// What a run is told.

@@ -91,6 +91,7 @@ impl Due {
             let ended = match until {
                 Until::Elapsed(limit) => due - started >= limit,
                 Until::Requests(limit) => issued >= limit,
+                Until::End => false,
             };
             if ended {
                 break;
