@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loadtest::mock::{KeepAlive, Mock, MockConfig};
-use loadtest::run::{self, Options, Pacing, Until, Verdict};
+use loadtest::run::{self, Arrivals, Load, Options, Until, Verdict};
 
 /// Simulated model servers, and a load generator that checks what it receives.
 #[derive(Debug, Parser)]
@@ -200,11 +200,12 @@ fn load(args: RunArgs) -> io::Result<ExitCode> {
         stream: args.stream,
         connections: args.connections,
         threads: args.threads,
-        rate: args.rate,
-        pacing: match args.pacing {
-            Spacing::Poisson => Pacing::Poisson,
-            Spacing::Constant => Pacing::Constant,
-        },
+        load: args.rate.map_or(Load::Closed, |rate| {
+            Load::Open(match args.pacing {
+                Spacing::Poisson => Arrivals::Poisson { rate },
+                Spacing::Constant => Arrivals::Constant { rate },
+            })
+        }),
         until: args.requests.map_or(Until::Elapsed(args.duration), Until::Requests),
         body: args.body.map(std::fs::read).transpose()?,
         prompt_bytes: args.prompt_bytes,
@@ -213,8 +214,9 @@ fn load(args: RunArgs) -> io::Result<ExitCode> {
         fields: args.fields,
         abort_after: args.abort_after,
         timeout: args.timeout,
-        lag_max: args.lag_max,
+        lag_max: Some(args.lag_max),
         seed: args.seed,
+        ..Options::default()
     })?;
     let told = match (args.json, args.csv) {
         (true, _) => report.to_json(),

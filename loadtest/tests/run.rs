@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use loadtest::mock::{KeepAlive, Mock, MockConfig};
-use loadtest::run::{Options, Pacing, Report, Until, Verdict, run};
+use loadtest::run::{Arrivals, Load, Options, Report, Until, Verdict, run};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -21,7 +21,7 @@ fn options(mock: &Mock, path: &str) -> Options {
         url: mock.url() + path,
         connections: 4,
         until: Until::Requests(40),
-        lag_max: Duration::from_secs(5),
+        lag_max: Some(Duration::from_secs(5)),
         ..Options::default()
     }
 }
@@ -176,8 +176,7 @@ fn leaves_streams_on_request_and_the_server_notices() {
 fn open_loop_counts_latency_from_when_a_request_was_due() {
     let mock = mock();
     let options = Options {
-        rate: Some(200.0),
-        pacing: Pacing::Constant,
+        load: Load::Open(Arrivals::Constant { rate: 200.0 }),
         until: Until::Requests(10),
         stream: false,
         ..with(&mock, "delay=40ms")
@@ -192,10 +191,10 @@ fn open_loop_counts_latency_from_when_a_request_was_due() {
 #[test]
 fn open_loop_keeps_its_rate() {
     let mock = mock();
-    for pacing in [Pacing::Constant, Pacing::Poisson] {
+    let rate = 400.0;
+    for arrivals in [Arrivals::Constant { rate }, Arrivals::Poisson { rate }] {
         let report = good(&Options {
-            rate: Some(400.0),
-            pacing,
+            load: Load::Open(arrivals),
             threads: 2,
             until: Until::Requests(100),
             ..options(&mock, "/v1/chat/completions")
@@ -218,8 +217,9 @@ fn stream_times_follow_the_server() {
 #[test]
 fn client_that_is_too_slow_says_nothing_else() {
     let mock = mock();
-    let options = Options { rate: Some(500.0), ..options(&mock, "/v1/chat/completions") };
-    let report = run(&Options { lag_max: Duration::ZERO, ..options }).unwrap();
+    let load = Load::Open(Arrivals::Poisson { rate: 500.0 });
+    let options = Options { load, ..options(&mock, "/v1/chat/completions") };
+    let report = run(&Options { lag_max: Some(Duration::ZERO), ..options }).unwrap();
     assert_eq!(report.verdict(), Verdict::ClientTooSlow);
     assert!(report.to_text().starts_with("client too slow: invalid"));
 }
@@ -228,8 +228,8 @@ fn client_that_is_too_slow_says_nothing_else() {
 fn ends_when_its_time_has_passed() {
     let mock = mock();
     let until = Until::Elapsed(Duration::from_millis(100));
-    for rate in [None, Some(100.0)] {
-        let options = Options { until, rate, ..options(&mock, "/v1/chat/completions") };
+    for load in [Load::Closed, Load::Open(Arrivals::Poisson { rate: 100.0 })] {
+        let options = Options { until, load, ..options(&mock, "/v1/chat/completions") };
         let report = run(&options).unwrap();
         // A ticket that comes at the last moment may stay unsent; none may go wrong.
         assert_eq!(report.verdict(), Verdict::Good, "{}", report.to_text());

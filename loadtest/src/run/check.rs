@@ -170,22 +170,25 @@ impl<'a> Checker<'a> {
         Ok(self.pieces - before)
     }
 
-    /// The verdict on the whole, when the framing has ended.
-    pub(super) fn finish(mut self) -> Result<(), Bad> {
+    /// The verdict on the whole, when the framing has ended; with the tokens of the
+    /// answer, as its usage has them or else as pieces came.
+    pub(super) fn finish(mut self) -> Result<Option<u64>, Bad> {
         match self.form {
-            Form::Opaque | Form::Pattern(_) => Ok(()),
-            Form::Echo if self.at == self.sent.len() as u64 => Ok(()),
+            Form::Opaque | Form::Pattern(_) => Ok(None),
+            Form::Echo if self.at == self.sent.len() as u64 => Ok(None),
             Form::Echo => Err(Bad::EndMissing),
             Form::Json => {
                 let json = serde_json::from_slice(&self.held).map_err(|_| Bad::Json)?;
-                self.plain(&json)
+                self.plain(&json)?;
+                Ok(self.usage)
             }
             Form::Events | Form::Lines => {
                 let known = self.api != Api::Other;
                 if !self.held.is_empty() || !self.data.is_empty() || (known && !self.done) {
                     return Err(Bad::EndMissing);
                 }
-                self.agree(self.pieces)
+                self.agree(self.pieces)?;
+                Ok(self.usage.or(Some(u64::from(self.pieces))))
             }
         }
     }
@@ -349,12 +352,12 @@ impl<'a> Checker<'a> {
             ),
             Api::Echo | Api::Other => return Ok(()),
         };
+        self.usage = tokens.as_u64();
         if self.seed.is_none() {
             // A real server: content may be null where it calls a tool.
             return Ok(());
         }
         self.content = content.as_str().ok_or(Bad::Text)?.to_owned();
-        self.usage = tokens.as_u64();
         let tokens = self.usage.ok_or(Bad::Usage)?;
         self.agree(u32::try_from(tokens).map_err(|_| Bad::Usage)?)
     }
@@ -406,7 +409,7 @@ mod tests {
         let (one, two) = wire.split_at(cut.min(wire.len()));
         checker.push(one)?;
         checker.push(two)?;
-        checker.finish()
+        checker.finish().map(|tokens| assert_eq!(tokens, Some(12)))
     }
 
     fn chunk(id: &str, delta: &str, finish: &str) -> String {

@@ -49,6 +49,8 @@ pub(super) struct Exchange {
     /// Times it took to connect.
     pub(super) connects: Vec<Duration>,
     pub(super) events: u64,
+    /// Tokens of the answer: pieces of text until it has ended, then its usage.
+    pub(super) tokens: Option<u64>,
     pub(super) sent_bytes: u64,
     pub(super) received_bytes: u64,
     /// Connections found closed and replaced.
@@ -162,7 +164,7 @@ impl Client {
                 _ => return Err(Fault::Truncated.into()),
             }
         }
-        checker.finish().map_err(Fault::Content)?;
+        told.tokens = checker.finish().map_err(Fault::Content)?;
         if !self.input.is_empty() {
             return Err(Fault::Framing(BadAnswer::Extra).into());
         }
@@ -279,6 +281,7 @@ fn note_pieces(pieces: u32, last_at: &mut Option<Instant>, told: &mut Exchange) 
         return;
     }
     let now = Instant::now();
+    *told.tokens.get_or_insert(0) += u64::from(pieces);
     match last_at {
         Some(last) => told.gaps.push(now - *last),
         None => told.first_token_at = Some(now),

@@ -15,10 +15,12 @@ use tokio::task::LocalSet;
 
 use super::check::Expected;
 use super::client::{Client, Exchange, Fault};
-use super::pace::{Due, Gaps, Ticket};
-use super::report::Report;
-use super::{Options, Target, Until};
-use crate::text;
+use super::pace::{Due, Ticket};
+use super::progress::Live;
+use super::report::{Report, fault_name};
+use super::row::Row;
+use super::schedule::{Planned, Shape};
+use super::{Load, Options, Target, Until};
 
 /// How often the runtime's lateness is measured.
 const TICK: Duration = Duration::from_millis(5);
@@ -40,47 +42,73 @@ impl Part {
     }
 }
 
+/// What the threads of a run share.
+#[derive(Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) options: &'a Options,
+    pub(super) target: &'a Target,
+    pub(super) started: Instant,
+    pub(super) live: &'a Arc<Live>,
+}
+
 /// What the connections of one thread share.
 struct Work {
     options: Options,
+    shape: Shape,
     target: Target,
     part: Part,
     started: Instant,
     until: Until,
     due: Option<Arc<Due>>,
     begun: Cell<u64>,
+    live: Arc<Live>,
     report: RefCell<Report>,
 }
 
 /// Does one thread's part of the load.
-pub(super) fn work(
-    options: &Options,
-    target: &Target,
-    part: Part,
-    started: Instant,
-) -> io::Result<Report> {
+pub(super) fn work(run: Run<'_>, part: Part) -> io::Result<Report> {
+    let Run { options, target, started, live } = run;
     let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
     let until = match options.until {
         Until::Requests(total) => Until::Requests(part.share(total)),
-        elapsed => elapsed,
+        other => other,
     };
-    let due = options.rate.map(|rate| (rate, Arc::new(Due::new())));
+    let mine = move |(at, _): &(usize, Planned)| at % part.of == part.index;
+    let schedule: Option<Box<dyn Iterator<Item = Planned> + Send + '_>> = match &options.load {
+        Load::Closed => None,
+        Load::Listed(list) => {
+            Some(Box::new(list.iter().cloned().enumerate().filter(mine).map(|(_, one)| one)))
+        }
+        Load::Open(_) => {
+            let schedule = options.plan().map(|plan| plan.schedule());
+            let schedule = schedule.transpose().map_err(super::wrong)?;
+            // Every thread walks the whole schedule and takes what is its own.
+            Some(Box::new(
+                schedule.into_iter().flatten().enumerate().filter(mine).map(|(_, one)| one),
+            ))
+        }
+    };
+    let due = schedule.is_some().then(|| Arc::new(Due::new()));
     let work = Rc::new(Work {
         options: options.clone(),
+        shape: options.shape(),
         target: target.clone(),
         part,
         started,
         until,
-        due: due.as_ref().map(|(_, due)| Arc::clone(due)),
+        due: due.clone(),
         begun: Cell::new(0),
+        live: Arc::clone(live),
         report: RefCell::new(Report::new(options)),
     });
     let connections = part.share(options.connections.max(1) as u64);
     std::thread::scope(|scope| {
-        if let Some((rate, due)) = &due {
-            let seed = text::mix(options.seed ^ part.index as u64);
-            let gaps = Gaps::new(options.pacing, rate / part.of as f64, seed);
-            scope.spawn(move || due.keep_time(gaps, started, until));
+        if let Some((schedule, due)) = schedule.zip(due.as_ref()) {
+            let end_us = match until {
+                Until::Elapsed(limit) => u64::try_from(limit.as_micros()).unwrap_or(u64::MAX),
+                _ => 0,
+            };
+            scope.spawn(move || due.keep_time(schedule, started, end_us));
         }
         LocalSet::new().block_on(&runtime, async {
             let ticker = tokio::task::spawn_local(tick(Rc::clone(&work)));
@@ -92,7 +120,7 @@ pub(super) fn work(
             }
             ticker.abort();
         });
-        if let Some((_, due)) = &due {
+        if let Some(due) = &due {
             due.end();
         }
     });
@@ -118,17 +146,18 @@ async fn connection(work: Rc<Work>) {
         name.eq_ignore_ascii_case("x-mock") && value.contains("seed=")
     };
     let seeded = options.body.is_none() && !options.fields.iter().any(told_seed);
-    while let Some((number, ticket)) = work.next().await {
-        super::request(options, &work.target, number, &mut request);
-        let begun_at = Instant::now();
+    while let Some((planned, awaited)) = work.next().await {
+        super::request(options, &work.target, &planned, &mut request);
+        let begun_us = work.now_us();
         let head = memchr::memmem::find(&request, b"\r\n\r\n").map_or(0, |at| at + 4);
         let expected = Expected {
             path: &work.target.path,
-            stream: options.stream,
-            seed: seeded.then(|| super::seed_of(options, number)),
+            stream: planned.stream,
+            seed: seeded.then_some(planned.seed),
             sent: request.get(head..).unwrap_or_default(),
         };
         let mut told = Exchange::default();
+        work.live.begin();
         let exchange = client.exchange(&request, expected, options.abort_after, &mut told);
         let ended = match tokio::time::timeout(options.timeout, exchange).await {
             Ok(ended) => ended,
@@ -137,14 +166,18 @@ async fn connection(work: Rc<Work>) {
                 Err(Fault::Timeout)
             }
         };
-        let due = ticket.map_or(begun_at, |ticket| ticket.due);
+        let intended_us = if awaited.is_some() { planned.due_us } else { begun_us };
+        let row = work.row(planned.number, intended_us, &told, ended);
+        work.live.end(row.latency_us(), !(row.ok || row.aborted));
         {
             let mut report = work.report.borrow_mut();
-            // A request that found no free connection was late through the server.
-            if let Some(ticket) = ticket.filter(|ticket| ticket.awaited) {
-                report.sent_late(begun_at.saturating_duration_since(ticket.due));
+            match awaited {
+                Some(true) => report.sent_late(begun_us.saturating_sub(planned.due_us)),
+                // A request that found no free connection was late through the server.
+                Some(false) => report.waited += 1,
+                None => {}
             }
-            report.record(due, Instant::now(), &told, ended);
+            report.record(row, &told, ended);
         }
         if ended == Err(Fault::Connect) {
             // Without a server the loop would only count its own speed.
@@ -154,29 +187,66 @@ async fn connection(work: Rc<Work>) {
 }
 
 impl Work {
-    /// The number of the next request, with its ticket in the open loop.
-    async fn next(&self) -> Option<(u64, Option<Ticket>)> {
-        let ticket = match &self.due {
-            None => None,
-            Some(due) => loop {
-                let ticket = due.take().await?;
+    /// The next request; in the open loop, with whether a connection waited for it.
+    async fn next(&self) -> Option<(Planned, Option<bool>)> {
+        if let Some(due) = &self.due {
+            loop {
+                let Ticket { planned, awaited } = due.take().await?;
                 if !self.over() {
-                    break Some(ticket);
+                    return Some((planned, Some(awaited)));
                 }
                 self.report.borrow_mut().unsent += 1;
-            },
-        };
+            }
+        }
         let begun = self.begun.get();
         let spent = matches!(self.until, Until::Requests(limit) if begun >= limit);
         if spent || self.over() {
             return None;
         }
         self.begun.set(begun + 1);
-        Some((self.part.index as u64 + self.part.of as u64 * begun, ticket))
+        let number = self.part.index as u64 + self.part.of as u64 * begun;
+        Some((Planned::new(&self.shape, self.options.seed, number, 0), None))
     }
 
     /// Whether the time of the run has passed.
     fn over(&self) -> bool {
         matches!(self.until, Until::Elapsed(limit) if self.started.elapsed() >= limit)
+    }
+
+    fn now_us(&self) -> u64 {
+        self.us(Instant::now())
+    }
+
+    /// Microseconds from the start of the run.
+    fn us(&self, at: Instant) -> u64 {
+        let since = at.saturating_duration_since(self.started);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// What is kept of an exchange that has just ended.
+    fn row(&self, id: u64, intended_us: u64, told: &Exchange, ended: Result<(), Fault>) -> Row {
+        let below_400 = told.status.is_some_and(|status| status < 400);
+        let gap_us = |gap: Duration| u64::try_from(gap.as_micros()).unwrap_or(u64::MAX);
+        let sum: Duration = told.gaps.iter().sum();
+        let mean = u32::try_from(told.gaps.len()).ok().and_then(|count| sum.checked_div(count));
+        Row {
+            id,
+            intended_us,
+            sent_us: told.sent_at.map(|at| self.us(at)),
+            first_byte_us: told.first_byte_at.map(|at| self.us(at)),
+            first_token_us: told.first_token_at.map(|at| self.us(at)),
+            done_us: self.now_us(),
+            status: told.status,
+            ok: ended.is_ok() && below_400 && !told.aborted,
+            aborted: ended.is_ok() && told.aborted,
+            tokens: told.tokens,
+            error: match ended {
+                Ok(()) if below_400 => None,
+                Ok(()) => Some("status"),
+                Err(fault) => Some(fault_name(fault).0),
+            },
+            inter_token_mean_us: mean.map(gap_us),
+            inter_token_max_us: told.gaps.iter().max().copied().map(gap_us),
+        }
     }
 }

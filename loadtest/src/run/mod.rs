@@ -5,9 +5,11 @@
 //! (framing, order, text), latency in the open loop runs from the moment a request
 //! was due, and a client that could not keep up reports nothing but that.
 //!
-//! Reading order: [`Options`] and [`run`] here, `load` (the connections' loop),
-//! `pace` (when requests are due), `client` (one connection), `wire` (the codec),
-//! `check` (what an answer must be), `report` (what is told).
+//! Reading order: [`Options`] and [`run`] here; what is sent and when: `schedule`,
+//! `arrivals`; how: `load` (the connections' loop), `pace` (the clock of the open
+//! loop), `client` (one connection), `wire` (the codec), `check` (what an answer must
+//! be); what is told: `row`, `report`, `tell`, `slo`, `progress`; what is made of
+//! several runs: `search`, `baseline`.
 //!
 //! Each thread is one current-thread runtime with its share of the connections.
 //! HTTP/1.1 without TLS; no pipelining, no redirects, no cookies.
@@ -17,19 +19,26 @@ mod check;
 mod client;
 mod load;
 mod pace;
+mod progress;
 mod report;
+mod row;
 mod schedule;
+mod slo;
+mod tell;
 mod wire;
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::text;
 pub use arrivals::{Arrivals, Trace, TraceFault, TraceLine};
-pub use pace::Pacing;
+pub use progress::{Live, watch};
 pub use report::{Report, Verdict};
+pub use row::{Row, rows_to_csv};
 pub use schedule::{Plan, Planned, Prompt, Schedule, Shape};
+pub use slo::{Judged, Metric, Slo};
+pub use tell::SCHEMA;
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +49,18 @@ pub enum Until {
     Requests(u64),
     /// With the schedule: after the last line of a trace, or of a ramp to rate 0.
     End,
+}
+
+/// Which loop sends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Load {
+    /// Each connection sends its next request when it has its answer.
+    Closed,
+    /// Requests come due on their own.
+    Open(Arrivals),
+    /// Open loop over these requests, in the order of their due times; `until` is then
+    /// best [`Until::End`].
+    Listed(Arc<[Planned]>),
 }
 
 /// What a run is told.
@@ -55,10 +76,8 @@ pub struct Options {
     pub connections: usize,
     /// Threads, each with a runtime of its own.
     pub threads: usize,
-    /// Requests a second in all; `None` is the closed loop.
-    pub rate: Option<f64>,
-    /// How requests of the open loop are spaced.
-    pub pacing: Pacing,
+    /// Which loop sends, and how requests arrive.
+    pub load: Load,
     /// When to end.
     pub until: Until,
     /// Sent as it is instead of a made body; texts are then checked by what the
@@ -76,10 +95,16 @@ pub struct Options {
     pub abort_after: Option<u64>,
     /// Limit for a whole exchange.
     pub timeout: Duration,
-    /// How late the client itself may be, at the 99th percentile.
-    pub lag_max: Duration,
-    /// Seed of the prompts, the seeds sent along, and the Poisson process.
+    /// How late the client itself may be, at the 99th percentile. `None` takes 20 ms in
+    /// the closed loop, and in the open loop the larger of 5 ms and a tenth of the median
+    /// time to the first byte: what is told may then be a tenth off, or 5 ms.
+    pub lag_max: Option<Duration>,
+    /// Seed of the prompts, the seeds sent along, and the arrivals.
     pub seed: u64,
+    /// Objectives to judge the run by.
+    pub slos: Vec<Slo>,
+    /// Keep a row of every request (some 150 bytes each).
+    pub keep_rows: bool,
 }
 
 impl Default for Options {
@@ -91,8 +116,7 @@ impl Default for Options {
             stream: false,
             connections: 1,
             threads: 1,
-            rate: None,
-            pacing: Pacing::Poisson,
+            load: Load::Closed,
             until: Until::Requests(1),
             body: None,
             prompt_bytes: 64,
@@ -101,9 +125,34 @@ impl Default for Options {
             fields: Vec::new(),
             abort_after: None,
             timeout: Duration::from_secs(60),
-            lag_max: Duration::from_millis(20),
+            lag_max: None,
             seed: 1,
+            slos: Vec::new(),
+            keep_rows: false,
         }
+    }
+}
+
+impl Options {
+    /// What every request asks for.
+    pub fn shape(&self) -> Shape {
+        Shape {
+            model: self.model.as_str().into(),
+            stream: self.stream,
+            prompt_bytes: self.prompt_bytes,
+            tokens: self.tokens,
+        }
+    }
+
+    /// The plan of the open loop; `None` in the closed loop and for listed requests.
+    pub fn plan(&self) -> Option<Plan> {
+        let Load::Open(arrivals) = &self.load else { return None };
+        Some(Plan {
+            arrivals: arrivals.clone(),
+            until: self.until,
+            seed: self.seed,
+            shape: self.shape(),
+        })
     }
 }
 
@@ -117,28 +166,49 @@ struct Target {
 
 /// Runs a load and returns what came of it.
 ///
-/// Errors: a URL that is not one, a host without address, no thread. What goes
-/// wrong with single requests is counted in the report.
+/// Errors: a URL that is not one, a host without address, a schedule that cannot be,
+/// no thread. What goes wrong with single requests is counted in the report.
 pub fn run(options: &Options) -> io::Result<Report> {
+    run_at(options, Instant::now(), &Arc::new(Live::default()))
+}
+
+/// As [`run`], with due times counted from `started` and progress told to `live`.
+pub fn run_at(options: &Options, started: Instant, live: &Arc<Live>) -> io::Result<Report> {
     let target = target(&options.url)?;
-    let started = Instant::now();
+    if let Some(plan) = options.plan() {
+        plan.schedule().map_err(wrong)?;
+    } else if options.load == Load::Closed && options.until == Until::End {
+        return Err(wrong("a closed loop has no end of its own".to_owned()));
+    }
     let threads = options.threads.clamp(1, options.connections.max(1));
     let reports: Vec<io::Result<Report>> = std::thread::scope(|scope| {
-        let spawn = |index| {
-            let part = load::Part { index, of: threads };
-            let (target, options) = (&target, options);
-            scope.spawn(move || load::work(options, target, part, started))
-        };
+        let run = load::Run { options, target: &target, started, live };
+        let spawn = |index| scope.spawn(move || load::work(run, load::Part { index, of: threads }));
         let workers: Vec<_> = (0..threads).map(spawn).collect();
         let failed = || io::Error::other("a worker thread panicked");
         workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(failed()))).collect()
     });
     let mut total = Report::new(options);
     for report in reports {
-        total.add(&report?);
+        total.add(report?);
     }
     total.elapsed = started.elapsed();
+    total.rows.sort_by_key(|row| (row.intended_us, row.id));
     Ok(total)
+}
+
+/// Bad options.
+fn wrong(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, why)
+}
+
+/// Reads `20ms`, `1.5s`, `2m`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let units = [("us", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+    let split = units.iter().find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, unit)));
+    let (count, unit) = split.ok_or("a number with us, ms, s, m or h")?;
+    let count: f64 = count.trim().parse().map_err(|_| "not a number")?;
+    Duration::try_from_secs_f64(count * unit).map_err(|error| error.to_string())
 }
 
 fn target(url: &str) -> io::Result<Target> {
@@ -153,14 +223,14 @@ fn target(url: &str) -> io::Result<Target> {
     Ok(Target { addr, host: host.to_owned(), path: path.to_owned() })
 }
 
-/// The bytes of request `number`: the head and, unless one is given, a made body.
-fn request(options: &Options, target: &Target, number: u64, out: &mut Vec<u8>) {
+/// The bytes of a request: the head and, unless one is given, a made body.
+fn request(options: &Options, target: &Target, planned: &Planned, out: &mut Vec<u8>) {
     out.clear();
     let made;
     let body = match &options.body {
         Some(body) => body.as_slice(),
         None => {
-            made = made_body(options, &target.path, number);
+            made = planned.body(&target.path);
             made.as_bytes()
         }
     };
@@ -181,41 +251,6 @@ fn request(options: &Options, target: &Target, number: u64, out: &mut Vec<u8>) {
     out.extend_from_slice(body);
 }
 
-/// The seed sent with request `number`; below 2^53, so that no JSON reader rounds it.
-fn seed_of(options: &Options, number: u64) -> u64 {
-    text::mix(options.seed ^ text::mix(number)) >> 12
-}
-
-/// A body of which every API takes what it knows, `model` last as some SDKs do it.
-fn made_body(options: &Options, path: &str, number: u64) -> String {
-    let seed = seed_of(options, number);
-    let mut prompt = String::with_capacity(options.prompt_bytes + 16);
-    let mut index = 0;
-    while prompt.len() < options.prompt_bytes {
-        text::push_token(seed, index, &mut prompt);
-        index += 1;
-    }
-    let prompt = serde_json::Value::from(prompt);
-    let model = serde_json::Value::from(options.model.as_str());
-    let input = match path.rsplit('/').next() {
-        Some("completions") if !path.contains("/chat/") => format!("\"prompt\":{prompt}"),
-        Some("generate") => format!("\"prompt\":{prompt}"),
-        Some("embeddings" | "responses") => format!("\"input\":{prompt}"),
-        _ => format!("\"messages\":[{{\"role\":\"user\",\"content\":{prompt}}}]"),
-    };
-    let tokens = options.tokens.map(|tokens| format!(",\"max_tokens\":{tokens}"));
-    let usage = if options.stream && path.ends_with("completions") {
-        ",\"stream_options\":{\"include_usage\":true}"
-    } else {
-        ""
-    };
-    format!(
-        "{{{input},\"seed\":{seed},\"stream\":{}{usage}{},\"model\":{model}}}",
-        options.stream,
-        tokens.unwrap_or_default()
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,16 +263,5 @@ mod tests {
         assert_eq!(parts("http://127.0.0.1"), want("127.0.0.1:80", "/v1/chat/completions"));
         assert_eq!(parts("http://[::1]/x"), want("[::1]:80", "/x"));
         assert_eq!(parts("https://127.0.0.1/x"), None);
-    }
-
-    #[test]
-    fn made_bodies_are_json_for_every_path() {
-        let options = Options { stream: true, tokens: Some(5), ..Options::default() };
-        for path in ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/api/chat"] {
-            let body: serde_json::Value =
-                serde_json::from_str(&made_body(&options, path, 3)).unwrap();
-            assert_eq!(body["model"], "mock-model", "{path}");
-            assert_eq!(body["seed"], seed_of(&options, 3), "{path}");
-        }
     }
 }

@@ -1,6 +1,6 @@
-//! When requests are due: the open loop's schedule.
+//! Hands out requests when they are due: the open loop's clock.
 //!
-//! The one idea: the schedule does not know the server. A slow server gets the
+//! The one idea: the clock does not know the server. A slow server gets the
 //! requests it would get from people, and the wait counts as latency ("coordinated
 //! omission" is what happens otherwise). A thread of its own keeps the time, since
 //! the runtime's timers are a millisecond coarse.
@@ -12,63 +12,25 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::Until;
-use crate::text;
+use super::schedule::Planned;
 
-/// How requests are spaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pacing {
-    /// Independent arrivals: exponential gaps.
-    Poisson,
-    /// Equal gaps.
-    Constant,
-}
-
-/// Gaps between due times, from a seed.
-#[derive(Debug)]
-pub(super) struct Gaps {
-    pacing: Pacing,
-    mean: Duration,
-    seed: u64,
-    drawn: u64,
-}
-
-impl Gaps {
-    /// Gaps for `rate` requests a second (clamped to one a day and a million a second).
-    pub(super) fn new(pacing: Pacing, rate: f64, seed: u64) -> Gaps {
-        let mean = Duration::from_secs_f64(1.0 / rate.clamp(1e-5, 1e6));
-        Gaps { pacing, mean, seed, drawn: 0 }
-    }
-
-    /// The next gap.
-    pub(super) fn draw(&mut self) -> Duration {
-        self.drawn += 1;
-        match self.pacing {
-            Pacing::Constant => self.mean,
-            Pacing::Poisson => {
-                let bits = text::mix(self.seed ^ text::mix(self.drawn)) >> 11;
-                // In (0, 1], so that the logarithm is finite.
-                let uniform = (bits + 1) as f64 / (1u64 << 53) as f64;
-                self.mean.mul_f64(-uniform.ln())
-            }
-        }
-    }
-}
+/// Longest sleep before another look at whether anybody still takes requests.
+const SLICE: Duration = Duration::from_millis(100);
 
 /// Requests that are due and not yet taken by a connection.
 #[derive(Debug)]
 pub(super) struct Due {
-    times: Mutex<VecDeque<Instant>>,
+    queue: Mutex<VecDeque<Planned>>,
     tickets: Semaphore,
     /// Set when the connections have gone; the keeper of the time then goes too.
     over: AtomicBool,
 }
 
 /// A request to send.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Ticket {
-    /// When it was due.
-    pub(super) due: Instant,
+    /// What to send, and when it was due.
+    pub(super) planned: Planned,
     /// Whether a connection was waiting for it: any delay is then the client's own.
     pub(super) awaited: bool,
 }
@@ -76,37 +38,43 @@ pub(super) struct Ticket {
 impl Due {
     pub(super) fn new() -> Due {
         Due {
-            times: Mutex::new(VecDeque::new()),
+            queue: Mutex::new(VecDeque::new()),
             tickets: Semaphore::new(0),
             over: AtomicBool::new(false),
         }
     }
 
-    /// Issues tickets at their times until the run ends; blocks its thread.
-    pub(super) fn keep_time(&self, mut gaps: Gaps, started: Instant, until: Until) {
-        let mut due = started;
-        let mut issued = 0;
-        while !self.over.load(SeqCst) {
-            due += gaps.draw();
-            let ended = match until {
-                Until::Elapsed(limit) => due - started >= limit,
-                Until::Requests(limit) => issued >= limit,
-                Until::End => false,
-            };
-            if ended {
+    /// Issues the requests at their times, and ends at `end_us` at the earliest; blocks
+    /// its thread.
+    pub(super) fn keep_time(
+        &self,
+        schedule: impl Iterator<Item = Planned>,
+        started: Instant,
+        end_us: u64,
+    ) {
+        for planned in schedule {
+            if !self.sleep_until(started, planned.due_us) {
                 break;
             }
-            while let Some(left) = due.checked_duration_since(Instant::now()) {
-                if self.over.load(SeqCst) || left.is_zero() {
-                    break;
-                }
-                std::thread::sleep(left.min(Duration::from_millis(100)));
-            }
-            self.times.lock().unwrap_or_else(PoisonError::into_inner).push_back(due);
+            self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(planned);
             self.tickets.add_permits(1);
-            issued += 1;
         }
+        self.sleep_until(started, end_us);
         self.tickets.close();
+    }
+
+    /// False when the connections have gone meanwhile.
+    fn sleep_until(&self, started: Instant, due_us: u64) -> bool {
+        loop {
+            if self.over.load(SeqCst) {
+                return false;
+            }
+            let left = Duration::from_micros(due_us).saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(SLICE));
+        }
     }
 
     /// The next request to send; `None` when the run is over.
@@ -117,8 +85,8 @@ impl Due {
         if let Ok(permit) = self.tickets.acquire().await {
             permit.forget();
         }
-        let due = self.times.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
-        Some(Ticket { due, awaited })
+        let planned = self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()?;
+        Some(Ticket { planned, awaited })
     }
 
     /// Tells the keeper of the time that nobody takes tickets any more.
@@ -129,34 +97,29 @@ impl Due {
 
 #[cfg(test)]
 mod tests {
+    use super::super::schedule::Shape;
     use super::*;
 
     #[test]
-    fn gaps_have_the_mean_of_the_rate_and_the_spread_of_their_kind() {
-        for (pacing, spread) in [(Pacing::Poisson, 1.0), (Pacing::Constant, 0.0)] {
-            let mut gaps = Gaps::new(pacing, 100.0, 7);
-            let drawn: Vec<f64> = (0..20_000).map(|_| gaps.draw().as_secs_f64()).collect();
-            let mean = drawn.iter().sum::<f64>() / drawn.len() as f64;
-            let variance =
-                drawn.iter().map(|gap| (gap - mean).powi(2)).sum::<f64>() / drawn.len() as f64;
-            assert!((mean * 100.0 - 1.0).abs() < 0.03, "{pacing:?}: mean {mean}");
-            assert!((variance.sqrt() / mean - spread).abs() < 0.03, "{pacing:?}: {variance}");
-        }
-    }
-
-    #[test]
-    fn every_ticket_issued_is_taken_once() {
+    fn every_ticket_issued_is_taken_once_and_nobody_keeps_time_for_nobody() {
         let due = Due::new();
-        let gaps = Gaps::new(Pacing::Constant, 1e6, 1);
-        due.keep_time(gaps, Instant::now(), Until::Requests(50));
+        let shape = Shape { model: "m".into(), stream: false, prompt_bytes: 1, tokens: None };
+        let planned = (0..50).map(|number| Planned::new(&shape, 1, number, number * 10));
+        let started = Instant::now();
+        due.keep_time(planned, started, 2_000);
+        assert!(started.elapsed() >= Duration::from_millis(2), "it waits for its end");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let taken = runtime.block_on(async {
             let mut taken = 0;
-            while due.take().await.is_some() {
+            while let Some(ticket) = due.take().await {
+                assert_eq!(ticket.planned.number, taken);
                 taken += 1;
             }
             taken
         });
         assert_eq!(taken, 50);
+        due.end();
+        let planned = Planned::new(&shape, 1, 0, u64::MAX);
+        due.keep_time([planned].into_iter(), started, u64::MAX);
     }
 }

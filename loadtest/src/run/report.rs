@@ -1,24 +1,29 @@
-//! What a run tells, and whether it may tell it.
+//! What a run counts, and whether its numbers stand.
 //!
 //! The one idea: the verdict comes before the numbers. Wrong answers are shown
 //! with their kind; a client that was itself too slow shows its own lateness and
-//! nothing that could be mistaken for the server's.
+//! nothing that could be mistaken for the server's. `tell` writes it down.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::Options;
 use super::client::{Exchange, Fault};
+use super::row::Row;
+use super::slo::{Judged, Metric, Slo};
+use super::{Load, Options};
 
 /// Longest time told apart; longer ones count as this.
 const LONGEST_US: u64 = 3_600_000_000;
-/// The quantiles that are told.
-const QUANTILES: [(&str, f64); 5] =
-    [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)];
+/// How late the client may be in the closed loop, where lateness moves no schedule.
+const LAG_US_CLOSED: u64 = 20_000;
+/// How late it may be in the open loop however fast the server is.
+const LAG_US_OPEN: u64 = 5_000;
+/// The share of the median time to the first byte, the shortest latency told, that the
+/// lateness of the open loop may be.
+const LAG_SHARE: f64 = 0.1;
 
 /// Whether the numbers of a run stand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +38,18 @@ pub enum Verdict {
     ClientTooSlow,
 }
 
+impl Verdict {
+    /// The word for it in JSON and CSV.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verdict::Good => "good",
+            Verdict::Broken => "broken",
+            Verdict::NoAnswer => "no_answer",
+            Verdict::ClientTooSlow => "client_too_slow",
+        }
+    }
+}
+
 /// Everything that a run counted and timed. Times are in microseconds.
 #[derive(Clone, Debug)]
 pub struct Report {
@@ -42,10 +59,15 @@ pub struct Report {
     pub requests: u64,
     /// Right and whole answers with a status below 400.
     pub ok: u64,
+    /// Those of them that kept every objective; all of them when there is none.
+    pub within: u64,
     /// Streams left on purpose.
     pub aborted: u64,
     /// Requests that came due and were not sent before the end: all connections were busy.
     pub unsent: u64,
+    /// Requests that found no free connection when they came due (open loop). Their wait
+    /// is in their latency; many of them mean that `connections` was the bottleneck.
+    pub waited: u64,
     /// Connections that the server had closed between two requests; replaced, tried again.
     pub stale: u64,
     /// Answers by status.
@@ -56,6 +78,8 @@ pub struct Report {
     pub wrong: BTreeMap<&'static str, u64>,
     /// Events of streams.
     pub events: u64,
+    /// Tokens of right answers.
+    pub tokens: u64,
     /// Bytes sent and received, heads included.
     pub sent_bytes: u64,
     /// See `sent_bytes`.
@@ -75,7 +99,13 @@ pub struct Report {
     /// How late its runtime woke what was due; on its own, since the many samples of
     /// `send_lag` would hide it.
     pub wake_lag: Histogram<u64>,
-    lag_max: Duration,
+    /// Every request, in the order of the schedule, when the options keep them.
+    pub rows: Vec<Row>,
+    pub(super) options: Value,
+    slos: Vec<Slo>,
+    keep_rows: bool,
+    open: bool,
+    lag_max: Option<Duration>,
 }
 
 impl Report {
@@ -85,13 +115,16 @@ impl Report {
             elapsed: Duration::ZERO,
             requests: 0,
             ok: 0,
+            within: 0,
             aborted: 0,
             unsent: 0,
+            waited: 0,
             stale: 0,
             statuses: BTreeMap::new(),
             errors: BTreeMap::new(),
             wrong: BTreeMap::new(),
             events: 0,
+            tokens: 0,
             sent_bytes: 0,
             received_bytes: 0,
             latency: histogram(),
@@ -101,18 +134,17 @@ impl Report {
             connect: histogram(),
             send_lag: histogram(),
             wake_lag: histogram(),
+            rows: Vec::new(),
+            options: told_options(options),
+            slos: options.slos.clone(),
+            keep_rows: options.keep_rows,
+            open: options.load != Load::Closed,
             lag_max: options.lag_max,
         }
     }
 
     /// Enters one exchange.
-    pub(super) fn record(
-        &mut self,
-        due: Instant,
-        now: Instant,
-        told: &Exchange,
-        ended: Result<(), Fault>,
-    ) {
+    pub(super) fn record(&mut self, row: Row, told: &Exchange, ended: Result<(), Fault>) {
         self.requests += 1;
         self.stale += told.stale;
         self.events += told.events;
@@ -125,34 +157,37 @@ impl Report {
             note(&mut self.connect, *took);
         }
         if let Err(fault) = ended {
-            let (kind, wrong) = name(fault);
+            let (kind, wrong) = fault_name(fault);
             let counts = if wrong { &mut self.wrong } else { &mut self.errors };
             *counts.entry(kind).or_default() += 1;
-            return;
         }
-        self.aborted += u64::from(told.aborted);
-        if told.status.is_some_and(|status| status >= 400) {
-            return;
+        self.aborted += u64::from(row.aborted);
+        if row.ok || row.aborted {
+            let since = |us: u64| us.saturating_sub(row.intended_us);
+            if let Some(us) = row.first_byte_us {
+                self.first_byte.saturating_record(since(us));
+            }
+            if let Some(us) = row.ttft_us() {
+                self.first_token.saturating_record(us);
+            }
+            for gap in &told.gaps {
+                note(&mut self.inter_token, *gap);
+            }
         }
-        let since = |at: Instant| at.saturating_duration_since(due);
-        if let Some(at) = told.first_byte_at {
-            note(&mut self.first_byte, since(at));
-        }
-        if let Some(at) = told.first_token_at {
-            note(&mut self.first_token, since(at));
-        }
-        for gap in &told.gaps {
-            note(&mut self.inter_token, *gap);
-        }
-        if !told.aborted {
+        if row.ok {
             self.ok += 1;
-            note(&mut self.latency, since(now));
+            self.tokens += row.tokens.unwrap_or(0);
+            self.within += u64::from(self.slos.iter().all(|slo| slo.kept_by(&row)));
+            self.latency.saturating_record(row.latency_us());
+        }
+        if self.keep_rows {
+            self.rows.push(row);
         }
     }
 
-    /// Enters a lateness in sending.
-    pub(super) fn sent_late(&mut self, late: Duration) {
-        note(&mut self.send_lag, late);
+    /// Enters a lateness in sending, in microseconds.
+    pub(super) fn sent_late(&mut self, late_us: u64) {
+        self.send_lag.saturating_record(late_us);
     }
 
     /// Enters a lateness in waking up.
@@ -161,13 +196,16 @@ impl Report {
     }
 
     /// Adds another thread's report.
-    pub(super) fn add(&mut self, other: &Report) {
+    pub(super) fn add(&mut self, other: Report) {
         self.requests += other.requests;
         self.ok += other.ok;
+        self.within += other.within;
         self.aborted += other.aborted;
         self.unsent += other.unsent;
+        self.waited += other.waited;
         self.stale += other.stale;
         self.events += other.events;
+        self.tokens += other.tokens;
         self.sent_bytes += other.sent_bytes;
         self.received_bytes += other.received_bytes;
         merge(&mut self.statuses, &other.statuses);
@@ -185,13 +223,14 @@ impl Report {
             // All have the same bounds, so nothing can fall outside.
             let _ = mine.add(theirs);
         }
+        self.rows.extend(other.rows);
     }
 
     /// Whether the numbers stand. A wrong answer is wrong however slow the client was.
     pub fn verdict(&self) -> Verdict {
         if !self.wrong.is_empty() {
             Verdict::Broken
-        } else if self.lag_p99() > self.lag_max {
+        } else if self.lag_us_p99() > self.lag_us_max() {
             Verdict::ClientTooSlow
         } else if self.ok + self.aborted == 0 {
             Verdict::NoAnswer
@@ -202,172 +241,111 @@ impl Report {
 
     /// Whether every request got a right, whole answer below 400 (or was left on purpose).
     pub fn flawless(&self) -> bool {
-        self.verdict() == Verdict::Good
-            && self.ok + self.aborted == self.requests
-            && self.unsent == 0
+        self.verdict() == Verdict::Good && self.missed() == 0
+    }
+
+    /// Requests without a right answer: broken off, wrong, refused, or never sent.
+    pub fn missed(&self) -> u64 {
+        self.requests.saturating_sub(self.ok + self.aborted) + self.unsent
     }
 
     /// Right answers a second.
     pub fn rate(&self) -> f64 {
-        self.ok as f64 / self.elapsed.as_secs_f64().max(1e-9)
+        self.per_s(self.ok)
     }
 
-    fn lag_p99(&self) -> Duration {
+    /// Right answers a second that kept every objective on their own.
+    pub fn goodput(&self) -> f64 {
+        self.per_s(self.within)
+    }
+
+    /// The objectives, judged.
+    pub fn judged(&self) -> Vec<Judged> {
+        let times = |metric| match metric {
+            Metric::Ttft => &self.first_token,
+            Metric::Itl => &self.inter_token,
+            Metric::E2e => &self.latency,
+        };
+        self.slos.iter().map(|slo| slo.judge(times(slo.metric), self.missed())).collect()
+    }
+
+    /// Whether every objective was met, by numbers that stand.
+    pub fn slos_met(&self) -> bool {
+        self.verdict() == Verdict::Good && self.judged().iter().all(|judged| judged.met)
+    }
+
+    /// How late the client was, in microseconds: the larger of both 99th percentiles.
+    pub fn lag_us_p99(&self) -> u64 {
         let lags = [&self.send_lag, &self.wake_lag];
-        Duration::from_micros(
-            lags.map(|lag| lag.value_at_quantile(0.99)).into_iter().max().unwrap_or(0),
-        )
+        lags.map(|lag| lag.value_at_quantile(0.99)).into_iter().max().unwrap_or(0)
     }
 
-    fn timings(&self) -> [(&'static str, &Histogram<u64>); 7] {
-        [
-            ("latency", &self.latency),
-            ("first_byte", &self.first_byte),
-            ("first_token", &self.first_token),
-            ("inter_token", &self.inter_token),
-            ("connect", &self.connect),
-            ("send_lag", &self.send_lag),
-            ("wake_lag", &self.wake_lag),
-        ]
-    }
-
-    fn too_slow(&self) -> String {
-        format!(
-            "client too slow: invalid (its own lateness p99 {:.1} ms, limit {:.1} ms)",
-            self.lag_p99().as_secs_f64() * 1e3,
-            self.lag_max.as_secs_f64() * 1e3
-        )
-    }
-
-    /// For people.
-    pub fn to_text(&self) -> String {
-        if self.verdict() == Verdict::ClientTooSlow {
-            return self.too_slow() + "\n";
-        }
-        let mut out = String::new();
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            out,
-            "requests {}  ok {}  aborted {}  unsent {}  stale connections {}  in {:.2} s  ({:.1} ok/s)",
-            self.requests,
-            self.ok,
-            self.aborted,
-            self.unsent,
-            self.stale,
-            self.elapsed.as_secs_f64(),
-            self.rate()
-        );
-        let _ = writeln!(
-            out,
-            "bytes sent {}  received {}  events {}  connects {}",
-            self.sent_bytes,
-            self.received_bytes,
-            self.events,
-            self.connect.len()
-        );
-        for (status, count) in &self.statuses {
-            let _ = writeln!(out, "status {status}: {count}");
-        }
-        for (kind, count) in &self.errors {
-            let _ = writeln!(out, "error {kind}: {count}");
-        }
-        for (kind, count) in &self.wrong {
-            let _ = writeln!(out, "WRONG ANSWER {kind}: {count}");
-        }
-        let _ = write!(out, "{:<12} {:>10}", "ms", "count");
-        for (quantile, _) in QUANTILES {
-            let _ = write!(out, " {quantile:>10}");
-        }
-        out.push('\n');
-        for (name, times) in self.timings() {
-            if times.is_empty() {
-                continue;
+    /// How late it may have been; see [`Options::lag_max`].
+    pub fn lag_us_max(&self) -> u64 {
+        match self.lag_max {
+            Some(limit) => u64::try_from(limit.as_micros()).unwrap_or(u64::MAX),
+            None if !self.open => LAG_US_CLOSED,
+            None => {
+                let median = self.first_byte.value_at_quantile(0.5);
+                LAG_US_OPEN.max((median as f64 * LAG_SHARE) as u64)
             }
-            let _ = write!(out, "{name:<12} {:>10}", times.len());
-            for (_, quantile) in QUANTILES {
-                let _ = write!(out, " {:>10.3}", times.value_at_quantile(quantile) as f64 / 1e3);
-            }
-            out.push('\n');
         }
-        let _ = writeln!(out, "verdict: {:?}", self.verdict());
-        out
     }
 
-    /// For programs: one object; times in microseconds. Without timings when the
-    /// client was too slow.
-    pub fn to_json(&self) -> String {
-        let verdict = self.verdict();
-        if verdict == Verdict::ClientTooSlow {
-            let told = json!({"verdict": "ClientTooSlow", "message": self.too_slow()});
-            return told.to_string() + "\n";
-        }
-        let mut timings = Map::new();
-        for (name, times) in self.timings() {
-            let mut told = Map::new();
-            told.insert("count".to_owned(), times.len().into());
-            told.insert("mean".to_owned(), times.mean().into());
-            for (quantile, value) in QUANTILES {
-                told.insert(quantile.to_owned(), times.value_at_quantile(value).into());
-            }
-            timings.insert(format!("{name}_us"), Value::Object(told));
-        }
-        let statuses: Map<String, Value> = self
-            .statuses
-            .iter()
-            .map(|(status, count)| (status.to_string(), (*count).into()))
-            .collect();
-        let told = json!({
-            "verdict": format!("{verdict:?}"),
-            "elapsed_s": self.elapsed.as_secs_f64(),
-            "requests": self.requests,
-            "ok": self.ok,
-            "ok_per_s": self.rate(),
-            "aborted": self.aborted,
-            "unsent": self.unsent,
-            "stale": self.stale,
-            "statuses": statuses,
-            "errors": self.errors,
-            "wrong": self.wrong,
-            "events": self.events,
-            "sent_bytes": self.sent_bytes,
-            "received_bytes": self.received_bytes,
-            "timings": timings,
-        });
-        told.to_string() + "\n"
+    pub(super) fn per_s(&self, count: u64) -> f64 {
+        count as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
+}
 
-    /// For tables: a line of names and a line of values; times in microseconds.
-    pub fn to_csv(&self) -> String {
-        let mut names =
-            String::from("verdict,elapsed_s,requests,ok,aborted,unsent,stale,errors,wrong,events");
-        let mut values = format!("{:?}", self.verdict());
-        let sum = |counts: &BTreeMap<&str, u64>| counts.values().sum::<u64>();
-        let _ = write!(values, ",{:.3}", self.elapsed.as_secs_f64());
-        let counts = [
-            self.requests,
-            self.ok,
-            self.aborted,
-            self.unsent,
-            self.stale,
-            sum(&self.errors),
-            sum(&self.wrong),
-            self.events,
-        ];
-        for count in counts {
-            let _ = write!(values, ",{count}");
-        }
-        let told = self.verdict() != Verdict::ClientTooSlow;
-        for (name, times) in self.timings() {
-            for (quantile, value) in QUANTILES {
-                let _ = write!(names, ",{name}_{quantile}_us");
-                values.push(',');
-                if told && !times.is_empty() {
-                    let _ = write!(values, "{}", times.value_at_quantile(value));
+/// What a run was told, for its report: no key, and no field that may hold one.
+fn told_options(options: &Options) -> Value {
+    use super::{Arrivals, Until};
+    let arrivals = match &options.load {
+        Load::Closed => Value::Null,
+        Load::Listed(list) => json!({"shape": "listed", "requests": list.len()}),
+        Load::Open(arrivals) => {
+            let mut told = json!({"shape": arrivals.name(), "rate": arrivals.rate()});
+            match arrivals {
+                Arrivals::Gamma { cv, .. } => told["cv"] = json!(cv),
+                Arrivals::Burst { count, every } => {
+                    told["count"] = json!(count);
+                    told["every_s"] = json!(every.as_secs_f64());
                 }
+                Arrivals::Ramp { from, to, over } => {
+                    told["from"] = json!(from);
+                    told["to"] = json!(to);
+                    told["over_s"] = json!(over.as_secs_f64());
+                }
+                Arrivals::Trace { trace, speed } => {
+                    told["lines"] = json!(trace.lines().len());
+                    told["speed"] = json!(speed);
+                }
+                Arrivals::Constant { .. } | Arrivals::Poisson { .. } => {}
             }
+            told
         }
-        format!("{names}\n{values}\n")
-    }
+    };
+    let (duration_s, requests) = match options.until {
+        Until::Elapsed(limit) => (Some(limit.as_secs_f64()), None),
+        Until::Requests(limit) => (None, Some(limit)),
+        Until::End => (None, None),
+    };
+    json!({
+        "url": options.url,
+        "model": options.model,
+        "stream": options.stream,
+        "connections": options.connections,
+        "threads": options.threads,
+        "arrivals": arrivals,
+        "duration_s": duration_s,
+        "requests": requests,
+        "body_bytes": options.body.as_ref().map(Vec::len),
+        "prompt_bytes": options.prompt_bytes,
+        "tokens": options.tokens,
+        "abort_after": options.abort_after,
+        "timeout_s": options.timeout.as_secs_f64(),
+        "seed": options.seed,
+    })
 }
 
 fn histogram() -> Histogram<u64> {
@@ -385,7 +363,7 @@ fn merge<K: Copy + Ord>(mine: &mut BTreeMap<K, u64>, theirs: &BTreeMap<K, u64>) 
 }
 
 /// A fault's name, and whether it means that the answer was wrong.
-fn name(fault: Fault) -> (&'static str, bool) {
+pub(super) fn fault_name(fault: Fault) -> (&'static str, bool) {
     use super::check::Bad;
     use super::wire::BadAnswer;
     match fault {
@@ -410,44 +388,75 @@ fn name(fault: Fault) -> (&'static str, bool) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn report(ended: Result<(), Fault>, late: Duration) -> Report {
-        let mut report = Report::new(&Options::default());
+    /// A report of one request, due at 0, whose answer came after 7 ms, from a client
+    /// that was so late once.
+    pub(in crate::run) fn report(
+        options: &Options,
+        ended: Result<(), Fault>,
+        late: Duration,
+    ) -> Report {
+        let mut report = Report::new(options);
+        report.elapsed = Duration::from_secs(2);
         let told = Exchange { status: Some(200), ..Exchange::default() };
-        let now = Instant::now();
-        report.record(now, now + Duration::from_millis(7), &told, ended);
+        let row = Row {
+            first_byte_us: Some(6_000),
+            done_us: 7_000,
+            status: Some(200),
+            ok: ended.is_ok(),
+            error: ended.err().map(|fault| fault_name(fault).0),
+            ..Row::default()
+        };
+        report.record(row, &told, ended);
         report.woke_late(late);
         for _ in 0..1000 {
-            report.sent_late(Duration::ZERO);
+            report.sent_late(0);
         }
         report
     }
 
     #[test]
-    fn verdict_comes_before_the_numbers() {
-        let good = report(Ok(()), Duration::ZERO);
-        assert_eq!(good.verdict(), Verdict::Good);
-        assert!(good.flawless() && good.to_text().contains("latency"));
-        let late = report(Ok(()), Duration::from_millis(50));
-        assert_eq!(late.verdict(), Verdict::ClientTooSlow);
-        assert!(late.to_text().starts_with("client too slow: invalid"));
-        assert!(!late.to_text().contains("latency") && !late.to_json().contains("latency"));
-        assert!(!late.to_csv().contains(",7000,"));
-        let none = report(Err(Fault::Timeout), Duration::ZERO);
-        assert_eq!(none.verdict(), Verdict::NoAnswer);
+    fn limit_of_lateness_follows_the_first_byte_in_the_open_loop() {
+        let poisson = Load::Open(super::super::Arrivals::Poisson { rate: 1.0 });
+        let open = Options { load: poisson, ..Options::default() };
+        let mut fast = report(&open, Ok(()), Duration::from_millis(4));
+        assert_eq!((fast.lag_us_max(), fast.verdict()), (5_000, Verdict::Good));
+        fast.woke_late(Duration::from_millis(6));
+        assert_eq!(fast.verdict(), Verdict::ClientTooSlow);
+        for _ in 0..3 {
+            let row = Row { first_byte_us: Some(100_000), ok: true, ..Row::default() };
+            fast.record(row, &Exchange::default(), Ok(()));
+        }
+        assert!((10_000..10_100).contains(&fast.lag_us_max()), "{}", fast.lag_us_max());
+        assert_eq!(fast.verdict(), Verdict::Good);
+        let closed = report(&Options::default(), Ok(()), Duration::from_millis(19));
+        assert_eq!((closed.lag_us_max(), closed.verdict()), (20_000, Verdict::Good));
+        let zero = Options { lag_max: Some(Duration::ZERO), ..open };
+        let limited = report(&zero, Ok(()), Duration::from_micros(10));
+        assert_eq!(limited.verdict(), Verdict::ClientTooSlow);
     }
 
     #[test]
-    fn all_forms_tell_the_same() {
-        let good = report(Ok(()), Duration::ZERO);
-        let json: Value = serde_json::from_str(&good.to_json()).unwrap();
-        assert_eq!(json["ok"], 1);
-        let told = json["timings"]["latency_us"]["max"].as_u64().unwrap();
-        assert!((6_990..7_010).contains(&told), "{told}");
-        let csv = good.to_csv();
-        let (names, values) = csv.trim_end().split_once('\n').unwrap();
-        assert_eq!(names.split(',').count(), values.split(',').count());
+    fn goodput_counts_what_kept_every_objective() {
+        let slos = |text: &[&str]| text.iter().map(|slo| slo.parse().unwrap()).collect();
+        let options = |text| Options { slos: slos(text), ..Options::default() };
+        let kept = report(&options(&["e2e=7ms:p50", "itl=1us"]), Ok(()), Duration::ZERO);
+        assert_eq!((kept.within, kept.goodput(), kept.rate()), (1, 0.5, 0.5));
+        let slow = report(&options(&["e2e=6ms:p50"]), Ok(()), Duration::ZERO);
+        assert_eq!((slow.within, slow.slos_met(), slow.rate()), (0, false, 0.5));
+        let failed = report(&options(&["e2e=1h"]), Err(Fault::Timeout), Duration::ZERO);
+        assert_eq!((failed.missed(), failed.slos_met()), (1, false));
+    }
+
+    #[test]
+    fn reports_of_threads_add_up() {
+        let options = Options { keep_rows: true, ..Options::default() };
+        let mut total = report(&options, Ok(()), Duration::ZERO);
+        total.add(report(&options, Err(Fault::Timeout), Duration::ZERO));
+        assert_eq!((total.requests, total.ok, total.rows.len()), (2, 1, 2));
+        assert_eq!(total.errors.get("timeout"), Some(&1));
+        assert_eq!(total.send_lag.len(), 2000);
     }
 }
