@@ -392,8 +392,8 @@ fn print_health(health: &Health) -> String {
     )
 }
 
-fn print_breaker(breaker: &Breaker) -> String {
-    let Breaker { threshold, window, calls_min, consecutive, cooldown, trials, successes } =
+fn print_breaker(breaker: &BreakerPolicy) -> String {
+    let BreakerPolicy { threshold, window, calls_min, consecutive, cooldown, trials, successes } =
         breaker;
     let (window, cooldown) = (format_duration(*window), format_duration(*cooldown));
     format!(

@@ -249,6 +249,13 @@ pub fn keep_alive(value: &[u8]) -> KeepAlive {
     found
 }
 
+/// Reads `Retry-After: SECONDS`; the form with a date, which no model server sends, is none.
+///
+/// Source: RFC 9110 §10.2.3.
+pub fn retry_after(value: &[u8]) -> Option<u32> {
+    decimal(trim(value))
+}
+
 /// A plain decimal; one too large for 32 bits is the largest, since it only says "long".
 fn decimal(digits: &[u8]) -> Option<u32> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {

@@ -17,12 +17,13 @@ use super::core::Core;
 use super::download::{Download, Downloaded};
 use super::forward::{self, Request};
 use super::hold::{RequestBody, Scanner};
+use super::judge::Judge;
 use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts};
 use super::reply::{self, Refusal};
 use super::settle::Settle;
 use super::upload::{Sent, Upload, Uploaded};
 use crate::base::buf::SMALL_BYTES;
-use crate::error::Kind;
+use crate::error::{Kind, RetryClass};
 use crate::http::head::ResponseHead;
 use crate::net::dial;
 use crate::net::race::{First, race};
@@ -94,6 +95,10 @@ pub struct Attempt<'a> {
     pub timeouts: UpstreamTimeouts,
     /// Statuses to be tried elsewhere.
     pub retry_on: Option<RetryOn>,
+    /// The group whose retry budget pays.
+    pub budget: usize,
+    /// Judges the upstream.
+    pub judge: &'a Judge<'a>,
     /// No connection out of the pool.
     pub fresh: bool,
 }
@@ -119,7 +124,12 @@ impl Attempt<'_> {
         let up_timer = core.ticker.timer();
         let mut conn = match self.acquire(down, turn.body, &up_timer).await {
             Ok(conn) => conn,
-            Err(failed) => return failed,
+            Err(failed) => {
+                if let Attempted::Failed { kind, .. } = failed {
+                    self.judge.ended(kind, turn.settle.elapsed_us());
+                }
+                return failed;
+            }
         };
         let reused = conn.reused();
         turn.settle.outcome.reused = reused;
@@ -146,6 +156,10 @@ impl Attempt<'_> {
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
+                let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
+                if !stale {
+                    self.judge.ended(kind, turn.settle.elapsed_us());
+                }
                 Attempted::Failed { kind, answered, reused, status: None }
             }
             Downloaded::Elsewhere { status } => Attempted::Failed {
@@ -154,7 +168,10 @@ impl Attempt<'_> {
                 reused,
                 status: Some(status),
             },
-            Downloaded::Cut(kind) => Attempted::Over(kind),
+            Downloaded::Cut(kind) => {
+                self.judge.ended(kind, turn.settle.elapsed_us());
+                Attempted::Over(kind)
+            }
             Downloaded::Upgraded(bytes) => {
                 Attempted::Upgraded { upstream: conn.socket().clone(), bytes }
             }
@@ -213,6 +230,8 @@ impl Attempt<'_> {
             write_idle: timeouts.write_idle,
             timeouts: self.timeouts,
             retry_on: self.retry_on,
+            budget: self.budget,
+            judge: self.judge,
         };
         let held = std::mem::take(&mut turn.held);
         let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner));

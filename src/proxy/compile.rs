@@ -125,6 +125,7 @@ fn group(group: &config::Group) -> GroupPlan {
             max: group.retry.max,
             on: group.retry.on,
         },
+        fallback: group.fallback.iter().map(|group| group.0).collect(),
         timeouts: UpstreamTimeouts {
             connect: group.timeouts.connect,
             first_byte: group.timeouts.first_byte,

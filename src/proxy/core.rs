@@ -19,6 +19,7 @@ use crate::net::mailbox::{Message, Sender};
 use crate::net::splice::Pipes;
 use crate::net::ticker::Ticker;
 use crate::policy::balance::{Member, PickState};
+use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::pool::Pool;
@@ -44,6 +45,8 @@ pub struct Shared {
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`.
     pub refused: AtomicU64,
+    /// What milliseconds and microseconds of all cores count from.
+    pub origin: Instant,
     /// Set when the process drains.
     pub draining: AtomicBool,
     /// Cores whose mailbox was full when a bell of theirs was to be rung.
@@ -173,6 +176,7 @@ pub struct Core {
     pub counters: RefCell<Counters>,
     rng: RefCell<Rng>,
     picks: RefCell<Vec<PickState>>,
+    budgets: RefCell<Vec<RetryBudget>>,
     // Boxed because it is lent out: moving kilobytes in and out would cost more than they save.
     #[allow(clippy::vec_box)]
     scratches: RefCell<Vec<Box<Scratch>>>,
@@ -196,6 +200,7 @@ impl Core {
             picks: RefCell::new(
                 plan.groups.iter().map(|_| PickState::starting_at(index)).collect(),
             ),
+            budgets: RefCell::default(),
             plan: RefCell::new(Rc::new(plan)),
             plan_version: Cell::new(version),
             buffers: Buffers::new(),
@@ -248,6 +253,19 @@ impl Core {
         ask(&self.plan.borrow().listeners[index])
     }
 
+    /// Microseconds since the process's origin, the same on all cores; as coarse as the ticker.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        let run = self.ticker.now().saturating_duration_since(self.shared.origin);
+        u64::try_from(run.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Milliseconds since the process's origin; see `now_us`.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        self.now_us() / 1000
+    }
+
     /// One random draw.
     #[must_use]
     pub fn chance(&self) -> u64 {
@@ -268,6 +286,17 @@ impl Core {
             picks.resize_with(group + 1, || PickState::starting_at(self.index));
         }
         use_it(&mut picks[group])
+    }
+
+    /// Uses the retry budget of one group: this core's share of it.
+    pub fn with_budget<T>(&self, group: usize, use_it: impl FnOnce(&mut RetryBudget) -> T) -> T {
+        let mut budgets = self.budgets.borrow_mut();
+        if budgets.len() <= group {
+            let share = MILLIS_PER_SECOND / self.shared.active.len().max(1) as u64;
+            let now = self.ticker.now();
+            budgets.resize_with(group + 1, || RetryBudget::new(share, now));
+        }
+        use_it(&mut budgets[group])
     }
 
     /// Lends working memory to an exchange; `give_back_scratch` ends the loan.

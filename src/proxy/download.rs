@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::attempt::Progress;
 use super::core::Core;
+use super::judge::Judge;
 use super::plan::UpstreamTimeouts;
 use super::reply::Caller;
 use super::respond::{self, Delivery};
@@ -18,7 +19,7 @@ use super::tap::Tap;
 use super::upload::SPLICE_BYTES_MIN;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::error::Kind;
-use crate::http::fields::keep_alive;
+use crate::http::fields::{keep_alive, retry_after};
 use crate::http::head::{ResponseHead, Version};
 use crate::http::method::Method;
 use crate::http::name::Name;
@@ -65,6 +66,10 @@ pub struct Download<'a> {
     pub timeouts: UpstreamTimeouts,
     /// Statuses that are not relayed but tried elsewhere.
     pub retry_on: Option<RetryOn>,
+    /// The group whose retry budget pays for that.
+    pub budget: usize,
+    /// Judges the upstream.
+    pub judge: &'a Judge<'a>,
 }
 
 /// How a download ended.
@@ -111,8 +116,11 @@ impl Download<'_> {
             Ok(buffer) => buffer,
             Err(end) => return end,
         };
-        settle.outcome.first_byte_us = Some(settle.elapsed_us());
+        let elapsed_us = settle.elapsed_us();
+        settle.outcome.first_byte_us = Some(elapsed_us);
         settle.outcome.status = response.status;
+        let rest_s = response.value(Name::RetryAfter, &buffer).and_then(retry_after);
+        self.judge.answered(response.status, rest_s, elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
                 // Nobody asked: what follows is no HTTP for anybody to read.
@@ -120,7 +128,7 @@ impl Download<'_> {
             }
             return self.upgrade(response, buffer).await;
         }
-        if self.retry_on.is_some_and(|on| on.has_status(response.status)) {
+        if self.retry_on.is_some_and(|on| on.has_status(response.status)) && self.take_retry() {
             self.core.buffers.give_back(buffer);
             return Downloaded::Elsewhere { status: response.status };
         }
@@ -133,6 +141,12 @@ impl Download<'_> {
         let persists = response.connection(&buffer).persists(response.version)
             && framing != Framing::UntilClose;
         self.relay(conn, response, framing, persists, buffer, settle).await
+    }
+
+    /// Asks the budget before an answer is thrown away.
+    fn take_retry(&self) -> bool {
+        let now = self.core.ticker.now();
+        self.core.with_budget(self.budget, |budget| budget.take(now))
     }
 
     /// Reads until a final head is complete; interim ones go to the client.

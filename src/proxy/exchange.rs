@@ -11,28 +11,25 @@
 use std::rc::Rc;
 
 use super::admit::{self, Admitted};
-use super::attempt::{Attempt, Attempted, Turn};
+use super::attempt::Turn;
 use super::conn_h1::Downstream;
 use super::core::{Core, Scratch};
+use super::dispatch::dispatch;
 use super::forward::{Outgoing, Request};
 use super::hold::{self, Enough, RequestBody, Unheld};
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
-use super::route::{self, Route};
+use super::route;
 use super::settle::Settle;
-use super::tunnel;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
-use crate::error::{Blame, Kind};
+use crate::error::Kind;
 use crate::http::head::Version;
 use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
-use crate::net::frame::Frame;
-use crate::net::rt::{self, Part};
+use crate::net::rt::Part;
 use crate::net::sys::{self, Shut};
-use crate::policy::balance::{self, Member, Tried};
-use crate::policy::retry::{self, Failure, Verdict};
 use crate::upstream::held::Held;
 
 /// Serves one request; the connection's receive buffer may hold its beginning already.
@@ -240,7 +237,7 @@ async fn serve(
     let request =
         Request { listener, head: request, permit: &permit, caller, target, outgoing, model };
     let mut turn = Turn { held, body, scanner: &mut scanner, response, settle };
-    let ended = forward(core, plan, down, &request, &route, members, &mut turn).await;
+    let ended = dispatch(core, plan, down, &request, &route, members, &mut turn).await;
     core.buffers.give_back(turn.held);
     match ended {
         Ok(next) => Ok(next),
@@ -250,132 +247,6 @@ async fn serve(
             Ok(reply::refuse(core, down, caller, &refusal, body.reader.is_done()).await)
         }
     }
-}
-
-/// Pick and attempt, until an answer has gone to the client or nobody is left.
-async fn forward(
-    core: &Core,
-    plan: &Plan,
-    down: &mut Downstream,
-    request: &Request<'_>,
-    route: &Route,
-    members: &mut Vec<Member>,
-    turn: &mut Turn<'_, '_>,
-) -> Result<Next, Refusal> {
-    let group = &plan.groups[usize::from(route.group)];
-    let mut tried = Tried::NONE;
-    let mut retries = 0;
-    let mut failed: Option<Kind> = None;
-    let mut fresh_member: Option<usize> = None;
-    loop {
-        view(plan, route, members);
-        let fresh = fresh_member.is_some();
-        let picked = fresh_member.take().or_else(|| {
-            core.with_pick_state(usize::from(route.group), |state| {
-                balance::pick(group.strategy, state, members, &tried, core.chance())
-            })
-        });
-        let Some(member) = picked else {
-            return Err(failed.map_or_else(|| nobody_available(group), Refusal::from));
-        };
-        tried.insert(member);
-        let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-        let another = members.iter().enumerate().any(|(at, m)| m.usable && !tried.has(at));
-        let resendable = turn.body.reader.is_done();
-        let lease = upstream.state.lease();
-        turn.settle.outcome.attempts += 1;
-        let attempt = Attempt {
-            core,
-            plan,
-            request,
-            upstream,
-            timeouts: group.timeouts,
-            retry_on: (another && resendable && retries < group.retry.attempts)
-                .then_some(group.retry.on),
-            fresh,
-        };
-        let attempted = attempt.run(down, turn).await;
-        drop(lease);
-        let (kind, answered, reused, status) = match attempted {
-            Attempted::Whole { keep } => {
-                return Ok(if keep { Next::KeepAlive } else { Next::Linger });
-            }
-            Attempted::Refused(refusal) => return Err(refusal),
-            Attempted::Over(kind) => {
-                turn.settle.fault(kind);
-                if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
-                    // A body without length would end in a way that looks clean.
-                    sys::close_with_reset(down.socket.fd());
-                }
-                return Ok(Next::Close);
-            }
-            Attempted::Upgraded { upstream, bytes } => {
-                let idle = group.timeouts.stream_idle;
-                let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
-                turn.settle.outcome.request_bytes += sent;
-                turn.settle.outcome.response_bytes += received;
-                return Ok(Next::Close);
-            }
-            Attempted::Failed { kind, answered, reused, status } => {
-                (kind, answered, reused, status)
-            }
-        };
-        failed = Some(kind);
-        let why = status.map_or(Failure::Fault(kind.row().retry), Failure::Status);
-        let at = retry::Attempt { retries, reused, answered, resendable, response_started: false };
-        match group.retry.next(&at, &why, core.chance()) {
-            Verdict::GiveUp => return Err(kind.into()),
-            Verdict::FreshConnection => fresh_member = Some(member),
-            Verdict::AnotherMember { .. } if !another => return Err(kind.into()),
-            Verdict::AnotherMember { after } => {
-                retries += 1;
-                if !after.is_zero() && pause(down, after).await == Waited::Gone {
-                    turn.settle.fault(Kind::ClientGone);
-                    return Ok(Next::Close);
-                }
-            }
-        }
-    }
-}
-
-#[derive(PartialEq, Eq)]
-enum Waited {
-    Over,
-    Gone,
-}
-
-/// Waits before a retry, unless the client leaves.
-async fn pause(down: &mut Downstream, after: std::time::Duration) -> Waited {
-    use crate::net::race::{First, race};
-    // Pooled: a sleep would make every exchange larger, and few ever pause.
-    let mut sleep = Frame::new(rt::sleep(after));
-    let gone = std::pin::pin!(down.watch.gone(&down.timer));
-    match race(std::pin::Pin::new(&mut sleep), gone).await {
-        First::Left(()) => Waited::Over,
-        First::Right(()) => Waited::Gone,
-    }
-}
-
-/// What the balancer sees of a group.
-fn view(plan: &Plan, route: &Route, members: &mut Vec<Member>) {
-    members.clear();
-    for &(upstream, weight) in &plan.groups[usize::from(route.group)].members {
-        let wanted = route.upstream.is_none_or(|forced| forced == upstream);
-        let state = &plan.upstreams[usize::from(upstream)];
-        members.push(Member {
-            weight,
-            in_flight: state.state.in_flight(),
-            usable: wanted && state.enabled && state.state.healthy(),
-            ..Member::default()
-        });
-    }
-}
-
-fn nobody_available(group: &super::plan::GroupPlan) -> Refusal {
-    Refusal::because(
-        Kind::NobodyAvailable,
-        format!("No upstream of group '{}' is available.", group.name),
-    )
 }
 
 async fn answer(

@@ -2,8 +2,9 @@
 //!
 //! `worker` (a core: accept, hand over, tick, drain) → `conn_h1` (one client connection) →
 //! `exchange` (the life of a request, station by station), and then the stations: `admit`
-//! (head → permit), `hold` (body → model), `route` (where to), `attempt` (one try at one
-//! upstream), `upload` and `download` (both directions of it), `settle` (what is recorded).
+//! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
+//! succeeds), `pick` (which member), `attempt` (one try at one upstream), `upload` and `download`
+//! (both directions of it), `judge` (what it says of the upstream), `settle` (what is recorded).
 //! `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
 //! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
 //! (`compile` makes it), `core` what a
@@ -14,10 +15,13 @@ pub mod attempt;
 pub mod compile;
 pub mod conn_h1;
 pub mod core;
+pub mod dispatch;
 pub mod download;
 pub mod exchange;
 pub mod forward;
 pub mod hold;
+pub mod judge;
+pub mod pick;
 pub mod plan;
 pub mod reply;
 pub mod respond;

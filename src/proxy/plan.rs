@@ -126,6 +126,8 @@ pub struct GroupPlan {
     pub members: Vec<(u16, u32)>,
     /// What is retried.
     pub retry: RetryPolicy,
+    /// Groups that are asked, in order, when nobody of this one is left.
+    pub fallback: Vec<u16>,
     /// Upstream-side timeouts.
     pub timeouts: UpstreamTimeouts,
 }

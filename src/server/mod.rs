@@ -12,7 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
 use crate::control::learn::{Learnt, learn};
@@ -314,6 +314,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         held: HeldBudget::new(options.held_total_bytes),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
+        origin: Instant::now(),
         draining: AtomicBool::new(false),
         rings_lost: (0..copies).map(|_| AtomicBool::new(false)).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),

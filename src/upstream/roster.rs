@@ -96,7 +96,10 @@ impl Roster {
                 })
             })
             .collect();
-        Site { state: self.states.find_or(identity, UpstreamState::default), endpoints }
+        Site {
+            state: self.states.find_or(identity, || UpstreamState::new(upstream.breaker)),
+            endpoints,
+        }
     }
 }
 

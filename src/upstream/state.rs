@@ -6,8 +6,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
+use crate::policy::breaker::{Breaker, BreakerPolicy, Change};
+use crate::policy::ewma::Measures;
+
 /// Shared counters of one upstream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 #[repr(align(128))]
 pub struct UpstreamState {
     in_flight: AtomicU32,
@@ -16,9 +19,56 @@ pub struct UpstreamState {
     down: AtomicBool,
     /// A connection to it failed since the control thread last looked.
     suspect: AtomicBool,
+    /// It asked to be left alone until then, milliseconds since the process's origin.
+    resting_until_ms: AtomicU64,
+    /// Changes of the breaker to Closed, Open and HalfOpen.
+    breaker_changes: [AtomicU64; 3],
+    /// Whether calls are let through.
+    pub breaker: Breaker,
+    /// How fast it answers, and how often it does.
+    pub measures: Measures,
 }
 
 impl UpstreamState {
+    /// The state of an upstream that nobody has called.
+    #[must_use]
+    pub fn new(breaker: BreakerPolicy) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            attempts: AtomicU64::new(0),
+            down: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            resting_until_ms: AtomicU64::new(0),
+            breaker_changes: Default::default(),
+            breaker: Breaker::new(breaker),
+            measures: Measures::new(),
+        }
+    }
+
+    /// Whether it asked, by `Retry-After`, to be left alone now.
+    #[must_use]
+    pub fn resting(&self, now_ms: u64) -> bool {
+        now_ms < self.resting_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it asked to be left alone; a later end counts.
+    pub fn rest(&self, until_ms: u64) {
+        self.resting_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    }
+
+    /// Counts a change of the breaker.
+    pub fn count_change(&self, change: Option<Change>) {
+        if let Some(change) = change {
+            self.breaker_changes[change.to as usize].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How often the breaker has gone to Closed, Open and HalfOpen.
+    #[must_use]
+    pub fn breaker_changes(&self) -> [u64; 3] {
+        self.breaker_changes.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
     /// Requests dispatched to this upstream and not yet ended, over all cores.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
@@ -82,10 +132,19 @@ impl Drop for Lease<'_> {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::time::Duration;
 
     #[test]
     fn a_lease_counts_itself_out_even_on_panic() {
-        let state = Arc::new(UpstreamState::default());
+        let state = Arc::new(UpstreamState::new(BreakerPolicy {
+            threshold: 0.5,
+            window: Duration::from_secs(10),
+            calls_min: 10,
+            consecutive: 5,
+            cooldown: Duration::from_secs(30),
+            trials: 1,
+            successes: 1,
+        }));
         let held = state.lease();
         let inside = state.clone();
         let result = std::panic::catch_unwind(move || {

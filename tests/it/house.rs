@@ -18,6 +18,9 @@ use super::wire::Client;
 /// How long anything may take before a test calls it a hang.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
+/// A breaker that no test opens by accident.
+const NEVER_OPENS: &str = "breaker = { consecutive = 1000000, calls_min = 1000000 }\n";
+
 /// A simulated model server with the mock's defaults.
 pub(crate) fn mock() -> Mock {
     mock_with(|_| {})
@@ -77,8 +80,10 @@ impl Setup<'_> {
         let mut members = Vec::new();
         for (at, url) in urls.iter().enumerate() {
             let models = or(upstream, "models", "models = []\n");
+            // Tests of one bad answer after another want every one of them.
+            let breaker = or(upstream, "breaker", NEVER_OPENS);
             text += &format!(
-                "[[upstream]]\nname = \"gpu{at}\"\nurl = \"{url}{base}\"\n{models}{upstream}\n"
+                "[[upstream]]\nname = \"gpu{at}\"\nurl = \"{url}{base}\"\n{models}{breaker}{upstream}\n"
             );
             members.push(format!("{{ upstream = \"gpu{at}\" }}"));
         }

@@ -44,9 +44,9 @@ pub(crate) fn health(r: &mut Reader<'_>, at: &At<RawHealth>) -> Health {
 }
 
 /// The circuit breaker.
-pub(crate) fn breaker(r: &mut Reader<'_>, raw: &RawUpstream) -> Breaker {
+pub(crate) fn breaker(r: &mut Reader<'_>, raw: &RawUpstream) -> BreakerPolicy {
     let said = section(&raw.breaker);
-    Breaker {
+    BreakerPolicy {
         threshold: fraction(r, &said.threshold, 0.5, 0.01..=1.0),
         window: time(r, &said.window, secs(10), secs(1)..=secs(3600)),
         calls_min: number(r, &said.calls_min, 10, 1..=1_000_000),

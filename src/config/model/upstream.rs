@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{GroupId, Secret};
+pub use crate::policy::breaker::BreakerPolicy;
 
 /// One LLM server and how to speak with it.
 #[derive(Debug, Clone)]
@@ -44,7 +45,7 @@ pub struct Upstream {
     /// Active probes; none = passive signs alone.
     pub health: Option<Health>,
     /// When and how long it is left alone.
-    pub breaker: Breaker,
+    pub breaker: BreakerPolicy,
     /// A source of many upstreams made from this entry.
     pub discover: Option<Discover>,
     /// The implicit group that holds this upstream alone, for `model@upstream`,
@@ -280,25 +281,6 @@ pub struct Health {
 impl Health {
     /// `interval` when it is not said.
     pub const INTERVAL: Duration = Duration::from_secs(30);
-}
-
-/// Circuit breaker of an upstream.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Breaker {
-    /// Share of failed calls that opens it, 0.01..=1.0.
-    pub threshold: f64,
-    /// Over this time.
-    pub window: Duration,
-    /// Not before so many calls in the window.
-    pub calls_min: u32,
-    /// Or so many failures in a row.
-    pub consecutive: u32,
-    /// Open for this long, doubled at each further failure.
-    pub cooldown: Duration,
-    /// Calls let through at a time when half open.
-    pub trials: u32,
-    /// Successes that close it.
-    pub successes: u32,
 }
 
 /// A source of upstreams.

@@ -130,6 +130,11 @@ impl Strategy {
         TABLE[self as usize].name
     }
 
+    /// Tells whether it looks at response times and successes: reading them costs.
+    pub fn reads_measures(self) -> bool {
+        matches!(self, Strategy::ResponseAware | Strategy::P2cEwma)
+    }
+
     /// Lists all names, for messages.
     pub fn names() -> impl Iterator<Item = &'static str> {
         TABLE.iter().map(|line| line.name)

@@ -1,0 +1,211 @@
+//! Pick and attempt, until an answer has gone to the client or nobody is left.
+//!
+//! The one back edge inside an exchange: an attempt that failed before the client saw a byte is
+//! made again, on another member, while the body is still held and the retry budget lasts; then
+//! on the groups in `fallback`. A pooled connection that died unused is replaced at once, on the
+//! same member and outside all budgets.
+
+use std::time::Duration;
+
+use super::attempt::{Attempt, Attempted, Turn};
+use super::conn_h1::Downstream;
+use super::core::Core;
+use super::forward::Request;
+use super::pick::{self, Choice, Picked};
+use super::plan::Plan;
+use super::reply::{Next, Refusal};
+use super::route::Route;
+use super::tunnel;
+use crate::error::{Blame, Kind};
+use crate::http::head::Version;
+use crate::net::frame::Frame;
+use crate::net::race::{First, race};
+use crate::net::rt;
+use crate::net::sys;
+use crate::policy::balance::{Member, Tried};
+use crate::policy::retry::{self, Failure, Verdict};
+
+/// One exchange on its way from member to member.
+struct Dispatch<'d> {
+    core: &'d Core,
+    plan: &'d Plan,
+    /// The group at work: the route's, or one of its fallbacks.
+    group: u16,
+    /// Groups not yet fallen back to.
+    fallback: std::slice::Iter<'d, u16>,
+    forced: Option<u16>,
+    tried: Tried,
+    retries: u32,
+    /// What the last attempt failed by.
+    failed: Option<Kind>,
+}
+
+/// Serves a routed request.
+///
+/// Errors: what to tell the client, who has been sent nothing.
+pub async fn dispatch(
+    core: &Core,
+    plan: &Plan,
+    down: &mut Downstream,
+    request: &Request<'_>,
+    route: &Route,
+    members: &mut Vec<Member>,
+    turn: &mut Turn<'_, '_>,
+) -> Result<Next, Refusal> {
+    let mut at = Dispatch {
+        core,
+        plan,
+        group: route.group,
+        fallback: plan.groups[usize::from(route.group)].fallback.iter(),
+        forced: route.upstream,
+        tried: Tried::NONE,
+        retries: 0,
+        failed: None,
+    };
+    core.with_budget(usize::from(route.group), |budget| budget.record_exchange());
+    loop {
+        let resendable = turn.body.reader.is_done();
+        let Picked { upstream, lease, judge, .. } =
+            at.pick(members, resendable, turn.settle.elapsed_us())?;
+        let group = &plan.groups[usize::from(at.group)];
+        let another = pick::another(members, &at.tried) || !at.fallback.as_slice().is_empty();
+        let may_retry = another && resendable && at.retries < group.retry.attempts;
+        let mut attempt = Attempt {
+            core,
+            plan,
+            request,
+            upstream,
+            timeouts: group.timeouts,
+            retry_on: may_retry.then_some(group.retry.on),
+            budget: usize::from(route.group),
+            judge: &judge,
+            fresh: false,
+        };
+        let (failed, after) = loop {
+            turn.settle.outcome.attempts += 1;
+            let attempted = attempt.run(down, turn).await;
+            let failed = match end(core, down, request, &attempt, turn, attempted).await {
+                Ok(ended) => return ended,
+                Err(failed) => failed,
+            };
+            match group.retry.next(&failed.at(at.retries, resendable), &failed.why(), core.chance())
+            {
+                Verdict::FreshConnection => attempt.fresh = true,
+                Verdict::GiveUp => return Err(failed.kind.into()),
+                Verdict::AnotherMember { after } => break (failed, after),
+            }
+        };
+        drop(lease);
+        at.failed = Some(failed.kind);
+        // A status was charged to the budget before its answer was thrown away.
+        if !another || (failed.status.is_none() && !take_retry(core, route.group)) {
+            return Err(failed.kind.into());
+        }
+        at.retries += 1;
+        if !after.is_zero() && pause(down, after).await == Waited::Gone {
+            turn.settle.fault(Kind::ClientGone);
+            return Ok(Next::Close);
+        }
+    }
+}
+
+/// Takes one retry out of a group's budget.
+fn take_retry(core: &Core, group: u16) -> bool {
+    let now = core.ticker.now();
+    core.with_budget(usize::from(group), |budget| budget.take(now))
+}
+
+impl<'d> Dispatch<'d> {
+    /// The next member: of this group, then of those it falls back to.
+    fn pick(
+        &mut self,
+        members: &mut Vec<Member>,
+        resendable: bool,
+        elapsed_us: u64,
+    ) -> Result<Picked<'d>, Refusal> {
+        loop {
+            let choice = Choice { group: self.group, forced: self.forced, tried: &self.tried };
+            if let Some(picked) = pick::pick(self.core, self.plan, choice, members, elapsed_us) {
+                self.tried.insert(picked.member);
+                return Ok(picked);
+            }
+            let next = self.fallback.next().filter(|_| resendable || self.failed.is_none());
+            let Some(&next) = next else {
+                return Err(match self.failed {
+                    Some(kind) => kind.into(),
+                    None => pick::nobody_available(self.core, self.plan, choice),
+                });
+            };
+            (self.group, self.forced, self.tried) = (next, None, Tried::NONE);
+        }
+    }
+}
+
+/// A failed attempt: the client has been sent nothing.
+struct Failed {
+    kind: Kind,
+    answered: bool,
+    reused: bool,
+    status: Option<u16>,
+}
+
+impl Failed {
+    fn at(&self, retries: u32, resendable: bool) -> retry::Attempt {
+        let (reused, answered) = (self.reused, self.answered);
+        retry::Attempt { retries, reused, answered, resendable, response_started: false }
+    }
+
+    fn why(&self) -> Failure {
+        self.status.map_or(Failure::Fault(self.kind.row().retry), Failure::Status)
+    }
+}
+
+/// Ends the exchange with its attempt, unless that failed.
+async fn end(
+    core: &Core,
+    down: &mut Downstream,
+    request: &Request<'_>,
+    attempt: &Attempt<'_>,
+    turn: &mut Turn<'_, '_>,
+    attempted: Attempted,
+) -> Result<Result<Next, Refusal>, Failed> {
+    Ok(match attempted {
+        Attempted::Whole { keep } => Ok(if keep { Next::KeepAlive } else { Next::Linger }),
+        Attempted::Refused(refusal) => Err(refusal),
+        Attempted::Over(kind) => {
+            turn.settle.fault(kind);
+            if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
+                // A body without length would end in a way that looks clean.
+                sys::close_with_reset(down.socket.fd());
+            }
+            Ok(Next::Close)
+        }
+        Attempted::Upgraded { upstream, bytes } => {
+            let idle = attempt.timeouts.stream_idle;
+            let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
+            turn.settle.outcome.request_bytes += sent;
+            turn.settle.outcome.response_bytes += received;
+            Ok(Next::Close)
+        }
+        Attempted::Failed { kind, answered, reused, status } => {
+            return Err(Failed { kind, answered, reused, status });
+        }
+    })
+}
+
+#[derive(PartialEq, Eq)]
+enum Waited {
+    Over,
+    Gone,
+}
+
+/// Waits before a retry, unless the client leaves.
+async fn pause(down: &mut Downstream, after: Duration) -> Waited {
+    // Pooled: a sleep would make every exchange larger, and few ever pause.
+    let mut sleep = Frame::new(rt::sleep(after));
+    let gone = std::pin::pin!(down.watch.gone(&down.timer));
+    match race(std::pin::Pin::new(&mut sleep), gone).await {
+        First::Left(()) => Waited::Over,
+        First::Right(()) => Waited::Gone,
+    }
+}

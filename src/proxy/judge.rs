@@ -1,0 +1,94 @@
+//! What one attempt tells of its upstream: to the breaker, to the balancer's measures.
+//!
+//! A verdict is given once, as early as it is known: with the response head, because a stream of
+//! ten minutes must not hold a trial of the breaker for ten minutes; or with the failure that
+//! came instead. A stream that is cut later counts as one more call, a failed one. An attempt
+//! that ends without a verdict (the client left, or its request broke) says nothing of the
+//! upstream and gives its trial back.
+
+use std::cell::Cell;
+
+use super::core::Core;
+use crate::error::{Blame, Kind};
+use crate::policy::breaker::{CallResult, Entry};
+use crate::upstream::state::UpstreamState;
+
+/// Longest time that a `Retry-After` of an upstream is honoured, in seconds: a mistaken one must
+/// not take a server out for a day.
+pub const REST_MAX_S: u32 = 300;
+
+/// The judge of one attempt.
+pub struct Judge<'a> {
+    core: &'a Core,
+    state: &'a UpstreamState,
+    /// The breaker's leave to make the call; taken by the verdict.
+    entry: Cell<Option<Entry>>,
+    /// Microseconds into the exchange at which the attempt began.
+    begun_us: u64,
+}
+
+impl<'a> Judge<'a> {
+    /// Asks the breaker for leave to make the call; `None` when it is refused.
+    ///
+    /// Units: `begun_us` counts from the exchange's beginning.
+    #[must_use]
+    pub fn enter(core: &'a Core, state: &'a UpstreamState, begun_us: u64) -> Option<Self> {
+        let entry = state.breaker.enter(core.now_ms())?;
+        state.count_change(entry.change());
+        Some(Self { core, state, entry: Cell::new(Some(entry)), begun_us })
+    }
+
+    /// A complete response head came, `elapsed_us` into the exchange.
+    ///
+    /// 429 is no failure: the server works and says when. `retry_after_s` is what it asked for.
+    pub fn answered(&self, status: u16, retry_after_s: Option<u32>, elapsed_us: u64) {
+        if let Some(seconds) = retry_after_s.filter(|_| matches!(status, 429 | 503)) {
+            self.state.rest(self.core.now_ms() + 1000 * u64::from(seconds.min(REST_MAX_S)));
+        }
+        let took_us = elapsed_us.saturating_sub(self.begun_us);
+        match is_failure(status) {
+            true => self.failed(took_us),
+            // A refusal is quick whatever the load: it says nothing of the time an answer takes.
+            false if status == 429 => self.give(CallResult::Success),
+            false => {
+                self.state.measures.record_success(took_us, self.core.now_us());
+                self.give(CallResult::Success);
+            }
+        }
+    }
+
+    /// The attempt ended by a fault, `elapsed_us` into the exchange.
+    pub fn ended(&self, kind: Kind, elapsed_us: u64) {
+        if kind.row().blame == Blame::Upstream {
+            self.failed(elapsed_us.saturating_sub(self.begun_us));
+        }
+    }
+
+    fn failed(&self, took_us: u64) {
+        self.state.measures.record_failure(took_us, self.core.now_us());
+        self.give(CallResult::Failure);
+    }
+
+    fn give(&self, result: CallResult) {
+        let now_ms = self.core.now_ms();
+        // After its verdict an attempt is judged again as a call of its own.
+        let entry = self.entry.take().or_else(|| self.state.breaker.enter(now_ms));
+        if let Some(entry) = entry {
+            self.state.count_change(self.state.breaker.record(entry, result, now_ms));
+        }
+    }
+}
+
+impl Drop for Judge<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.state.breaker.cancel(entry);
+        }
+    }
+}
+
+/// Whether an answer counts as a failure: 5xx but 501 and 505, which speak of the request.
+#[must_use]
+pub fn is_failure(status: u16) -> bool {
+    (500..600).contains(&status) && !matches!(status, 501 | 505)
+}
