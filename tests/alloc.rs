@@ -118,9 +118,12 @@ fn a_proxied_request_of_1_kb_allocates_nothing() {
     let text = format!(
         "[process]\ncores = 1\n\
          [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\nauth = \"keys\"\n\
+         ratelimit = {{ per_second = 10000, burst = 20000 }}\n\
          [[upstream]]\nname = \"gpu\"\nurl = \"{}\"\nmodels = []\n\
          auth = {{ type = \"bearer\", token = \"up\" }}\n\
-         [models.m]\nupstream = \"gpu\"\n[[key]]\nname = \"a\"\nkey = \"sk-a\"\n",
+         [models.m]\nupstream = \"gpu\"\n[[key]]\nname = \"a\"\nkey = \"sk-a\"\n\
+         rpm = 1000000\nrpd = 1000000\ntpm = 1000000000\nper_second = 10000\nburst = 20000\n\
+         concurrency = 10\n",
         mock.url()
     );
     let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));

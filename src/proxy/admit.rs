@@ -1,8 +1,10 @@
 //! The second station: what the head alone decides.
 //!
-//! In the order of SPEC §3: method, framing, size, expectation, built-in answers, key. What
+//! In this order: method, framing, size, expectation, built-in answers, address, key. What
 //! passes is a `Permit`; nobody below checks any of it again. A client that waits with
 //! `Expect: 100-continue` gets its refusal here, before it has sent a byte of its body.
+
+use std::net::IpAddr;
 
 use super::conn_h1::Peer;
 use super::plan::{Credential, ListenerPlan, Plan};
@@ -17,6 +19,9 @@ use crate::http1::framing::{Framing, request_framing};
 use crate::llm::reply::Dialect;
 use crate::policy::auth::{Places, find_credential};
 use crate::policy::keys::KeyId;
+use crate::policy::limit::client_ip::client_ip;
+use crate::policy::limit::gcra::NS_PER_SECOND;
+use crate::policy::limit::standing::Standing;
 
 /// What a request head is allowed to do.
 #[derive(Debug)]
@@ -31,8 +36,12 @@ pub struct Permit {
     pub expects_continue: bool,
     /// The client wants to leave HTTP (WebSocket).
     pub upgrade: bool,
-    /// The client's address.
+    /// Who is at the other end of the connection: the client, or a proxy before us.
     pub peer: Option<Peer>,
+    /// The client's address, as far as the proxies before us are trusted.
+    pub client: Option<IpAddr>,
+    /// The key's place in a queue: the higher goes first.
+    pub priority: i32,
     /// The credential belonged to us, not to the upstream.
     pub key_was_ours: bool,
 }
@@ -74,17 +83,20 @@ pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Ca
         version: head.version,
         persists: head.connection(bytes).persists(head.version),
         head_only: head.method == Method::Head,
+        standing: Standing::default(),
     }
 }
 
 /// Decides what the head alone decides.
+///
+/// Units: `now_ns` since 1970.
 pub fn admit(
     plan: &Plan,
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
     peer: Option<&Peer>,
-    unix_ms: u64,
+    now_ns: u64,
 ) -> Result<Admitted, Refusal> {
     if matches!(head.method, Method::Connect | Method::Trace) {
         let message = format!("Method {} is not served here.", head.method.text());
@@ -112,8 +124,16 @@ pub fn admit(
         b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#, framing)),
         _ => {}
     }
+    let client = peer
+        .map(|peer| client_ip(peer.ip, head.values(Name::XForwardedFor, bytes), &listener.trusted));
+    // Before the key: who tries keys is slowed down.
+    if let Some(limit) = &listener.ip_limit
+        && let Some(ip) = client
+    {
+        limit.take(ip, now_ns)?;
+    }
     let key = if listener.keys_required {
-        Some(authenticate(plan, listener, head, bytes, unix_ms)?)
+        Some(authenticate(plan, listener, head, bytes, now_ns / NS_PER_SECOND)?)
     } else {
         None
     };
@@ -128,6 +148,10 @@ pub fn admit(
         expects_continue,
         upgrade,
         peer: peer.cloned(),
+        client,
+        priority: key
+            .and_then(|key| plan.limits.get(key.0 as usize))
+            .map_or(0, |limit| limit.priority),
         key_was_ours: listener.keys_required,
     };
     if path == b"/v1/models" && is_get {
@@ -148,7 +172,7 @@ fn authenticate(
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
-    unix_ms: u64,
+    now_s: u64,
 ) -> Result<KeyId, Refusal> {
     let places = Places {
         authorization: head.value(Name::Authorization, bytes),
@@ -161,5 +185,5 @@ fn authenticate(
             Refusal::from(Kind::KeyMissing).hint("Send your key as \"Authorization: Bearer KEY\".")
         );
     };
-    Ok(plan.keys.authenticate(&secret, listener.number, unix_ms / 1000)?)
+    Ok(plan.keys.authenticate(&secret, listener.number, now_s)?)
 }

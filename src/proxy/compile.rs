@@ -3,8 +3,12 @@
 //! Names of upstream hosts have been resolved and models discovered before (`control`), so this
 //! stays a function of its arguments.
 
+use std::hash::RandomState;
+use std::sync::Arc;
+
 use base64::Engine as _;
 
+use super::limit::{IpLimit, KeyLimit};
 use super::plan::{
     ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
     RouteTarget, UpstreamPlan, UpstreamTimeouts,
@@ -18,6 +22,10 @@ use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
 use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
+use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
+use crate::policy::limit::ip::{IpPace, IpTable};
+use crate::policy::limit::key::{KeyRules, KeyState};
+use crate::policy::limit::window::Quota;
 use crate::policy::model::{ModelEntry, ModelTable, ModelTarget, Place};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
@@ -43,6 +51,7 @@ pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Pl
             .map(|(number, listener)| listener_plan(number, listener))
             .collect::<Result<_, _>>()?,
         keys,
+        limits: config.keys.iter().map(key_limit).collect(),
         models,
         listed,
         groups,
@@ -114,6 +123,21 @@ fn key(key: &config::Key) -> Key {
     }
 }
 
+fn key_limit(key: &config::Key) -> KeyLimit {
+    // More than four billion requests a minute are as good as no limit.
+    let to_u32 = |requests: u64| u32::try_from(requests).unwrap_or(u32::MAX);
+    KeyLimit {
+        rules: KeyRules {
+            quota: Quota { per_minute: to_u32(key.rpm), per_day: to_u32(key.rpd) },
+            tokens_per_minute: key.tpm,
+            pace: (key.per_second > 0).then(|| Pace::new(key.per_second, key.burst, NS_PER_SECOND)),
+            concurrency: key.concurrency,
+        },
+        state: Arc::new(KeyState::default()),
+        priority: key.priority,
+    }
+}
+
 fn group(group: &config::Group) -> GroupPlan {
     GroupPlan {
         name: group.name.clone(),
@@ -170,6 +194,10 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
         keys_required: listener.auth == ListenerAuth::Keys,
         default_group: listener.default_group.map(|group| group.0),
         trusted: listener.trusted_proxies.clone(),
+        ip_limit: listener.ratelimit.map(|rate| IpLimit {
+            pace: IpPace::new(rate.per_second, rate.burst),
+            table: Arc::new(IpTable::new(RandomState::new())),
+        }),
         forwarded: listener.forwarded == Forwarded::Append,
         paths: PathTable::new(paths)
             .map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,

@@ -185,7 +185,7 @@ pub struct Core {
     /// What all cores share.
     pub shared: Arc<Shared>,
     started: Instant,
-    started_unix_ms: u64,
+    started_unix_ns: u64,
 }
 
 impl Core {
@@ -215,7 +215,7 @@ impl Core {
             draining: Cell::new(false),
             shared,
             started,
-            started_unix_ms: u64::try_from(unix.as_millis()).unwrap_or(0),
+            started_unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(0),
         })
     }
 
@@ -275,8 +275,14 @@ impl Core {
     /// Milliseconds since 1970, from the monotonic clock; as coarse as the ticker.
     #[must_use]
     pub fn unix_ms(&self) -> u64 {
-        let run = self.ticker.now().duration_since(self.started);
-        self.started_unix_ms + u64::try_from(run.as_millis()).unwrap_or(0)
+        self.unix_ns(self.ticker.now()) / 1_000_000
+    }
+
+    /// Nanoseconds since 1970 of a moment, from the monotonic clock; as exact as the moment.
+    #[must_use]
+    pub fn unix_ns(&self, at: Instant) -> u64 {
+        let run = at.saturating_duration_since(self.started);
+        self.started_unix_ns + u64::try_from(run.as_nanos()).unwrap_or(0)
     }
 
     /// Uses the balancer's state of one group.

@@ -13,10 +13,11 @@ use std::rc::Rc;
 use super::admit::{self, Admitted};
 use super::attempt::Turn;
 use super::conn_h1::Downstream;
-use super::core::{Core, Scratch};
+use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::forward::{Outgoing, Request};
 use super::hold::{self, Enough, RequestBody, Unheld};
+use super::limit;
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
 use super::route;
@@ -30,6 +31,7 @@ use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
 use crate::net::rt::Part;
 use crate::net::sys::{self, Shut};
+use crate::policy::limit::standing::Standing;
 use crate::upstream::held::Held;
 
 /// Serves one request; the connection's receive buffer may hold its beginning already.
@@ -56,10 +58,10 @@ async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> 
         };
     }
     let mut settle = Settle::begin(core);
-    let caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
+    let mut caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
-    let served = serve(core, &plan, down, scratch, &caller, &mut body, &mut settle).await;
+    let served = serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await;
     match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
@@ -169,15 +171,16 @@ fn nobody(core: &Core) -> Caller {
         version: Version::Http11,
         persists: false,
         head_only: false,
+        standing: Standing::default(),
     }
 }
 
 async fn serve(
     core: &Rc<Core>,
-    plan: &Plan,
+    plan: &LocalPlan,
     down: &mut Downstream,
     scratch: &mut Scratch,
-    caller: &Caller,
+    caller: &mut Caller,
     body: &mut RequestBody,
     settle: &mut Settle,
 ) -> Result<Next, Unheld> {
@@ -185,14 +188,9 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let admitted = admit::admit(
-        plan,
-        listener,
-        &scratch.request,
-        &down.recv,
-        down.peer.as_ref(),
-        core.unix_ms(),
-    )?;
+    let now_ns = core.unix_ns(settle.begun());
+    let admitted =
+        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer.as_ref(), now_ns)?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json, framing) => {
@@ -204,6 +202,8 @@ async fn serve(
             return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
+    settle.hold(limit::charge(plan, &permit, caller, now_ns)?);
+    let caller = &*caller;
     *body = RequestBody::new(permit.framing, begin);
     let head_route = route::by_head(listener, &scratch.request, &down.recv, &permit)?;
     if permit.expects_continue && down.recv.len() == begin {

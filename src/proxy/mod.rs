@@ -21,6 +21,7 @@ pub mod exchange;
 pub mod forward;
 pub mod hold;
 pub mod judge;
+pub mod limit;
 pub mod pick;
 pub mod plan;
 pub mod reply;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::limit::{IpLimit, KeyLimit};
 use crate::http1::parse::HeadLimits;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
@@ -23,6 +24,8 @@ pub struct Plan {
     pub listeners: Vec<ListenerPlan>,
     /// Client keys.
     pub keys: KeyTable,
+    /// What each key may have and has had; by key number.
+    pub limits: Vec<KeyLimit>,
     /// Models and what they map to.
     pub models: ModelTable,
     /// The models shown by `/v1/models`, sorted by id.
@@ -71,6 +74,8 @@ pub struct ListenerPlan {
     pub default_group: Option<u16>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted: Vec<IpNet>,
+    /// The rate of each client address.
+    pub ip_limit: Option<IpLimit>,
     /// Whether forwarding fields are added.
     pub forwarded: bool,
     /// Routes by path.

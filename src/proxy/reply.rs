@@ -14,6 +14,7 @@ use crate::http1::encode;
 use crate::llm::reply::{Dialect, ErrorReply};
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
+use crate::policy::limit::standing::Standing;
 
 /// Who is asking: what every answer needs to know of the request.
 pub struct Caller {
@@ -29,6 +30,8 @@ pub struct Caller {
     pub persists: bool,
     /// HEAD: no body in the answer.
     pub head_only: bool,
+    /// What the key has left, once it has been charged.
+    pub standing: Standing,
 }
 
 /// Why a request is not served, in the caller's words.
@@ -150,6 +153,7 @@ fn answer_bytes(
     encode::field_number(&mut out, b"content-length", body.len() as u64);
     encode::field(&mut out, b"x-request-id", caller.id.as_bytes());
     out.extend_from_slice(fields);
+    caller.standing.write(&mut out);
     connection_field(&mut out, caller.version, keep);
     encode::end_of_head(&mut out);
     if !caller.head_only {

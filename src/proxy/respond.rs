@@ -52,8 +52,12 @@ pub fn head(
 ) {
     encode::status_line(out, response.status, response.reason.of(bytes));
     encode::copy_response_fields(out, response, bytes, |field| {
-        // A length beside another framing of ours would be a second opinion.
-        field.name_kind == Name::ContentLength && delivery == Delivery::IntoChunks
+        match field.name_kind {
+            // A length beside another framing of ours would be a second opinion.
+            Name::ContentLength => delivery == Delivery::IntoChunks,
+            Name::Other => caller.standing.owns(field.name.of(bytes)),
+            _ => false,
+        }
     });
     if delivery == Delivery::IntoChunks
         || (delivery == Delivery::AsIs && framing == Framing::Chunked)
@@ -63,6 +67,7 @@ pub fn head(
     if response.count(Name::XRequestId) == 0 {
         encode::field(out, b"x-request-id", caller.id.as_bytes());
     }
+    caller.standing.write(out);
     connection_field(out, caller.version, keep);
     encode::end_of_head(out);
 }
@@ -119,4 +124,45 @@ pub fn pour(
         }
     }
     (at, reader.is_done(), None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::ids::RequestId;
+    use crate::http1::parse::{HeadLimits, Parse, parse_response};
+    use crate::llm::reply::Dialect;
+    use crate::policy::limit::standing::{Share, Standing};
+
+    fn relayed(standing: Standing) -> String {
+        let bytes = b"HTTP/1.1 200 OK\r\nX-RateLimit-Remaining-Minute: 99\r\n\
+            x-ratelimit-remaining-requests: 7\r\nContent-Length: 0\r\n\r\n";
+        let limits = HeadLimits { head_bytes_max: 1000, fields_max: 9, target_bytes_max: 0 };
+        let mut response = ResponseHead::new();
+        assert_eq!(parse_response(bytes, &mut 0, &limits, &mut response), Ok(Parse::Done));
+        let caller = Caller {
+            id: RequestId::new(0, 0),
+            id_sent: false,
+            dialect: Dialect::OpenAi,
+            version: Version::Http11,
+            persists: true,
+            head_only: false,
+            standing,
+        };
+        let mut out = Vec::new();
+        let (framing, delivery) = (Framing::Length(0), Delivery::AsIs);
+        head(&mut out, &response, bytes, framing, delivery, &caller, true);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn an_upstreams_windows_are_not_taken_for_ours() {
+        let minute = Some(Share { limit: 5, left: 4 });
+        let ours = relayed(Standing { minute, day: None });
+        assert_eq!(ours.to_lowercase().matches("x-ratelimit-remaining-minute").count(), 1);
+        assert!(ours.contains("x-ratelimit-remaining-minute: 4\r\n"), "{ours}");
+        assert!(ours.contains("x-ratelimit-remaining-requests: 7\r\n"), "{ours}");
+        // Where we have nothing to tell, the upstream may.
+        assert!(relayed(Standing::default()).contains("X-RateLimit-Remaining-Minute: 99\r\n"));
+    }
 }

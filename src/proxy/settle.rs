@@ -1,12 +1,13 @@
 //! The end of an exchange: one record, exactly once, whatever way it ends.
 //!
 //! The record is filled in as the exchange goes and told to the core's counters when the guard
-//! is dropped: by the normal end, by an abort, by a panic.
+//! is dropped: by the normal end, by an abort, by a panic. So is what the key has used.
 
 use std::rc::Rc;
 use std::time::Instant;
 
 use super::core::Core;
+use super::limit::{Charge, tokens_used};
 use crate::error::Kind;
 use crate::telemetry::outcome::Outcome;
 
@@ -16,13 +17,26 @@ pub struct Settle {
     begun: Instant,
     /// What has become known so far.
     pub outcome: Outcome,
+    charge: Option<Charge>,
 }
 
 impl Settle {
     /// Begins the record of an exchange whose head has been read.
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
-        Self { core: core.clone(), begun: Instant::now(), outcome: Outcome::default() }
+        let outcome = Outcome::default();
+        Self { core: core.clone(), begun: Instant::now(), outcome, charge: None }
+    }
+
+    /// When the head had been read.
+    #[must_use]
+    pub fn begun(&self) -> Instant {
+        self.begun
+    }
+
+    /// Keeps the key's part until the end.
+    pub fn hold(&mut self, charge: Option<Charge>) {
+        self.charge = charge;
     }
 
     /// Microseconds since the head was read.
@@ -40,6 +54,9 @@ impl Settle {
 impl Drop for Settle {
     fn drop(&mut self) {
         self.outcome.duration_us = self.elapsed_us();
+        if let Some(charge) = &self.charge {
+            charge.pay(tokens_used(&self.outcome), self.core.unix_ns(Instant::now()));
+        }
         self.core.counters.borrow_mut().record(&self.outcome);
     }
 }

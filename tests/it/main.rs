@@ -27,6 +27,7 @@ mod limits;
 mod listeners;
 mod models;
 mod pool;
+mod ratelimits;
 mod retry;
 mod swap;
 mod tunnel;

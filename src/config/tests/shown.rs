@@ -50,8 +50,8 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
         warnings(&text),
         ["upstream.gpu0.breaker.trials: not implemented yet; has no effect"]
     );
-    let text = with("[[key]]\nname=\"k\"\nkey=\"0123456789abcdef\"\nrpm=5\nrpd=0");
-    assert_eq!(warnings(&text), ["key.k.rpm: not implemented yet; has no effect"]);
+    let text = with("[[key]]\nname=\"k\"\nkey=\"0123456789abcdef\"\nrpm=5\npriority=1");
+    assert_eq!(warnings(&text), ["key.k.priority: not implemented yet; has no effect"]);
 }
 
 /// Text made of pieces that mean something to the loader.

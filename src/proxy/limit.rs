@@ -1,0 +1,222 @@
+//! The station after the key: what it still may have.
+//!
+//! A key's call is charged when its head has passed, before anything is known of its model or
+//! its upstream: what is refused later has been asked for all the same. The windows are charged
+//! at once; a place in flight is held until the exchange ends, and tokens are paid then, from
+//! what the upstream said. `Charge` does both by `Drop`, whatever way the exchange ends.
+//!
+//! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
+//! it over.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::admit::Permit;
+use super::core::LocalPlan;
+use super::plan::Plan;
+use super::reply::{Caller, Refusal};
+use crate::error::Kind;
+use crate::policy::keys::KeyId;
+use crate::policy::limit::ip::{IpPace, IpTable};
+use crate::policy::limit::key::{KeyRules, KeyState, Over};
+use crate::telemetry::outcome::Outcome;
+
+/// What one token takes of a stream of events, framing included: 180 to 300 bytes with vLLM,
+/// SGLang, llama-server and OpenAI.
+const STREAM_BYTES_PER_TOKEN: u64 = 256;
+
+/// The rate of each address at one listener.
+pub struct IpLimit {
+    /// The rate.
+    pub pace: IpPace,
+    /// What each address has had.
+    pub table: Arc<IpTable>,
+}
+
+impl IpLimit {
+    /// Takes one call of an address.
+    ///
+    /// Errors: 429 with the time until the next call would pass.
+    pub fn take(&self, ip: IpAddr, now_ns: u64) -> Result<(), Refusal> {
+        let taken = self.table.take(ip, &self.pace, now_ns);
+        taken.map_err(|wait| Over::after_ns(Kind::RateSecond, wait).into())
+    }
+}
+
+/// The limits of one key.
+pub struct KeyLimit {
+    /// What it may have.
+    pub rules: KeyRules,
+    /// What it has had.
+    pub state: Arc<KeyState>,
+    /// Its place in a queue: the higher goes first.
+    pub priority: i32,
+}
+
+impl From<Over> for Refusal {
+    fn from(over: Over) -> Self {
+        Self { retry_after: over.retry_after_s, ..over.kind.into() }
+    }
+}
+
+/// Charges a request to its key, if it has one.
+///
+/// Shape: what the key has left is noted in `caller`, also when the request is refused.
+/// Errors: 429; nothing has been charged.
+pub fn charge(
+    plan: &LocalPlan,
+    permit: &Permit,
+    caller: &mut Caller,
+    now_ns: u64,
+) -> Result<Option<Charge>, Refusal> {
+    let Some((key, limit)) = of_key(plan, permit.key) else { return Ok(None) };
+    match limit.state.admit(&limit.rules, now_ns) {
+        Ok(standing) => {
+            caller.standing = standing;
+            Ok(Some(Charge { plan: plan.clone(), key }))
+        }
+        Err(over) => {
+            caller.standing = limit.state.windows.standing(limit.rules.quota, now_ns);
+            Err(over.into())
+        }
+    }
+}
+
+/// The limits of a key that has any.
+fn of_key(plan: &Plan, key: Option<KeyId>) -> Option<(KeyId, &KeyLimit)> {
+    let key = key?;
+    let limit = plan.limits.get(key.0 as usize)?;
+    (limit.rules != KeyRules::default()).then_some((key, limit))
+}
+
+/// A key's part in an exchange.
+pub struct Charge {
+    /// The rules it came in by are the ones it goes out by.
+    plan: LocalPlan,
+    key: KeyId,
+}
+
+impl Charge {
+    /// Pays the tokens that the exchange used.
+    pub fn pay(&self, tokens: u64, now_ns: u64) {
+        if let Some((_, limit)) = of_key(&self.plan, Some(self.key)) {
+            limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
+        }
+    }
+}
+
+/// The tokens that an exchange used, as the upstream said.
+///
+/// A stream that says nothing, or is cut before it can, is charged by its size; else whoever
+/// leaves before the end would pay nothing.
+#[must_use]
+pub fn tokens_used(outcome: &Outcome) -> u64 {
+    let said = outcome.completion_tokens;
+    let completion = if outcome.streamed && (said.is_none() || outcome.fault.is_some()) {
+        said.unwrap_or(0).max(outcome.response_bytes / STREAM_BYTES_PER_TOKEN)
+    } else {
+        said.unwrap_or(0)
+    };
+    outcome.prompt_tokens.unwrap_or(0).saturating_add(completion)
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some((_, limit)) = of_key(&self.plan, Some(self.key)) {
+            limit.state.leave(&limit.rules);
+        }
+    }
+}
+
+impl Plan {
+    /// Takes over what keys and addresses have had under the plan before this one, by name.
+    pub fn keep_limits(&mut self, before: &Plan) {
+        for (number, limit) in self.limits.iter_mut().enumerate() {
+            let key = self.keys.key(KeyId(number as u32));
+            let old = key.and_then(|key| before.keys.named(&key.name));
+            if let Some(old) = old.and_then(|id| before.limits.get(id.0 as usize)) {
+                limit.state = old.state.clone();
+            }
+        }
+        for listener in &mut self.listeners {
+            let old = before.listeners.iter().find(|old| old.name == listener.name);
+            if let Some(limit) = &mut listener.ip_limit
+                && let Some(old) = old.and_then(|old| old.ip_limit.as_ref())
+            {
+                limit.table = old.table.clone();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::compile::compile;
+    use super::*;
+    use crate::config::Config;
+    use crate::upstream::roster::Roster;
+
+    fn plan(limits: &str) -> LocalPlan {
+        Arc::new(of_text(limits)).into()
+    }
+
+    fn of_text(limits: &str) -> Plan {
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             ratelimit = {{ per_second = 1, burst = 1 }}\n\
+             [[upstream]]\nname = \"u\"\nurl = \"http://127.0.0.1:1\"\nmodels = []\n{limits}"
+        );
+        let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+        let sites = Roster::default().sites(&config, &[]);
+        compile(&config, &sites, 0).unwrap()
+    }
+
+    fn key(name: &str, rules: &str) -> String {
+        format!("[[key]]\nname = \"{name}\"\nkey = \"sk-{name}-0123456789\"\n{rules}\n")
+    }
+
+    #[test]
+    fn the_next_plan_takes_over_what_was_used_by_name() {
+        let before = plan(&(key("a", "rpm = 2") + &key("b", "rpm = 2")));
+        for limit in &before.limits {
+            limit.state.admit(&limit.rules, 0).unwrap();
+        }
+        let ip = IpAddr::from([192, 0, 2, 1]);
+        before.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).unwrap();
+        // `a` has gone, `b` has moved and may have more, `c` is new.
+        let mut after = of_text(&(key("c", "rpm = 2") + &key("b", "rpm = 3")));
+        after.keep_limits(&before);
+        let left = |number: usize| {
+            let limit = &after.limits[number];
+            (0..9).filter(|_| limit.state.admit(&limit.rules, 0).is_ok()).count()
+        };
+        assert_eq!((left(0), left(1)), (2, 2));
+        assert!(after.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).is_err());
+    }
+
+    #[test]
+    fn a_charge_leaves_by_the_rules_it_came_in_by() {
+        let before = plan(&key("a", "concurrency = 1"));
+        let limit = &before.limits[0];
+        limit.state.admit(&limit.rules, 0).unwrap();
+        let charge = Charge { plan: before.clone(), key: KeyId(0) };
+        let mut after = of_text(&key("a", ""));
+        after.keep_limits(&before);
+        drop(charge);
+        assert_eq!(after.limits[0].state.in_flight(), 0);
+    }
+
+    #[test]
+    fn tokens_are_what_was_said_and_for_a_silent_stream_its_size() {
+        let plain = Outcome { response_bytes: 2560, ..Outcome::default() };
+        assert_eq!(tokens_used(&plain), 0);
+        let stream = Outcome { streamed: true, ..plain };
+        assert_eq!(tokens_used(&stream), 10);
+        let told = Outcome { prompt_tokens: Some(3), completion_tokens: Some(4), ..stream };
+        assert_eq!(tokens_used(&told), 7);
+        // A server that counts as it goes has said only what it knew then.
+        assert_eq!(tokens_used(&Outcome { fault: Some(Kind::ClientGone.into()), ..told }), 13);
+        let nonsense = Outcome { prompt_tokens: Some(u64::MAX), ..told };
+        assert_eq!(tokens_used(&nonsense), u64::MAX);
+    }
+}
