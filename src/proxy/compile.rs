@@ -127,6 +127,7 @@ fn key_limit(key: &config::Key) -> KeyLimit {
     // More than four billion requests a minute are as good as no limit.
     let to_u32 = |requests: u64| u32::try_from(requests).unwrap_or(u32::MAX);
     KeyLimit {
+        name: key.name.as_str().into(),
         rules: KeyRules {
             quota: Quota { per_minute: to_u32(key.rpm), per_day: to_u32(key.rpd) },
             tokens_per_minute: key.tpm,

@@ -78,8 +78,9 @@ impl PlanSlot {
         (plan.clone(), self.version.load(Ordering::Acquire))
     }
 
-    fn put(&self, plan: Plan) {
+    fn put(&self, mut plan: Plan) {
         let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
+        plan.keep_limits(&slot);
         *slot = Arc::new(plan);
         self.version.fetch_add(1, Ordering::Release);
     }

@@ -8,6 +8,7 @@
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -45,6 +46,8 @@ impl IpLimit {
 
 /// The limits of one key.
 pub struct KeyLimit {
+    /// The key's name.
+    pub name: Box<str>,
     /// What it may have.
     pub rules: KeyRules,
     /// What it has had.
@@ -131,10 +134,10 @@ impl Drop for Charge {
 impl Plan {
     /// Takes over what keys and addresses have had under the plan before this one, by name.
     pub fn keep_limits(&mut self, before: &Plan) {
-        for (number, limit) in self.limits.iter_mut().enumerate() {
-            let key = self.keys.key(KeyId(number as u32));
-            let old = key.and_then(|key| before.keys.named(&key.name));
-            if let Some(old) = old.and_then(|id| before.limits.get(id.0 as usize)) {
+        let old: HashMap<&str, &KeyLimit> =
+            before.limits.iter().map(|limit| (&*limit.name, limit)).collect();
+        for limit in &mut self.limits {
+            if let Some(old) = old.get(&*limit.name) {
                 limit.state = old.state.clone();
             }
         }
@@ -167,7 +170,7 @@ mod tests {
              [[upstream]]\nname = \"u\"\nurl = \"http://127.0.0.1:1\"\nmodels = []\n{limits}"
         );
         let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-        let sites = Roster::default().sites(&config, &[]);
+        let sites = Roster::default().sites(&config, &[Vec::new()]);
         compile(&config, &sites, 0).unwrap()
     }
 

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::wire::{Answer, Client, chat, get, post};
 use loadtest::mock::Mock;
+use tokenring::config::Config;
+use tokenring::net::dial::Address;
+use tokenring::proxy::compile::compile;
+use tokenring::upstream::roster::Roster;
 
 const KEYS: &str = "auth = \"keys\"";
 const MINE: &str = "x-api-key: sk-a\r\n";
@@ -156,6 +160,22 @@ fn a_steady_rate_refuses_what_comes_too_fast() {
     assert_eq!(refused.message(), "Rate limit reached.");
     wait_until("the rate allows one more", || ask(&mut proxy.client()).status == 200);
     assert!(begun.elapsed() >= Duration::from_millis(500), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn another_config_forgets_nothing() {
+    let mock = mock();
+    let proxy = limited(&mock, "rpm = 2");
+    fresh_minute();
+    let mut client = proxy.client();
+    assert_eq!([0; 3].map(|_| ask(&mut client).status), [200, 200, 429]);
+    let rest = "[[key]]\nname = \"a\"\nkey = \"sk-a\"\nrpm = 3\n";
+    let text = Setup { listener: KEYS, rest, ..Setup::default() }.text(&[mock.url()]);
+    let config = Config::from_toml_str(&text, &|_| None).unwrap();
+    let sites = Roster::default().sites(&config, &[vec![Address::Tcp(mock.addr())]]);
+    proxy.swap(compile(&config, &sites, 0).unwrap());
+    wait_until("one more may pass", || ask(&mut proxy.client()).status == 200);
+    assert_eq!([0; 2].map(|_| ask(&mut client).status), [429, 429]);
 }
 
 #[test]
