@@ -1,0 +1,290 @@
+//! The proxy's part, station by station and with the deciders asked in the order in which the
+//! exchange asks them: pick → lease (concurrency, breaker) → attempt → record → retry → budget.
+//!
+//! Between pick and lease some time may pass, in which other cores pick too: what was seen
+//! need not hold any more, and the loser of a race picks again.
+
+use tokenring::error::RetryClass;
+use tokenring::policy::balance::{self, Member, Tried};
+use tokenring::policy::breaker::CallResult;
+use tokenring::policy::retry::{Attempt, Failure, Verdict};
+
+use crate::clock::Event;
+use crate::report::Ended;
+use crate::servers::{Call, Place};
+use crate::setup::Load;
+use crate::sim::{Exchange, Sim, Stage};
+
+impl Sim<'_> {
+    /// A request has come.
+    pub(crate) fn arrive(&mut self, key: usize) {
+        if !self.is_open() {
+            return;
+        }
+        self.next_arrival(key);
+        let vary = |rng: &mut tokenring::base::rng::Rng, us: u64| us / 2 + rng.below(us + 1);
+        let exchange = self.exchanges.len();
+        let (head_us, body_us) =
+            (vary(&mut self.rng, self.setup.head_us), vary(&mut self.rng, self.setup.body_us));
+        self.exchanges.push(Exchange {
+            key,
+            core: self.rng.below(self.setup.cores as u64) as usize,
+            arrived_us: self.clock.now_us(),
+            head_us,
+            body_us,
+            stage: Stage::Picking { member: 0 },
+            tried: Tried::NONE,
+            attempts: 0,
+            retries: 0,
+            fresh: None,
+            failed: None,
+            lease: None,
+        });
+        self.report.arrived(key);
+        if self.rng.below(100) < self.setup.leaving {
+            let after_us = self.rng.below(self.setup.leaving_within_us + 1);
+            self.clock.after(after_us, Event::Leave { exchange });
+        }
+        self.pick(exchange);
+    }
+
+    /// Chooses a server, or finds that there is none.
+    fn pick(&mut self, exchange: usize) {
+        self.view(exchange);
+        let chance = self.rng.next_u64();
+        let state = &mut self.exchanges[exchange];
+        let core = &mut self.cores[state.core];
+        let picked = state.fresh.or_else(|| {
+            let strategy = self.setup.strategy;
+            balance::pick(strategy, &mut core.picks, &core.members, &state.tried, chance)
+        });
+        let Some(member) = picked else { return self.nobody(exchange) };
+        state.stage = Stage::Picking { member };
+        match self.setup.race_us {
+            0 => self.enter(exchange),
+            longest_us => {
+                let after_us = self.rng.below(longest_us);
+                self.clock.after(after_us, Event::Enter { exchange });
+            }
+        }
+    }
+
+    /// What the balancer sees of the group.
+    fn view(&mut self, exchange: usize) {
+        let (now_us, now_ms) = (self.clock.now_us(), self.clock.now_ms());
+        let members = &mut self.cores[self.exchanges[exchange].core].members;
+        members.clear();
+        for (upstream, setup) in self.upstreams.iter().zip(&self.setup.servers) {
+            let read = upstream.measures.read(now_us);
+            members.push(Member {
+                weight: setup.weight,
+                in_flight: upstream.in_flight(),
+                rt_us: read.rt_us,
+                success: read.success,
+                peak_us: read.peak_us,
+                usable: upstream.is_willing(now_ms) && !upstream.is_full(),
+            });
+        }
+    }
+
+    /// Takes the lease on the server that was picked and sends the request there.
+    pub(crate) fn enter(&mut self, exchange: usize) {
+        let Stage::Picking { member } = self.exchanges[exchange].stage else { return };
+        let again = self.exchanges[exchange].fresh.take() == Some(member);
+        let Some(lease) = self.upstreams[member].lease(self.clock.now_ms()) else {
+            return self.pick(exchange);
+        };
+        assert!(
+            again || !self.exchanges[exchange].tried.has(member),
+            "exchange {exchange} went to server {member} twice"
+        );
+        self.checks.leased(&self.upstreams[member], member, &lease);
+        let call = self.calls.len();
+        let state = &mut self.exchanges[exchange];
+        if state.attempts == 0 {
+            self.cores[state.core].budget.record_exchange();
+            self.report.sent += 1;
+        }
+        state.tried.insert(member);
+        state.attempts += 1;
+        state.lease = Some(lease);
+        state.stage = Stage::Calling { call };
+        self.calls.push(Call {
+            server: member,
+            exchange,
+            sent_us: self.clock.now_us(),
+            head_us: state.head_us,
+            body_us: state.body_us,
+            answered: false,
+            place: Place::Waiting,
+            reused: false,
+        });
+        self.report.dispatched(member, self.clock.now_us(), self.upstreams[member].in_flight());
+        self.clock.after(self.setup.first_byte_us, Event::FirstByteOver { call });
+        if self.rng.below(1000) < self.setup.stale {
+            // The pooled connection had been closed while it lay idle.
+            self.calls[call].reused = true;
+            self.calls[call].place = Place::Swallowed;
+            self.clock.after(100, Event::Cut { call });
+            return;
+        }
+        self.servers[member].submit(call, &mut self.calls, &mut self.clock, &mut self.rng);
+    }
+
+    /// A response head of a server that works.
+    pub(crate) fn head(&mut self, call: usize) {
+        let Call { server, sent_us, .. } = self.calls[call];
+        let now_us = self.clock.now_us();
+        self.upstreams[server].measures.record_success(now_us - sent_us, now_us);
+        self.servers[server].answer(call, &mut self.calls, &mut self.clock);
+    }
+
+    /// The last byte.
+    pub(crate) fn end(&mut self, call: usize) {
+        let Call { exchange, .. } = self.calls[call];
+        self.finish(call, Some(CallResult::Success));
+        self.settle(exchange, Ended::Whole);
+    }
+
+    /// A whole response with an error status.
+    pub(crate) fn error(&mut self, call: usize, status: u16) {
+        self.failed(call, Failure::Status(status), Ended::Status(status));
+    }
+
+    /// No connection.
+    pub(crate) fn refused(&mut self, call: usize) {
+        self.failed(call, Failure::Fault(RetryClass::Connect), Ended::Unreachable);
+    }
+
+    /// The connection has died.
+    pub(crate) fn cut(&mut self, call: usize) {
+        if self.calls[call].answered {
+            return self.broken(call);
+        }
+        self.failed(call, Failure::Fault(RetryClass::Reset), Ended::Unreachable);
+    }
+
+    /// No response head in time.
+    pub(crate) fn first_byte_over(&mut self, call: usize) {
+        if !self.calls[call].answered {
+            self.failed(call, Failure::Fault(RetryClass::Timeout), Ended::TimedOut);
+        }
+    }
+
+    /// A body that has stopped.
+    pub(crate) fn stream_idle_over(&mut self, call: usize) {
+        self.broken(call);
+    }
+
+    /// The client has a part of the response already.
+    fn broken(&mut self, call: usize) {
+        let Call { exchange, server, sent_us, .. } = self.calls[call];
+        let now_us = self.clock.now_us();
+        self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
+        self.finish(call, Some(CallResult::Failure));
+        self.settle(exchange, Ended::Broken);
+    }
+
+    /// An attempt has failed before the client has seen anything.
+    fn failed(&mut self, call: usize, why: Failure, ended: Ended) {
+        let Call { exchange, server, sent_us, reused, .. } = self.calls[call];
+        let at = Attempt {
+            retries: self.exchanges[exchange].retries,
+            reused,
+            answered: false,
+            resendable: true,
+            response_started: false,
+        };
+        let verdict = self.setup.retry.next(&at, &why, self.rng.next_u64());
+        if verdict == Verdict::FreshConnection {
+            // It says nothing of the server.
+            self.finish(call, None);
+            self.exchanges[exchange].fresh = Some(server);
+            return self.pick(exchange);
+        }
+        let now_us = self.clock.now_us();
+        self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
+        self.finish(call, Some(CallResult::Failure));
+        self.exchanges[exchange].failed = Some(ended);
+        let Verdict::AnotherMember { after } = verdict else {
+            return self.settle(exchange, ended);
+        };
+        if !self.another(exchange) || !self.take_budget(exchange) {
+            return self.settle(exchange, ended);
+        }
+        self.exchanges[exchange].retries += 1;
+        self.exchanges[exchange].stage = Stage::Pausing;
+        self.clock.after(after.as_micros() as u64, Event::Resume { exchange });
+    }
+
+    /// Whether there is anybody else to try.
+    fn another(&mut self, exchange: usize) -> bool {
+        self.view(exchange);
+        let state = &self.exchanges[exchange];
+        let mut members = self.cores[state.core].members.iter().enumerate();
+        members.any(|(at, member)| member.usable && !state.tried.has(at))
+    }
+
+    fn take_budget(&mut self, exchange: usize) -> bool {
+        let now = self.instant();
+        let taken = self.cores[self.exchanges[exchange].core].budget.take(now);
+        if taken {
+            self.report.retries += 1;
+            self.checks.retried(&self.report, self.clock.now_us());
+        }
+        taken
+    }
+
+    /// The pause is over.
+    pub(crate) fn resume(&mut self, exchange: usize) {
+        if self.exchanges[exchange].stage == Stage::Pausing {
+            self.pick(exchange);
+        }
+    }
+
+    /// Nobody can be picked.
+    fn nobody(&mut self, exchange: usize) {
+        let ended = self.exchanges[exchange].failed.unwrap_or(Ended::Unavailable);
+        self.settle(exchange, ended);
+    }
+
+    /// The wait in the queue is over.
+    pub(crate) fn wait_over(&mut self, _exchange: usize) {}
+
+    /// The client is gone.
+    pub(crate) fn leave(&mut self, exchange: usize) {
+        match self.exchanges[exchange].stage {
+            Stage::Settled => return,
+            Stage::Calling { call } => self.finish(call, None),
+            Stage::Picking { .. } | Stage::Pausing => {}
+        }
+        self.settle(exchange, Ended::Left);
+    }
+
+    /// An attempt is over; without a result the breaker hears of no verdict.
+    fn finish(&mut self, call: usize, result: Option<CallResult>) {
+        let Call { server, exchange, .. } = self.calls[call];
+        self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
+        let Some(lease) = self.exchanges[exchange].lease.take() else {
+            panic!("attempt {call} of exchange {exchange} had no lease");
+        };
+        self.checks.released(server, &lease);
+        match result {
+            Some(result) => lease.record(result, self.clock.now_ms()),
+            None => drop(lease),
+        }
+    }
+
+    /// The exchange is over.
+    fn settle(&mut self, exchange: usize, ended: Ended) {
+        let now_us = self.clock.now_us();
+        let state = &mut self.exchanges[exchange];
+        self.checks.settled(exchange, state, self.setup, now_us);
+        state.stage = Stage::Settled;
+        self.report.ended(state.key, ended, now_us - state.arrived_us);
+        if let Load::Closed { think_us, .. } = self.setup.keys[state.key].load {
+            let key = state.key;
+            self.clock.after(think_us, Event::Arrive { key });
+        }
+    }
+}
