@@ -15,6 +15,7 @@
 //! HTTP/1.1 without TLS; no pipelining, no redirects, no cookies.
 
 mod arrivals;
+mod baseline;
 mod check;
 mod client;
 mod load;
@@ -23,6 +24,7 @@ mod progress;
 mod report;
 mod row;
 mod schedule;
+mod search;
 mod slo;
 mod tell;
 mod wire;
@@ -33,10 +35,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 pub use arrivals::{Arrivals, Trace, TraceFault, TraceLine};
+pub use baseline::{Change, Comparison, compare, parse_percent};
 pub use progress::{Live, watch};
 pub use report::{Report, Verdict};
 pub use row::{Row, rows_to_csv};
 pub use schedule::{Plan, Planned, Prompt, Schedule, Shape};
+pub use search::{Bounds, End, Found, Step, search};
 pub use slo::{Judged, Metric, Slo};
 pub use tell::SCHEMA;
 
