@@ -108,7 +108,8 @@ pub(super) fn work(run: Run<'_>, part: Part) -> io::Result<Report> {
                 Until::Elapsed(limit) => u64::try_from(limit.as_micros()).unwrap_or(u64::MAX),
                 _ => 0,
             };
-            scope.spawn(move || due.keep_time(schedule, started, end_us));
+            let write = |planned: &Planned| super::request(options, target, planned);
+            scope.spawn(move || due.keep_time(schedule, write, started, end_us));
         }
         LocalSet::new().block_on(&runtime, async {
             let ticker = tokio::task::spawn_local(tick(Rc::clone(&work)));
@@ -127,6 +128,15 @@ pub(super) fn work(run: Run<'_>, part: Part) -> io::Result<Report> {
     Ok(work.report.replace(Report::new(options)))
 }
 
+/// What a connection sends next.
+struct Next {
+    planned: Planned,
+    /// Its bytes, when they are written already.
+    bytes: Option<Vec<u8>>,
+    /// In the open loop, whether this connection waited for it.
+    awaited: Option<bool>,
+}
+
 /// Measures how late the runtime wakes what is due.
 async fn tick(work: Rc<Work>) {
     loop {
@@ -140,25 +150,24 @@ async fn tick(work: Rc<Work>) {
 async fn connection(work: Rc<Work>) {
     let options = &work.options;
     let mut client = Client::new(work.target.clone());
-    let mut request = Vec::new();
     // A given body carries no seed of ours, and a mock told its seed uses that one.
     let told_seed = |(name, value): &(String, String)| {
         name.eq_ignore_ascii_case("x-mock") && value.contains("seed=")
     };
     let seeded = options.body.is_none() && !options.fields.iter().any(told_seed);
-    while let Some((planned, awaited)) = work.next().await {
-        super::request(options, &work.target, &planned, &mut request);
+    while let Some(Next { planned, bytes, awaited }) = work.next().await {
+        let written = bytes.unwrap_or_else(|| super::request(options, &work.target, &planned));
         let begun_us = work.now_us();
-        let head = memchr::memmem::find(&request, b"\r\n\r\n").map_or(0, |at| at + 4);
+        let head = memchr::memmem::find(&written, b"\r\n\r\n").map_or(0, |at| at + 4);
         let expected = Expected {
             path: &work.target.path,
             stream: planned.stream,
             seed: seeded.then_some(planned.seed),
-            sent: request.get(head..).unwrap_or_default(),
+            sent: written.get(head..).unwrap_or_default(),
         };
         let mut told = Exchange::default();
         work.live.begin();
-        let exchange = client.exchange(&request, expected, options.abort_after, &mut told);
+        let exchange = client.exchange(&written, expected, options.abort_after, &mut told);
         let ended = match tokio::time::timeout(options.timeout, exchange).await {
             Ok(ended) => ended,
             Err(_) => {
@@ -187,13 +196,13 @@ async fn connection(work: Rc<Work>) {
 }
 
 impl Work {
-    /// The next request; in the open loop, with whether a connection waited for it.
-    async fn next(&self) -> Option<(Planned, Option<bool>)> {
+    /// The next request, until the run is over.
+    async fn next(&self) -> Option<Next> {
         if let Some(due) = &self.due {
             loop {
-                let Ticket { planned, awaited } = due.take().await?;
+                let Ticket { planned, bytes, awaited } = due.take().await?;
                 if !self.over() {
-                    return Some((planned, Some(awaited)));
+                    return Some(Next { planned, bytes, awaited: Some(awaited) });
                 }
                 self.report.borrow_mut().unsent += 1;
             }
@@ -205,7 +214,8 @@ impl Work {
         }
         self.begun.set(begun + 1);
         let number = self.part.index as u64 + self.part.of as u64 * begun;
-        Some((Planned::new(&self.shape, self.options.seed, number, 0), None))
+        let planned = Planned::new(&self.shape, self.options.seed, number, 0);
+        Some(Next { planned, bytes: None, awaited: None })
     }
 
     /// Whether the time of the run has passed.

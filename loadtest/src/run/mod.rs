@@ -228,8 +228,7 @@ fn target(url: &str) -> io::Result<Target> {
 }
 
 /// The bytes of a request: the head and, unless one is given, a made body.
-fn request(options: &Options, target: &Target, planned: &Planned, out: &mut Vec<u8>) {
-    out.clear();
+fn request(options: &Options, target: &Target, planned: &Planned) -> Vec<u8> {
     let made;
     let body = match &options.body {
         Some(body) => body.as_slice(),
@@ -251,8 +250,9 @@ fn request(options: &Options, target: &Target, planned: &Planned, out: &mut Vec<
         head.extend([name.as_str(), ": ", value, "\r\n"]);
     }
     head.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
-    out.extend_from_slice(head.as_bytes());
-    out.extend_from_slice(body);
+    let mut bytes = head.into_bytes();
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 #[cfg(test)]

@@ -297,7 +297,8 @@ impl Report {
     }
 }
 
-/// What a run was told, for its report: no key, and no field that may hold one.
+/// What a run was told, for its report: no key, and neither field nor query, since both
+/// may hold one.
 fn told_options(options: &Options) -> Value {
     use super::{Arrivals, Until};
     let arrivals = match &options.load {
@@ -331,7 +332,7 @@ fn told_options(options: &Options) -> Value {
         Until::End => (None, None),
     };
     json!({
-        "url": options.url,
+        "url": options.url.split('?').next(),
         "model": options.model,
         "stream": options.stream,
         "connections": options.connections,

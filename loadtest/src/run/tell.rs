@@ -265,7 +265,9 @@ mod tests {
     fn all_forms_tell_the_same() {
         let slos = vec!["e2e=8ms:p50".parse().unwrap(), "e2e=5ms:p50".parse().unwrap()];
         let key = Some("sk-secret".to_owned());
-        let good = report(&Options { slos, key, ..Options::default() }, Ok(()), Duration::ZERO);
+        let url = "http://a/v1?key=sk-secret".to_owned();
+        let good =
+            report(&Options { slos, key, url, ..Options::default() }, Ok(()), Duration::ZERO);
         let json: Value = serde_json::from_str(&good.to_json()).unwrap();
         assert_eq!((&json["schema"], &json["ok"]), (&1.into(), &1.into()));
         let told = json["timings"]["latency_us"]["max"].as_u64().unwrap();
