@@ -88,7 +88,8 @@ pub(super) fn work(run: Run<'_>, part: Part) -> io::Result<Report> {
             ))
         }
     };
-    let due = schedule.is_some().then(|| Arc::new(Due::new()));
+    let connections = part.share(options.connections.max(1) as u64) as usize;
+    let due = schedule.is_some().then(|| Arc::new(Due::new(connections)));
     let work = Rc::new(Work {
         options: options.clone(),
         shape: options.shape(),
@@ -101,7 +102,6 @@ pub(super) fn work(run: Run<'_>, part: Part) -> io::Result<Report> {
         live: Arc::clone(live),
         report: RefCell::new(Report::new(options)),
     });
-    let connections = part.share(options.connections.max(1) as u64);
     std::thread::scope(|scope| {
         if let Some((schedule, due)) = schedule.zip(due.as_ref()) {
             let end_us = match until {
@@ -192,6 +192,9 @@ async fn connection(work: Rc<Work>) {
             // Without a server the loop would only count its own speed.
             tokio::time::sleep(2 * TICK).await;
         }
+        if let Some(due) = &work.due {
+            due.give_back();
+        }
     }
 }
 
@@ -205,6 +208,7 @@ impl Work {
                     return Some(Next { planned, bytes, awaited: Some(awaited) });
                 }
                 self.report.borrow_mut().unsent += 1;
+                due.give_back();
             }
         }
         let begun = self.begun.get();
