@@ -40,11 +40,15 @@ impl Report {
             Verdict::Good => "every answer that came whole was right".to_owned(),
             Verdict::Broken => "wrong answers".to_owned(),
             Verdict::NoAnswer => "no request got a whole answer".to_owned(),
-            Verdict::ClientTooSlow => format!(
-                "client too slow: invalid (its own lateness p99 {:.1} ms, limit {:.1} ms)",
-                self.lag_us_p99() as f64 / 1e3,
-                self.lag_us_max() as f64 / 1e3
-            ),
+            Verdict::ClientTooSlow => {
+                let ms = |us: u64| us as f64 / 1e3;
+                format!(
+                    "client too slow: invalid (its own lateness p99: sending {:.1} ms, waking {:.1} ms; limit {:.1} ms)",
+                    ms(self.send_lag.value_at_quantile(0.99)),
+                    ms(self.wake_lag.value_at_quantile(0.99)),
+                    ms(self.lag_us_max())
+                )
+            }
         }
     }
 
