@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::client::{Exchange, Fault};
 use super::row::Row;
@@ -135,7 +135,7 @@ impl Report {
             send_lag: histogram(),
             wake_lag: histogram(),
             rows: Vec::new(),
-            options: told_options(options),
+            options: super::tell::options_value(options),
             slos: options.slos.clone(),
             keep_rows: options.keep_rows,
             open: options.load != Load::Closed,
@@ -295,58 +295,6 @@ impl Report {
     pub(super) fn per_s(&self, count: u64) -> f64 {
         count as f64 / self.elapsed.as_secs_f64().max(1e-9)
     }
-}
-
-/// What a run was told, for its report: no key, and neither field nor query, since both
-/// may hold one.
-fn told_options(options: &Options) -> Value {
-    use super::{Arrivals, Until};
-    let arrivals = match &options.load {
-        Load::Closed => Value::Null,
-        Load::Listed(list) => json!({"shape": "listed", "requests": list.len()}),
-        Load::Open(arrivals) => {
-            let mut told = json!({"shape": arrivals.name(), "rate": arrivals.rate()});
-            match arrivals {
-                Arrivals::Gamma { cv, .. } => told["cv"] = json!(cv),
-                Arrivals::Burst { count, every } => {
-                    told["count"] = json!(count);
-                    told["every_s"] = json!(every.as_secs_f64());
-                }
-                Arrivals::Ramp { from, to, over } => {
-                    told["from"] = json!(from);
-                    told["to"] = json!(to);
-                    told["over_s"] = json!(over.as_secs_f64());
-                }
-                Arrivals::Trace { trace, speed } => {
-                    told["lines"] = json!(trace.lines().len());
-                    told["speed"] = json!(speed);
-                }
-                Arrivals::Constant { .. } | Arrivals::Poisson { .. } => {}
-            }
-            told
-        }
-    };
-    let (duration_s, requests) = match options.until {
-        Until::Elapsed(limit) => (Some(limit.as_secs_f64()), None),
-        Until::Requests(limit) => (None, Some(limit)),
-        Until::End => (None, None),
-    };
-    json!({
-        "url": options.url.split('?').next(),
-        "model": options.model,
-        "stream": options.stream,
-        "connections": options.connections,
-        "threads": options.threads,
-        "arrivals": arrivals,
-        "duration_s": duration_s,
-        "requests": requests,
-        "body_bytes": options.body.as_ref().map(Vec::len),
-        "prompt_bytes": options.prompt_bytes,
-        "tokens": options.tokens,
-        "abort_after": options.abort_after,
-        "timeout_s": options.timeout.as_secs_f64(),
-        "seed": options.seed,
-    })
 }
 
 fn histogram() -> Histogram<u64> {

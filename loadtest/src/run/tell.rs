@@ -11,6 +11,7 @@ use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
 use super::report::{Report, Verdict};
+use super::{Arrivals, Load, Options, Until};
 
 /// Version of the JSON; it grows when a key goes or changes its meaning, not when one
 /// is added.
@@ -238,11 +239,61 @@ fn quantiles(times: &Histogram<u64>) -> Value {
     Value::Object(told)
 }
 
+/// What a run was told, for its report: no key, and neither field nor query, since both
+/// may hold one.
+pub(super) fn options_value(options: &Options) -> Value {
+    let arrivals = match &options.load {
+        Load::Closed => Value::Null,
+        Load::Listed(list) => json!({"shape": "listed", "requests": list.len()}),
+        Load::Open(arrivals) => {
+            let mut told = json!({"shape": arrivals.name(), "rate": arrivals.rate()});
+            match arrivals {
+                Arrivals::Gamma { cv, .. } => told["cv"] = json!(cv),
+                Arrivals::Burst { count, every } => {
+                    told["count"] = json!(count);
+                    told["every_s"] = json!(every.as_secs_f64());
+                }
+                Arrivals::Ramp { from, to, over } => {
+                    told["from"] = json!(from);
+                    told["to"] = json!(to);
+                    told["over_s"] = json!(over.as_secs_f64());
+                }
+                Arrivals::Trace { trace, speed } => {
+                    told["lines"] = json!(trace.lines().len());
+                    told["speed"] = json!(speed);
+                }
+                Arrivals::Constant { .. } | Arrivals::Poisson { .. } => {}
+            }
+            told
+        }
+    };
+    let (duration_s, requests) = match options.until {
+        Until::Elapsed(limit) => (Some(limit.as_secs_f64()), None),
+        Until::Requests(limit) => (None, Some(limit)),
+        Until::End => (None, None),
+    };
+    json!({
+        "url": options.url.split('?').next(),
+        "model": options.model,
+        "stream": options.stream,
+        "connections": options.connections,
+        "threads": options.threads,
+        "arrivals": arrivals,
+        "duration_s": duration_s,
+        "requests": requests,
+        "body_bytes": options.body.as_ref().map(Vec::len),
+        "prompt_bytes": options.prompt_bytes,
+        "tokens": options.tokens,
+        "abort_after": options.abort_after,
+        "timeout_s": options.timeout.as_secs_f64(),
+        "seed": options.seed,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use super::super::Options;
     use super::super::client::Fault;
     use super::super::report::tests::report;
     use super::*;
