@@ -8,7 +8,8 @@
 //! An average says nothing of a server to which nobody is sent any more. What nobody has
 //! confirmed for a while is therefore read as fading (`Measures::read`): a server that was
 //! slow or failed once and has since lost every comparison is tried again some
-//! time, instead of never. What is stored does not fade, and any call ends the fading.
+//! time, instead of never. What is stored does not fade by itself: a failure brings the
+//! old value back, a success goes on from the faded one.
 //!
 //! Sources: α, start and floor from the project's specification §7; peak EWMA as in Finagle's
 //! and Linkerd's balancers. Time is `now_us`, microseconds since any origin that the cores
@@ -45,10 +46,15 @@ impl ResponseTime {
 
     /// Counts the time of one success.
     pub fn record(&self, us: u64) {
-        let sample = sample(us);
+        self.record_faded(us, 0);
+    }
+
+    /// As `record`, when what was known has halved so often since.
+    fn record_faded(&self, us: u64, halvings: u32) {
+        let (sample, kept) = (sample(us), 1.0 / (1u32 << halvings) as f32);
         let mut seen = self.bits.load(Relaxed);
         for _ in 0..TRIES {
-            let next = blend(f32::from_bits(seen), sample, ALPHA).to_bits();
+            let next = blend(f32::from_bits(seen) * kept, sample, ALPHA).to_bits();
             match self.bits.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(other) => seen = other,
@@ -205,7 +211,7 @@ impl Measures {
 
     /// Counts one call that succeeded; `us` is the time to its response head.
     pub fn record_success(&self, us: u64, now_us: u64) {
-        self.response_time.record(us);
+        self.response_time.record_faded(us, self.halvings(now_us));
         self.peak.record(us, now_us);
         self.success.record(CallResult::Success, now_us);
     }
@@ -221,14 +227,17 @@ impl Measures {
     /// The response time halves, and the distance of success from 1 halves, with each `FADE_US`
     /// (at least four response times) since the last call.
     pub fn read(&self, now_us: u64) -> Reading {
-        let (rt_us, success) = (self.response_time.us(), self.success.share());
-        let patience_us = FADE_US.max(4 * u64::from(rt_us));
-        let halvings = (self.success.idle_us(now_us) / patience_us).min(31) as u32;
+        let (success, halvings) = (self.success.share(), self.halvings(now_us));
         Reading {
-            rt_us: rt_us >> halvings,
+            rt_us: self.response_time.us() >> halvings,
             success: success + (1.0 - success) * (1.0 - 1.0 / (1u32 << halvings) as f32),
             peak_us: self.peak.us(now_us),
         }
+    }
+
+    fn halvings(&self, now_us: u64) -> u32 {
+        let patience_us = FADE_US.max(4 * u64::from(self.response_time.us()));
+        (self.success.idle_us(now_us) / patience_us).min(31) as u32
     }
 
     /// Takes over what another process or an older config has measured.
@@ -364,7 +373,7 @@ mod tests {
 
     // Without fading a server that failed once would stay behind its equals for ever.
     #[test]
-    fn what_nobody_confirms_fades_and_any_call_ends_the_fading() {
+    fn what_nobody_confirms_fades_until_the_next_call() {
         let measures = Measures::new();
         measures.restore(Reading { rt_us: 800_000, success: 0.2, peak_us: 0 }, 0);
         let at = |seconds: u64| measures.read(seconds * SECOND);
@@ -375,6 +384,14 @@ mod tests {
         measures.record_failure(10, 20 * SECOND);
         assert_eq!(at(20).rt_us, 800_000);
         assert!((at(20).success - 0.17).abs() < 1e-6);
+    }
+
+    // Or a server whose first guess was too high would be tried once a minute for ever.
+    #[test]
+    fn a_success_goes_on_from_the_faded_time() {
+        let measures = Measures::new();
+        measures.record_success(100_000, 40 * SECOND);
+        assert_eq!(measures.read(40 * SECOND).rt_us, 121_250);
     }
 
     #[test]

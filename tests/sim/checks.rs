@@ -7,6 +7,7 @@
 use tokenring::policy::breaker::State;
 
 use crate::clock::{Event, SECOND};
+use crate::keys::Key;
 use crate::report::Report;
 use crate::setup::Setup;
 use crate::sim::{Exchange, Sim, Stage};
@@ -64,9 +65,13 @@ impl Checks {
         }
     }
 
-    /// A lease is about to end.
-    pub(crate) fn released(&mut self, server: usize, lease: &Lease) {
+    /// A lease has ended.
+    pub(crate) fn released(&mut self, server: usize) {
         self.leases[server] -= 1;
+    }
+
+    /// A lease's trial, if it has one, is about to end.
+    pub(crate) fn tried(&mut self, server: usize, lease: &Lease) {
         if let Some(epoch) = lease.trial() {
             let at = self.trials[server].iter().position(|held| *held == epoch);
             self.trials[server].swap_remove(at.expect("a trial that ends has begun"));
@@ -114,6 +119,7 @@ impl Checks {
                 assert_eq!(trials_out, held, "server {server}: trials out, after {event:?}");
             }
         }
+        sim.keys.iter().for_each(Key::check);
     }
 
     /// What holds when nothing is left to do.
@@ -130,6 +136,7 @@ impl Checks {
                 assert_eq!(trials_out, 0, "server {server}: trials in the end");
             }
         }
+        sim.keys.iter().for_each(Key::check_the_end);
     }
 
     /// Trials of the present half-open period; older ones may still be running.

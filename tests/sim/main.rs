@@ -16,6 +16,7 @@
 
 mod checks;
 mod clock;
+mod keys;
 mod proxy;
 mod report;
 mod scenarios;

@@ -45,7 +45,11 @@ impl Sim<'_> {
             let after_us = self.rng.below(self.setup.leaving_within_us + 1);
             self.clock.after(after_us, Event::Leave { exchange });
         }
-        self.pick(exchange);
+        if self.keys[key].admit(self.clock.now_us()) {
+            self.pick(exchange);
+        } else {
+            self.settle(exchange, Ended::Limited);
+        }
     }
 
     /// Chooses a server, or finds that there is none.
@@ -136,13 +140,14 @@ impl Sim<'_> {
         let Call { server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         self.upstreams[server].measures.record_success(now_us - sent_us, now_us);
+        self.record(call, CallResult::Success);
         self.servers[server].answer(call, &mut self.calls, &mut self.clock);
     }
 
     /// The last byte.
     pub(crate) fn end(&mut self, call: usize) {
         let Call { exchange, .. } = self.calls[call];
-        self.finish(call, Some(CallResult::Success));
+        self.finish(call);
         self.settle(exchange, Ended::Whole);
     }
 
@@ -181,7 +186,8 @@ impl Sim<'_> {
         let Call { exchange, server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
-        self.finish(call, Some(CallResult::Failure));
+        self.upstreams[server].breaker.record_cut(self.clock.now_ms());
+        self.finish(call);
         self.settle(exchange, Ended::Broken);
     }
 
@@ -198,13 +204,14 @@ impl Sim<'_> {
         let verdict = self.setup.retry.next(&at, &why, self.rng.next_u64());
         if verdict == Verdict::FreshConnection {
             // It says nothing of the server.
-            self.finish(call, None);
+            self.finish(call);
             self.exchanges[exchange].fresh = Some(server);
             return self.pick(exchange);
         }
         let now_us = self.clock.now_us();
         self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
-        self.finish(call, Some(CallResult::Failure));
+        self.record(call, CallResult::Failure);
+        self.finish(call);
         self.exchanges[exchange].failed = Some(ended);
         let Verdict::AnotherMember { after } = verdict else {
             return self.settle(exchange, ended);
@@ -255,24 +262,30 @@ impl Sim<'_> {
     pub(crate) fn leave(&mut self, exchange: usize) {
         match self.exchanges[exchange].stage {
             Stage::Settled => return,
-            Stage::Calling { call } => self.finish(call, None),
+            Stage::Calling { call } => self.finish(call),
             Stage::Picking { .. } | Stage::Pausing => {}
         }
         self.settle(exchange, Ended::Left);
     }
 
-    /// An attempt is over; without a result the breaker hears of no verdict.
-    fn finish(&mut self, call: usize, result: Option<CallResult>) {
+    /// The breaker hears of an attempt.
+    fn record(&mut self, call: usize, result: CallResult) {
+        let Call { server, exchange, .. } = self.calls[call];
+        let now_ms = self.clock.now_ms();
+        let Some(lease) = &mut self.exchanges[exchange].lease else { return };
+        self.checks.tried(server, lease);
+        lease.record(result, now_ms);
+    }
+
+    /// An attempt is over; of one that was not recorded the breaker hears no verdict.
+    fn finish(&mut self, call: usize) {
         let Call { server, exchange, .. } = self.calls[call];
         self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
         let Some(lease) = self.exchanges[exchange].lease.take() else {
             panic!("attempt {call} of exchange {exchange} had no lease");
         };
-        self.checks.released(server, &lease);
-        match result {
-            Some(result) => lease.record(result, self.clock.now_ms()),
-            None => drop(lease),
-        }
+        self.checks.tried(server, &lease);
+        self.checks.released(server);
     }
 
     /// The exchange is over.
@@ -282,6 +295,9 @@ impl Sim<'_> {
         self.checks.settled(exchange, state, self.setup, now_us);
         state.stage = Stage::Settled;
         self.report.ended(state.key, ended, now_us - state.arrived_us);
+        if ended != Ended::Limited {
+            self.keys[state.key].leave();
+        }
         if let Load::Closed { think_us, .. } = self.setup.keys[state.key].load {
             let key = state.key;
             self.clock.after(think_us, Event::Arrive { key });

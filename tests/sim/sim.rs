@@ -13,6 +13,7 @@ use tokenring::policy::health::HealthState;
 
 use crate::checks::Checks;
 use crate::clock::{Clock, Event, SECOND};
+use crate::keys::Key;
 use crate::report::{Ended, Report};
 use crate::servers::{Call, Mode, Place, Server};
 use crate::setup::{Load, Setup};
@@ -30,6 +31,7 @@ pub(crate) struct Sim<'a> {
     pub(crate) upstreams: Vec<Rc<Upstream>>,
     probers: Vec<HealthState>,
     pub(crate) cores: Vec<Core>,
+    pub(crate) keys: Vec<Key>,
     /// Every exchange ever begun.
     pub(crate) exchanges: Vec<Exchange>,
     pub(crate) checks: Checks,
@@ -117,6 +119,7 @@ impl<'a> Sim<'a> {
                     members: Vec::new(),
                 })
                 .collect(),
+            keys: setup.keys.iter().map(Key::new).collect(),
             exchanges: Vec::new(),
             checks: Checks::new(setup),
             report: Report::new(setup),

@@ -63,8 +63,8 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Tells the breaker how the attempt ended.
-    pub(crate) fn record(mut self, result: CallResult, now_ms: u64) {
+    /// Tells the breaker how the attempt went; the place is kept until the last byte.
+    pub(crate) fn record(&mut self, result: CallResult, now_ms: u64) {
         if let Some(entry) = self.entry.take() {
             self.upstream.breaker.record(entry, result, now_ms);
         }

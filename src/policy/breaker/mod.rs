@@ -21,6 +21,10 @@
 //! refuses would never recover. A trial that ends without a verdict, since its client
 //! left, is given back (`cancel`, or a `Pass` that is dropped).
 //!
+//! A success is best recorded with the response head: a stream that began before the trouble
+//! and ends well minutes later says nothing of the server now, and would break up a
+//! row of failures. If it is cut off after all, `record_cut` says so.
+//!
 //! Source: project specification §8. What is a failure is decided by the table of
 //! faults and by whoever calls `record`. Only the trials of the present half-open period
 //! are bounded: calls from before it opened may still be running.
@@ -229,6 +233,12 @@ impl Breaker {
             Entry::Passed { epoch } => self.record_passed(epoch, result, now_ms),
             Entry::Trial { epoch, .. } => self.record_trial(epoch, result, now_ms),
         }
+    }
+
+    /// Counts one failure more, of a call that has been recorded as a success: its response
+    /// began well and was cut off. It counts now, whenever the call began, and only when closed.
+    pub fn record_cut(&self, now_ms: u64) -> Option<Change> {
+        self.record_passed(self.gate().epoch, CallResult::Failure, now_ms)
     }
 
     /// Ends a call without a verdict: its client left, or it was never sent.

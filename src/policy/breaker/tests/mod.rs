@@ -253,6 +253,27 @@ fn a_late_trial_does_not_touch_the_next_half_open() {
 }
 
 #[test]
+fn streams_that_are_cut_off_open_it() {
+    let breaker = Breaker::new(policy());
+    for at in 0..10 {
+        assert_eq!(name(&breaker), StateName::Closed);
+        succeed(&breaker, 1, at);
+        breaker.record_cut(at);
+        if name(&breaker) == StateName::Open {
+            assert_eq!(at, 4, "five of ten failed");
+            break;
+        }
+    }
+    let open = breaker.state();
+    assert_eq!(breaker.record_cut(100), None);
+    assert_eq!(breaker.state(), open);
+    // In a row they open it at once.
+    let breaker = Breaker::new(policy());
+    succeed(&breaker, 3, 0);
+    assert_eq!((0..5).filter_map(|_| breaker.record_cut(0)).count(), 1);
+}
+
+#[test]
 fn goes_on_in_another_process() {
     let breaker = open(policy(), 0);
     fail(&breaker, 1, 30 * SECOND);
