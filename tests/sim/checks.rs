@@ -4,6 +4,7 @@
 //! holds a trial of which half-open period, who has ended. A decider that loses count
 //! differs from the books at the next event.
 
+use tokenring::policy::balance::Strategy;
 use tokenring::policy::breaker::State;
 
 use crate::clock::{Event, SECOND};
@@ -122,6 +123,18 @@ impl Checks {
         sim.keys.iter().for_each(Key::check);
     }
 
+    /// Who takes turns gives every server that is well its turn.
+    fn nobody_starved(setup: &Setup, report: &Report) {
+        let turns = [Strategy::RoundRobin, Strategy::WeightedRoundRobin];
+        if !turns.contains(&setup.strategy) || report.sent < 50 {
+            return;
+        }
+        for (server, setup) in setup.servers.iter().enumerate().filter(|(_, s)| s.is_reliable()) {
+            let attempts = report.attempts(server, 0..usize::MAX);
+            assert!(attempts > 0, "server {server} got nothing: {setup:?}");
+        }
+    }
+
     /// What holds when nothing is left to do.
     pub(crate) fn at_the_end(sim: &mut Sim<'_>) {
         let left = sim.report.unsettled();
@@ -137,6 +150,7 @@ impl Checks {
             }
         }
         sim.keys.iter().for_each(Key::check_the_end);
+        Checks::nobody_starved(sim.setup, &sim.report);
     }
 
     /// Trials of the present half-open period; older ones may still be running.

@@ -36,7 +36,6 @@ impl Sim<'_> {
             tried: Tried::NONE,
             attempts: 0,
             retries: 0,
-            fresh: None,
             failed: None,
             lease: None,
         });
@@ -46,22 +45,23 @@ impl Sim<'_> {
             self.clock.after(after_us, Event::Leave { exchange });
         }
         if self.keys[key].admit(self.clock.now_us()) {
-            self.pick(exchange);
+            self.pick(exchange, None);
         } else {
             self.settle(exchange, Ended::Limited);
         }
     }
 
-    /// Chooses a server, or finds that there is none.
-    fn pick(&mut self, exchange: usize) {
+    /// Chooses a server, or finds that there is none; not `lost`, where another core was faster.
+    fn pick(&mut self, exchange: usize, lost: Option<usize>) {
         self.view(exchange);
         let chance = self.rng.next_u64();
         let state = &mut self.exchanges[exchange];
         let core = &mut self.cores[state.core];
-        let picked = state.fresh.or_else(|| {
-            let strategy = self.setup.strategy;
-            balance::pick(strategy, &mut core.picks, &core.members, &state.tried, chance)
-        });
+        if let Some(lost) = lost {
+            core.members[lost].usable = false;
+        }
+        let strategy = self.setup.strategy;
+        let picked = balance::pick(strategy, &mut core.picks, &core.members, &state.tried, chance);
         let Some(member) = picked else { return self.nobody(exchange) };
         state.stage = Stage::Picking { member };
         match self.setup.race_us {
@@ -94,17 +94,12 @@ impl Sim<'_> {
     /// Takes the lease on the server that was picked and sends the request there.
     pub(crate) fn enter(&mut self, exchange: usize) {
         let Stage::Picking { member } = self.exchanges[exchange].stage else { return };
-        let again = self.exchanges[exchange].fresh.take() == Some(member);
         let Some(lease) = self.upstreams[member].lease(self.clock.now_ms()) else {
-            return self.pick(exchange);
+            return self.pick(exchange, Some(member));
         };
-        assert!(
-            again || !self.exchanges[exchange].tried.has(member),
-            "exchange {exchange} went to server {member} twice"
-        );
         self.checks.leased(&self.upstreams[member], member, &lease);
-        let call = self.calls.len();
         let state = &mut self.exchanges[exchange];
+        assert!(!state.tried.has(member), "exchange {exchange} went to server {member} twice");
         if state.attempts == 0 {
             self.cores[state.core].budget.record_exchange();
             self.report.sent += 1;
@@ -112,27 +107,30 @@ impl Sim<'_> {
         state.tried.insert(member);
         state.attempts += 1;
         state.lease = Some(lease);
+        self.report.dispatched(member, self.clock.now_us(), self.upstreams[member].in_flight());
+        let stale = self.rng.below(1000) < self.setup.stale;
+        self.send(exchange, member, stale);
+    }
+
+    /// Sends the request; `stale`: on a pooled connection that was closed while it lay idle.
+    fn send(&mut self, exchange: usize, server: usize, stale: bool) {
+        let (call, state) = (self.calls.len(), &mut self.exchanges[exchange]);
         state.stage = Stage::Calling { call };
         self.calls.push(Call {
-            server: member,
+            server,
             exchange,
             sent_us: self.clock.now_us(),
             head_us: state.head_us,
             body_us: state.body_us,
             answered: false,
-            place: Place::Waiting,
-            reused: false,
+            reused: stale,
+            place: Place::Swallowed,
         });
-        self.report.dispatched(member, self.clock.now_us(), self.upstreams[member].in_flight());
-        self.clock.after(self.setup.first_byte_us, Event::FirstByteOver { call });
-        if self.rng.below(1000) < self.setup.stale {
-            // The pooled connection had been closed while it lay idle.
-            self.calls[call].reused = true;
-            self.calls[call].place = Place::Swallowed;
-            self.clock.after(100, Event::Cut { call });
-            return;
+        if stale {
+            return self.clock.after(100, Event::Cut { call });
         }
-        self.servers[member].submit(call, &mut self.calls, &mut self.clock, &mut self.rng);
+        self.clock.after(self.setup.first_byte_us, Event::FirstByteOver { call });
+        self.servers[server].submit(call, &mut self.calls, &mut self.clock, &mut self.rng);
     }
 
     /// A response head of a server that works.
@@ -203,10 +201,9 @@ impl Sim<'_> {
         };
         let verdict = self.setup.retry.next(&at, &why, self.rng.next_u64());
         if verdict == Verdict::FreshConnection {
-            // It says nothing of the server.
-            self.finish(call);
-            self.exchanges[exchange].fresh = Some(server);
-            return self.pick(exchange);
+            // It says nothing of the server: the same one at once, under the same lease.
+            self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
+            return self.send(exchange, server, false);
         }
         let now_us = self.clock.now_us();
         self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
@@ -245,7 +242,7 @@ impl Sim<'_> {
     /// The pause is over.
     pub(crate) fn resume(&mut self, exchange: usize) {
         if self.exchanges[exchange].stage == Stage::Pausing {
-            self.pick(exchange);
+            self.pick(exchange, None);
         }
     }
 

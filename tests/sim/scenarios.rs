@@ -15,7 +15,7 @@ use crate::setup::{KeySetup, Load, Probes, ServerSetup, Setup, calm};
 use crate::sim::play;
 
 /// Every scenario is played with each of these.
-const SEEDS: std::ops::Range<u64> = 0..5;
+const SEEDS: std::ops::Range<u64> = 0..3;
 
 /// All strategies that spread the load.
 fn spreading() -> impl Iterator<Item = Strategy> {

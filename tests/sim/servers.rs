@@ -96,11 +96,6 @@ impl Server {
         self.mode
     }
 
-    /// Since when.
-    pub(crate) fn mode_since_us(&self) -> u64 {
-        self.mode_since_us
-    }
-
     /// Calls that it holds in any way.
     pub(crate) fn held(&self) -> usize {
         self.running.len() + self.waiting.len() + self.swallowed.len()
@@ -121,31 +116,21 @@ impl Server {
         clock: &mut Clock,
         rng: &mut Rng,
     ) {
-        match self.mode {
-            Mode::Down => {
-                calls[call].place = Place::Swallowed;
-                self.swallowed.push(call);
-                clock.after(200, Event::Refused { call });
-            }
-            Mode::FailFast(status) => {
-                calls[call].place = Place::Swallowed;
-                self.swallowed.push(call);
-                clock.after(500, Event::Error { call, status });
-            }
-            Mode::Stalled => {
-                calls[call].place = Place::Swallowed;
-                self.swallowed.push(call);
-            }
-            Mode::Flaky(percent) if rng.below(100) < percent => {
-                calls[call].place = Place::Swallowed;
-                self.swallowed.push(call);
-                clock.after(MS, Event::Cut { call });
-            }
+        let ends = match self.mode {
+            Mode::Down => Some((200, Event::Refused { call })),
+            Mode::FailFast(status) => Some((500, Event::Error { call, status })),
+            Mode::Stalled => None,
+            Mode::Flaky(percent) if rng.below(100) < percent => Some((MS, Event::Cut { call })),
             Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) => {
                 calls[call].place = Place::Waiting;
                 self.waiting.push_back(call);
-                self.start_next(calls, clock);
+                return self.start_next(calls, clock);
             }
+        };
+        calls[call].place = Place::Swallowed;
+        self.swallowed.push(call);
+        if let Some((after_us, event)) = ends {
+            clock.after(after_us, event);
         }
     }
 

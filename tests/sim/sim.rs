@@ -60,8 +60,6 @@ pub(crate) struct Exchange {
     /// Attempts sent so far.
     pub(crate) attempts: u32,
     pub(crate) retries: u32,
-    /// The member to which a fresh connection is made.
-    pub(crate) fresh: Option<usize>,
     /// How the last attempt failed, if one did.
     pub(crate) failed: Option<Ended>,
     /// Held exactly while an attempt is in flight.
