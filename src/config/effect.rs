@@ -21,11 +21,13 @@ enum Off {
     Present,
     /// A URL whose scheme is `https`.
     Https,
+    /// A source of that kind.
+    K8s,
     /// This balance.
     BalanceIs(Balance),
 }
 
-use Off::{BalanceIs, Https, Present, Unless};
+use Off::{BalanceIs, Https, K8s, Present, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
@@ -49,18 +51,15 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("upstream.tls.verify", Unless("true")),
     ("upstream.http2", Unless("false")),
     ("upstream.concurrency", Unless("0")),
-    ("upstream.health", Present),
-    ("upstream.discover", Unless("\"\"")),
+    ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.queue.length", Unless("0")),
     ("group.queue.wait", Unless("\"30s\"")),
     ("group.affinity", Present),
     ("group.serve", Unless("[]")),
     ("group.errors", Unless("\"pass\"")),
-    ("discovery.ttl", Unless("\"30s\"")),
-    ("discovery.ttl_multiplier", Unless("0.0")),
-    ("discovery.prefix", Unless("false")),
-    ("admin", Present),
+    ("admin.dashboard", Unless("true")),
+    ("admin.persist", Unless("false")),
 ];
 
 /// Warns of every key that was set to something that is not in effect.
@@ -76,6 +75,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let message = match off {
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
                 Https => "https is not implemented yet; the upstream cannot be reached",
+                K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
             };
             draft.warn(&spot, message);
@@ -103,6 +103,7 @@ impl Off {
         match self {
             Present => false,
             Https => !value.as_str().is_some_and(|url| url.starts_with("https:")),
+            K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.
             BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),
             Unless(default) => match DeValue::parse(default) {

@@ -4,7 +4,7 @@
 //! meant; `build` leads from one to the other and reports every fault at once,
 //! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
 //! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `expanded`,
-//! `discovered`.
+//! `file_sd`, `discovered`.
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
 
@@ -13,6 +13,7 @@ mod discovered;
 mod effect;
 mod expanded;
 mod fault;
+mod file_sd;
 pub mod model;
 mod names;
 mod print;
@@ -26,6 +27,7 @@ mod tests;
 
 pub use expanded::{TARGETS_MAX, Target};
 pub use fault::{Fault, Report};
+pub use file_sd::parse_file_sd;
 pub use model::*;
 pub use reader::Outside;
 

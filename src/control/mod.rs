@@ -1,5 +1,188 @@
-//! Floor 7: what is off the data plane, on the main thread. Read in this order:
-//! `learn` (addresses and models of the upstreams, before the start), `signals`.
+//! Floor 7: what is off the data plane. One thread with a tokio runtime of its own finds out
+//! about the servers, probes them, talks to the operator, and has the cores told. Read in this
+//! order:
+//!
+//! `fleet` (all that is known, and the config that follows), the tasks that feed it: `source`
+//! (targets and addresses, by `resolve`), `probe` and `ask` (of one `watched` upstream, by
+//! `fetch`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the
+//! main thread.
+//!
+//! It knows no plan and no core: the server hands it closures (`Links`).
 
-pub mod learn;
+pub mod admin;
+pub mod ask;
+pub mod fetch;
+pub mod fleet;
+pub mod probe;
+pub mod resolve;
 pub mod signals;
+pub mod source;
+pub mod watched;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+
+use crate::config::Config;
+use crate::net::dial::Address;
+use crate::telemetry::counters::Counters;
+use crate::upstream::roster::Site;
+use admin::Gate;
+use fleet::{Board, Fleet, Publish};
+use resolve::Resolver;
+
+/// Tells the operator a line.
+pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What differs from the usual; tests need it.
+#[derive(Clone)]
+pub struct Options {
+    /// The one name server to ask, instead of this machine's.
+    pub name_server: Option<SocketAddr>,
+    /// Where lines for the operator go.
+    pub say: Say,
+    /// Seed of what is left to chance.
+    pub seed: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { name_server: None, say: Arc::new(|_| {}), seed: 1 }
+    }
+}
+
+/// What the control thread may ask of the server.
+pub struct Links {
+    /// Puts a config in force.
+    pub publish: Publish,
+    /// The counters of all cores.
+    pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
+    /// Whether the process is on its way out.
+    pub draining: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// What is known when the server may start.
+pub struct Begun {
+    /// The config with all that was discovered.
+    pub config: Config,
+    /// The sites of its upstreams.
+    pub sites: Vec<Site>,
+    /// What was amiss.
+    pub warnings: Vec<String>,
+}
+
+/// The control thread; ends when dropped.
+pub struct Control {
+    handle: Handle,
+    /// Where the operator's interface listens.
+    pub admin: Option<Address>,
+    links: Option<oneshot::Sender<Links>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Spawns tasks on the control thread.
+#[derive(Clone)]
+pub struct Handle(tokio::runtime::Handle);
+
+impl Handle {
+    /// Runs a task there until it ends or the thread does.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Nobody waits for it: it ends with the runtime.
+        drop(self.0.spawn(task));
+    }
+}
+
+impl Control {
+    /// Starts the thread and waits for the first answers, at most `fleet::FIRST_WAIT`.
+    ///
+    /// Errors: the admin address cannot be bound, or the thread cannot start.
+    pub fn begin(config: &Config, options: Options) -> Result<(Self, Begun), String> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| format!("the control thread cannot start: {error}"))?;
+        let gate = match &config.admin {
+            Some(admin) => {
+                let _entered = runtime.enter();
+                Some(Gate::bind(admin)?)
+            }
+            None => None,
+        };
+        let resolver = {
+            let _entered = runtime.enter();
+            Resolver::new(options.name_server)?
+        };
+        let admin = gate.as_ref().map(|gate| gate.address.clone());
+        let handle = Handle(runtime.handle().clone());
+        let (links, linked) = oneshot::channel();
+        let (begin, begun) = mpsc::channel();
+        let board = Board::default();
+        let config = config.clone();
+        handle.spawn(async move {
+            let mut fleet = Fleet::new(config, resolver, board.clone(), options.seed);
+            fleet.first_answers().await;
+            let first = Begun {
+                config: fleet.config.clone(),
+                sites: std::mem::take(&mut fleet.sites),
+                warnings: std::mem::take(&mut fleet.complaints),
+            };
+            // When the start failed nobody listens any more.
+            let _ = begin.send(first);
+            let Ok(Links { publish, counters, draining }) = linked.await else { return };
+            let _admin = gate.map(|gate| gate.open(board, counters, draining));
+            fleet.run(publish, &*options.say).await;
+        });
+        let (stop, thread) = run(runtime)?;
+        let control = Self { handle, admin, links: Some(links), stop: Some(stop), thread };
+        let begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
+        Ok((control, begun))
+    }
+
+    /// Lets it act on the server from now on.
+    pub fn link(&mut self, links: Links) {
+        if let Some(waiting) = self.links.take() {
+            // A thread that has ended acts on nothing.
+            let _ = waiting.send(links);
+        }
+    }
+
+    /// Spawns tasks there.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            // It may have ended by itself.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Running = (oneshot::Sender<()>, Option<JoinHandle<()>>);
+
+/// Drives the runtime until told to stop.
+fn run(runtime: Runtime) -> Result<Running, String> {
+    let (stop, stopped) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("control".to_owned());
+    let thread = thread
+        .spawn(move || {
+            // An error means that the other end is gone: the same word.
+            let _ = runtime.block_on(stopped);
+            // Not waited for: a read of a file may hang.
+            runtime.shutdown_background();
+        })
+        .map_err(|error| format!("the control thread cannot start: {error}"))?;
+    Ok((stop, Some(thread)))
+}

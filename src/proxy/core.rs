@@ -87,6 +87,18 @@ impl PlanSlot {
 }
 
 impl Shared {
+    /// The sum of all cores' counters, as of their last publication.
+    #[must_use]
+    pub fn counters_sum(&self) -> Counters {
+        let mut sum = Counters::default();
+        for slot in &self.counters {
+            if let Ok(counters) = slot.lock() {
+                sum.merge(&counters);
+            }
+        }
+        sum
+    }
+
     /// Puts another plan in force: every core takes it in its next turn, and an exchange keeps
     /// the one it began with.
     ///

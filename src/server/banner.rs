@@ -24,6 +24,15 @@ pub fn banner(started: &Started) -> String {
         let auth = if listener.auth == ListenerAuth::Keys { "keys" } else { "open" };
         let _ = writeln!(out, "  listener   {} on {} ({auth})", listener.name, show(address));
     }
+    if let Some(address) = server.admin() {
+        let token = config.admin.as_ref().is_some_and(|admin| admin.token.is_some());
+        let _ = writeln!(
+            out,
+            "  admin      on {} ({})",
+            show(address),
+            if token { "token" } else { "no token" }
+        );
+    }
     for upstream in &config.upstreams {
         let state = if upstream.enabled { "" } else { " (disabled)" };
         let _ = writeln!(out, "  upstream   {} at {}{state}", upstream.name, upstream.url.original);

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
-use crate::control::learn::{Learnt, learn};
+use crate::control::{self, Begun, Control, Links};
 use crate::net::dial::Address;
 use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
@@ -27,7 +27,7 @@ use crate::proxy::plan::Plan;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
-use crate::upstream::roster::Roster;
+use crate::upstream::roster::Site;
 
 /// Starts what a config describes.
 ///
@@ -35,13 +35,29 @@ use crate::upstream::roster::Roster;
 /// that could not be resolved or asked.
 /// Errors: a message for the operator that names the thing and what to do.
 pub fn start(config: &Config) -> Result<Started, String> {
-    let Learnt { addresses, models, warnings } = learn(config);
-    let config = config.with_discovered(&models);
+    start_with(config, control::Options::default())
+}
+
+/// As `start`, with a control thread that differs from the usual.
+pub fn start_with(config: &Config, differs: control::Options) -> Result<Started, String> {
+    let (mut control, begun) = Control::begin(config, differs)?;
+    let Begun { config, sites, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let sites = Roster::default().sites(&config, &addresses);
-    let plan = compile(&config, &sites, unix.as_secs())?;
+    let plan_of = move |config: &Config, sites: &[Site]| compile(config, sites, unix.as_secs());
+    let plan = plan_of(&config, &sites)?;
     let options = Options::of(&config)?;
-    let server = Server::start(plan, options).map_err(|error| error.to_string())?;
+    let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
+    let (swapped, counted, draining) =
+        (server.shared.clone(), server.shared.clone(), server.shared.clone());
+    control.link(Links {
+        publish: Box::new(move |config, sites| {
+            swapped.swap(plan_of(config, sites)?);
+            Ok(())
+        }),
+        counters: Box::new(move || counted.counters_sum()),
+        draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
+    });
+    server.control = Some(control);
     Ok(Started { server, config, warnings })
 }
 
@@ -138,6 +154,8 @@ impl Options {
 pub struct Server {
     workers: Vec<JoinHandle<()>>,
     shared: Arc<Shared>,
+    /// Dropped last: it looks at the cores to the end.
+    control: Option<Control>,
     /// Where it listens: listener number and address, ports resolved.
     pub addresses: Vec<(u16, Address)>,
     /// The driver of each core.
@@ -188,7 +206,7 @@ impl Server {
             })?);
         }
         drop(ready);
-        let mut server = Self { workers, shared, addresses, drivers: Vec::new() };
+        let mut server = Self { workers, shared, control: None, addresses, drivers: Vec::new() };
         let mut drivers = vec![None; copies];
         let mut failed = None;
         for (index, result) in started.iter().take(copies) {
@@ -225,13 +243,19 @@ impl Server {
     /// The sum of all cores' counters, as of their last publication.
     #[must_use]
     pub fn counters(&self) -> Counters {
-        let mut sum = Counters::default();
-        for slot in &self.shared.counters {
-            if let Ok(counters) = slot.lock() {
-                sum.merge(&counters);
-            }
-        }
-        sum
+        self.shared.counters_sum()
+    }
+
+    /// Where the operator's interface listens.
+    #[must_use]
+    pub fn admin(&self) -> Option<&Address> {
+        self.control.as_ref()?.admin.as_ref()
+    }
+
+    /// Spawns tasks on the control thread; `None` for a server that has none.
+    #[must_use]
+    pub fn control(&self) -> Option<control::Handle> {
+        self.control.as_ref().map(Control::handle)
     }
 
     /// Stops accepting and lets what is in flight end.

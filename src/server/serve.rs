@@ -5,11 +5,13 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::banner::{banner, hazards};
-use super::{Started, start};
+use super::{Started, start_with};
 use crate::cli::{self, CONFIG_PATH, ServeArgs};
 use crate::config::{Config, Level, Loaded};
+use crate::control;
 use crate::control::signals::Ending;
 
 /// Runs the proxy until it is told to end.
@@ -47,7 +49,15 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let started = match start(&config) {
+    let level = config.log.level;
+    let tell = move |line: &str| {
+        if level >= Level::Warn {
+            // Nobody can be told that stderr is closed.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        }
+    };
+    let differs = control::Options { say: Arc::new(tell), ..control::Options::default() };
+    let started = match start_with(&config, differs) {
         Ok(started) => started,
         Err(error) => {
             say(err, &format!("error: {error}\n"));

@@ -1,11 +1,13 @@
 //! What is remembered of an exchange once it is over.
 //!
 //! Reading order: `outcome` (the record that `settle` makes of one exchange),
-//! `counters` (a core's sums of them), `access` (the log line of one). All pure: the
+//! `counters` (a core's sums of them), `access` (the log line of one), `prometheus` (the sums
+//! as text). All pure: the
 //! clock stands in the record, and whoever owns a file or a socket writes the bytes.
 
 pub mod access;
 pub mod counters;
 pub mod outcome;
+pub mod prometheus;
 
 pub use outcome::Outcome;

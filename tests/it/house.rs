@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
 use tokenring::config::Config;
+use tokenring::control;
 use tokenring::net::dial::Address;
 use tokenring::server::{self, Server};
 
@@ -111,10 +112,15 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Starts what `text` describes.
     pub(crate) fn start(text: &str) -> Proxy {
+        Proxy::start_with(text, control::Options::default())
+    }
+
+    /// Starts what `text` describes, with a control thread that differs from the usual.
+    pub(crate) fn start_with(text: &str, differs: control::Options) -> Proxy {
         let config = Config::from_toml_str(text, &|_| None)
             .unwrap_or_else(|report| panic!("{report}\n{text}"));
-        let started = server::start(&config).unwrap_or_else(|why| panic!("{why}\n{text}"));
-        Proxy { server: Some(started.server) }
+        let started = server::start_with(&config, differs);
+        Proxy::of(started.unwrap_or_else(|why| panic!("{why}\n{text}")).server)
     }
 
     /// Takes a running server over.

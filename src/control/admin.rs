@@ -1,0 +1,268 @@
+//! The operator's HTTP interface (`[admin]`, SPEC §12), on its own address.
+//!
+//! What it answers: `GET /health`, `GET /ready`, `POST /health/force-check`, `GET /metrics`. Who
+//! is not in `allow` is hung up on; with a token every request must bring it. It reads the board
+//! and closures of the server and changes nothing but by a probe.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::serve::Listener;
+use ipnet::IpNet;
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, TcpStream, UnixListener};
+
+use super::fetch::Task;
+use super::fleet::Board;
+use super::watched::Watched;
+use crate::config::{self, Bind};
+use crate::net::dial::Address;
+use crate::net::listener::{self, Listening};
+use crate::telemetry::access::write_time;
+use crate::telemetry::counters::Counters;
+use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
+
+/// Pause after an accept failed for lack of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The bound address, before anything is answered.
+pub struct Gate {
+    /// Where it listens, the port resolved.
+    pub address: Address,
+    listening: Listening,
+    allow: Vec<IpNet>,
+    token: Option<[u8; 32]>,
+}
+
+type Count = Box<dyn Fn() -> Counters + Send + Sync>;
+type Draining = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// What the answers are made from.
+struct Desk {
+    board: Board,
+    counters: Count,
+    draining: Draining,
+    token: Option<[u8; 32]>,
+}
+
+impl Gate {
+    /// Binds; called on the control thread's runtime.
+    ///
+    /// Errors: the address cannot be bound.
+    pub fn bind(admin: &config::Admin) -> Result<Self, String> {
+        let wanted = match &admin.bind {
+            Bind::Tcp(addr) => Address::Tcp(*addr),
+            Bind::Unix(path) => Address::Unix(path.clone()),
+        };
+        let told = |error: io::Error| format!("admin: {error}");
+        let (address, mut listening) = listener::bind(&wanted, 1).map_err(told)?;
+        let listening = listening.pop().ok_or("admin: nothing was bound")?;
+        match &listening {
+            Listening::Tcp(socket) => socket.set_nonblocking(true),
+            Listening::Unix(socket) => socket.set_nonblocking(true),
+        }
+        .map_err(told)?;
+        let token = admin.token.as_ref().map(|token| Sha256::digest(token.expose()).into());
+        Ok(Self { address, listening, allow: admin.allow.clone(), token })
+    }
+
+    /// Answers for as long as the task lives.
+    pub fn open(self, board: Board, counters: Count, draining: Draining) -> Task {
+        let desk = Arc::new(Desk { board, counters, draining, token: self.token });
+        let router = Router::new()
+            .route("/health", get(health))
+            .route("/health/force-check", post(force_check))
+            .route("/ready", get(ready))
+            .route("/metrics", get(metrics))
+            .fallback(nothing_here)
+            .method_not_allowed_fallback(wrong_method)
+            .layer(middleware::from_fn_with_state(desk.clone(), check_token))
+            .with_state(desk);
+        Task::of(tokio::spawn(async move {
+            let served = match self.listening {
+                Listening::Tcp(socket) => match TcpListener::from_std(socket) {
+                    Ok(listener) => {
+                        axum::serve(Allowed { listener, nets: self.allow }, router).await
+                    }
+                    Err(error) => Err(error),
+                },
+                Listening::Unix(socket) => match UnixListener::from_std(socket) {
+                    Ok(listener) => axum::serve(listener, router).await,
+                    Err(error) => Err(error),
+                },
+            };
+            // It ends with the thread; a socket that listens can be registered.
+            debug_assert!(served.is_ok(), "{served:?}");
+        }))
+    }
+}
+
+/// Accepts from these networks; others are hung up on.
+struct Allowed {
+    listener: TcpListener,
+    nets: Vec<IpNet>,
+}
+
+impl Listener for Allowed {
+    type Io = TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    let ip = peer.ip().to_canonical();
+                    if self.nets.iter().any(|net| net.contains(&ip)) {
+                        return (stream, peer);
+                    }
+                }
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
+    let Some(token) = &desk.token else { return next.run(request).await };
+    if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(token))) {
+        return next.run(request).await;
+    }
+    let mut answer = fault(StatusCode::UNAUTHORIZED, "unauthorized", "a bearer token is needed");
+    let realm = header::HeaderValue::from_static("Bearer");
+    answer.headers_mut().insert(header::WWW_AUTHENTICATE, realm);
+    answer
+}
+
+/// The digest of the token that a request brings.
+fn bearer(headers: &HeaderMap) -> Option<[u8; 32]> {
+    let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, rest) = value.split_at_checked(7)?;
+    let token = scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)?;
+    Some(Sha256::digest(token.trim_ascii()).into())
+}
+
+async fn health(State(desk): State<Arc<Desk>>) -> Response {
+    body(StatusCode::OK, &desk.health())
+}
+
+async fn ready(State(desk): State<Arc<Desk>>) -> Response {
+    let (healthy, total) = desk.count();
+    let why = match (desk.draining)() {
+        true => Some("draining"),
+        false => (total > 0 && healthy == 0).then_some("no healthy upstream"),
+    };
+    match why {
+        None => body(StatusCode::OK, &json!({ "ready": true })),
+        Some(why) => {
+            body(StatusCode::SERVICE_UNAVAILABLE, &json!({ "ready": false, "reason": why }))
+        }
+    }
+}
+
+async fn force_check(State(desk): State<Arc<Desk>>) -> Response {
+    probe_now(&desk.board).await;
+    body(StatusCode::OK, &desk.health())
+}
+
+async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
+    let counters = (desk.counters)();
+    let row = |watched: &Arc<Watched>| UpstreamRow {
+        name: watched.upstream.name.clone(),
+        healthy: watched.healthy(),
+        in_flight: watched.state.in_flight(),
+        attempts: watched.state.attempts(),
+    };
+    let upstreams = desk.rows().iter().map(row).collect();
+    let text =
+        render(&Snapshot { version: env!("CARGO_PKG_VERSION"), counters: &counters, upstreams });
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+async fn nothing_here() -> Response {
+    fault(StatusCode::NOT_FOUND, "not_found", "no such resource")
+}
+
+async fn wrong_method() -> Response {
+    fault(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
+}
+
+/// Asks every enabled upstream now, all at once, and waits for what comes of it: its probe, or
+/// of one without probes its list of models.
+pub async fn probe_now(board: &Board) {
+    let rows = board.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let enabled = rows.into_iter().filter(|watched| watched.upstream.enabled);
+    let checks: Vec<_> =
+        enabled.map(|watched| tokio::spawn(async move { watched.check().await })).collect();
+    for check in checks {
+        // One that panicked has found nothing out.
+        let _ = check.await;
+    }
+}
+
+impl Desk {
+    /// The enabled upstreams.
+    fn rows(&self) -> Vec<Arc<Watched>> {
+        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
+        board.iter().filter(|watched| watched.upstream.enabled).cloned().collect()
+    }
+
+    /// How many are healthy, and how many there are.
+    fn count(&self) -> (usize, usize) {
+        let rows = self.rows();
+        (rows.iter().filter(|watched| watched.healthy()).count(), rows.len())
+    }
+
+    fn health(&self) -> Value {
+        let (healthy, total) = self.count();
+        let endpoints: Map<String, Value> = self
+            .rows()
+            .iter()
+            .map(|watched| (watched.upstream.name.clone(), endpoint(watched)))
+            .collect();
+        json!({
+            "status": if healthy > 0 { "healthy" } else { "unhealthy" },
+            "endpoints": endpoints,
+            "healthy_endpoints": healthy,
+            "total_endpoints": total,
+        })
+    }
+}
+
+fn endpoint(watched: &Watched) -> Value {
+    let checked = watched.checked();
+    let time = |unix_ms| {
+        let mut text = Vec::new();
+        write_time(unix_ms, &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    json!({
+        "healthy": watched.healthy(),
+        "lastCheck": checked.last_unix_ms.map(time),
+        "errorCount": checked.errors,
+        "lastError": checked.last_error,
+    })
+}
+
+fn fault(status: StatusCode, kind: &str, message: &str) -> Response {
+    let error = json!({ "type": kind, "message": message });
+    body(status, &json!({ "code": status.as_u16(), "status": "error", "error": error }))
+}
+
+fn body(status: StatusCode, json: &Value) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (status, kind, json.to_string()).into_response()
+}

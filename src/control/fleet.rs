@@ -1,0 +1,379 @@
+//! All that is known of the servers, and the plan that follows from it.
+//!
+//! The one idea: facts come in as events, each from a task of its own (`source`, `probe`,
+//! `ask`), and the config in force is a function of the file and the facts: entries expanded,
+//! names resolved, models of living servers added. Whenever a fact changes, that config is made
+//! anew from the file's and published. Nothing is patched, so nothing can be left behind.
+//!
+//! What failed changes nothing: the last good answer stays. It is told once.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+
+use super::ask::{Listed, keep_asking};
+use super::fetch::Task;
+use super::probe::keep_probing;
+use super::resolve::Resolver;
+use super::source;
+use super::watched::Watched;
+use crate::base::rng::Rng;
+use crate::config::{Config, ModelsFrom, Target, Upstream, UpstreamId};
+use crate::net::dial::Address;
+use crate::upstream::roster::{Identity, Roster, Site};
+
+/// How long the start waits for the first answers.
+pub const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// From one look at what the cores suspect to the next.
+const LOOK: Duration = Duration::from_millis(100);
+/// Facts that may wait to be taken; who brings more waits.
+pub const EVENTS_MAX: usize = 1024;
+
+/// A fact.
+#[derive(Debug)]
+pub enum Event {
+    /// What an entry of the file stands for.
+    Targets(UpstreamId, Result<Vec<Target>, String>),
+    /// Where a host name leads.
+    Addresses(String, Result<Vec<IpAddr>, String>),
+    /// What a server said of its models.
+    Models(Identity, Listed),
+    /// Probes changed their mind.
+    Health(Identity),
+}
+
+/// The upstreams in force, in the config's order; read by the operator's interface.
+pub type Board = Arc<Mutex<Vec<Arc<Watched>>>>;
+
+/// Puts a config in force.
+pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
+
+/// See the module.
+pub struct Fleet {
+    /// As the file says it.
+    base: Config,
+    resolver: Resolver,
+    rng: Rng,
+    events: mpsc::Sender<Event>,
+    inbox: mpsc::Receiver<Event>,
+    entries: HashMap<UpstreamId, Known<Vec<Target>>>,
+    names: HashMap<String, Known<Vec<IpAddr>>>,
+    servers: HashMap<Identity, Server>,
+    roster: Roster,
+    board: Board,
+    /// What to tell the operator.
+    pub complaints: Vec<String>,
+    /// The config in force.
+    pub config: Config,
+    /// Its upstreams' sites.
+    pub sites: Vec<Site>,
+    changed: bool,
+}
+
+/// A fact that a task keeps up to date.
+struct Known<T> {
+    value: T,
+    /// The task has spoken.
+    told: bool,
+    /// Its last word was a failure.
+    failed: bool,
+    _task: Task,
+}
+
+impl<T: Default> Known<T> {
+    fn by(task: Task) -> Self {
+        Self { value: T::default(), told: false, failed: false, _task: task }
+    }
+}
+
+/// An upstream and the tasks that look after it.
+struct Server {
+    watched: Arc<Watched>,
+    models: Option<Vec<String>>,
+    /// It has answered, or failed to, since it is known where it is.
+    told: bool,
+    failed: bool,
+    asker: Option<Task>,
+    _prober: Option<Task>,
+}
+
+impl Fleet {
+    /// Begins with a config of which nothing is known yet.
+    pub fn new(base: Config, resolver: Resolver, board: Board, seed: u64) -> Self {
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let mut fleet = Self {
+            config: base.clone(),
+            resolver,
+            rng: Rng::new(seed),
+            events,
+            inbox,
+            entries: HashMap::new(),
+            names: HashMap::new(),
+            servers: HashMap::new(),
+            roster: Roster::default(),
+            board,
+            complaints: Vec::new(),
+            sites: Vec::new(),
+            changed: false,
+            base,
+        };
+        for (index, entry) in fleet.base.upstreams.iter().enumerate() {
+            let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
+            let (resolver, events) = (fleet.resolver.clone(), fleet.events.clone());
+            if let Some(task) = source::targets(id, entry, resolver, events) {
+                fleet.entries.insert(id, Known::by(task));
+            }
+        }
+        fleet.rebuild();
+        fleet
+    }
+
+    /// Waits until everybody has spoken once, or `FIRST_WAIT` is over.
+    pub async fn first_answers(&mut self) {
+        let by = Instant::now() + FIRST_WAIT;
+        while self.is_incomplete() {
+            let left = by.saturating_duration_since(Instant::now());
+            match timeout(left, self.inbox.recv()).await {
+                Ok(Some(event)) => self.take(event),
+                _ => break,
+            }
+            if self.changed {
+                self.rebuild();
+            }
+        }
+        self.complain_of_silence();
+    }
+
+    fn is_incomplete(&self) -> bool {
+        let asked = |server: &Server| server.asker.is_some() && !server.told;
+        self.entries.values().any(|known| !known.told)
+            || self.names.values().any(|known| !known.told)
+            || self.servers.values().any(asked)
+    }
+
+    /// Names what has not spoken in time; what failed has been complained of.
+    fn complain_of_silence(&mut self) {
+        let mut late = Vec::new();
+        let silent = |told: bool, what: String| (!told).then_some(what);
+        late.extend(self.names.iter().filter_map(|(n, k)| silent(k.told, format!("host {n}"))));
+        for (id, known) in &self.entries {
+            let name = &self.base.upstream(*id).name;
+            late.extend(silent(known.told, format!("upstream {name}: discover")));
+        }
+        for server in self.servers.values().filter(|server| server.asker.is_some()) {
+            let name = &server.watched.upstream.name;
+            late.extend(silent(server.told, format!("upstream {name}: models")));
+        }
+        late.sort();
+        let seconds = FIRST_WAIT.as_secs();
+        self.complaints.extend(late.iter().map(|what| format!("{what}: no answer in {seconds} s")));
+    }
+
+    /// Takes facts for ever and publishes what follows from them.
+    pub async fn run(&mut self, mut publish: Publish, say: &(dyn Fn(&str) + Send + Sync)) {
+        loop {
+            // The channel never closes: this side holds a sender.
+            if let Ok(Some(event)) = timeout(LOOK, self.inbox.recv()).await {
+                self.take(event);
+            }
+            while let Ok(event) = self.inbox.try_recv() {
+                self.take(event);
+            }
+            for server in self.servers.values() {
+                if server.watched.state.take_suspicion() {
+                    server.watched.poke.notify_one();
+                }
+            }
+            if std::mem::take(&mut self.changed) {
+                self.rebuild();
+                if let Err(why) = publish(&self.config, &self.sites) {
+                    say(&format!("what was discovered cannot be used: {why}"));
+                }
+            }
+            self.complaints.drain(..).for_each(|complaint| say(&complaint));
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Targets(id, found) => {
+                let Some(known) = self.entries.get_mut(&id) else { return };
+                let entry = &self.base.upstream(id).name;
+                let told = |why| format!("upstream {entry}: discover: {why}");
+                known.learn(found, |a, b| a == b, told, &mut self.complaints, &mut self.changed);
+            }
+            Event::Addresses(host, found) => {
+                let Some(known) = self.names.get_mut(&host) else { return };
+                let told = |why| format!("host {host}: cannot resolve: {why}");
+                let same = |a: &Vec<IpAddr>, b: &Vec<IpAddr>| same_set(a, b);
+                known.learn(found, same, told, &mut self.complaints, &mut self.changed);
+            }
+            Event::Models(identity, listed) => {
+                let Some(server) = self.servers.get_mut(&identity) else { return };
+                let why = server.hear(listed, &mut self.changed);
+                let name = &server.watched.upstream.name;
+                self.complaints.extend(
+                    why.map(|why| format!("upstream {name}: models could not be asked: {why}")),
+                );
+            }
+            Event::Health(identity) => {
+                let Some(server) = self.servers.get(&identity) else { return };
+                let name = &server.watched.upstream.name;
+                let now = if server.watched.state.healthy() { "up" } else { "down" };
+                self.complaints.push(format!("upstream {name} is {now}"));
+                self.changed = true;
+            }
+        }
+    }
+
+    /// Makes the config in force anew from the file's and all that is known.
+    fn rebuild(&mut self) {
+        self.changed = false;
+        let targets: Vec<_> =
+            self.entries.iter().map(|(id, known)| (*id, known.value.clone())).collect();
+        let expanded = self.base.expanded(&targets);
+        self.look_up_names(&expanded);
+        let addresses: Vec<Vec<Address>> =
+            expanded.upstreams.iter().map(|upstream| self.addresses(upstream)).collect();
+        self.sites = self.roster.sites(&expanded, &addresses);
+        let board = self.look_after(&expanded, &addresses);
+        let mut found = Vec::new();
+        for (index, watched) in board.iter().enumerate() {
+            let server = self.servers.get(&watched.identity);
+            if let Some(models) = server.and_then(Server::models) {
+                found.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
+            }
+        }
+        self.config = expanded.with_discovered(&found);
+        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
+    }
+
+    /// Has every host name of the config looked up, and no other.
+    fn look_up_names(&mut self, config: &Config) {
+        let mut needed: HashMap<&str, ()> = HashMap::new();
+        for upstream in config.upstreams.iter().filter(|upstream| has_name(upstream)) {
+            needed.insert(&upstream.url.host, ());
+        }
+        self.names.retain(|host, _| needed.contains_key(host.as_str()));
+        for host in needed.into_keys() {
+            if !self.names.contains_key(host) {
+                let (resolver, events) = (self.resolver.clone(), self.events.clone());
+                let task = source::name(host.to_owned(), resolver, events);
+                self.names.insert(host.to_owned(), Known::by(task));
+            }
+        }
+    }
+
+    fn addresses(&self, upstream: &Upstream) -> Vec<Address> {
+        let url = &upstream.url;
+        if url.unix {
+            return vec![Address::Unix(url.host.clone().into())];
+        }
+        let at = |ip: &IpAddr| Address::Tcp(SocketAddr::new(*ip, url.port));
+        match url.host.parse() {
+            Ok(ip) => vec![at(&ip)],
+            Err(_) => {
+                self.names.get(&url.host).map_or(Vec::new(), |n| n.value.iter().map(at).collect())
+            }
+        }
+    }
+
+    /// Has every upstream of the config watched, and no other; in its order.
+    fn look_after(&mut self, config: &Config, addresses: &[Vec<Address>]) -> Vec<Arc<Watched>> {
+        let mut board = Vec::new();
+        let mut before = std::mem::take(&mut self.servers);
+        for ((upstream, addresses), site) in config.upstreams.iter().zip(addresses).zip(&self.sites)
+        {
+            let identity = Identity::of(upstream);
+            let mut server = before.remove(&identity).unwrap_or_else(|| {
+                let state = site.state.clone();
+                let (entry, places) = (upstream.clone(), addresses.clone());
+                let watched = Watched::new(entry, state, places, self.events.clone());
+                let prober = upstream.enabled.then(|| keep_probing(&watched, &mut self.rng));
+                Server {
+                    _prober: prober.flatten(),
+                    watched,
+                    models: None,
+                    told: false,
+                    failed: false,
+                    asker: None,
+                }
+            });
+            if server.watched.moved_to(addresses) {
+                server.watched.poke.notify_one();
+            }
+            // Before it is known where it is there is nobody to ask.
+            if server.asker.is_none() && !addresses.is_empty() {
+                let interval = config.discovery.interval(upstream.health.as_ref());
+                server.asker = keep_asking(&server.watched, interval);
+            }
+            board.push(server.watched.clone());
+            self.servers.insert(identity, server);
+        }
+        board
+    }
+}
+
+impl<T> Known<T> {
+    /// Takes a new answer, or complains of the first failure in a row and keeps the old one.
+    fn learn(
+        &mut self,
+        found: Result<T, String>,
+        same: impl Fn(&T, &T) -> bool,
+        told: impl Fn(String) -> String,
+        complaints: &mut Vec<String>,
+        changed: &mut bool,
+    ) {
+        self.told = true;
+        match found {
+            Ok(value) => {
+                self.failed = false;
+                if !same(&value, &self.value) {
+                    self.value = value;
+                    *changed = true;
+                }
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    complaints.push(told(why));
+                }
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Takes what it said; gives back what to complain of.
+    fn hear(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
+        self.told = true;
+        let (models, why) = match listed {
+            Listed::Models(models) => (Some(models), None),
+            Listed::NoList(why) => (self.models.clone(), Some(why)),
+            Listed::Dead(why) => (None, Some(why)),
+        };
+        *changed |= models != self.models;
+        self.models = models;
+        let before = std::mem::replace(&mut self.failed, why.is_some());
+        why.filter(|_| !before)
+    }
+
+    /// The models that may be routed there.
+    fn models(&self) -> Option<Vec<String>> {
+        let asked = self.watched.upstream.models == ModelsFrom::Discover;
+        self.models.clone().filter(|_| asked && self.watched.state.healthy())
+    }
+}
+
+/// Whether an upstream's host must be looked up.
+fn has_name(upstream: &Upstream) -> bool {
+    !upstream.url.unix && upstream.url.host.parse::<IpAddr>().is_err()
+}
+
+/// The order of addresses changes with every answer of some servers, and means nothing.
+fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
+    a.len() == b.len() && a.iter().all(|ip| b.contains(ip))
+}

@@ -1,0 +1,74 @@
+//! Active health checks (`upstream.health`, SPEC §8).
+//!
+//! A probe is good when the answer is 2xx within the timeout. `policy::health` counts `fall` and
+//! `rise`; what it decides goes into the flag that every core reads before it picks, and to the
+//! fleet, so that the models of a server that is down leave the table. The first probe comes
+//! after a random part of `SPREAD_MAX`, so that a fleet is not probed in one instant, and each
+//! upstream keeps its own beat from then on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fetch::{Question, Task, fetch};
+use super::fleet::Event;
+use super::watched::Watched;
+use crate::base::rng::Rng;
+use crate::config::Health;
+use crate::policy::health::HealthChange;
+
+/// Longest wait before the first probe.
+const SPREAD_MAX: Duration = Duration::from_secs(2);
+
+impl Watched {
+    /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
+    pub async fn probe(&self) {
+        let Some(health) = &self.upstream.health else { return };
+        let result = self.probe_result(health).await;
+        self.note(result.as_ref().err().map(String::as_str));
+        let change = match &mut self.facts().health {
+            Some(state) => state.record(result.is_ok()),
+            None => None,
+        };
+        let healthy = match change {
+            Some(HealthChange::Fell) => false,
+            Some(HealthChange::Rose) => true,
+            None => return,
+        };
+        self.state.set_healthy(healthy);
+        if healthy {
+            self.poke.notify_one();
+        }
+        // The fleet is gone only when all of this ends.
+        let _ = self.events.send(Event::Health(self.identity.clone())).await;
+    }
+
+    async fn probe_result(&self, health: &Health) -> Result<(), String> {
+        let question = Question {
+            method: &health.method,
+            path: &health.path,
+            body: health.body.expose(),
+            headers: &health.headers,
+        };
+        let answer = fetch(&self.upstream, &self.addresses(), &question, health.timeout).await;
+        match answer {
+            Ok((status, _)) if status.is_success() => Ok(()),
+            Ok((status, _)) => Err(format!("status {}", status.as_u16())),
+            Err(silence) => Err(silence.why().to_owned()),
+        }
+    }
+}
+
+/// Probes for as long as the task lives; none without `health`.
+pub(super) fn keep_probing(watched: &Arc<Watched>, rng: &mut Rng) -> Option<Task> {
+    let interval = watched.upstream.health.as_ref()?.interval;
+    let spread = interval.min(SPREAD_MAX).mul_f64(rng.f64());
+    let watched = watched.clone();
+    Some(Task::of(tokio::spawn(async move {
+        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + spread, interval);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            beat.tick().await;
+            watched.probe().await;
+        }
+    })))
+}

@@ -1,0 +1,172 @@
+//! The tasks behind `discover` and behind host names: what an entry stands for, and where a
+//! name leads, again and again.
+//!
+//! Each tells the fleet what it found; a failure is told too and changes nothing there, so the
+//! last good answer stays. Files are read once a second and compared by content: the file of a
+//! config map or of an editor is replaced by a rename, which a watch on the path loses, and a
+//! change of the same length within one tick of the clock has the same stamp.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::fetch::Task;
+use super::fleet::Event;
+use super::resolve::Resolver;
+use crate::config::{Discover, Target, Upstream, UpstreamId, parse_file_sd};
+
+/// From one look at a file to the next.
+const FILE_INTERVAL: Duration = Duration::from_secs(1);
+/// Longest file of targets, in bytes.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+/// Pause after a lookup that failed, doubled up to `FAILED_MAX`.
+const FAILED_MIN: Duration = Duration::from_secs(1);
+const FAILED_MAX: Duration = Duration::from_secs(30);
+
+/// Looks up a host name for as long as the task lives.
+pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Task {
+    Task::of(tokio::spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            let (found, wait) = match resolver.addresses(&host).await {
+                Ok(answer) => (Ok(answer.found), pause.after_success(answer.holds)),
+                Err(why) => (Err(why), pause.after_failure()),
+            };
+            if events.send(Event::Addresses(host.clone(), found)).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }))
+}
+
+/// Looks for the targets of an entry for as long as the task lives; none for one that does
+/// not expand.
+pub fn targets(
+    id: UpstreamId,
+    entry: &Upstream,
+    resolver: Resolver,
+    events: mpsc::Sender<Event>,
+) -> Option<Task> {
+    let port = entry.url.port;
+    match entry.discover.clone()? {
+        Discover::File(path) => Some(Task::of(tokio::spawn(file(id, path, port, events)))),
+        source @ (Discover::Dns { .. } | Discover::Srv(_)) => {
+            Some(Task::of(tokio::spawn(records(id, source, resolver, events))))
+        }
+        Discover::K8s { .. } => None,
+    }
+}
+
+async fn records(
+    id: UpstreamId,
+    source: Discover,
+    resolver: Resolver,
+    events: mpsc::Sender<Event>,
+) {
+    let mut pause = Pause::default();
+    loop {
+        let answer = match &source {
+            Discover::Dns { name, port } => {
+                resolver.addresses(name).await.map(|answer| super::resolve::Answer {
+                    found: of_addresses(&answer.found, *port),
+                    holds: answer.holds,
+                })
+            }
+            Discover::Srv(name) => resolver.services(name).await,
+            Discover::File(_) | Discover::K8s { .. } => return,
+        };
+        let (found, wait) = match answer {
+            Ok(answer) => (Ok(answer.found), pause.after_success(answer.holds)),
+            Err(why) => (Err(why), pause.after_failure()),
+        };
+        if events.send(Event::Targets(id, found)).await.is_err() {
+            return;
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// One target for each address, of IPv4 when there is any: a server with both is one server.
+fn of_addresses(addresses: &[std::net::IpAddr], port: u16) -> Vec<Target> {
+    let four = addresses.iter().any(|ip| ip.is_ipv4());
+    let one_kind = addresses.iter().filter(|ip| ip.is_ipv4() == four);
+    one_kind.map(|ip| Target { host: ip.to_string(), port, weight: 1 }).collect()
+}
+
+async fn file(id: UpstreamId, path: PathBuf, port: u16, events: mpsc::Sender<Event>) {
+    let mut last = None;
+    loop {
+        let from = path.clone();
+        // A file on a server that hangs must not stop the control thread.
+        let read = tokio::task::spawn_blocking(move || read(&from)).await;
+        let read = read.unwrap_or_else(|error| Err(error.to_string()));
+        if last.as_ref() != Some(&read) {
+            let shown = path.display();
+            let targets = read.as_ref().map_err(Clone::clone);
+            let targets = targets.and_then(|text| parse_file_sd(text, port));
+            let found = targets.map_err(|why| format!("{shown}: {why}"));
+            if events.send(Event::Targets(id, found)).await.is_err() {
+                return;
+            }
+            last = Some(read);
+        }
+        tokio::time::sleep(FILE_INTERVAL).await;
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, String> {
+    let told = |error: std::io::Error| error.to_string();
+    let bytes = std::fs::metadata(path).map_err(told)?.len();
+    if bytes > FILE_BYTES_MAX {
+        return Err(format!("{bytes} bytes, limit {FILE_BYTES_MAX}"));
+    }
+    std::fs::read(path).map_err(told)
+}
+
+/// The waits between lookups.
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(FAILED_MIN)
+    }
+}
+
+impl Pause {
+    fn after_success(&mut self, holds: Duration) -> Duration {
+        self.0 = FAILED_MIN;
+        holds
+    }
+
+    fn after_failure(&mut self) -> Duration {
+        let wait = self.0;
+        self.0 = (wait * 2).min(FAILED_MAX);
+        wait
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_with_both_kinds_of_address_is_one() {
+        let ips = ["10.0.0.1", "10.0.0.2", "fd00::1"].map(|ip| ip.parse().unwrap());
+        let hosts = |ips: &[_]| -> Vec<String> {
+            of_addresses(ips, 80).into_iter().map(|target| target.host).collect()
+        };
+        assert_eq!(hosts(&ips), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(hosts(&ips[2..]), ["fd00::1"]);
+    }
+
+    #[test]
+    fn failures_are_repeated_ever_more_seldom() {
+        let mut pause = Pause::default();
+        let waits: Vec<u64> = (0..7).map(|_| pause.after_failure().as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pause.after_success(Duration::from_secs(9)).as_secs(), 9);
+        assert_eq!(pause.after_failure().as_secs(), 1);
+    }
+}

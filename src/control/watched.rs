@@ -1,0 +1,125 @@
+//! One upstream as the control thread sees it: where it is, and what was found out about it.
+//!
+//! `probe` and `ask` are the two things that are done to it; both end in the same record, which
+//! the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{Notify, mpsc};
+
+use super::fleet::Event;
+use crate::config::{ModelsFrom, Upstream};
+use crate::net::dial::Address;
+use crate::policy::health::HealthState;
+use crate::upstream::roster::Identity;
+use crate::upstream::state::UpstreamState;
+
+/// An upstream under watch.
+pub struct Watched {
+    /// Its entry.
+    pub upstream: Upstream,
+    /// What makes it the same in the next config.
+    pub identity: Identity,
+    /// What the cores share about it.
+    pub state: Arc<UpstreamState>,
+    /// Asks for its models now.
+    pub poke: Notify,
+    pub(super) events: mpsc::Sender<Event>,
+    facts: Mutex<Facts>,
+}
+
+/// What is known of it.
+#[derive(Debug, Default)]
+pub(super) struct Facts {
+    pub(super) addresses: Vec<Address>,
+    /// Of an upstream with probes.
+    pub(super) health: Option<HealthState>,
+    /// Lists of models in a row that came too late.
+    pub(super) late: u32,
+    pub(super) checked: Checked,
+}
+
+/// The record of all questions, for the operator.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// When it was last asked anything, milliseconds since 1970.
+    pub last_unix_ms: Option<u64>,
+    /// Questions without a good answer.
+    pub errors: u64,
+    /// Why the last of these failed; kept when it is well again.
+    pub last_error: Option<String>,
+    /// It was asked for its models and nobody was there.
+    pub unreachable: bool,
+}
+
+impl Watched {
+    pub(super) fn new(
+        upstream: Upstream,
+        state: Arc<UpstreamState>,
+        addresses: Vec<Address>,
+        events: mpsc::Sender<Event>,
+    ) -> Arc<Self> {
+        let health = upstream.health.as_ref().map(|h| HealthState::new(h.fall, h.rise));
+        let facts = Facts { addresses, health, ..Facts::default() };
+        Arc::new(Self {
+            identity: Identity::of(&upstream),
+            upstream,
+            state,
+            poke: Notify::new(),
+            events,
+            facts: Mutex::new(facts),
+        })
+    }
+
+    /// Whether it is up for all that is known.
+    #[must_use]
+    pub fn healthy(&self) -> bool {
+        self.state.healthy() && !self.facts().checked.unreachable
+    }
+
+    /// The record.
+    #[must_use]
+    pub fn checked(&self) -> Checked {
+        self.facts().checked.clone()
+    }
+
+    /// Finds out now how it is: by its probe, or without one by asking for its models.
+    pub async fn check(&self) {
+        if self.upstream.health.is_some() {
+            self.probe().await;
+        } else if self.upstream.models == ModelsFrom::Discover {
+            self.ask().await;
+        }
+    }
+
+    pub(super) fn addresses(&self) -> Vec<Address> {
+        self.facts().addresses.clone()
+    }
+
+    /// Where it is from now on; true when that is another place.
+    pub(super) fn moved_to(&self, addresses: &[Address]) -> bool {
+        let mut facts = self.facts();
+        let moved = facts.addresses != addresses;
+        if moved {
+            facts.addresses = addresses.to_vec();
+        }
+        moved
+    }
+
+    /// Writes down that it was asked, and why in vain.
+    pub(super) fn note(&self, error: Option<&str>) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let checked = &mut self.facts().checked;
+        checked.last_unix_ms = u64::try_from(now.as_millis()).ok();
+        if let Some(why) = error {
+            checked.errors += 1;
+            checked.last_error = Some(why.to_owned());
+        }
+    }
+
+    /// The facts; held for a moment only, never over an await.
+    pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

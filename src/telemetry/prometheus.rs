@@ -1,0 +1,229 @@
+//! The counters as Prometheus text, version 0.0.4.
+//!
+//! One function from a snapshot to text: every family once, with HELP and TYPE, its samples
+//! below. Only configured names become labels, so the number of series is bounded. Histograms
+//! keep their buckets of powers of two; times are given in seconds, as is the custom.
+//!
+//! Source: prometheus.io, "Exposition formats", text-based format.
+
+use std::fmt::Write as _;
+
+use super::counters::{Counters, Histogram};
+use crate::error::Finish;
+
+/// Put before every name.
+const PREFIX: &str = "tokenring_";
+
+/// All that is shown.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    /// Version of the program.
+    pub version: &'a str,
+    /// The sums of all cores.
+    pub counters: &'a Counters,
+    /// The upstreams in force; no name twice.
+    pub upstreams: Vec<UpstreamRow>,
+}
+
+/// One upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamRow {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up for all that is known.
+    pub healthy: bool,
+    /// Attempts on it now.
+    pub in_flight: u32,
+    /// Attempts on it since it is known.
+    pub attempts: u64,
+}
+
+/// Writes the text.
+#[must_use]
+pub fn render(snapshot: &Snapshot<'_>) -> String {
+    let mut out = Text(String::new());
+    out.family("build_info", "gauge", "The program that runs.");
+    out.sample("build_info", &[("version", snapshot.version)], "1");
+    exchanges(&mut out, snapshot.counters);
+    times(&mut out, snapshot.counters);
+    upstreams(&mut out, &snapshot.upstreams);
+    out.0
+}
+
+fn exchanges(out: &mut Text, counters: &Counters) {
+    out.family("exchanges_total", "counter", "Exchanges that ended, by status class.");
+    let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+    for (class, count) in classes.iter().zip(counters.by_class) {
+        out.sample("exchanges_total", &[("class", class)], count);
+    }
+    out.family("exchanges_finished_total", "counter", "Exchanges that ended, by how.");
+    for finish in Finish::ALL {
+        let count = counters.finished(finish);
+        out.sample("exchanges_finished_total", &[("finish", finish.name())], count);
+    }
+    for (name, help, count) in [
+        ("attempts_total", "Attempts upstream.", counters.attempts),
+        ("retries_total", "Attempts beyond an exchange's first.", counters.retries),
+        ("pool_reuse_total", "Exchanges on a pooled connection.", counters.reused),
+        ("streams_total", "Exchanges answered with a stream of events.", counters.streamed),
+        ("request_bytes_total", "Bytes of request bodies.", counters.request_bytes),
+        ("response_bytes_total", "Bytes of response bodies.", counters.response_bytes),
+        ("prompt_tokens_total", "Prompt tokens, where reported.", counters.prompt_tokens),
+        (
+            "completion_tokens_total",
+            "Completion tokens, where reported.",
+            counters.completion_tokens,
+        ),
+        (
+            "client_aborts_total",
+            "Exchanges whose client went away.",
+            counters.finished(Finish::ClientAbort),
+        ),
+    ] {
+        out.family(name, "counter", help);
+        out.sample(name, &[], count);
+    }
+}
+
+fn times(out: &mut Text, counters: &Counters) {
+    for (name, help, histogram) in [
+        ("queue_wait_seconds", "Waits for a place at a busy group.", &counters.queue_us),
+        ("time_to_first_byte_seconds", "Times to the response head.", &counters.first_byte_us),
+        ("time_to_first_token_seconds", "Times to the first token.", &counters.first_token_us),
+        ("http_request_duration_seconds", "Durations of exchanges.", &counters.duration_us),
+    ] {
+        out.family(name, "histogram", help);
+        out.histogram(name, histogram);
+    }
+}
+
+fn upstreams(out: &mut Text, rows: &[UpstreamRow]) {
+    type Value = fn(&UpstreamRow) -> u64;
+    let families: [(&str, &str, &str, Value); 3] = [
+        ("upstream_healthy", "gauge", "1 = up for all that is known.", |r| u64::from(r.healthy)),
+        ("in_flight", "gauge", "Attempts in flight.", |r| u64::from(r.in_flight)),
+        ("upstream_attempts_total", "counter", "Attempts on an upstream.", |r| r.attempts),
+    ];
+    for (name, kind, help, value) in families {
+        out.family(name, kind, help);
+        for row in rows {
+            out.sample(name, &[("upstream", &row.name)], value(row));
+        }
+    }
+}
+
+/// The text, with a method for each kind of line.
+struct Text(String);
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.0, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        self.0.push_str(PREFIX);
+        self.0.push_str(name);
+        for (at, (label, text)) in labels.iter().enumerate() {
+            let _ = write!(self.0, "{}{label}=\"", if at == 0 { '{' } else { ',' });
+            self.escaped(text);
+            self.0.push('"');
+        }
+        let end = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.0, "{end} {value}");
+    }
+
+    /// A label's value: backslash, quote and line feed are escaped.
+    fn escaped(&mut self, text: &str) {
+        for c in text.chars() {
+            match c {
+                '\\' => self.0.push_str("\\\\"),
+                '"' => self.0.push_str("\\\""),
+                '\n' => self.0.push_str("\\n"),
+                c => self.0.push(c),
+            }
+        }
+    }
+
+    /// Microseconds inside, seconds outside; the buckets are cumulative.
+    fn histogram(&mut self, name: &str, histogram: &Histogram) {
+        let mut below = 0;
+        for (bound, count) in histogram.buckets().filter(|(bound, _)| *bound != u64::MAX) {
+            below += count;
+            let le = seconds(bound);
+            self.sample(&format!("{name}_bucket"), &[("le", &le)], below);
+        }
+        let count = histogram.count();
+        self.sample(&format!("{name}_bucket"), &[("le", "+Inf")], count);
+        self.sample(&format!("{name}_sum"), &[], seconds(histogram.sum()));
+        self.sample(&format!("{name}_count"), &[], count);
+    }
+}
+
+fn seconds(us: u64) -> String {
+    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::Outcome;
+    use std::collections::HashSet;
+
+    fn text() -> String {
+        let mut counters = Counters::default();
+        counters.record(&Outcome { status: 200, duration_us: 1_500_000, ..Outcome::default() });
+        counters.record(&Outcome { status: 503, duration_us: 3, ..Outcome::default() });
+        let row = |name: &str, healthy| UpstreamRow {
+            name: name.to_owned(),
+            healthy,
+            in_flight: 2,
+            attempts: 7,
+        };
+        let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
+        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams })
+    }
+
+    #[test]
+    fn says_what_was_counted() {
+        let text = text();
+        for line in [
+            "tokenring_build_info{version=\"1.2.3\"} 1",
+            "tokenring_exchanges_total{class=\"2xx\"} 1",
+            "tokenring_exchanges_total{class=\"5xx\"} 1",
+            "tokenring_upstream_healthy{upstream=\"gpu0\"} 1",
+            "tokenring_upstream_healthy{upstream=\"a\\\"b\\\\c\\nd\"} 0",
+            "tokenring_in_flight{upstream=\"gpu0\"} 2",
+            "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
+            "tokenring_http_request_duration_seconds_bucket{le=\"0.000003\"} 1",
+            "tokenring_http_request_duration_seconds_bucket{le=\"2.097151\"} 2",
+            "tokenring_http_request_duration_seconds_bucket{le=\"+Inf\"} 2",
+            "tokenring_http_request_duration_seconds_sum 1.500003",
+            "tokenring_http_request_duration_seconds_count 2",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn keeps_the_form() {
+        let text = text();
+        assert!(text.ends_with('\n'));
+        let (mut known, mut series) = (HashSet::new(), HashSet::new());
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let name = rest.split(' ').next().unwrap();
+                assert!(known.insert(name.to_owned()), "{name} twice");
+            } else if !line.starts_with('#') {
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                assert!(series.insert(name.to_owned()), "{name} twice");
+                assert!(value.parse::<f64>().is_ok(), "{line}");
+                let bare = name.split('{').next().unwrap();
+                let family = ["_bucket", "_sum", "_count"]
+                    .iter()
+                    .find_map(|end| bare.strip_suffix(end).filter(|name| known.contains(*name)));
+                assert!(known.contains(family.unwrap_or(bare)), "{line}");
+            }
+        }
+    }
+}

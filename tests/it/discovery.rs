@@ -1,0 +1,345 @@
+//! SPEC §2, §9, §11: models, addresses and targets that change while the proxy runs.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use super::fake::{Fake, NameServer, Records};
+use super::house::{LIMIT, Proxy, wait_until};
+use super::wire::{Client, get, post};
+
+const CHAT: &str = "/v1/chat/completions";
+const LISTENER: &str =
+    "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n";
+
+fn upstream(name: &str, url: &str, more: &str) -> String {
+    format!("[[upstream]]\nname = \"{name}\"\nurl = \"{url}\"\n{more}\n")
+}
+
+fn ask(client: &mut Client, model: &str) -> (u16, String) {
+    let answer = client.send(post(CHAT, "", format!("{{\"model\":\"{model}\"}}"))).answer();
+    (answer.status, answer.field("x-server").unwrap_or_default().to_owned())
+}
+
+fn ids(proxy: &Proxy) -> Vec<String> {
+    let answer = proxy.client().send(get("/v1/models", "")).answer().json();
+    let list = answer["data"].as_array().unwrap().iter();
+    list.map(|model| model["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn a_model_that_appears_is_routed_and_one_that_goes_is_404_within_an_interval() {
+    let (a, b) = (Fake::start("a", &["x"]), Fake::start("b", &["y"]));
+    let text = format!(
+        "{LISTENER}[discovery]\nttl = \"1s\"\n{}{}",
+        upstream("a", &a.url(), ""),
+        upstream("b", &b.url(), "protocol = \"ollama\""),
+    );
+    let proxy = Proxy::start(&text);
+    let mut client = proxy.client();
+    assert_eq!(ids(&proxy), ["x", "y"]);
+    assert_eq!(ask(&mut client, "x"), (200, "a".to_owned()));
+    assert_eq!(ask(&mut client, "y"), (200, "b".to_owned()));
+    assert_eq!(ask(&mut client, "z").0, 404);
+    a.say(|says| says.models = vec!["z".to_owned()]);
+    b.say(|says| says.models.push("x".to_owned()));
+    let took = wait_until("z is routed", || ask(&mut proxy.client(), "z").0 == 200);
+    assert!(took < Duration::from_secs(3), "an interval of 1 s: {took:?}");
+    wait_until("x has moved", || ask(&mut proxy.client(), "x") == (200, "b".to_owned()));
+    assert_eq!(ids(&proxy), ["x", "y", "z"]);
+    a.say(|says| says.models.clear());
+    wait_until("z is gone", || ask(&mut proxy.client(), "z").0 == 404);
+    assert_eq!(ids(&proxy), ["x", "y"]);
+}
+
+#[test]
+fn a_stale_list_holds_while_a_refresh_runs_or_is_refused() {
+    let a = Fake::start("a", &["x"]);
+    let text = format!("{LISTENER}[discovery]\nttl = \"1s\"\n{}", upstream("a", &a.url(), ""));
+    let proxy = Proxy::start(&text);
+    let asked = a.probes().len();
+    a.say(|says| says.models_status = 503);
+    wait_until("it was asked twice more", || a.probes().len() >= asked + 2);
+    assert_eq!(ask(&mut proxy.client(), "x").0, 200);
+    a.say(|says| (says.models_status, says.delay) = (200, Duration::from_millis(600)));
+    let asked = a.probes().len();
+    let begun = Instant::now();
+    while a.probes().len() < asked + 2 {
+        assert_eq!(ids(&proxy), ["x"], "while the question is open");
+        assert!(begun.elapsed() < LIMIT);
+    }
+}
+
+/// The cached model map of the proxies that this one replaces keeps routing to a dead server.
+#[test]
+fn cached_model_map_does_not_keep_routing_to_a_dead_server() {
+    let (a, b) = (Fake::start("a", &["x", "only-a"]), Fake::start("b", &["x"]));
+    // An hour: only the death itself can be the reason.
+    let text = format!(
+        "{LISTENER}[discovery]\nttl = \"1h\"\n{}{}",
+        upstream("a", &a.url(), ""),
+        upstream("b", &b.url(), ""),
+    );
+    let proxy = Proxy::start(&text);
+    let mut client = proxy.client();
+    assert_eq!(ask(&mut client, "only-a"), (200, "a".to_owned()));
+    assert_eq!(ids(&proxy), ["only-a", "x"]);
+    let addr = a.addr();
+    drop(a);
+    // The first of them finds the port closed; none is answered with an error.
+    for _ in 0..20 {
+        assert_eq!(ask(&mut client, "x"), (200, "b".to_owned()));
+    }
+    let took = wait_until("its models have left", || ids(&proxy) == ["x"]);
+    assert!(took < Duration::from_secs(2), "at once, not after a ttl: {took:?}");
+    assert_eq!(ask(&mut client, "only-a").0, 404);
+    let members = |proxy: &Proxy| {
+        let (plan, _) = proxy.shared().slot.plan();
+        let found = plan.models.find("x").map(|found| found.target.group).unwrap();
+        plan.groups[usize::from(found)].members.len()
+    };
+    assert_eq!(members(&proxy), 1, "nobody is sent there any more");
+    // It comes back by itself.
+    let a = Fake::start_at(addr, "a", &["x", "only-a"]);
+    wait_until("its models are back", || ask(&mut proxy.client(), "only-a").0 == 200);
+    assert_eq!(members(&proxy), 2);
+    drop(a);
+}
+
+#[test]
+fn prefixed_names_are_stripped_on_their_way() {
+    let a = Fake::start("a", &["x"]);
+    let text = format!("{LISTENER}[discovery]\nprefix = true\n{}", upstream("a", &a.url(), ""));
+    let proxy = Proxy::start(&text);
+    assert_eq!(ids(&proxy), ["a:x"]);
+    assert_eq!(ask(&mut proxy.client(), "a:x").0, 200);
+}
+
+/// A file of targets in a folder of its own.
+struct TargetsFile(PathBuf);
+
+impl TargetsFile {
+    fn new(name: &str) -> TargetsFile {
+        let dir = std::env::temp_dir().join(format!("tokenring-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        TargetsFile(dir.join("targets.json"))
+    }
+
+    /// Replaces the file as an editor does.
+    fn write(&self, text: &str) {
+        let next = self.0.with_extension("next");
+        fs::write(&next, text).unwrap();
+        fs::rename(&next, &self.0).unwrap();
+    }
+
+    fn list(&self, fakes: &[&Fake]) {
+        let targets: Vec<String> = fakes.iter().map(|f| format!("\"{}\"", f.addr())).collect();
+        self.write(&format!("[{{\"targets\":[{}]}}]", targets.join(",")));
+    }
+}
+
+impl Drop for TargetsFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(self.0.parent().unwrap());
+    }
+}
+
+fn file_config(file: &TargetsFile) -> String {
+    let discover = format!("models = []\ndiscover = \"file:{}\"", file.0.display());
+    format!(
+        "{LISTENER}{}[[group]]\nname = \"g\"\nmembers = [\"many\"]\n[models.m]\ngroup = \"g\"\n",
+        upstream("many", "http://unused:1", &discover),
+    )
+}
+
+fn upstreams(proxy: &Proxy) -> usize {
+    proxy.shared().slot.plan().0.upstreams.len()
+}
+
+#[test]
+fn a_file_of_targets_adds_and_drains_under_load_without_an_error() {
+    let file = TargetsFile::new("load");
+    let (a, b, c) = (Fake::start("a", &[]), Fake::start("b", &[]), Fake::start("c", &[]));
+    file.list(&[&a]);
+    let proxy = Proxy::start(&file_config(&file));
+    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = proxy.client();
+                while !over.load(Ordering::Relaxed) {
+                    assert_eq!(ask(&mut client, "m").0, 200);
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        file.list(&[&a, &b, &c]);
+        wait_until("both new ones serve", || b.served() > 10 && c.served() > 10);
+        file.list(&[&c]);
+        wait_until("two have left", || upstreams(&proxy) == 1);
+        let (before, then) = ((a.served(), b.served()), served.load(Ordering::Relaxed));
+        wait_until("the load goes on", || served.load(Ordering::Relaxed) > then + 50);
+        // What was in flight when they left has ended by itself.
+        assert!(a.served() + b.served() <= before.0 + before.1 + 4);
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(ask(&mut proxy.client(), "many:x"), (200, "c".to_owned()));
+    assert_eq!(ask(&mut proxy.client(), "m@many"), (200, "c".to_owned()));
+}
+
+#[test]
+fn a_broken_file_keeps_the_last_good_one_and_is_told_once() {
+    let file = TargetsFile::new("broken");
+    let a = Fake::start("a", &[]);
+    file.list(&[&a]);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let lines = told.clone();
+    let differs = tokenring::control::Options {
+        say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
+        ..Default::default()
+    };
+    let proxy = Proxy::start_with(&file_config(&file), differs);
+    file.write("[{\"targets\":[\"nonsense");
+    wait_until("it is told", || !told.lock().unwrap().is_empty());
+    assert_eq!(ask(&mut proxy.client(), "m"), (200, "a".to_owned()));
+    file.write("{}");
+    let b = Fake::start("b", &[]);
+    file.list(&[&b]);
+    wait_until("the next good one counts", || {
+        ask(&mut proxy.client(), "m") == (200, "b".to_owned())
+    });
+    let told = told.lock().unwrap().clone();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].contains("upstream many: discover: "), "{told:?}");
+}
+
+#[test]
+fn weights_of_a_file_are_those_of_the_members() {
+    let file = TargetsFile::new("weights");
+    let (a, b) = (Fake::start("a", &[]), Fake::start("b", &[]));
+    let group = |fake: &Fake, weight: u32| {
+        format!("{{\"targets\":[\"{}\"],\"labels\":{{\"weight\":\"{weight}\"}}}}", fake.addr())
+    };
+    file.write(&format!("[{},{}]", group(&a, 3), group(&b, 1)));
+    let proxy = Proxy::start(&file_config(&file));
+    let (plan, _) = proxy.shared().slot.plan();
+    let weights: Vec<u32> = plan.groups[0].members.iter().map(|(_, weight)| *weight).collect();
+    assert_eq!(weights, [3, 1]);
+}
+
+/// Asks this name server and no other.
+fn asking(server: &NameServer) -> tokenring::control::Options {
+    tokenring::control::Options { name_server: Some(server.addr()), ..Default::default() }
+}
+
+/// Two servers on one port of two addresses of this machine.
+fn pair() -> (Fake, Fake, u16) {
+    for _ in 0..100 {
+        let a = Fake::start("a", &["x"]);
+        let port = a.addr().port();
+        let second = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), port));
+        if std::net::TcpListener::bind(second).is_ok() {
+            return (a, Fake::start_at(second, "b", &["x"]), port);
+        }
+    }
+    panic!("no port that is free on both");
+}
+
+const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+#[test]
+fn a_host_name_is_looked_up_again_and_traffic_moves() {
+    let (a, _b, port) = pair();
+    let server = NameServer::start(Records {
+        addresses: vec![("gpu.test", vec![ONE])],
+        ..Records::default()
+    });
+    let url = format!("http://gpu.test:{port}");
+    let text =
+        format!("{LISTENER}{}[models.m]\nupstream = \"u\"\n", upstream("u", &url, "models = []"),);
+    let proxy = Proxy::start_with(&text, asking(&server));
+    let mut client = proxy.client();
+    assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
+    let state = proxy.shared().slot.plan().0.upstreams[0].state.clone();
+    server.set(|records| records.addresses[0].1 = vec![TWO]);
+    wait_until("traffic has moved", || ask(&mut proxy.client(), "m") == (200, "b".to_owned()));
+    let (plan, _) = proxy.shared().slot.plan();
+    assert!(std::sync::Arc::ptr_eq(&state, &plan.upstreams[0].state), "the same upstream");
+    // Also on a connection whose upstream connection was pooled before.
+    assert_eq!(ask(&mut client, "m"), (200, "b".to_owned()));
+    // A server that fails changes nothing.
+    server.set(|records| records.fails = true);
+    let asked = server.asked();
+    wait_until("it was asked again", || server.asked() > asked + 2);
+    assert_eq!(ask(&mut client, "m"), (200, "b".to_owned()));
+    drop(a);
+}
+
+#[test]
+fn each_address_of_a_name_is_an_upstream() {
+    let (a, b, port) = pair();
+    let server = NameServer::start(Records {
+        addresses: vec![("all.test", vec![ONE, TWO])],
+        ..Records::default()
+    });
+    let discover = format!("discover = \"dns:all.test:{port}\"");
+    let text = format!("{LISTENER}{}", upstream("many", "http://all.test", &discover));
+    let proxy = Proxy::start_with(&text, asking(&server));
+    let names = |proxy: &Proxy| {
+        let (plan, _) = proxy.shared().slot.plan();
+        let mut names: Vec<String> = plan.upstreams.iter().map(|u| u.name.clone()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(&proxy), [format!("many-127.0.0.1-{port}"), format!("many-127.0.0.2-{port}")]);
+    let mut client = proxy.client();
+    let mut seen: Vec<String> = (0..4).map(|_| ask(&mut client, "x").1).collect();
+    seen.sort();
+    assert_eq!(seen, ["a", "a", "b", "b"], "their models were asked for and put together");
+    assert!(b.probes()[0].contains("host: all.test\r\n"), "{}", b.probes()[0]);
+    server.set(|records| records.addresses[0].1 = vec![TWO]);
+    wait_until("one has left", || names(&proxy).len() == 1);
+    let before = a.served();
+    for _ in 0..4 {
+        assert_eq!(ask(&mut client, "x"), (200, "b".to_owned()));
+    }
+    assert_eq!(a.served(), before);
+}
+
+#[test]
+fn services_are_those_of_the_best_priority_with_their_weights() {
+    let (a, _b, port) = pair();
+    let server = NameServer::start(Records {
+        addresses: vec![("one.test", vec![ONE]), ("two.test", vec![TWO])],
+        services: vec![(
+            "_http._tcp.test",
+            vec![(10, 7, port, "one.test"), (20, 1, port, "two.test")],
+        )],
+        ..Records::default()
+    });
+    let discover = "models = []\ndiscover = \"srv:_http._tcp.test\"";
+    let text = format!(
+        "{LISTENER}{}[[group]]\nname = \"g\"\nmembers = [{{ upstream = \"many\", weight = 2 }}]\n\
+         [models.m]\ngroup = \"g\"\n",
+        upstream("many", "http://test", discover),
+    );
+    let proxy = Proxy::start_with(&text, asking(&server));
+    let mut client = proxy.client();
+    assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
+    let members = proxy.shared().slot.plan().0.groups[0].members.clone();
+    assert_eq!(members, [(0, 14)]);
+    server.set(|records| records.services[0].1[0].0 = 30);
+    wait_until("the other is the best", || ask(&mut proxy.client(), "m") == (200, "b".to_owned()));
+    drop(a);
+}
+
+#[test]
+fn localhost_is_in_the_hosts_file() {
+    let a = Fake::start("a", &["x"]);
+    let url = format!("http://localhost:{}", a.addr().port());
+    let proxy = Proxy::start(&format!("{LISTENER}{}", upstream("a", &url, "")));
+    assert_eq!(ask(&mut proxy.client(), "x").0, 200);
+}
