@@ -12,12 +12,12 @@
 //! http1      1  pure  RFC 9112: parse, framing, body, encode
 //! llm        1  pure  model scan, SSE, usage, error dialects
 //! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
-//! telemetry  2  pure  outcome, counters, access-log line
+//! telemetry  2  pure  outcome, counters, access-log line, Prometheus text
 //! config     3        the file → Config, every fault with its place
 //! net        4  io    runtime, sockets, ticker, listeners, splice
-//! upstream   5  io    shared state, pool, connections
+//! upstream   5  io    shared state, pool, connections, who is known across plans
 //! proxy      6  io    THE TRUNK: worker, connection, exchange, relay
-//! control    7  io    what is off the data plane: model discovery, signals
+//! control    7  io    what is off the data plane: discovery, probes, admin, signals
 //! server     8        boot order, `serve`, `demo`
 //! cli        8        the command line
 //! ```

@@ -223,8 +223,13 @@ impl Fleet {
             Event::Health(identity) => {
                 let Some(server) = self.servers.get(&identity) else { return };
                 let name = &server.watched.upstream.name;
-                let now = if server.watched.state.healthy() { "up" } else { "down" };
-                self.complaints.push(format!("upstream {name} is {now}"));
+                self.complaints.push(match server.watched.state.healthy() {
+                    true => format!("upstream {name} is up"),
+                    false => {
+                        let why = server.watched.checked().last_error.unwrap_or_default();
+                        format!("upstream {name} is down: {why}")
+                    }
+                });
                 self.changed = true;
             }
         }
@@ -370,7 +375,8 @@ impl Server {
 
 /// Whether an upstream's host must be looked up.
 fn has_name(upstream: &Upstream) -> bool {
-    !upstream.url.unix && upstream.url.host.parse::<IpAddr>().is_err()
+    let url = &upstream.url;
+    upstream.enabled && !url.unix && url.host.parse::<IpAddr>().is_err()
 }
 
 /// The order of addresses changes with every answer of some servers, and means nothing.

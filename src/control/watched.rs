@@ -62,6 +62,8 @@ impl Watched {
     ) -> Arc<Self> {
         let health = upstream.health.as_ref().map(|h| HealthState::new(h.fall, h.rise));
         let facts = Facts { addresses, health, ..Facts::default() };
+        // One that was down when it left and comes back is as unknown as the counts above.
+        state.set_healthy(true);
         Arc::new(Self {
             identity: Identity::of(&upstream),
             upstream,
@@ -121,5 +123,29 @@ impl Watched {
     /// The facts; held for a moment only, never over an await.
     pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    #[test]
+    fn one_that_comes_back_is_unknown_and_counts_as_healthy() {
+        let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+                    [[upstream]]\nname = \"u\"\nurl = \"http://h\"\nhealth = { fall = 1 }\n";
+        let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+        let state = Arc::new(UpstreamState::default());
+        // An exchange of the old plan holds the state in which the probes left it.
+        state.set_healthy(false);
+        let (events, _inbox) = mpsc::channel(1);
+        let upstream = config.upstreams[0].clone();
+        let watched = Watched::new(upstream, state.clone(), Vec::new(), events);
+        assert!(watched.healthy() && state.healthy());
+        watched.note(Some("refused"));
+        watched.note(None);
+        let checked = watched.checked();
+        assert_eq!((checked.errors, checked.last_error.as_deref()), (1, Some("refused")));
     }
 }
