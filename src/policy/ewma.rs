@@ -153,11 +153,12 @@ impl PeakEwma {
         );
     }
 
-    /// Counts the time of one failure: it may raise the peak and never lowers it, since to
-    /// fail fast is not to be fast.
+    /// Counts the time of one failure: it may raise the peak, never lowers it and ends its
+    /// fading, since to fail fast is not to be fast.
     pub fn record_failure(&self, us: u64, now_us: u64) {
         let sample = sample(us);
-        update(&self.word, |value, age_us| sample.max(value * kept(value, age_us)), now_us);
+        let known = |value: f32| if value == 0.0 { RESPONSE_TIME_START_US as f32 } else { value };
+        update(&self.word, |value, _| sample.max(known(value)), now_us);
     }
 
     /// Reads the peak as it has faded by now, microseconds; 0 = nothing known, or so long
@@ -365,10 +366,14 @@ mod tests {
     fn failing_fast_does_not_lower_the_peak_and_failing_late_raises_it() {
         let peak = PeakEwma::new();
         peak.record(100_000, 0);
+        (0..100).for_each(|at| peak.record_failure(10, at * SECOND));
+        assert_eq!(peak.us(99 * SECOND), 100_000);
+        peak.record_failure(5_000_000, 99 * SECOND);
+        assert_eq!(peak.us(99 * SECOND), 5_000_000);
+        // Of one that has never answered nothing good is known.
+        let peak = PeakEwma::new();
         peak.record_failure(10, 0);
-        assert_eq!(peak.us(0), 100_000);
-        peak.record_failure(5_000_000, 0);
-        assert_eq!(peak.us(0), 5_000_000);
+        assert_eq!(peak.us(0), RESPONSE_TIME_START_US);
     }
 
     // Without fading a server that failed once would stay behind its equals for ever.
@@ -419,6 +424,7 @@ mod tests {
     #[test]
     fn samples_of_many_threads_arrive() {
         let measures = Measures::new();
+        measures.record_success(70_000, 0);
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
@@ -459,7 +465,7 @@ mod tests {
                     peak = if sample >= peak { sample } else { peak * kept + sample * (1.0 - kept) };
                 } else {
                     measures.record_failure(us, now);
-                    peak = sample.max(peak * kept);
+                    peak = sample.max(if peak == 0.0 { 2e6 } else { peak });
                 }
                 success = (success + (f64::from(u8::from(ok)) - success) * 0.15).max(0.01);
                 let read = measures.read(now);

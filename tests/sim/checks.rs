@@ -23,6 +23,9 @@ pub(crate) struct Checks {
     /// Epoch of the latest trial, per server.
     latest: Vec<u32>,
     trials_max: u32,
+    /// What the retry budgets of all cores together can hold at most, and when that was so.
+    credit: (f64, u64),
+    credit_max: f64,
     concurrency: Vec<u32>,
 }
 
@@ -34,6 +37,9 @@ impl Checks {
             trials: vec![Vec::new(); servers],
             latest: vec![0; servers],
             trials_max: setup.breaker.trials,
+            // Ten seconds of the clock, and in each core's bucket fifty exchanges.
+            credit: (30.0, 0),
+            credit_max: 30.0 + 10.0 * setup.cores as f64,
             concurrency: setup.servers.iter().map(|server| server.concurrency).collect(),
         }
     }
@@ -79,15 +85,22 @@ impl Checks {
         }
     }
 
+    /// An exchange has been sent for the first time.
+    pub(crate) fn sent(&mut self, now_us: u64) {
+        self.earn(0.2, now_us);
+    }
+
     /// A retry has been taken out of the budget.
-    pub(crate) fn retried(&self, report: &Report, now_us: u64) {
-        let most = report.sent / 5 + 3 * (now_us / SECOND + 1) + 30;
-        assert!(
-            report.retries <= most,
-            "{} retries for {} exchanges, at most {most}",
-            report.retries,
-            report.sent
-        );
+    pub(crate) fn retried(&mut self, now_us: u64) {
+        self.earn(0.0, now_us);
+        self.credit.0 -= 1.0;
+        assert!(self.credit.0 > -1e-3, "a retry more than the budget");
+    }
+
+    fn earn(&mut self, more: f64, now_us: u64) {
+        let (credit, since_us) = self.credit;
+        let clock = 3.0 * (now_us - since_us) as f64 / SECOND as f64;
+        self.credit = ((credit + clock + more).min(self.credit_max), now_us);
     }
 
     /// An exchange is about to end.

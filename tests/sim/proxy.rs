@@ -103,6 +103,7 @@ impl Sim<'_> {
         if state.attempts == 0 {
             self.cores[state.core].budget.record_exchange();
             self.report.sent += 1;
+            self.checks.sent(self.clock.now_us());
         }
         state.tried.insert(member);
         state.attempts += 1;
@@ -234,7 +235,7 @@ impl Sim<'_> {
         let taken = self.cores[self.exchanges[exchange].core].budget.take(now);
         if taken {
             self.report.retries += 1;
-            self.checks.retried(&self.report, self.clock.now_us());
+            self.checks.retried(self.clock.now_us());
         }
         taken
     }

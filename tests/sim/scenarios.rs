@@ -46,8 +46,7 @@ fn a_calm_fleet_answers_everybody_and_shares_evenly() {
         assert_eq!(report.count(Ended::Whole), report.all());
         assert_eq!(report.retries, 0);
         // The time to the head alone tells servers apart here, and that is chance.
-        let learns = [Strategy::ResponseAware, Strategy::P2cEwma].contains(&setup.strategy);
-        let (low, high) = if learns { (0.5, 1.6) } else { (0.85, 1.15) };
+        let (low, high) = if setup.strategy.reads_measures() { (0.5, 1.6) } else { (0.85, 1.15) };
         for server in 0..4 {
             let share = report.attempts(server, 10..60) as f64 * 4.0
                 / (0..4).map(|server| report.attempts(server, 10..60)).sum::<u64>() as f64;
@@ -106,6 +105,63 @@ fn a_fast_failing_replica_loses_its_traffic_within_its_thresholds() {
     });
 }
 
+/// The same with a breaker that never opens: the measures alone must keep away from it.
+#[test]
+fn fast_failures_do_not_attract_traffic() {
+    let failing = |strategy, seed| Setup {
+        servers: [
+            vec![ServerSetup::phased(8, &[(10 * SECOND, Mode::FailFast(500))])],
+            vec![ServerSetup::up(8); 3],
+        ]
+        .concat(),
+        breaker: never(seed),
+        strategy,
+        ..calm(seed)
+    };
+    for seed in SEEDS {
+        for strategy in [Strategy::ResponseAware, Strategy::P2cEwma] {
+            let share = share(&play(&failing(strategy, seed)), 15..60);
+            assert!(share < 0.2, "{} seed {seed}: {share}", strategy.name());
+        }
+        // It is the breaker that must help those who only count connections.
+        let share = share(&play(&failing(Strategy::LeastConn, seed)), 15..60);
+        assert!(share > 1.2, "least_conn seed {seed}: {share}");
+    }
+}
+
+/// Calls that a stall swallowed fail one after the other, long after the server is well again.
+#[test]
+fn failures_of_calls_from_before_do_not_reopen_the_breaker() {
+    each(
+        |seed| Setup {
+            servers: vec![
+                ServerSetup::phased(8, &[(10 * SECOND, Mode::Stalled), (12 * SECOND, Mode::Up)]),
+                ServerSetup::up(8),
+            ],
+            breaker: BreakerPolicy {
+                consecutive: 2,
+                calls_min: 2,
+                threshold: 0.1,
+                cooldown: Duration::from_secs(1),
+                ..calm(seed).breaker
+            },
+            ..calm(seed)
+        },
+        |setup, report| {
+            // The stall is remembered by those who measure, with or without a breaker.
+            if setup.strategy.reads_measures() {
+                return;
+            }
+            // Sent from 10 to 12 s, given up on from 15 to 17 s; one second in which it is
+            // open, one trial, and it has its share although calls go on failing.
+            for second in 17..20 {
+                let attempts = report.attempts(0, second..second + 1);
+                assert!(attempts > 8, "second {second}: {attempts} attempts of 60");
+            }
+        },
+    );
+}
+
 /// The failing one has nothing in flight, and to a balancer that only counts connections
 /// it looks best.
 #[test]
@@ -162,11 +218,7 @@ fn a_whole_outage_is_not_multiplied_by_retries() {
                 4
             ],
             // A breaker that never opens leaves the budget alone with it.
-            breaker: BreakerPolicy {
-                consecutive: 1_000_000,
-                calls_min: 1_000_000,
-                ..calm(seed).breaker
-            },
+            breaker: never(seed),
             retry: RetryPolicy { attempts: 10, ..calm(seed).retry },
             ..calm(seed)
         };
@@ -315,4 +367,9 @@ fn clients_that_leave_do_not_use_the_trials_up() {
 
 fn probes() -> Probes {
     Probes { interval_us: SECOND, timeout_us: 400 * MS, fall: 2, rise: 1, fooled: false }
+}
+
+/// A breaker that never opens.
+fn never(seed: u64) -> BreakerPolicy {
+    BreakerPolicy { consecutive: 1_000_000, calls_min: 1_000_000, ..calm(seed).breaker }
 }

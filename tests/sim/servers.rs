@@ -27,6 +27,8 @@ pub(crate) enum Mode {
     Down,
     /// Resets this many of a hundred calls.
     Flaky(u64),
+    /// Says nothing to this many of a hundred calls, and fails the others fast.
+    Erratic(u64),
 }
 
 /// One attempt as the server sees it.
@@ -120,6 +122,8 @@ impl Server {
             Mode::Down => Some((200, Event::Refused { call })),
             Mode::FailFast(status) => Some((500, Event::Error { call, status })),
             Mode::Stalled => None,
+            Mode::Erratic(percent) if rng.below(100) < percent => None,
+            Mode::Erratic(_) => Some((500, Event::Error { call, status: 500 })),
             Mode::Flaky(percent) if rng.below(100) < percent => Some((MS, Event::Cut { call })),
             Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) => {
                 calls[call].place = Place::Waiting;
@@ -193,7 +197,12 @@ impl Server {
                 let left = us.saturating_sub(now_us - self.mode_since_us);
                 work_us + work_us * (factor - 1) * left / us.max(1)
             }
-            Mode::Up | Mode::FailFast(_) | Mode::Stalled | Mode::Down | Mode::Flaky(_) => work_us,
+            Mode::Up
+            | Mode::FailFast(_)
+            | Mode::Stalled
+            | Mode::Down
+            | Mode::Flaky(_)
+            | Mode::Erratic(_) => work_us,
         }
     }
 }

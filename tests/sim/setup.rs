@@ -245,13 +245,14 @@ fn drawn_server(rng: &mut Rng, run_us: u64) -> ServerSetup {
 }
 
 fn drawn_mode(rng: &mut Rng) -> Mode {
-    match rng.below(7) {
+    match rng.below(8) {
         0 => Mode::Slow(5),
         1 => Mode::Warming { factor: 8, us: 3 * SECOND },
         2 => Mode::FailFast(500),
         3 => Mode::FailFast(503),
         4 => Mode::Stalled,
         5 => Mode::Down,
+        6 => Mode::Erratic(between(rng, 20, 80)),
         _ => Mode::Flaky(between(rng, 10, 90)),
     }
 }

@@ -213,7 +213,9 @@ impl<'a> Sim<'a> {
             Mode::Down => (200, false),
             Mode::FailFast(_) => (500, probes.fooled),
             Mode::Stalled => (probes.timeout_us, false),
-            Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) => (2_000, true),
+            Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) | Mode::Erratic(_) => {
+                (2_000, true)
+            }
         };
         self.clock.after(after_us, Event::Probed { server, ok });
     }
