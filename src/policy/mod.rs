@@ -3,9 +3,9 @@
 //! Reading order follows a request: `auth` (which credential) and `keys` (whose, and what
 //! it may), `limit` (how much of it), `route` and `host` (by path and by host), `model` (by
 //! name), `balance` (which member) by what `ewma` has measured, `breaker` and `health` (whether
-//! it may be used at all), `retry` and `budget` (after a failure). `pattern` and `query` are
-//! what `route` and `auth` lean on. All pure: values in, a value out; `now` and chance are
-//! arguments. What all cores share is held in atomics, never behind a lock.
+//! it may be used at all), `queue` (who waits for one), `retry` and `budget` (after a failure).
+//! `pattern` and `query` are what `route` and `auth` lean on. All pure: values in, a value out;
+//! `now` and chance are arguments. What all cores share is held in atomics, never behind a lock.
 
 pub mod auth;
 pub mod balance;
@@ -19,5 +19,6 @@ pub mod limit;
 pub mod model;
 mod pattern;
 pub mod query;
+pub mod queue;
 pub mod retry;
 pub mod route;
