@@ -57,8 +57,9 @@ pub fn pick<'p>(
             balance::pick(group.strategy, state, members, choice.tried, core.chance())
         })?;
         let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-        let lease = upstream.state.lease();
-        if let Some(judge) = Judge::enter(core, &upstream.state, elapsed_us) {
+        if let Some(lease) = upstream.state.try_lease()
+            && let Some(judge) = Judge::enter(core, &upstream.state, elapsed_us)
+        {
             return Some(Picked { member, upstream, lease, judge });
         }
         members[member].usable = false;
@@ -109,8 +110,8 @@ fn view(core: &Core, plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>)
             in_flight: state.in_flight(),
             usable: wanted
                 && upstream.enabled
-                && state.healthy()
-                && state.breaker.admits(now_ms)
+                && state.admits(now_ms)
+                && state.slots.has_free()
                 && !choice.tried.has(at),
             ..Member::default()
         };

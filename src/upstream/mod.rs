@@ -1,10 +1,13 @@
 //! Floor 5: the servers behind us. Read in this order:
 //! `state` (what all cores share about one server, and the lease that counts a request in
-//! flight), `conn` (one connection and its armed receive), `pool` (a core's idle connections),
-//! `held` (the process-wide budget of held bodies), `roster` (who is known across plans).
+//! flight), `slots` (how many may be in flight), `room` (who waits for a slot), `conn` (one
+//! connection and its armed receive), `pool` (a core's idle connections), `held` (the
+//! process-wide budget of held bodies), `roster` (who is known across plans).
 
 pub mod conn;
 pub mod held;
 pub mod pool;
+pub mod room;
 pub mod roster;
+pub mod slots;
 pub mod state;

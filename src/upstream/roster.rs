@@ -97,7 +97,9 @@ impl Roster {
             })
             .collect();
         Site {
-            state: self.states.find_or(identity, || UpstreamState::new(upstream.breaker)),
+            state: self
+                .states
+                .find_or(identity, || UpstreamState::new(upstream.breaker, upstream.concurrency)),
             endpoints,
         }
     }
@@ -149,7 +151,7 @@ mod tests {
     fn an_upstream_that_stays_keeps_its_state_and_pools() {
         let mut roster = Roster::default();
         let first = roster.sites(&config(A), &[vec![at(1), at(2)]]);
-        let lease = first[0].state.lease();
+        let lease = first[0].state.try_lease().unwrap();
         let b = "[[upstream]]\nname = \"b\"\nurl = \"http://h:2\"\n";
         let second = roster.sites(&config(&format!("{b}{A}")), &[vec![at(2)], vec![at(2), at(3)]]);
         assert!(Arc::ptr_eq(&first[0].state, &second[1].state));

@@ -1,19 +1,22 @@
 //! What all cores share about one upstream, and the lease of one attempt on it.
 //!
 //! The counters are atomics on a cache line of their own: a per-core view would be blind to
-//! what the other cores send. A lease counts itself in when it is made, before the connect, and
-//! out when it is dropped, whatever way the exchange ends.
+//! what the other cores send. A lease holds one of the upstream's slots: taken before the
+//! connect, and passed on to whoever waits when it is dropped, whatever way the exchange ends.
+//! Whatever makes an upstream usable again lets those who wait for it go.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::policy::breaker::{Breaker, BreakerPolicy, Change};
+use super::slots::Slots;
+use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
 use crate::policy::ewma::Measures;
 
 /// Shared counters of one upstream.
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct UpstreamState {
-    in_flight: AtomicU32,
+    /// What may be in flight, and who waits for it.
+    pub slots: Slots,
     attempts: AtomicU64,
     /// Probes say that it is down; what was never probed counts as healthy.
     down: AtomicBool,
@@ -30,11 +33,11 @@ pub struct UpstreamState {
 }
 
 impl UpstreamState {
-    /// The state of an upstream that nobody has called.
+    /// The state of an upstream that nobody has called; a `concurrency` of 0 is no limit.
     #[must_use]
-    pub fn new(breaker: BreakerPolicy) -> Self {
+    pub fn new(breaker: BreakerPolicy, concurrency: u32) -> Self {
         Self {
-            in_flight: AtomicU32::new(0),
+            slots: Slots::new(concurrency),
             attempts: AtomicU64::new(0),
             down: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
@@ -60,6 +63,9 @@ impl UpstreamState {
     pub fn count_change(&self, change: Option<Change>) {
         if let Some(change) = change {
             self.breaker_changes[change.to as usize].fetch_add(1, Ordering::Relaxed);
+            if change.to == StateName::Closed {
+                self.poke();
+            }
         }
     }
 
@@ -72,7 +78,7 @@ impl UpstreamState {
     /// Requests dispatched to this upstream and not yet ended, over all cores.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.slots.in_flight()
     }
 
     /// Attempts made since the start.
@@ -90,6 +96,33 @@ impl UpstreamState {
     /// Says what the probes found.
     pub fn set_healthy(&self, healthy: bool) {
         self.down.store(!healthy, Ordering::Relaxed);
+        if healthy {
+            self.poke();
+        }
+    }
+
+    /// Changes how many may be in flight, 0 = no limit.
+    pub fn set_concurrency(&self, concurrency: u32) {
+        self.slots.set_limit(concurrency);
+        self.poke();
+    }
+
+    /// Whether a call would be let in, slots aside: healthy, and the breaker says so.
+    #[must_use]
+    pub fn admits(&self, now_ms: u64) -> bool {
+        self.healthy() && self.breaker.admits(now_ms)
+    }
+
+    /// Lets those who wait take what is free: it may be called again, or by more than before.
+    ///
+    /// Whoever changes what `admits` says calls this; the changes made here do so themselves.
+    pub fn poke(&self) {
+        let most = match self.breaker.state() {
+            State::Closed { .. } => u32::MAX,
+            // One trial after the other; the rest would only be refused.
+            State::Open { .. } | State::HalfOpen { .. } => 1,
+        };
+        self.slots.fill(most);
     }
 
     /// Asks the control thread to look: a connection to it failed.
@@ -104,10 +137,14 @@ impl UpstreamState {
         self.suspect.load(Ordering::Relaxed) && self.suspect.swap(false, Ordering::Relaxed)
     }
 
-    /// Counts one attempt in; it is counted out when the lease is dropped.
+    /// Takes a slot for one attempt, until the lease is dropped; `None` when all are taken.
     #[must_use]
-    pub fn lease(&self) -> Lease<'_> {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
+    pub fn try_lease(&self) -> Option<Lease<'_>> {
+        self.slots.try_take().then(|| self.adopt())
+    }
+
+    /// Makes the lease of a slot that has been taken already.
+    pub(super) fn adopt(&self) -> Lease<'_> {
         self.attempts.fetch_add(1, Ordering::Relaxed);
         Lease { state: self }
     }
@@ -117,14 +154,14 @@ impl UpstreamState {
 ///
 /// Borrows: a reference count of its own would be one more line that all cores write to.
 #[derive(Debug)]
+#[must_use = "a lease that is dropped has ended"]
 pub struct Lease<'a> {
     state: &'a UpstreamState,
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        let before = self.state.in_flight.fetch_sub(1, Ordering::Relaxed);
-        debug_assert!(before > 0, "a lease is counted out once");
+        self.state.slots.release();
     }
 }
 
@@ -136,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_lease_counts_itself_out_even_on_panic() {
-        let state = Arc::new(UpstreamState::new(BreakerPolicy {
+        let policy = BreakerPolicy {
             threshold: 0.5,
             window: Duration::from_secs(10),
             calls_min: 10,
@@ -144,12 +181,14 @@ mod tests {
             cooldown: Duration::from_secs(30),
             trials: 1,
             successes: 1,
-        }));
-        let held = state.lease();
+        };
+        let state = Arc::new(UpstreamState::new(policy, 2));
+        let held = state.try_lease().unwrap();
         let inside = state.clone();
         let result = std::panic::catch_unwind(move || {
-            let _lease = inside.lease();
+            let _lease = inside.try_lease().unwrap();
             assert_eq!(inside.in_flight(), 2);
+            assert!(inside.try_lease().is_none());
             std::panic::resume_unwind(Box::new(()));
         });
         assert!(result.is_err());

@@ -41,8 +41,7 @@ impl Drain {
     /// How long `grants` more will take; `None` before the first one was seen.
     pub(super) fn forecast_ms(&self, grants: u32, waiting: bool, now_ms: u64) -> Option<f64> {
         let pending = if waiting { self.pending_ms(now_ms) } else { 0.0 };
-        (self.grants > 0.0)
-            .then(|| f64::from(grants) * (self.waited_ms + pending) / self.grants)
+        (self.grants > 0.0).then(|| f64::from(grants) * (self.waited_ms + pending) / self.grants)
     }
 
     fn pending_ms(&self, now_ms: u64) -> f64 {

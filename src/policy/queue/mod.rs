@@ -301,11 +301,8 @@ impl Queue {
             Some((index, _)) => index,
             None => NIL,
         };
-        let level = self.levels.insert(|_| Level {
-            in_order: Links::FREE,
-            flows: List::EMPTY,
-            priority,
-        });
+        let level =
+            self.levels.insert(|_| Level { in_order: Links::FREE, flows: List::EMPTY, priority });
         self.order.insert(&mut self.levels, level, behind);
         level
     }

@@ -1,0 +1,365 @@
+//! The waiting room of a group, shared by all cores.
+//!
+//! `policy::queue` decides who is next; here its decisions meet the slots of the members. The
+//! room is locked only when somebody waits or has to wait. A slot that comes free goes
+//! straight to one waiter: what was granted is written down in the room, the bell merely tells
+//! the waiter to look, so a bell that is lost or late costs time and never a slot. A waiter's
+//! place is a guard: dropped in any way it leaves the room, and a slot that had been granted to
+//! it meanwhile goes on to the next.
+//!
+//! An upstream may be a member of several groups; its slots go to their rooms in turn. A waiter
+//! that has tried a member, or is bound to one, is granted slots of the others, or of
+//! that one alone. Slots of a member that is down or whose breaker is open are granted to nobody.
+//!
+//! The lock order is trivial: never two at once. Bells are rung after unlocking.
+//!
+//! # What an exchange does
+//!
+//! 1. Pick a member; `try_lease` it. When somebody was faster, pick again.
+//! 2. When no candidate is left but some are only full (`admits` and no free slot): wait. When
+//!    there is none of these either, it is 503 at once; no room helps.
+//! 3. Hang a bell, then `enter` with its ticket and the earlier of its own deadline and
+//!    `queue.wait`; `Full` is 503 with `retry_after_s`.
+//! 4. Ask `take_grant` first: entering may have granted at once.
+//! 5. Wait for the bell, the deadline, the client's leaving, and the `next_admission_ms` of
+//!    breakers that are open.
+//! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet.
+//! 7. Not yet, by a bell or a breaker: pick once more (1); if that succeeds drop the place, else wait
+//!    on (5) in the same place.
+//! 8. With the lease, ask the breaker; when it refuses, drop the lease and begin anew (1).
+//! 9. Deadline or client gone: drop the place; deadline is 503 with `retry_after_s`.
+//! 10. The lease, dropped at the end of the attempt and after the breaker's verdict, passes the
+//!     slot on.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::slots::Waiting;
+use super::state::{Lease, UpstreamState};
+use crate::policy::balance::Tried;
+pub use crate::policy::queue::{Full, Share};
+use crate::policy::queue::{Queue, WaitId};
+
+#[cfg(test)]
+mod tests;
+
+/// What a room needs of the process around it.
+pub trait Wake<T>: Send + Sync {
+    /// Tells the holder of a ticket to look; called from any thread, never waits.
+    fn ring(&self, ticket: T);
+    /// Milliseconds since the origin that the breakers count from.
+    fn now_ms(&self) -> u64;
+}
+
+/// Which members' slots a waiter takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepts {
+    /// Not these.
+    pub tried: Tried,
+    /// This one alone.
+    pub only: Option<usize>,
+}
+
+impl Accepts {
+    /// Any member's.
+    pub const ALL: Accepts = Accepts { tried: Tried::NONE, only: None };
+
+    /// Tells whether a slot of this member will do.
+    #[must_use]
+    pub fn has(&self, member: usize) -> bool {
+        self.only.is_none_or(|only| only == member) && !self.tried.has(member)
+    }
+}
+
+/// The waiting room of one group; `T` is what names a bell.
+pub struct Room<T> {
+    members: Vec<Arc<UpstreamState>>,
+    wake: Arc<dyn Wake<T>>,
+    /// How many wait, to be read without the lock.
+    waiting: AtomicU32,
+    inside: Mutex<Inside<T>>,
+}
+
+/// What the lock guards.
+struct Inside<T> {
+    queue: Queue,
+    /// One for each place, those granted and not yet taken included.
+    seats: Vec<Seat<T>>,
+    free: Vec<usize>,
+    /// The seat of each waiter, by its index in the queue.
+    seat_of: Vec<usize>,
+    interest: Interest,
+}
+
+struct Seat<T> {
+    id: WaitId,
+    ticket: T,
+    accepts: Accepts,
+    granted: Option<usize>,
+}
+
+/// How many waiters would take a slot of which member. Nearly all take any, so that a busy room
+/// seldom changes what its members know of it.
+struct Interest {
+    in_all: u32,
+    in_some: Vec<u32>,
+}
+
+impl<T: Copy + Send + 'static> Room<T> {
+    /// A room for `length` waiters, known to its members from now on.
+    ///
+    /// Shape: `members` in the group's order; only the first `MEMBERS_MAX` are ever granted.
+    #[must_use]
+    pub fn new(
+        members: Vec<Arc<UpstreamState>>,
+        length: u32,
+        wake: Arc<dyn Wake<T>>,
+    ) -> Arc<Room<T>> {
+        let room = Arc::new(Room {
+            wake,
+            waiting: AtomicU32::new(0),
+            inside: Mutex::new(Inside {
+                queue: Queue::new(length),
+                seats: Vec::new(),
+                free: Vec::new(),
+                seat_of: Vec::new(),
+                interest: Interest { in_all: 0, in_some: vec![0; members.len()] },
+            }),
+            members,
+        });
+        if length > 0 {
+            let weak: Weak<dyn Waiting> = Arc::downgrade(&room) as Weak<dyn Waiting>;
+            for (member, state) in room.members.iter().enumerate() {
+                state.slots.register(weak.clone(), member);
+            }
+        }
+        room
+    }
+
+    /// How many wait now; free to ask.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Tells whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Seconds after which a newcomer may hope for a slot, from the measured rate.
+    #[must_use]
+    pub fn retry_after_s(&self) -> u32 {
+        let now_ms = self.wake.now_ms();
+        self.lock().queue.retry_after_s(now_ms)
+    }
+
+    /// Takes a place, and what is free this very moment.
+    ///
+    /// Units: `deadline_ms` from the origin of `Wake::now_ms`; nothing is granted from then on.
+    pub fn enter(
+        &self,
+        share: Share,
+        accepts: Accepts,
+        ticket: T,
+        deadline_ms: u64,
+    ) -> Result<Place<'_, T>, Full> {
+        let now_ms = self.wake.now_ms();
+        let seat = {
+            let mut inside = self.lock();
+            let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
+            let seat = inside.sit(Seat { id, ticket, accepts, granted: None });
+            inside.interest.add(&self.members, &accepts);
+            self.publish(&inside);
+            seat
+        };
+        let place = Place { room: self, seat, taken: false };
+        // A slot may have come free between the look that found none and the place taken. What
+        // is free goes to whoever is next, which need not be the newcomer.
+        for member in (0..self.members.len()).filter(|member| accepts.has(*member)) {
+            while self.members[member].slots.has_free() && !place.is_granted() {
+                if !self.fill(member) {
+                    break;
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inside<T>> {
+        // Nothing under the lock panics half way; a poisoned lock must not stop the group.
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, inside: &Inside<T>) {
+        self.waiting.store(inside.queue.len(), Ordering::Relaxed);
+    }
+
+    /// Grants a slot of `member` to whoever is next, if `take` succeeds; then rings.
+    fn grant(&self, member: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
+        let Some(state) = self.members.get(member) else { return false };
+        let now_ms = self.wake.now_ms();
+        let ticket = {
+            let mut inside = self.lock();
+            if !inside.interest.is_in(member) || !state.admits(now_ms) {
+                return false;
+            }
+            let Some(seat) = inside.next_for(member, now_ms) else { return false };
+            if !take(state) {
+                return false;
+            }
+            let Seat { id, ticket, accepts, .. } = inside.seats[seat];
+            inside.queue.grant(id, now_ms);
+            inside.seats[seat].granted = Some(member);
+            inside.interest.remove(&self.members, &accepts);
+            self.publish(&inside);
+            ticket
+        };
+        self.wake.ring(ticket);
+        true
+    }
+}
+
+impl<T: Copy + Send + 'static> Waiting for Room<T> {
+    fn offer(&self, member: usize) -> bool {
+        self.grant(member, |_| true)
+    }
+
+    fn fill(&self, member: usize) -> bool {
+        self.grant(member, |state| state.slots.try_take())
+    }
+}
+
+impl<T: Copy> Inside<T> {
+    fn sit(&mut self, seat: Seat<T>) -> usize {
+        let index = seat.id.index();
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.seats[at] = seat;
+                at
+            }
+            None => {
+                self.seats.push(seat);
+                self.seats.len() - 1
+            }
+        };
+        if self.seat_of.len() <= index {
+            self.seat_of.resize(index + 1, 0);
+        }
+        self.seat_of[index] = at;
+        at
+    }
+
+    /// The seat of the one who gets the next slot of this member.
+    fn next_for(&self, member: usize, now_ms: u64) -> Option<usize> {
+        let seat_of = |id: WaitId| self.seat_of[id.index()];
+        let id = self.queue.find(now_ms, |id| self.seats[seat_of(id)].accepts.has(member))?;
+        Some(seat_of(id))
+    }
+}
+
+impl Interest {
+    fn is_in(&self, member: usize) -> bool {
+        self.in_all > 0 || self.in_some.get(member).is_some_and(|count| *count > 0)
+    }
+
+    fn add(&mut self, members: &[Arc<UpstreamState>], accepts: &Accepts) {
+        if *accepts == Accepts::ALL {
+            self.in_all += 1;
+            if self.in_all == 1 {
+                self.others(members, accepts).for_each(|state| state.slots.want());
+            }
+            return;
+        }
+        for (member, state) in members.iter().enumerate().filter(|(at, _)| accepts.has(*at)) {
+            if !self.is_in(member) {
+                state.slots.want();
+            }
+            self.in_some[member] += 1;
+        }
+    }
+
+    fn remove(&mut self, members: &[Arc<UpstreamState>], accepts: &Accepts) {
+        if *accepts == Accepts::ALL {
+            self.in_all -= 1;
+            if self.in_all == 0 {
+                self.others(members, accepts).for_each(|state| state.slots.unwant());
+            }
+            return;
+        }
+        for (member, state) in members.iter().enumerate().filter(|(at, _)| accepts.has(*at)) {
+            self.in_some[member] -= 1;
+            if !self.is_in(member) {
+                state.slots.unwant();
+            }
+        }
+    }
+
+    /// The accepted members that nobody picky waits for.
+    fn others<'m>(
+        &'m self,
+        members: &'m [Arc<UpstreamState>],
+        accepts: &'m Accepts,
+    ) -> impl Iterator<Item = &'m UpstreamState> {
+        let counts = members.iter().zip(&self.in_some).enumerate();
+        counts
+            .filter(|(member, (_, count))| accepts.has(*member) && **count == 0)
+            .map(|(_, (state, _))| &**state)
+    }
+}
+
+/// A place in the room; dropping it leaves.
+#[must_use = "a place that is dropped is left"]
+pub struct Place<'r, T: Copy + Send + 'static> {
+    room: &'r Room<T>,
+    seat: usize,
+    taken: bool,
+}
+
+impl<'r, T: Copy + Send + 'static> Place<'r, T> {
+    /// Takes what was granted: the member, and the lease of its slot. `None`: not yet.
+    #[must_use]
+    pub fn take_grant(&mut self) -> Option<(usize, Lease<'r>)> {
+        if self.taken {
+            return None;
+        }
+        let room = self.room;
+        let member = {
+            let mut inside = room.lock();
+            let member = inside.seats[self.seat].granted?;
+            inside.free.push(self.seat);
+            member
+        };
+        self.taken = true;
+        Some((member, room.members[member].adopt()))
+    }
+
+    fn is_granted(&self) -> bool {
+        self.room.lock().seats[self.seat].granted.is_some()
+    }
+}
+
+impl<T: Copy + Send + 'static> Drop for Place<'_, T> {
+    fn drop(&mut self) {
+        if self.taken {
+            return;
+        }
+        let room = self.room;
+        let now_ms = room.wake.now_ms();
+        let granted = {
+            let mut inside = room.lock();
+            let Seat { id, accepts, granted, .. } = inside.seats[self.seat];
+            inside.free.push(self.seat);
+            if granted.is_none() {
+                inside.queue.cancel(id, now_ms);
+                inside.interest.remove(&room.members, &accepts);
+                room.publish(&inside);
+            }
+            granted
+        };
+        if let Some(member) = granted {
+            room.members[member].slots.release();
+        }
+    }
+}

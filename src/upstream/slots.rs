@@ -1,0 +1,211 @@
+//! How many requests may be in flight at one upstream, over all cores.
+//!
+//! A slot is taken by compare-and-swap and never beyond the limit. Given back, it goes to
+//! somebody who waits, if anybody does: the slot changes hands without becoming free in
+//! between, so that no newcomer slips in. While nobody waits, all of this costs one load of a
+//! line that is being written anyway.
+//!
+//! Who waits is known to the rooms; here is only the number of rooms in which somebody would
+//! take a slot (`wanted`). A waiter raises it *before* it looks at the slots a last time, and a
+//! slot is given back *before* `wanted` is read a last time. All four are sequentially
+//! consistent, so at least one of the two sees the other: no slot stays free while somebody
+//! waits for it (Dekker's argument).
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A waiting room, as an upstream sees it; `member` is the upstream's place among its members.
+pub trait Waiting: Send + Sync {
+    /// Hands a taken slot to whoever is next; `false`: nobody wants it, the caller keeps it.
+    fn offer(&self, member: usize) -> bool;
+    /// Takes a free slot for whoever is next; `false`: there is none, or nobody wants it.
+    fn fill(&self, member: usize) -> bool;
+}
+
+/// The slots of one upstream.
+#[derive(Debug)]
+pub struct Slots {
+    in_flight: AtomicU32,
+    /// 0 = no limit.
+    limit: AtomicU32,
+    /// Rooms in which somebody would take a slot.
+    wanted: AtomicU32,
+    /// The room that is asked first.
+    turn: AtomicUsize,
+    /// Locked to change or to copy the list, and only when somebody waits.
+    rooms: Mutex<Arc<[Door]>>,
+}
+
+/// Where an upstream finds those who wait for it.
+#[derive(Clone)]
+struct Door {
+    room: Weak<dyn Waiting>,
+    member: usize,
+}
+
+impl std::fmt::Debug for Door {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Door({})", self.member)
+    }
+}
+
+impl Slots {
+    /// Slots of which all are free; a `limit` of 0 is none.
+    #[must_use]
+    pub fn new(limit: u32) -> Slots {
+        Slots {
+            in_flight: AtomicU32::new(0),
+            limit: AtomicU32::new(limit),
+            wanted: AtomicU32::new(0),
+            turn: AtomicUsize::new(0),
+            rooms: Mutex::new(Arc::new([])),
+        }
+    }
+
+    /// Slots taken.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// The most that may be taken; 0 = no limit.
+    #[must_use]
+    pub fn limit(&self) -> u32 {
+        self.limit.load(Relaxed)
+    }
+
+    /// Tells whether one could be taken now.
+    #[must_use]
+    pub fn has_free(&self) -> bool {
+        let limit = self.limit.load(SeqCst);
+        limit == 0 || self.in_flight.load(SeqCst) < limit
+    }
+
+    /// Takes one, unless all are taken.
+    #[must_use]
+    pub fn try_take(&self) -> bool {
+        let limit = self.limit.load(SeqCst);
+        let below = |taken: u32| (limit == 0 || taken < limit).then(|| taken.saturating_add(1));
+        self.in_flight.fetch_update(SeqCst, SeqCst, below).is_ok()
+    }
+
+    /// Gives a taken one to whoever waits, or back.
+    pub fn release(&self) {
+        // Beyond a limit that was lowered since, slots are given up first.
+        if self.is_wanted() && !self.is_over() && self.ask(|room, member| room.offer(member)) {
+            return;
+        }
+        let before = self.in_flight.fetch_sub(1, SeqCst);
+        debug_assert!(before > 0, "a slot is given back once");
+        self.fill(1);
+    }
+
+    /// Lets those who wait take free slots, `most` at most.
+    pub fn fill(&self, most: u32) {
+        for _ in 0..most {
+            let found =
+                self.is_wanted() && self.has_free() && self.ask(|room, member| room.fill(member));
+            if !found {
+                return;
+            }
+        }
+    }
+
+    /// Changes the limit; 0 = none. What is in flight beyond a lower one ends in its own time.
+    pub fn set_limit(&self, limit: u32) {
+        self.limit.store(limit, SeqCst);
+    }
+
+    /// Somebody in one more room would take a slot.
+    pub(super) fn want(&self) {
+        self.wanted.fetch_add(1, SeqCst);
+    }
+
+    /// Nobody in a room would take a slot any more.
+    pub(super) fn unwant(&self) {
+        let before = self.wanted.fetch_sub(1, SeqCst);
+        debug_assert!(before > 0, "a room is counted once");
+    }
+
+    /// Makes a room known, and forgets those that are gone.
+    pub(super) fn register(&self, room: Weak<dyn Waiting>, member: usize) {
+        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = rooms.iter().filter(|door| door.room.strong_count() > 0).cloned();
+        *rooms = kept.chain([Door { room, member }]).collect();
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.wanted.load(SeqCst) > 0
+    }
+
+    fn is_over(&self) -> bool {
+        let limit = self.limit.load(SeqCst);
+        limit > 0 && self.in_flight.load(SeqCst) > limit
+    }
+
+    /// Asks the rooms until one takes, beginning behind the one that took last.
+    fn ask(&self, takes: impl Fn(&dyn Waiting, usize) -> bool) -> bool {
+        // Copied: a room must not be asked, nor the last hold of it dropped, under this lock.
+        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let first = self.turn.load(Relaxed);
+        for step in 0..rooms.len() {
+            let at = first.wrapping_add(step) % rooms.len();
+            let door = &rooms[at];
+            if door.room.upgrade().is_some_and(|room| takes(&*room, door.member)) {
+                self.turn.store(at + 1, Relaxed);
+                return true;
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn never_more_than_the_limit_and_without_one_any_number() {
+        let slots = Slots::new(2);
+        assert_eq!([(); 3].map(|()| slots.try_take()), [true, true, false]);
+        assert!(!slots.has_free());
+        slots.release();
+        assert_eq!((slots.in_flight(), slots.has_free(), slots.try_take()), (1, true, true));
+        let open = Slots::new(0);
+        assert!((0..1000).all(|_| open.try_take()));
+        assert_eq!(open.in_flight(), 1000);
+    }
+
+    #[test]
+    fn a_lowered_limit_lets_those_in_flight_end() {
+        let slots = Slots::new(3);
+        assert!((0..3).all(|_| slots.try_take()));
+        slots.set_limit(1);
+        slots.release();
+        assert_eq!((slots.in_flight(), slots.try_take()), (2, false));
+        slots.release();
+        slots.release();
+        assert!(slots.try_take() && !slots.try_take());
+    }
+
+    #[test]
+    fn threads_never_take_more_than_there_are() {
+        let slots = Slots::new(3);
+        let inside = AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..5_000 {
+                        if slots.try_take() {
+                            assert!(inside.fetch_add(1, SeqCst) < 3);
+                            inside.fetch_sub(1, SeqCst);
+                            slots.release();
+                        }
+                    }
+                });
+            }
+        });
+        assert_eq!(slots.in_flight(), 0);
+    }
+}
