@@ -28,6 +28,7 @@ use super::watched::Watched;
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
+use crate::policy::breaker::State as Breaker;
 use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
@@ -185,6 +186,12 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
         healthy: watched.healthy(),
         in_flight: watched.state.in_flight(),
         attempts: watched.state.attempts(),
+        breaker: match watched.state.breaker.state() {
+            Breaker::Closed { .. } => 0,
+            Breaker::Open { .. } => 1,
+            Breaker::HalfOpen { .. } => 2,
+        },
+        breaker_changes: watched.state.breaker_changes(),
     };
     let upstreams = desk.rows().iter().map(row).collect();
     let text =

@@ -136,11 +136,11 @@ mod tests {
         let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
                     [[upstream]]\nname = \"u\"\nurl = \"http://h\"\nhealth = { fall = 1 }\n";
         let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-        let state = Arc::new(UpstreamState::default());
+        let upstream = config.upstreams[0].clone();
+        let state = Arc::new(UpstreamState::new(upstream.breaker));
         // An exchange of the old plan holds the state in which the probes left it.
         state.set_healthy(false);
         let (events, _inbox) = mpsc::channel(1);
-        let upstream = config.upstreams[0].clone();
         let watched = Watched::new(upstream, state.clone(), Vec::new(), events);
         assert!(watched.healthy() && state.healthy());
         watched.note(Some("refused"));

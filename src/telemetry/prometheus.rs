@@ -14,6 +14,9 @@ use crate::error::Finish;
 /// Put before every name.
 const PREFIX: &str = "tokenring_";
 
+/// The states of a breaker, as labels.
+const BREAKER: [&str; 3] = ["closed", "open", "half_open"];
+
 /// All that is shown.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
@@ -36,6 +39,10 @@ pub struct UpstreamRow {
     pub in_flight: u32,
     /// Attempts on it since it is known.
     pub attempts: u64,
+    /// Its breaker: closed, open, half open.
+    pub breaker: usize,
+    /// How often the breaker has gone to each of these.
+    pub breaker_changes: [u64; BREAKER.len()],
 }
 
 /// Writes the text.
@@ -110,6 +117,20 @@ fn upstreams(out: &mut Text, rows: &[UpstreamRow]) {
             out.sample(name, &[("upstream", &row.name)], value(row));
         }
     }
+    out.family("breaker_state", "gauge", "1 = the breaker is in this state.");
+    for row in rows {
+        for (at, state) in BREAKER.iter().enumerate() {
+            let labels = [("upstream", row.name.as_str()), ("state", state)];
+            out.sample("breaker_state", &labels, u8::from(row.breaker == at));
+        }
+    }
+    let name = "circuitbreaker_state_changes_total";
+    out.family(name, "counter", "How often the breaker has gone to a state.");
+    for row in rows {
+        for (state, count) in BREAKER.iter().zip(row.breaker_changes) {
+            out.sample(name, &[("upstream", row.name.as_str()), ("to", state)], count);
+        }
+    }
 }
 
 /// The text, with a method for each kind of line.
@@ -179,6 +200,8 @@ mod tests {
             healthy,
             in_flight: 2,
             attempts: 7,
+            breaker: 1,
+            breaker_changes: [3, 4, 5],
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
         render(&Snapshot { version: "1.2.3", counters: &counters, upstreams })
@@ -195,6 +218,9 @@ mod tests {
             "tokenring_upstream_healthy{upstream=\"a\\\"b\\\\c\\nd\"} 0",
             "tokenring_in_flight{upstream=\"gpu0\"} 2",
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
+            "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",
+            "tokenring_breaker_state{upstream=\"gpu0\",state=\"open\"} 1",
+            "tokenring_circuitbreaker_state_changes_total{upstream=\"gpu0\",to=\"half_open\"} 5",
             "tokenring_http_request_duration_seconds_bucket{le=\"0.000003\"} 1",
             "tokenring_http_request_duration_seconds_bucket{le=\"2.097151\"} 2",
             "tokenring_http_request_duration_seconds_bucket{le=\"+Inf\"} 2",

@@ -76,11 +76,12 @@ fn a_stale_list_holds_while_a_refresh_runs_or_is_refused() {
 #[test]
 fn cached_model_map_does_not_keep_routing_to_a_dead_server() {
     let (a, b) = (Fake::start("a", &["x", "only-a"]), Fake::start("b", &["x"]));
-    // An hour: only the death itself can be the reason.
+    // An hour: only the death itself can be the reason. The breaker may open meanwhile.
+    let breaker = "breaker = { cooldown = \"1s\" }";
     let text = format!(
         "{LISTENER}[discovery]\nttl = \"1h\"\n{}{}",
-        upstream("a", &a.url(), ""),
-        upstream("b", &b.url(), ""),
+        upstream("a", &a.url(), breaker),
+        upstream("b", &b.url(), breaker),
     );
     let proxy = Proxy::start(&text);
     let mut client = proxy.client();
