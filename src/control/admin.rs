@@ -5,7 +5,6 @@
 //! and closures of the server and changes nothing but by a probe.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -15,12 +14,15 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::serve::Listener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::fetch::Task;
 use super::fleet::Board;
@@ -33,6 +35,10 @@ use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
 
+/// Connections at a time; further ones wait.
+const CONNECTIONS_MAX: usize = 256;
+/// How long a head may take, and how long a connection may idle between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause after an accept failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -89,52 +95,52 @@ impl Gate {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(desk.clone(), check_token))
             .with_state(desk);
-        Task::of(tokio::spawn(async move {
-            let served = match self.listening {
-                Listening::Tcp(socket) => match TcpListener::from_std(socket) {
-                    Ok(listener) => {
-                        axum::serve(Allowed { listener, nets: self.allow }, router).await
-                    }
-                    Err(error) => Err(error),
-                },
-                Listening::Unix(socket) => match UnixListener::from_std(socket) {
-                    Ok(listener) => axum::serve(listener, router).await,
-                    Err(error) => Err(error),
-                },
-            };
-            // It ends with the thread; a socket that listens can be registered.
-            debug_assert!(served.is_ok(), "{served:?}");
-        }))
+        Task::of(tokio::spawn(accept(self.listening, self.allow, router)))
     }
 }
 
 /// Accepts from these networks; others are hung up on.
-struct Allowed {
-    listener: TcpListener,
-    nets: Vec<IpNet>,
-}
-
-impl Listener for Allowed {
-    type Io = TcpStream;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (TcpStream, SocketAddr) {
-        loop {
-            match self.listener.accept().await {
-                Ok((stream, peer)) => {
-                    let ip = peer.ip().to_canonical();
-                    if self.nets.iter().any(|net| net.contains(&ip)) {
-                        return (stream, peer);
-                    }
+async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let listener = match listening {
+        Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
+        Listening::Unix(socket) => UnixListener::from_std(socket).map(Either::Unix),
+    };
+    // A socket that listens can be registered, and the room is never closed.
+    let Ok(listener) = listener else { return };
+    while let Ok(place) = room.clone().acquire_owned().await {
+        let router = router.clone();
+        let accepted = match &listener {
+            Either::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                let ip = peer.ip().to_canonical();
+                if allow.iter().any(|net| net.contains(&ip)) {
+                    tokio::spawn(serve(TokioIo::new(stream), router, place));
                 }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
+            }),
+            Either::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                tokio::spawn(serve(TokioIo::new(stream), router, place));
+            }),
+        };
+        if accepted.is_err() {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
         }
     }
+}
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
+enum Either {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Serves one connection to its end, which gives its place back.
+async fn serve<S>(stream: S, router: Router, _place: OwnedSemaphorePermit)
+where
+    S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
+{
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    // A client that spoke no HTTP or left has been told all there is.
+    let _ = http.serve_connection(stream, TowerToHyperService::new(router)).await;
 }
 
 async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {

@@ -383,3 +383,77 @@ fn has_name(upstream: &Upstream) -> bool {
 fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
     a.len() == b.len() && a.iter().all(|ip| b.contains(ip))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::breaker::BreakerPolicy;
+    use crate::upstream::state::UpstreamState;
+
+    /// A server that is asked for its models, without the tasks.
+    fn server() -> Server {
+        let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+                    [[upstream]]\nname = \"u\"\nurl = \"http://h\"\n";
+        let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+        let upstream = config.upstreams[0].clone();
+        let breaker: BreakerPolicy = upstream.breaker;
+        let state = Arc::new(UpstreamState::new(breaker));
+        let (events, _) = mpsc::channel(1);
+        Server {
+            watched: Watched::new(upstream, state, Vec::new(), events),
+            models: None,
+            told: false,
+            failed: false,
+            asker: None,
+            _prober: None,
+        }
+    }
+
+    fn models(names: &[&str]) -> Listed {
+        Listed::Models(names.iter().map(|name| (*name).to_owned()).collect())
+    }
+
+    /// What is told, whether anything changed, how many models are routed.
+    fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>) {
+        let mut changed = false;
+        let told = server.hear(listed, &mut changed);
+        (told, changed, server.models().map(|models| models.len()))
+    }
+
+    #[test]
+    fn a_list_holds_until_the_next_one_or_death() {
+        let mut server = server();
+        let no_list = || Listed::NoList("status 503".to_owned());
+        let dead = || Listed::Dead("refused".to_owned());
+        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, true, Some(2)));
+        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, false, Some(2)));
+        let told = Some("status 503".to_owned());
+        assert_eq!(hear(&mut server, no_list()), (told, false, Some(2)));
+        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2)), "told once");
+        assert_eq!(hear(&mut server, dead()), (None, true, None));
+        assert_eq!(hear(&mut server, dead()), (None, false, None));
+        assert_eq!(hear(&mut server, no_list()), (None, false, None), "nothing comes back");
+        assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1)));
+        assert_eq!(hear(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
+    }
+
+    #[test]
+    fn what_probes_say_is_down_routes_no_models() {
+        let mut server = server();
+        hear(&mut server, models(&["a"]));
+        server.watched.state.set_healthy(false);
+        assert_eq!(server.models(), None);
+        server.watched.state.set_healthy(true);
+        assert_eq!(server.models().map(|models| models.len()), Some(1));
+    }
+
+    #[test]
+    fn another_order_of_addresses_is_no_change() {
+        let ips = |list: &[u8]| -> Vec<IpAddr> {
+            list.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect()
+        };
+        assert!(same_set(&ips(&[1, 2]), &ips(&[2, 1])));
+        assert!(!same_set(&ips(&[1, 2]), &ips(&[1])));
+        assert!(!same_set(&ips(&[1]), &ips(&[2])));
+    }
+}

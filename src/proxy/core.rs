@@ -244,21 +244,34 @@ impl Core {
             return;
         }
         let (plan, version) = self.shared.slot.plan();
-        self.keep_picks(&plan);
+        self.keep_by_group(&plan);
         self.plan_version.set(version);
         *self.plan.borrow_mut() = Rc::new(plan);
     }
 
-    /// Carries the balancers' states over to the groups that still have the same members.
-    fn keep_picks(&self, next: &Plan) {
+    /// Carries over what belongs to groups that still have the same members: the balancers'
+    /// states and the retry budgets.
+    fn keep_by_group(&self, next: &Plan) {
         let now = self.plan.borrow();
-        let mut picks = self.picks.borrow_mut();
-        let mut known: HashMap<(&str, Vec<&str>), PickState> =
-            now.groups.iter().map(|group| now.group_key(group)).zip(picks.drain(..)).collect();
-        picks.extend(next.groups.iter().map(|group| {
-            let kept = known.remove(&next.group_key(group));
-            kept.unwrap_or_else(|| PickState::starting_at(self.index))
-        }));
+        let (mut picks, mut budgets) = (self.picks.borrow_mut(), self.budgets.borrow_mut());
+        let mut picks_left = picks.drain(..).map(Some).collect::<Vec<_>>();
+        let mut budgets_left = budgets.drain(..).map(Some).collect::<Vec<_>>();
+        let groups = now.groups.iter().enumerate();
+        let known: HashMap<_, usize> =
+            groups.map(|(index, group)| (now.group_key(group), index)).collect();
+        for group in &next.groups {
+            let before = known.get(&next.group_key(group));
+            let pick = before.and_then(|at| picks_left.get_mut(*at)?.take());
+            picks.push(pick.unwrap_or_else(|| PickState::starting_at(self.index)));
+            let budget = before.and_then(|at| budgets_left.get_mut(*at)?.take());
+            budgets.push(budget.unwrap_or_else(|| self.new_budget()));
+        }
+    }
+
+    /// This core's share of a group's retry budget.
+    fn new_budget(&self) -> RetryBudget {
+        let share = MILLIS_PER_SECOND / self.shared.active.len().max(1) as u64;
+        RetryBudget::new(share, self.ticker.now())
     }
 
     /// Asks one listener of the config in force.
@@ -311,9 +324,7 @@ impl Core {
     pub fn with_budget<T>(&self, group: usize, use_it: impl FnOnce(&mut RetryBudget) -> T) -> T {
         let mut budgets = self.budgets.borrow_mut();
         if budgets.len() <= group {
-            let share = MILLIS_PER_SECOND / self.shared.active.len().max(1) as u64;
-            let now = self.ticker.now();
-            budgets.resize_with(group + 1, || RetryBudget::new(share, now));
+            budgets.resize_with(group + 1, || self.new_budget());
         }
         use_it(&mut budgets[group])
     }

@@ -338,6 +338,19 @@ fn services_are_those_of_the_best_priority_with_their_weights() {
 }
 
 #[test]
+fn the_start_does_not_wait_long_for_a_server_that_is_silent() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let a = Fake::start("a", &["x"]);
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let text = format!("{LISTENER}{}{}", upstream("s", &url, ""), upstream("a", &a.url(), ""));
+    let begun = Instant::now();
+    let proxy = Proxy::start(&text);
+    let limit = tokenring::control::fleet::FIRST_WAIT + Duration::from_secs(2);
+    assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
+    assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+}
+
+#[test]
 fn localhost_is_in_the_hosts_file() {
     let a = Fake::start("a", &["x"]);
     let url = format!("http://localhost:{}", a.addr().port());
