@@ -72,6 +72,9 @@ struct MockArgs {
     /// Unix socket to listen on besides.
     #[arg(long)]
     unix: Option<PathBuf>,
+    /// What every request gets on top, in the words of x-mock, e.g. `status=500` or `delay=1h`.
+    #[arg(long, value_name = "LIST", default_value = "")]
+    behave: String,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -117,6 +120,8 @@ fn serve(args: MockArgs) -> io::Result<ExitCode> {
         },
         unix: args.unix,
     })?;
+    mock.try_behave(&args.behave)
+        .map_err(|why| io::Error::new(io::ErrorKind::InvalidInput, why))?;
     writeln!(io::stdout(), "listening on {}", mock.url())?;
     loop {
         // The server has its own thread; signals end the process.

@@ -400,3 +400,47 @@ fn listens_on_a_unix_socket_and_stops_when_dropped() {
     assert!(!path.exists());
     assert!(TcpStream::connect(addr).is_err());
 }
+
+#[test]
+fn a_mood_is_every_requests_until_it_is_lifted() {
+    let mock = mock();
+    let mut kept = connect(&mock);
+    let mut status = |fields: &str| {
+        kept.write_all(chat(fields, false).as_bytes()).unwrap();
+        one(&mut kept).0.split(' ').nth(1).unwrap().to_owned()
+    };
+    assert_eq!(status(""), "200");
+    mock.behave("status=503,retry_after=4");
+    assert_eq!(status(""), "503");
+    // A request's own keys come on top, and do not outlive it.
+    assert_eq!(status("x-mock: status=418\r\n"), "418");
+    assert_eq!(status(""), "503");
+    let other = all(&mock, "GET /v1/models HTTP/1.0\r\n\r\n").unwrap();
+    assert!(other.starts_with("HTTP/1.1 503") && other.contains("retry-after: 4\r\n"), "{other}");
+    let stats = all(&mock, "GET /mock/stats HTTP/1.0\r\n\r\n").unwrap();
+    assert!(stats.starts_with("HTTP/1.1 200"), "{stats}");
+    mock.behave("");
+    assert_eq!(status(""), "200");
+}
+
+#[test]
+fn a_mood_that_is_not_understood_changes_nothing() {
+    let mock = mock();
+    mock.behave("status=500");
+    assert!(mock.try_behave("status=200,stahl").unwrap_err().contains("stahl"));
+    let got = all(&mock, &chat("connection: close\r\n", false)).unwrap();
+    assert!(got.starts_with("HTTP/1.1 500"), "{got}");
+}
+
+#[test]
+fn a_server_that_hangs_recovers_for_the_next_request() {
+    let mock = mock();
+    mock.behave("delay=1h");
+    let mut hung = connect(&mock);
+    hung.write_all(chat("", false).as_bytes()).unwrap();
+    mock.wait_until(LIMIT, |stats| stats.in_flight == 1).unwrap();
+    mock.behave("");
+    let got = all(&mock, &chat("connection: close\r\n", false)).unwrap();
+    assert!(got.starts_with("HTTP/1.1 200"), "{got}");
+    assert_eq!(mock.stats().in_flight, 1, "what hangs goes on hanging");
+}

@@ -1,7 +1,8 @@
 //! The `x-mock` keys: what a request may ask the server to do to it.
 //!
 //! `x-mock: status=503,retry_after=3`, or `?mock=status=503,retry_after=3`; the
-//! header may come more than once. An unknown key is an error that names it, since
+//! header may come more than once, and a server's mood says the same to every request. An
+//! unknown key is an error that names it, since
 //! a misspelt fault would make a test pass for nothing.
 
 use std::time::Duration;

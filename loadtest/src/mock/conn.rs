@@ -75,7 +75,11 @@ pub(super) async fn serve(sock: Sock, shared: Arc<Shared>) {
 async fn exchange(conn: &mut Conn, request: &Request, number: u64) -> Result<End, Left> {
     conn.served += 1;
     let arrived = Instant::now();
-    let mut how = Behaviour::default();
+    let mut how = match request.path() {
+        // Whoever watches an ill server must not catch its illness.
+        "/mock/stats" => Behaviour::default(),
+        _ => conn.shared.mood(),
+    };
     let query = request.query("mock");
     for list in request.values("x-mock").chain(query.as_deref()) {
         if let Err(why) = how.add(list) {

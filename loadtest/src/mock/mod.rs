@@ -2,7 +2,8 @@
 //!
 //! The one idea: what the server does is decided by the request that asks for it
 //! (`x-mock: cut_after=3`), so that one running server serves every test, and two
-//! tests cannot disturb each other's behaviour. HTTP is written by hand on the
+//! tests cannot disturb each other's behaviour; a server as a whole can be given a mood
+//! ([`Mock::behave`]), for tests of a server that falls ill and recovers. HTTP is written by hand on the
 //! socket, because a proper library cannot be made to misbehave.
 //!
 //! Reading order: [`Mock`] here, `conn` (one connection), `wire` (the request),
@@ -25,7 +26,7 @@ mod wire;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -103,6 +104,15 @@ struct Shared {
     config: MockConfig,
     addr: SocketAddr,
     counters: stats::Counters,
+    /// What every request asks for before its own keys are added.
+    mood: RwLock<behave::Behaviour>,
+}
+
+impl Shared {
+    fn mood(&self) -> behave::Behaviour {
+        // It is replaced whole: whoever panicked with the lock broke nothing.
+        self.mood.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// A running simulated server. Dropping it closes its sockets and ends its thread.
@@ -124,7 +134,12 @@ impl Mock {
             (listen(config.bind)?, config.unix.as_ref().map(listen_unix).transpose()?)
         };
         let addr = listener.local_addr()?;
-        let shared = Arc::new(Shared { config, addr, counters: stats::Counters::default() });
+        let shared = Arc::new(Shared {
+            config,
+            addr,
+            counters: stats::Counters::default(),
+            mood: RwLock::default(),
+        });
         let (stop, stopped) = oneshot::channel();
         let thread = {
             let shared = Arc::clone(&shared);
@@ -133,6 +148,28 @@ impl Mock {
                 .spawn(move || work(runtime, listener, unix, shared, stopped))?
         };
         Ok(Mock { shared, stop: Some(stop), thread: Some(thread) })
+    }
+
+    /// Makes every coming request, on any connection, behave as if it brought `x-mock: LIST`.
+    ///
+    /// Shape: the words of `x-mock`; an empty list is normal again. What a request asks for
+    /// itself comes on top. Requests under way go on as they began, and `/mock/stats` always
+    /// answers as usual.
+    /// Errors: a list that is not understood is a fault of the test, which panics.
+    pub fn behave(&self, list: &str) {
+        if let Err(why) = self.try_behave(list) {
+            panic!("{why}");
+        }
+    }
+
+    /// As `behave`, for lists that somebody has typed.
+    ///
+    /// Errors: the key or value that is not understood; the mood stays as it was.
+    pub fn try_behave(&self, list: &str) -> Result<(), String> {
+        let mut mood = behave::Behaviour::default();
+        mood.add(list)?;
+        *self.shared.mood.write().unwrap_or_else(PoisonError::into_inner) = mood;
+        Ok(())
     }
 
     /// The TCP address it listens on, with the port that was given.
