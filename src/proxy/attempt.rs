@@ -126,7 +126,7 @@ impl Attempt<'_> {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = failed {
-                    self.judge.ended(kind, turn.settle.elapsed_us());
+                    self.judge.ended(kind, turn.settle.now_us());
                 }
                 return failed;
             }
@@ -158,7 +158,7 @@ impl Attempt<'_> {
             Downloaded::NoAnswer { kind, answered } => {
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
                 if !stale {
-                    self.judge.ended(kind, turn.settle.elapsed_us());
+                    self.judge.ended(kind, turn.settle.now_us());
                 }
                 Attempted::Failed { kind, answered, reused, status: None }
             }
@@ -169,7 +169,7 @@ impl Attempt<'_> {
                 status: Some(status),
             },
             Downloaded::Cut(kind) => {
-                self.judge.ended(kind, turn.settle.elapsed_us());
+                self.judge.ended(kind, turn.settle.now_us());
                 Attempted::Over(kind)
             }
             Downloaded::Upgraded(bytes) => {

@@ -151,6 +151,9 @@ fn group(group: &config::Group) -> GroupPlan {
             on: group.retry.on,
         },
         fallback: group.fallback.iter().map(|group| group.0).collect(),
+        queue_length: group.queue.length,
+        queue_wait: group.queue.wait,
+        room: None,
         timeouts: UpstreamTimeouts {
             connect: group.timeouts.connect,
             first_byte: group.timeouts.first_byte,

@@ -14,7 +14,7 @@ use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
-use crate::net::bell::{Bells, Ticket};
+use crate::net::bell::{Bells, LOOK, Ticket};
 use crate::net::mailbox::{Message, Sender};
 use crate::net::splice::Pipes;
 use crate::net::ticker::Ticker;
@@ -23,6 +23,7 @@ use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::pool::Pool;
+use crate::upstream::room::Wake;
 
 /// Scratch space kept per core; one is lent to each exchange in flight.
 const SCRATCHES_KEPT: usize = 256;
@@ -45,12 +46,10 @@ pub struct Shared {
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`.
     pub refused: AtomicU64,
-    /// What milliseconds and microseconds of all cores count from.
-    pub origin: Instant,
     /// Set when the process drains.
     pub draining: AtomicBool,
-    /// Cores whose mailbox was full when a bell of theirs was to be rung.
-    pub rings_lost: Vec<AtomicBool>,
+    /// Rings the bells of all cores.
+    pub ringer: Arc<Ringer>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
@@ -66,7 +65,8 @@ pub struct PlanSlot {
 impl PlanSlot {
     /// A slot with the first plan.
     #[must_use]
-    pub fn new(plan: Plan) -> Self {
+    pub fn new(mut plan: Plan, ringer: &Arc<Ringer>) -> Self {
+        plan.open_rooms(ringer);
         Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
     }
 
@@ -78,7 +78,8 @@ impl PlanSlot {
         (plan.clone(), self.version.load(Ordering::Acquire))
     }
 
-    fn put(&self, mut plan: Plan) {
+    fn put(&self, mut plan: Plan, ringer: &Arc<Ringer>) {
+        plan.open_rooms(ringer);
         let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         plan.keep_limits(&slot);
         *slot = Arc::new(plan);
@@ -105,26 +106,60 @@ impl Shared {
     /// Shape: it has as many listeners as the one before, in the same order.
     pub fn swap(&self, plan: Plan) {
         debug_assert_eq!(plan.listeners.len(), self.slot.plan().0.listeners.len());
-        self.slot.put(plan);
+        self.slot.put(plan, &self.ringer);
         for mailbox in &self.mailboxes {
             // A core that does not keep up looks by itself at its next tick.
             let _ = mailbox.send(Message::Look);
         }
     }
+}
 
-    /// Rings a bell, from any thread; on its own core `Core::ring` is shorter.
+/// Rings bells from any thread, and keeps the time that all threads count.
+pub struct Ringer {
+    mailboxes: Vec<Sender>,
+    /// Cores whose mailbox was full when a bell of theirs was to be rung.
+    lost: Vec<AtomicBool>,
+    /// What milliseconds and microseconds of all cores count from.
+    origin: Instant,
+}
+
+impl Ringer {
+    /// A ringer for the cores with these mailboxes.
+    #[must_use]
+    pub fn new(mailboxes: Vec<Sender>) -> Arc<Self> {
+        let lost = mailboxes.iter().map(|_| AtomicBool::new(false)).collect();
+        Arc::new(Self { mailboxes, lost, origin: Instant::now() })
+    }
+
+    /// Rings a bell with a value.
     ///
     /// Never waits: when the mailbox is full the bell is rung with `bell::LOOK` at the core's next
     /// tick.
     pub fn ring(&self, ticket: Ticket, value: u64) {
         let core = usize::from(ticket.core);
-        let (Some(mailbox), Some(lost)) = (self.mailboxes.get(core), self.rings_lost.get(core))
-        else {
+        let (Some(mailbox), Some(lost)) = (self.mailboxes.get(core), self.lost.get(core)) else {
             return;
         };
         if mailbox.send(Message::Ring { ticket, value }).is_err() {
             lost.store(true, Ordering::Release);
         }
+    }
+
+    /// Microseconds from the process's origin to `at`.
+    #[must_use]
+    pub fn us_at(&self, at: Instant) -> u64 {
+        let passed = at.saturating_duration_since(self.origin).as_micros();
+        u64::try_from(passed).unwrap_or(u64::MAX)
+    }
+}
+
+impl Wake<Ticket> for Ringer {
+    fn ring(&self, ticket: Ticket) {
+        self.ring(ticket, LOOK);
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.us_at(Instant::now()) / 1000
     }
 }
 
@@ -279,19 +314,6 @@ impl Core {
         ask(&self.plan.borrow().listeners[index])
     }
 
-    /// Microseconds since the process's origin, the same on all cores; as coarse as the ticker.
-    #[must_use]
-    pub fn now_us(&self) -> u64 {
-        let run = self.ticker.now().saturating_duration_since(self.shared.origin);
-        u64::try_from(run.as_micros()).unwrap_or(u64::MAX)
-    }
-
-    /// Milliseconds since the process's origin; see `now_us`.
-    #[must_use]
-    pub fn now_ms(&self) -> u64 {
-        self.now_us() / 1000
-    }
-
     /// One random draw.
     #[must_use]
     pub fn chance(&self) -> u64 {
@@ -348,13 +370,13 @@ impl Core {
         if usize::from(ticket.core) == self.index {
             self.bells.ring(ticket, value);
         } else {
-            self.shared.ring(ticket, value);
+            self.shared.ringer.ring(ticket, value);
         }
     }
 
     /// Makes good for rings that a full mailbox lost; called by the ticker.
     pub fn ring_lost(&self) {
-        if self.shared.rings_lost[self.index].swap(false, Ordering::Acquire) {
+        if self.shared.ringer.lost[self.index].swap(false, Ordering::Acquire) {
             self.bells.ring_all();
         }
     }

@@ -7,15 +7,18 @@
 
 use std::time::Duration;
 
+use super::admit::Permit;
 use super::attempt::{Attempt, Attempted, Turn};
 use super::conn_h1::Downstream;
 use super::core::Core;
 use super::forward::Request;
-use super::pick::{self, Choice, Picked};
+use super::pick::{self, Choice, Nobody, Picked};
 use super::plan::Plan;
 use super::reply::{Next, Refusal};
 use super::route::Route;
+use super::settle::Settle;
 use super::tunnel;
+use super::wait::{self, Wait, Waited};
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
 use crate::net::frame::Frame;
@@ -66,7 +69,13 @@ pub async fn dispatch(
     loop {
         let resendable = turn.body.reader.is_done();
         let Picked { upstream, lease, judge, .. } =
-            at.pick(members, resendable, turn.settle.elapsed_us())?;
+            match at.pick(down, request.permit, members, resendable, turn.settle).await? {
+                Some(picked) => picked,
+                None => {
+                    turn.settle.fault(Kind::ClientGone);
+                    return Ok(Next::Close);
+                }
+            };
         let group = &plan.groups[usize::from(at.group)];
         let another = pick::another(members, &at.tried) || !at.fallback.as_slice().is_empty();
         let may_retry = another && resendable && at.retries < group.retry.attempts;
@@ -102,7 +111,7 @@ pub async fn dispatch(
             return Err(failed.kind.into());
         }
         at.retries += 1;
-        if !after.is_zero() && pause(down, after).await == Waited::Gone {
+        if !after.is_zero() && pause(down, after).await == Paused::Gone {
             turn.settle.fault(Kind::ClientGone);
             return Ok(Next::Close);
         }
@@ -116,25 +125,45 @@ fn take_retry(core: &Core, group: u16) -> bool {
 }
 
 impl<'d> Dispatch<'d> {
-    /// The next member: of this group, then of those it falls back to.
-    fn pick(
+    /// The next member: of this group, waiting for it if need be, then of those it falls back
+    /// to; `None` when the client has left.
+    async fn pick(
         &mut self,
+        down: &mut Downstream,
+        permit: &Permit,
         members: &mut Vec<Member>,
         resendable: bool,
-        elapsed_us: u64,
-    ) -> Result<Picked<'d>, Refusal> {
+        settle: &mut Settle,
+    ) -> Result<Option<Picked<'d>>, Refusal> {
+        let (core, plan) = (self.core, self.plan);
         loop {
+            let group = &plan.groups[usize::from(self.group)];
             let choice = Choice { group: self.group, forced: self.forced, tried: &self.tried };
-            if let Some(picked) = pick::pick(self.core, self.plan, choice, members, elapsed_us) {
-                self.tried.insert(picked.member);
-                return Ok(picked);
-            }
+            let now_us = settle.now_us();
+            let refusal = match (pick::pick(core, plan, choice, members, now_us), &group.room) {
+                (Ok(picked), _) => {
+                    self.tried.insert(picked.member);
+                    return Ok(Some(picked));
+                }
+                (Err(Nobody::Left), _) => pick::nobody_left(plan, choice, now_us),
+                (Err(Nobody::Full), None) => Kind::QueueFull.into(),
+                (Err(Nobody::Full), Some(room)) => {
+                    let wait = Wait { core, plan, room, choice, share: wait::share(permit) };
+                    // Boxed by the frame: few wait, and all would carry its future.
+                    match Frame::new(wait.run(down, members, settle)).await {
+                        Waited::Picked(picked) => {
+                            self.tried.insert(picked.member);
+                            return Ok(Some(picked));
+                        }
+                        Waited::Again => continue,
+                        Waited::Gone => return Ok(None),
+                        Waited::Refused(refusal) => refusal,
+                    }
+                }
+            };
             let next = self.fallback.next().filter(|_| resendable || self.failed.is_none());
             let Some(&next) = next else {
-                return Err(match self.failed {
-                    Some(kind) => kind.into(),
-                    None => pick::nobody_available(self.core, self.plan, choice),
-                });
+                return Err(self.failed.map_or(refusal, Refusal::from));
             };
             (self.group, self.forced, self.tried) = (next, None, Tried::NONE);
         }
@@ -194,18 +223,18 @@ async fn end(
 }
 
 #[derive(PartialEq, Eq)]
-enum Waited {
+enum Paused {
     Over,
     Gone,
 }
 
 /// Waits before a retry, unless the client leaves.
-async fn pause(down: &mut Downstream, after: Duration) -> Waited {
+async fn pause(down: &mut Downstream, after: Duration) -> Paused {
     // Pooled: a sleep would make every exchange larger, and few ever pause.
     let mut sleep = Frame::new(rt::sleep(after));
     let gone = std::pin::pin!(down.watch.gone(&down.timer));
     match race(std::pin::Pin::new(&mut sleep), gone).await {
-        First::Left(()) => Waited::Over,
-        First::Right(()) => Waited::Gone,
+        First::Left(()) => Paused::Over,
+        First::Right(()) => Paused::Gone,
     }
 }

@@ -120,7 +120,7 @@ impl Download<'_> {
         settle.outcome.first_byte_us = Some(elapsed_us);
         settle.outcome.status = response.status;
         let rest_s = response.value(Name::RetryAfter, &buffer).and_then(retry_after);
-        self.judge.answered(response.status, rest_s, elapsed_us);
+        self.judge.answered(response.status, rest_s, settle.begun_us() + elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
                 // Nobody asked: what follows is no HTTP for anybody to read.

@@ -8,7 +8,6 @@
 
 use std::cell::Cell;
 
-use super::core::Core;
 use crate::error::{Blame, Kind};
 use crate::policy::breaker::{CallResult, Entry};
 use crate::upstream::state::UpstreamState;
@@ -19,58 +18,57 @@ pub const REST_MAX_S: u32 = 300;
 
 /// The judge of one attempt.
 pub struct Judge<'a> {
-    core: &'a Core,
     state: &'a UpstreamState,
     /// The breaker's leave to make the call; taken by the verdict.
     entry: Cell<Option<Entry>>,
-    /// Microseconds into the exchange at which the attempt began.
+    /// When the attempt began, microseconds since the process's origin.
     begun_us: u64,
 }
 
 impl<'a> Judge<'a> {
     /// Asks the breaker for leave to make the call; `None` when it is refused.
     ///
-    /// Units: `begun_us` counts from the exchange's beginning.
+    /// Units: every `now_us` counts from the process's origin.
     #[must_use]
-    pub fn enter(core: &'a Core, state: &'a UpstreamState, begun_us: u64) -> Option<Self> {
-        let entry = state.breaker.enter(core.now_ms())?;
+    pub fn enter(state: &'a UpstreamState, now_us: u64) -> Option<Self> {
+        let entry = state.breaker.enter(now_us / 1000)?;
         state.count_change(entry.change());
-        Some(Self { core, state, entry: Cell::new(Some(entry)), begun_us })
+        Some(Self { state, entry: Cell::new(Some(entry)), begun_us: now_us })
     }
 
-    /// A complete response head came, `elapsed_us` into the exchange.
+    /// A complete response head came.
     ///
     /// 429 is no failure: the server works and says when. `retry_after_s` is what it asked for.
-    pub fn answered(&self, status: u16, retry_after_s: Option<u32>, elapsed_us: u64) {
+    pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now_us: u64) {
         if let Some(seconds) = retry_after_s.filter(|_| matches!(status, 429 | 503)) {
-            self.state.rest(self.core.now_ms() + 1000 * u64::from(seconds.min(REST_MAX_S)));
+            self.state.rest(now_us / 1000 + 1000 * u64::from(seconds.min(REST_MAX_S)));
         }
-        let took_us = elapsed_us.saturating_sub(self.begun_us);
         match is_failure(status) {
-            true => self.failed(took_us),
+            true => self.failed(now_us),
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
-            false if status == 429 => self.give(CallResult::Success),
+            false if status == 429 => self.give(CallResult::Success, now_us),
             false => {
-                self.state.measures.record_success(took_us, self.core.now_us());
-                self.give(CallResult::Success);
+                let took_us = now_us.saturating_sub(self.begun_us);
+                self.state.measures.record_success(took_us, now_us);
+                self.give(CallResult::Success, now_us);
             }
         }
     }
 
-    /// The attempt ended by a fault, `elapsed_us` into the exchange.
-    pub fn ended(&self, kind: Kind, elapsed_us: u64) {
+    /// The attempt ended by a fault.
+    pub fn ended(&self, kind: Kind, now_us: u64) {
         if kind.row().blame == Blame::Upstream {
-            self.failed(elapsed_us.saturating_sub(self.begun_us));
+            self.failed(now_us);
         }
     }
 
-    fn failed(&self, took_us: u64) {
-        self.state.measures.record_failure(took_us, self.core.now_us());
-        self.give(CallResult::Failure);
+    fn failed(&self, now_us: u64) {
+        self.state.measures.record_failure(now_us.saturating_sub(self.begun_us), now_us);
+        self.give(CallResult::Failure, now_us);
     }
 
-    fn give(&self, result: CallResult) {
-        let now_ms = self.core.now_ms();
+    fn give(&self, result: CallResult, now_us: u64) {
+        let now_ms = now_us / 1000;
         // After its verdict an attempt is judged again as a call of its own.
         let entry = self.entry.take().or_else(|| self.state.breaker.enter(now_ms));
         if let Some(entry) = entry {

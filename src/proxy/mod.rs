@@ -3,7 +3,7 @@
 //! `worker` (a core: accept, hand over, tick, drain) → `conn_h1` (one client connection) →
 //! `exchange` (the life of a request, station by station), and then the stations: `admit`
 //! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
-//! succeeds), `pick` (which member), `attempt` (one try at one upstream), `upload` and `download`
+//! succeeds), `pick` (which member), `wait` (until one has a slot), `attempt` (one try at one upstream), `upload` and `download`
 //! (both directions of it), `judge` (what it says of the upstream), `settle` (what is recorded).
 //! `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
 //! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
@@ -31,4 +31,5 @@ pub mod settle;
 pub mod tap;
 pub mod tunnel;
 pub mod upload;
+pub mod wait;
 pub mod worker;

@@ -40,30 +40,73 @@ pub struct Picked<'p> {
     pub judge: Judge<'p>,
 }
 
-/// Picks a member; `None` when there is no candidate.
+/// Why nobody was picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nobody {
+    /// Somebody could be, but for its concurrency: it may be worth waiting.
+    Full,
+    /// There is no candidate.
+    Left,
+}
+
+/// Picks a member.
 ///
-/// Units: `elapsed_us` is how far into the exchange this is.
+/// Units: `now_us` from the process's origin.
 pub fn pick<'p>(
-    core: &'p Core,
+    core: &Core,
     plan: &'p Plan,
     choice: Choice<'_>,
     members: &mut Vec<Member>,
-    elapsed_us: u64,
-) -> Option<Picked<'p>> {
+    now_us: u64,
+) -> Result<Picked<'p>, Nobody> {
     let group = &plan.groups[usize::from(choice.group)];
-    view(core, plan, choice, members);
+    let mut nobody = view(plan, choice, members, now_us);
     loop {
-        let member = core.with_pick_state(usize::from(choice.group), |state| {
+        let picked = core.with_pick_state(usize::from(choice.group), |state| {
             balance::pick(group.strategy, state, members, choice.tried, core.chance())
-        })?;
+        });
+        let Some(member) = picked else { return Err(nobody) };
         let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-        if let Some(lease) = upstream.state.try_lease()
-            && let Some(judge) = Judge::enter(core, &upstream.state, elapsed_us)
-        {
-            return Some(Picked { member, upstream, lease, judge });
+        // Whoever was slower than another core picks again.
+        match upstream.state.try_lease() {
+            None => nobody = Nobody::Full,
+            Some(lease) => {
+                if let Some(judge) = Judge::enter(&upstream.state, now_us) {
+                    return Ok(Picked { member, upstream, lease, judge });
+                }
+            }
         }
         members[member].usable = false;
     }
+}
+
+/// Members that no slot will do for: tried, or switched off.
+#[must_use]
+pub fn unacceptable(plan: &Plan, choice: Choice<'_>) -> Tried {
+    let group = &plan.groups[usize::from(choice.group)];
+    let mut not = *choice.tried;
+    for (at, (upstream, _)) in group.members.iter().enumerate() {
+        if !plan.upstreams[usize::from(*upstream)].enabled {
+            not.insert(at);
+        }
+    }
+    not
+}
+
+/// When the nearest breaker of the group lets somebody in; `None` when that is not known.
+///
+/// Units: milliseconds from the process's origin, as `now_ms`.
+#[must_use]
+pub fn next_admission_ms(plan: &Plan, choice: Choice<'_>, now_ms: u64) -> Option<u64> {
+    let group = &plan.groups[usize::from(choice.group)];
+    let wanted = group
+        .members
+        .iter()
+        .map(|(upstream, _)| *upstream)
+        .filter(|upstream| choice.forced.is_none_or(|forced| forced == *upstream))
+        .map(|upstream| &plan.upstreams[usize::from(upstream)])
+        .filter(|upstream| upstream.enabled && upstream.state.healthy());
+    wanted.filter_map(|upstream| upstream.state.breaker.next_admission_ms(now_ms)).min()
 }
 
 /// Whether the last view holds somebody whom the exchange has not tried.
@@ -74,33 +117,23 @@ pub fn another(members: &[Member], tried: &Tried) -> bool {
 
 /// Says that nobody is left, and when somebody may be back.
 #[must_use]
-pub fn nobody_available(core: &Core, plan: &Plan, choice: Choice<'_>) -> Refusal {
-    let group = &plan.groups[usize::from(choice.group)];
-    let now_ms = core.now_ms();
-    let nearest_ms = group
-        .members
-        .iter()
-        .filter(|(upstream, _)| choice.forced.is_none_or(|forced| forced == *upstream))
-        .filter_map(|(upstream, _)| {
-            let upstream = &plan.upstreams[usize::from(*upstream)];
-            let waits = upstream.enabled && upstream.state.healthy();
-            let until = waits.then(|| upstream.state.breaker.next_admission_ms(now_ms))??;
-            Some(until.saturating_sub(now_ms))
-        })
-        .min();
-    let seconds = nearest_ms.map_or(1, |ms| ms.div_ceil(1000).clamp(1, RETRY_AFTER_MAX_S));
-    let message = format!("No upstream of group '{}' is available.", group.name);
+pub fn nobody_left(plan: &Plan, choice: Choice<'_>, now_us: u64) -> Refusal {
+    let now_ms = now_us / 1000;
+    let wait_ms = next_admission_ms(plan, choice, now_ms).map(|at| at.saturating_sub(now_ms));
+    let seconds = wait_ms.map_or(1, |ms| ms.div_ceil(1000).clamp(1, RETRY_AFTER_MAX_S));
+    let name = &plan.groups[usize::from(choice.group)].name;
+    let message = format!("No upstream of group '{name}' is available.");
     let refusal = Refusal::because(Kind::NobodyAvailable, message);
     Refusal { retry_after: u32::try_from(seconds).unwrap_or(u32::MAX), ..refusal }
 }
 
-/// What the balancer sees of a group.
-fn view(core: &Core, plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>) {
+/// What the balancer sees of a group; returns why nobody of it might do.
+fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64) -> Nobody {
     let group = &plan.groups[usize::from(choice.group)];
-    let now_us = core.now_us();
     let now_ms = now_us / 1000;
     members.clear();
     let (mut rested, mut resting) = (false, false);
+    let mut nobody = Nobody::Left;
     for (at, &(upstream, weight)) in group.members.iter().enumerate() {
         let wanted = choice.forced.is_none_or(|forced| forced == upstream);
         let upstream = &plan.upstreams[usize::from(upstream)];
@@ -108,13 +141,13 @@ fn view(core: &Core, plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>)
         let mut member = Member {
             weight,
             in_flight: state.in_flight(),
-            usable: wanted
-                && upstream.enabled
-                && state.admits(now_ms)
-                && state.slots.has_free()
-                && !choice.tried.has(at),
+            usable: wanted && upstream.enabled && state.admits(now_ms) && !choice.tried.has(at),
             ..Member::default()
         };
+        if member.usable && !state.slots.has_free() {
+            member.usable = false;
+            nobody = Nobody::Full;
+        }
         if member.usable {
             match state.resting(now_ms) {
                 true => resting = true,
@@ -134,4 +167,5 @@ fn view(core: &Core, plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>)
             member.usable &= !plan.upstreams[usize::from(upstream)].state.resting(now_ms);
         }
     }
+    nobody
 }

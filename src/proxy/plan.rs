@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::limit::{IpLimit, KeyLimit};
 use crate::http1::parse::HeadLimits;
+use crate::net::bell::Ticket;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
@@ -15,6 +16,7 @@ use crate::policy::keys::KeyTable;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
+use crate::upstream::room::{Room, Wake};
 use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
 
@@ -57,6 +59,18 @@ impl Plan {
         let members = group.members.iter().map(|(upstream, _)| usize::from(*upstream));
         let names = members.filter_map(|at| self.upstreams.get(at)).map(|u| u.name.as_str());
         (&group.name, names.collect())
+    }
+
+    /// Opens the waiting rooms of the groups that have one.
+    ///
+    /// Those who wait in the rooms of the plan before stay there; both rooms get slots in turn.
+    pub fn open_rooms(&mut self, wake: &Arc<impl Wake<Ticket> + 'static>) {
+        let upstreams = &self.upstreams;
+        for group in self.groups.iter_mut().filter(|group| group.queue_length > 0) {
+            let members =
+                group.members.iter().map(|(at, _)| upstreams[usize::from(*at)].state.clone());
+            group.room = Some(Room::new(members.collect(), group.queue_length, wake.clone()));
+        }
     }
 }
 
@@ -133,6 +147,12 @@ pub struct GroupPlan {
     pub retry: RetryPolicy,
     /// Groups that are asked, in order, when nobody of this one is left.
     pub fallback: Vec<u16>,
+    /// Requests that may wait when every member is at its concurrency; 0 = none.
+    pub queue_length: u32,
+    /// How long each may wait.
+    pub queue_wait: Duration,
+    /// Where they wait; opened when the plan is put in force.
+    pub room: Option<Arc<Room<Ticket>>>,
     /// Upstream-side timeouts.
     pub timeouts: UpstreamTimeouts,
 }

@@ -45,6 +45,18 @@ impl Settle {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
+    /// When the head had been read, microseconds since the process's origin.
+    #[must_use]
+    pub fn begun_us(&self) -> u64 {
+        self.core.shared.ringer.us_at(self.begun)
+    }
+
+    /// Microseconds since the process's origin, the same on all cores.
+    #[must_use]
+    pub fn now_us(&self) -> u64 {
+        self.begun_us().saturating_add(self.elapsed_us())
+    }
+
     /// Notes what ended it, unless something earlier did.
     pub fn fault(&mut self, kind: Kind) {
         self.outcome.fault.get_or_insert(kind.into());

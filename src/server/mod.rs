@@ -12,7 +12,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
 use crate::control::{self, Begun, Control, Links};
@@ -22,7 +22,7 @@ use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::proxy::compile::compile;
-use crate::proxy::core::{Padded, PlanSlot, Shared};
+use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
 use crate::proxy::plan::Plan;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
@@ -329,8 +329,10 @@ impl Drop for Server {
 }
 
 fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
+    let ringer = Ringer::new(mailboxes.clone());
     Arc::new(Shared {
-        slot: PlanSlot::new(plan),
+        slot: PlanSlot::new(plan, &ringer),
+        ringer,
         active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
         mailboxes,
         connections: AtomicU32::new(0),
@@ -338,9 +340,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         held: HeldBudget::new(options.held_total_bytes),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
-        origin: Instant::now(),
         draining: AtomicBool::new(false),
-        rings_lost: (0..copies).map(|_| AtomicBool::new(false)).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }

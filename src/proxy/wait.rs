@@ -1,0 +1,146 @@
+//! The station of those for whom nobody has a slot: the group's waiting room.
+//!
+//! Follows the protocol of `upstream::room`, step by step. A waiter costs a place in the room, a
+//! bell and a timer; it ends with a slot, with a member that has become usable without one being
+//! handed over, with its deadline, or with its client's leaving.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use super::admit::Permit;
+use super::conn_h1::Downstream;
+use super::core::Core;
+use super::judge::Judge;
+use super::pick::{self, Choice, Picked};
+use super::plan::Plan;
+use super::reply::Refusal;
+use super::settle::Settle;
+use crate::error::Kind;
+use crate::net::bell::Ticket;
+use crate::net::frame::Frame;
+use crate::net::race::{First, race};
+use crate::net::rt;
+use crate::policy::balance::Member;
+use crate::upstream::room::{Accepts, Room, Share};
+
+/// Marks shares that belong to an address and not to a key.
+const SHARE_OF_ADDRESS: u32 = 1 << 31;
+
+/// What a wait ended with.
+pub enum Waited<'p> {
+    /// A member, and the right to call it.
+    Picked(Picked<'p>),
+    /// A slot whose breaker had closed the door meanwhile: begin anew.
+    Again,
+    /// The client has left.
+    Gone,
+    /// No place, or no slot in time.
+    Refused(Refusal),
+}
+
+/// Whose turn a waiter takes: its key's, or its address's where there are no keys.
+#[must_use]
+pub fn share(permit: &Permit) -> Share {
+    let of_address = || {
+        let text = permit.client.map(|ip| ip.to_string()).unwrap_or_default();
+        // FNV-1a: two addresses that share a number share their turns, no more.
+        let hash = text
+            .bytes()
+            .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        hash | SHARE_OF_ADDRESS
+    };
+    let key = permit.key.map_or_else(of_address, |key| key.0 & !SHARE_OF_ADDRESS);
+    Share::of(key, permit.priority)
+}
+
+/// What is waited for, and on whose behalf.
+pub struct Wait<'a, 'p> {
+    /// This core.
+    pub core: &'a Core,
+    /// The config in force.
+    pub plan: &'p Plan,
+    /// Where to wait.
+    pub room: &'p Room<Ticket>,
+    /// Who is to be picked from.
+    pub choice: Choice<'a>,
+    /// Whose turn it takes.
+    pub share: Share,
+}
+
+impl<'p> Wait<'_, 'p> {
+    /// Waits, and notes for how long.
+    pub async fn run(
+        &self,
+        down: &mut Downstream,
+        members: &mut Vec<Member>,
+        settle: &mut Settle,
+    ) -> Waited<'p> {
+        let entered_us = settle.now_us();
+        let waited = self.in_room(down, members, settle).await;
+        settle.outcome.queue_us += settle.now_us().saturating_sub(entered_us).max(1);
+        waited
+    }
+
+    async fn in_room(
+        &self,
+        down: &mut Downstream,
+        members: &mut Vec<Member>,
+        settle: &Settle,
+    ) -> Waited<'p> {
+        let &Wait { core, plan, room, choice, share } = self;
+        let group = &plan.groups[usize::from(choice.group)];
+        let deadline_ms = deadline_ms(group.queue_wait, group.timeouts.total, settle);
+        let only = choice
+            .forced
+            .and_then(|forced| group.members.iter().position(|(upstream, _)| *upstream == forced));
+        let accepts = Accepts { tried: pick::unacceptable(plan, choice), only };
+        let mut bell = core.bells.hang();
+        let Ok(mut place) = room.enter(share, accepts, bell.ticket(), deadline_ms) else {
+            return Waited::Refused(refusal(Kind::QueueFull, room));
+        };
+        loop {
+            let now_us = settle.now_us();
+            if let Some((member, lease)) = place.take_grant() {
+                let upstream = &plan.upstreams[usize::from(group.members[member].0)];
+                return match Judge::enter(&upstream.state, now_us) {
+                    Some(judge) => Waited::Picked(Picked { member, upstream, lease, judge }),
+                    None => Waited::Again,
+                };
+            }
+            let now_ms = now_us / 1000;
+            if now_ms >= deadline_ms {
+                return Waited::Refused(refusal(Kind::QueueTimeout, room));
+            }
+            // Woken without a grant: a breaker may let somebody in now.
+            if let Ok(picked) = pick::pick(core, plan, choice, members, now_us) {
+                return Waited::Picked(picked);
+            }
+            let breaker_ms =
+                pick::next_admission_ms(plan, choice, now_ms).filter(|at| *at > now_ms);
+            let until_ms = breaker_ms.map_or(deadline_ms, |at| at.min(deadline_ms));
+            // Pooled: few wait, and a timer in every exchange would weigh on all.
+            let mut timer = Frame::new(rt::sleep(Duration::from_millis(until_ms - now_ms)));
+            let rung = pin!(bell.rung());
+            let gone = pin!(down.watch.gone(&down.timer));
+            let mut news = pin!(race(rung, std::pin::Pin::new(&mut timer)));
+            if let First::Right(()) = race(news.as_mut(), gone).await {
+                return Waited::Gone;
+            }
+        }
+    }
+}
+
+/// The end of the wait, milliseconds from the process's origin.
+fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let of_queue = (settle.now_us() / 1000).saturating_add(millis(wait));
+    match total.is_zero() {
+        true => of_queue,
+        false => of_queue.min((settle.begun_us() / 1000).saturating_add(millis(total))),
+    }
+}
+
+/// Says when it may be worth coming back, from the measured rate.
+fn refusal(kind: Kind, room: &Room<Ticket>) -> Refusal {
+    Refusal { retry_after: room.retry_after_s(), ..Refusal::from(kind) }
+}
