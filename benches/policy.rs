@@ -15,6 +15,7 @@ use tokenring::policy::ewma::Measures;
 use tokenring::policy::host::HostTable;
 use tokenring::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use tokenring::policy::model::{ModelEntry, ModelTable};
+use tokenring::policy::queue::{Queue, Share};
 use tokenring::policy::route::PathTable;
 use tokenring::telemetry::Outcome;
 use tokenring::telemetry::access::{AccessEntry, write_line};
@@ -152,5 +153,27 @@ fn records(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, routes, models, keys, picks, calls, records);
+/// 200 wait under three keys of two priorities; one enters, one is let go.
+fn queue(c: &mut Criterion) {
+    let mut room = Queue::new(1000);
+    let mut turn = 0u32;
+    let mut enter = |room: &mut Queue| {
+        turn = turn.wrapping_add(1);
+        room.enqueue(Share::of(turn % 3, (turn % 3 / 2) as i32), u64::from(turn), u64::MAX)
+    };
+    for _ in 0..200 {
+        let _ = enter(&mut room);
+    }
+    c.bench_function("queue/enqueue_next/200", |b| {
+        b.iter(|| {
+            let _ = black_box(enter(&mut room));
+            black_box(room.next(0))
+        });
+    });
+    c.bench_function("queue/enqueue_cancel/200", |b| {
+        b.iter(|| enter(&mut room).map(|id| room.cancel(id, 0)));
+    });
+}
+
+criterion_group!(benches, routes, models, keys, picks, calls, records, queue);
 criterion_main!(benches);

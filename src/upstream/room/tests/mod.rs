@@ -1,1 +1,256 @@
+//! The room under one thread, step by step, and under several, from a seed.
 
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::base::rng::Rng;
+use crate::policy::breaker::{BreakerPolicy, CallResult};
+
+mod threads;
+
+/// Remembers who was rung; its clock is set by hand.
+#[derive(Default)]
+struct Bells {
+    rung: Mutex<Vec<u32>>,
+    now_ms: AtomicU64,
+}
+
+impl Wake<u32> for Bells {
+    fn ring(&self, ticket: u32) {
+        self.rung.lock().unwrap().push(ticket);
+    }
+    fn now_ms(&self) -> u64 {
+        self.now_ms.load(SeqCst)
+    }
+}
+
+impl Bells {
+    fn take(&self) -> Vec<u32> {
+        std::mem::take(&mut self.rung.lock().unwrap())
+    }
+}
+
+fn upstream(concurrency: u32) -> Arc<UpstreamState> {
+    let policy = BreakerPolicy {
+        threshold: 1.0,
+        window: Duration::from_secs(10),
+        calls_min: 1000,
+        consecutive: 1,
+        cooldown: Duration::from_secs(30),
+        trials: 1,
+        successes: 1,
+    };
+    Arc::new(UpstreamState::new(policy, concurrency))
+}
+
+fn room(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<Room<u32>>, Arc<Bells>) {
+    let bells = Arc::new(Bells::default());
+    let members = members.iter().map(|state| (*state).clone()).collect();
+    (Room::new(members, length, bells.clone()), bells)
+}
+
+const LATE: u64 = 1_000_000;
+
+fn enter(room: &Room<u32>, ticket: u32) -> Place<'_, u32> {
+    room.enter(Share::of(ticket, 0), Accepts::ALL, ticket, LATE).unwrap()
+}
+
+fn wanted(state: &UpstreamState) -> bool {
+    format!("{:?}", state.slots).contains("wanted: 1")
+}
+
+#[test]
+fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 10);
+    let lease = up.try_lease().unwrap();
+    let (mut a, mut b) = (enter(&room, 1), enter(&room, 2));
+    assert!(a.take_grant().is_none() && room.len() == 2 && wanted(&up));
+    drop(lease);
+    assert_eq!((up.in_flight(), bells.take(), room.len()), (1, vec![1], 1));
+    assert!(up.try_lease().is_none(), "no newcomer slips in");
+    assert!(b.take_grant().is_none());
+    let (member, lease) = a.take_grant().unwrap();
+    assert!(member == 0 && a.take_grant().is_none());
+    drop(a);
+    drop(lease);
+    let (_, lease) = b.take_grant().unwrap();
+    drop(lease);
+    assert_eq!((up.in_flight(), room.len(), wanted(&up)), (0, 0, false));
+}
+
+#[test]
+fn whoever_leaves_with_a_grant_passes_it_on() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 10);
+    let lease = up.try_lease().unwrap();
+    let (a, b, mut c) = (enter(&room, 1), enter(&room, 2), enter(&room, 3));
+    drop(lease);
+    drop(b);
+    drop(a);
+    assert_eq!(bells.take(), [1, 3]);
+    drop(c.take_grant().unwrap());
+    assert_eq!((up.in_flight(), room.len()), (0, 0));
+}
+
+#[test]
+fn a_panic_while_waiting_leaves_the_room() {
+    let up = upstream(1);
+    let (room, _) = room(&[&up], 10);
+    let lease = up.try_lease().unwrap();
+    let inside = room.clone();
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _place = enter(&inside, 1);
+        std::panic::resume_unwind(Box::new(()));
+    }));
+    assert!(result.is_err() && room.is_empty() && !wanted(&up));
+    drop(lease);
+    assert_eq!(up.in_flight(), 0);
+}
+
+#[test]
+fn a_slot_that_came_free_meanwhile_is_found_on_entering() {
+    let up = upstream(1);
+    let (room, _) = room(&[&up], 10);
+    let mut place = enter(&room, 1);
+    let (_, lease) = place.take_grant().unwrap();
+    assert_eq!(up.in_flight(), 1);
+    drop(lease);
+}
+
+#[test]
+fn nobody_is_granted_a_member_that_was_tried_or_is_not_the_one() {
+    let (a, b) = (upstream(1), upstream(1));
+    let (room, bells) = room(&[&a, &b], 10);
+    let (on_a, on_b) = (a.try_lease().unwrap(), b.try_lease().unwrap());
+    let mut tried = Tried::NONE;
+    tried.insert(0);
+    let accepts = [Accepts { tried, only: None }, Accepts { tried: Tried::NONE, only: Some(0) }];
+    let mut not_a = room.enter(Share::of(1, 5), accepts[0], 1, LATE).unwrap();
+    let mut only_a = room.enter(Share::of(1, 0), accepts[1], 2, LATE).unwrap();
+    drop(on_a);
+    assert_eq!(bells.take(), [2], "the other keeps its place");
+    assert!(wanted(&b) && !wanted(&a));
+    drop(on_b);
+    assert_eq!(only_a.take_grant().unwrap().0, 0);
+    assert_eq!(not_a.take_grant().unwrap().0, 1);
+    assert!(!wanted(&a) && !wanted(&b));
+}
+
+#[test]
+fn rooms_of_one_upstream_are_served_in_turn() {
+    let up = upstream(1);
+    let (first, _) = room(&[&up], 10);
+    let (_none, _) = room(&[&up], 10);
+    let (second, _) = room(&[&up], 10);
+    let mut lease = up.try_lease();
+    let mut places: Vec<_> =
+        (0..8).map(|i| (i % 2, enter([&*first, &*second][i % 2], i as u32))).collect();
+    let mut order = Vec::new();
+    while !places.is_empty() {
+        drop(lease.take());
+        let at = places.iter().position(|(_, place)| place.is_granted()).unwrap();
+        let (of, mut place) = places.remove(at);
+        order.push(of);
+        lease = Some(place.take_grant().unwrap().1);
+    }
+    assert_eq!(order, [0, 1, 0, 1, 0, 1, 0, 1]);
+}
+
+#[test]
+fn a_raised_or_lifted_limit_lets_waiters_go() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 10);
+    let _lease = up.try_lease();
+    let _places: Vec<_> = (1..=5).map(|ticket| enter(&room, ticket)).collect();
+    up.set_concurrency(3);
+    assert_eq!((bells.take(), up.in_flight()), (vec![1, 2], 3));
+    up.set_concurrency(0);
+    assert_eq!((bells.take(), up.in_flight()), (vec![3, 4, 5], 6));
+}
+
+#[test]
+fn a_member_that_is_down_is_granted_to_nobody_until_it_is_back() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 10);
+    let lease = up.try_lease();
+    let _place = enter(&room, 1);
+    up.set_healthy(false);
+    drop(lease);
+    assert_eq!((up.in_flight(), bells.take().len()), (0, 0));
+    up.set_healthy(true);
+    assert_eq!((up.in_flight(), bells.take()), (1, vec![1]));
+}
+
+#[test]
+fn an_open_breaker_grants_nothing_and_a_closing_one_lets_all_go() {
+    let up = upstream(2);
+    let (room, bells) = room(&[&up], 10);
+    let (first, second) = (up.try_lease(), up.try_lease());
+    let _places = [enter(&room, 1), enter(&room, 2)];
+    let entry = up.breaker.enter(0).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+    drop((first, second));
+    assert_eq!((up.in_flight(), bells.take().len()), (0, 0));
+    bells.now_ms.store(30_000, SeqCst);
+    let entry = up.breaker.enter(30_000).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Success, 30_000));
+    assert_eq!((up.in_flight(), bells.take()), (2, vec![1, 2]));
+}
+
+#[test]
+fn a_cooldown_that_is_over_lets_one_try() {
+    let up = upstream(4);
+    let (room, bells) = room(&[&up], 10);
+    let entry = up.breaker.enter(0).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+    let _places = [enter(&room, 1), enter(&room, 2)];
+    up.poke();
+    assert_eq!(bells.take().len(), 0, "still open");
+    bells.now_ms.store(30_000, SeqCst);
+    up.poke();
+    assert_eq!(bells.take(), [1]);
+}
+
+#[test]
+fn nothing_is_granted_at_the_deadline_and_the_place_counts_until_left() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 1);
+    let lease = up.try_lease();
+    let place = room.enter(Share::of(1, 0), Accepts::ALL, 1, 50).unwrap();
+    bells.now_ms.store(50, SeqCst);
+    drop(lease);
+    assert_eq!((up.in_flight(), place.is_granted(), room.len()), (0, false, 1));
+    drop(place);
+    assert!(room.is_empty() && !wanted(&up));
+}
+
+#[test]
+fn a_full_room_refuses_and_one_without_length_always() {
+    let up = upstream(1);
+    let (one, _) = room(&[&up], 1);
+    let (none, _) = room(&[&up], 0);
+    let _lease = up.try_lease();
+    let place = enter(&one, 1);
+    assert_eq!(one.enter(Share::of(2, 0), Accepts::ALL, 2, LATE).err(), Some(Full));
+    assert_eq!(none.enter(Share::of(2, 0), Accepts::ALL, 2, LATE).err(), Some(Full));
+    assert_eq!(one.retry_after_s(), 1000, "until the first gives up");
+    drop(place);
+    assert!(one.enter(Share::of(2, 0), Accepts::ALL, 2, LATE).is_ok());
+}
+
+#[test]
+fn a_room_that_is_gone_is_forgotten() {
+    let up = upstream(1);
+    for _ in 0..100 {
+        drop(room(&[&up], 1));
+    }
+    let (last, bells) = room(&[&up], 1);
+    assert_eq!(format!("{:?}", up.slots).matches("Door").count(), 1);
+    let lease = up.try_lease();
+    let _place = enter(&last, 7);
+    drop(lease);
+    assert_eq!(bells.take(), [7]);
+}
