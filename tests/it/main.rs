@@ -30,6 +30,7 @@ mod limits;
 mod listeners;
 mod models;
 mod pool;
+mod queue;
 mod ratelimits;
 mod retry;
 mod swap;
