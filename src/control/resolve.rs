@@ -11,9 +11,11 @@ use std::time::Duration;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::{
     ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
+    ResolverOpts,
 };
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::proto::rr::{RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
 use tokio::time::Instant;
 
 use crate::config::Target;
@@ -41,26 +43,28 @@ pub struct Resolver(TokioResolver);
 impl Resolver {
     /// Asks as this machine is set up to, or only `server`.
     ///
-    /// Errors: the setup cannot be read.
+    /// Errors: what hickory refuses; a setup that cannot be read is an empty one.
     pub fn new(server: Option<SocketAddr>) -> Result<Self, String> {
-        let mut builder = match server {
-            Some(server) => TokioResolver::builder_with_config(
-                ResolverConfig::from_name_servers(vec![only(server)]),
-                TokioRuntimeProvider::default(),
-            ),
+        let (config, options) = match server {
+            Some(server) => (ResolverConfig::from_name_servers(vec![only(server)]), None),
             // A machine without `resolv.conf` has its hosts file and addresses all the same.
-            None => TokioResolver::builder_tokio().unwrap_or_else(|_| {
-                TokioResolver::builder_with_config(
-                    ResolverConfig::from_name_servers(Vec::new()),
-                    TokioRuntimeProvider::default(),
-                )
-            }),
+            None => match read_system_conf() {
+                Ok((config, options)) => (config, Some(options)),
+                Err(_) => (ResolverConfig::from_name_servers(Vec::new()), None),
+            },
         };
-        let options = builder.options_mut();
-        options.cache_size = 0;
-        options.use_hosts_file = ResolveHosts::Always;
-        options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
-        options.timeout = SERVER_TIMEOUT;
+        Self::of(config, options.unwrap_or_default())
+    }
+
+    fn of(config: ResolverConfig, options: ResolverOpts) -> Result<Self, String> {
+        let provider = TokioRuntimeProvider::default();
+        let mut builder = TokioResolver::builder_with_config(config, provider);
+        let set = builder.options_mut();
+        *set = options;
+        set.cache_size = 0;
+        set.use_hosts_file = ResolveHosts::Always;
+        set.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+        set.timeout = SERVER_TIMEOUT;
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
@@ -152,9 +156,9 @@ mod tests {
     #[test]
     fn localhost_needs_no_server() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let unreachable = SocketAddr::from(([127, 0, 0, 1], 9));
         let found = runtime.block_on(async {
-            Resolver::new(Some(unreachable)).unwrap().addresses("localhost").await
+            let config = ResolverConfig::from_name_servers(Vec::new());
+            Resolver::of(config, ResolverOpts::default()).unwrap().addresses("localhost").await
         });
         assert!(found.unwrap().found.contains(&IpAddr::from([127, 0, 0, 1])));
     }

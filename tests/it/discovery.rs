@@ -110,6 +110,40 @@ fn cached_model_map_does_not_keep_routing_to_a_dead_server() {
 }
 
 #[test]
+fn a_server_that_dies_and_returns_under_load_costs_no_request() {
+    let (a, b) = (Fake::start("a", &["x"]), Fake::start("b", &["x"]));
+    let mut c = Some(Fake::start("c", &["x"]));
+    let addr = c.as_ref().map(Fake::addr).unwrap();
+    let mut text = format!("{LISTENER}[discovery]\nttl = \"1s\"\n");
+    for (name, addr) in [("a", a.addr()), ("b", b.addr()), ("c", addr)] {
+        let breaker = "breaker = { cooldown = \"1s\" }";
+        text += &upstream(name, &format!("http://{addr}"), breaker);
+    }
+    let proxy = Proxy::start(&text);
+    let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut client = proxy.client();
+                while !over.load(Ordering::Relaxed) {
+                    assert_eq!(ask(&mut client, "x").0, 200);
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..3 {
+            wait_until("c serves", || c.as_ref().is_some_and(|c| c.served() > 20));
+            drop(c.take());
+            let then = served.load(Ordering::Relaxed);
+            wait_until("the others go on", || served.load(Ordering::Relaxed) > then + 100);
+            c = Some(Fake::start_at(addr, "c", &["x"]));
+        }
+        wait_until("c serves again", || c.as_ref().is_some_and(|c| c.served() > 20));
+        over.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
 fn prefixed_names_are_stripped_on_their_way() {
     let a = Fake::start("a", &["x"]);
     let text = format!("{LISTENER}[discovery]\nprefix = true\n{}", upstream("a", &a.url(), ""));
