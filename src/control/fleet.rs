@@ -397,7 +397,7 @@ mod tests {
         let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
         let upstream = config.upstreams[0].clone();
         let breaker: BreakerPolicy = upstream.breaker;
-        let state = Arc::new(UpstreamState::new(breaker));
+        let state = Arc::new(UpstreamState::new(breaker, upstream.concurrency));
         let (events, _) = mpsc::channel(1);
         Server {
             watched: Watched::new(upstream, state, Vec::new(), events),

@@ -137,7 +137,7 @@ mod tests {
                     [[upstream]]\nname = \"u\"\nurl = \"http://h\"\nhealth = { fall = 1 }\n";
         let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
         let upstream = config.upstreams[0].clone();
-        let state = Arc::new(UpstreamState::new(upstream.breaker));
+        let state = Arc::new(UpstreamState::new(upstream.breaker, upstream.concurrency));
         // An exchange of the old plan holds the state in which the probes left it.
         state.set_healthy(false);
         let (events, _inbox) = mpsc::channel(1);
