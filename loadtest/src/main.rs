@@ -72,7 +72,7 @@ struct MockArgs {
     /// Unix socket to listen on besides.
     #[arg(long)]
     unix: Option<PathBuf>,
-    /// What every request gets on top, in the words of x-mock, e.g. `status=500` or `delay=1h`.
+    /// What every request gets on top, in the words of x-mock, e.g. `status=500` or `delay=3600s`.
     #[arg(long, value_name = "LIST", default_value = "")]
     behave: String,
 }

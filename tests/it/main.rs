@@ -21,6 +21,7 @@ mod drain;
 mod duplex;
 mod errors;
 mod fake;
+mod fleet;
 mod forwarding;
 mod framing;
 mod fuzz;

@@ -1,9 +1,9 @@
 //! The `x-mock` keys: what a request may ask the server to do to it.
 //!
 //! `x-mock: status=503,retry_after=3`, or `?mock=status=503,retry_after=3`; the
-//! header may come more than once, and a server's mood says the same to every request. An
-//! unknown key is an error that names it, since
-//! a misspelt fault would make a test pass for nothing.
+//! header may come more than once, and a server's mood says the same to every request.
+//! An unknown key is an error that names it, since a misspelt fault would make a test
+//! pass for nothing.
 
 use std::time::Duration;
 
