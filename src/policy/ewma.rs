@@ -161,6 +161,10 @@ impl PeakEwma {
         update(&self.word, |value, _| sample.max(known(value)), now_us);
     }
 
+    fn restore(&self, us: u64, now_us: u64) {
+        self.word.store(pack(sample(us), now_us), Relaxed);
+    }
+
     /// Reads the peak as it has faded by now, microseconds; 0 = nothing known, or so long
     /// ago that it says nothing.
     pub fn us(&self, now_us: u64) -> u32 {
@@ -223,6 +227,16 @@ impl Measures {
         self.success.record(CallResult::Failure, now_us);
     }
 
+    /// Forgets what was bad: the breaker has found the server well, by a call that took `us`.
+    ///
+    /// Without it a server that hung would stay feared for as long as its peak takes to come
+    /// down, and one that failed for as long as its share of successes takes to rise, although
+    /// the breaker lets everything through.
+    pub fn recover(&self, us: u64, now_us: u64) {
+        self.peak.restore(us, now_us);
+        self.success.restore(1.0, now_us);
+    }
+
     /// Reads all, faded if nobody has called for long.
     ///
     /// The response time halves, and the distance of success from 1 halves, with each `FADE_US`
@@ -245,7 +259,7 @@ impl Measures {
     pub fn restore(&self, reading: Reading, now_us: u64) {
         self.response_time.restore(reading.rt_us);
         self.success.restore(reading.success, now_us);
-        self.peak.word.store(pack(reading.peak_us as f32, now_us), Relaxed);
+        self.peak.restore(u64::from(reading.peak_us), now_us);
     }
 }
 
@@ -320,6 +334,19 @@ mod tests {
         assert_eq!(success.share(), SUCCESS_MIN);
         (0..100).for_each(|_| success.record(CallResult::Success, 0));
         assert!(success.share() > 0.999);
+    }
+
+    #[test]
+    fn a_server_that_recovers_is_feared_no_longer() {
+        let measures = Measures::new();
+        (0..200).for_each(|_| measures.record_success(50_000, SECOND));
+        let well = measures.read(SECOND);
+        (0..20).for_each(|_| measures.record_failure(30 * SECOND, 2 * SECOND));
+        let ill = measures.read(2 * SECOND);
+        assert!(ill.success < 0.1 && ill.peak_us >= 30_000_000);
+        measures.recover(60_000, 3 * SECOND);
+        let again = measures.read(3 * SECOND);
+        assert_eq!((again.success, again.peak_us, again.rt_us), (1.0, 60_000, well.rt_us));
     }
 
     #[test]

@@ -65,7 +65,8 @@ pub async fn dispatch(
         retries: 0,
         failed: None,
     };
-    core.with_budget(usize::from(route.group), |budget| budget.record_exchange());
+    let now = core.ticker.now();
+    core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
         let resendable = turn.body.reader.is_done();
         let Picked { upstream, lease, judge, .. } =

@@ -9,7 +9,7 @@
 use std::cell::Cell;
 
 use crate::error::{Blame, Kind};
-use crate::policy::breaker::{CallResult, Entry};
+use crate::policy::breaker::{CallResult, Change, Entry, StateName};
 use crate::upstream::state::UpstreamState;
 
 /// Longest time that a `Retry-After` of an upstream is honoured, in seconds: a mistaken one must
@@ -46,11 +46,16 @@ impl<'a> Judge<'a> {
         match is_failure(status) {
             true => self.failed(now_us),
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
-            false if status == 429 => self.give(CallResult::Success, now_us),
+            false if status == 429 => {
+                self.give(CallResult::Success, now_us);
+            }
             false => {
                 let took_us = now_us.saturating_sub(self.begun_us);
                 self.state.measures.record_success(took_us, now_us);
-                self.give(CallResult::Success, now_us);
+                let change = self.give(CallResult::Success, now_us);
+                if change.is_some_and(|change| change.to == StateName::Closed) {
+                    self.state.measures.recover(took_us, now_us);
+                }
             }
         }
     }
@@ -67,13 +72,15 @@ impl<'a> Judge<'a> {
         self.give(CallResult::Failure, now_us);
     }
 
-    fn give(&self, result: CallResult, now_us: u64) {
+    fn give(&self, result: CallResult, now_us: u64) -> Option<Change> {
         let now_ms = now_us / 1000;
-        // After its verdict an attempt is judged again as a call of its own.
-        let entry = self.entry.take().or_else(|| self.state.breaker.enter(now_ms));
-        if let Some(entry) = entry {
-            self.state.count_change(self.state.breaker.record(entry, result, now_ms));
-        }
+        let change = match self.entry.take() {
+            Some(entry) => self.state.breaker.record(entry, result, now_ms),
+            // After its verdict an attempt can only have been cut off.
+            None => self.state.breaker.record_cut(now_ms),
+        };
+        self.state.count_change(change);
+        change
     }
 }
 

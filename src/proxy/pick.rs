@@ -153,7 +153,11 @@ fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64)
                 true => resting = true,
                 false => rested = true,
             }
-            if group.strategy.reads_measures() {
+            if state.breaker.awaits_trial() {
+                // However bad it was: only a trial can tell whether it still is, and it may
+                // have one at a time. By its measures nobody would go there in a quiet hour.
+                (member.rt_us, member.peak_us) = (1, 1);
+            } else if group.strategy.reads_measures() {
                 let reading = state.measures.read(now_us);
                 member.rt_us = reading.rt_us;
                 member.success = reading.success;

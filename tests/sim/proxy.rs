@@ -98,10 +98,11 @@ impl Sim<'_> {
             return self.pick(exchange, Some(member));
         };
         self.checks.leased(&self.upstreams[member], member, &lease);
+        let now = self.instant();
         let state = &mut self.exchanges[exchange];
         assert!(!state.tried.has(member), "exchange {exchange} went to server {member} twice");
         if state.attempts == 0 {
-            self.cores[state.core].budget.record_exchange();
+            self.cores[state.core].budget.record_exchange(now);
             self.report.sent += 1;
             self.checks.sent(self.clock.now_us());
         }

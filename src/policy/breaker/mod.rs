@@ -195,6 +195,11 @@ impl Breaker {
         }
     }
 
+    /// Tells whether the next call let in would be a trial, now or when its time comes.
+    pub fn awaits_trial(&self) -> bool {
+        !matches!(self.gate().state, State::Closed { .. })
+    }
+
     /// Lets one call in; `None` when somebody else was faster, then pick again.
     pub fn enter(&self, now_ms: u64) -> Option<Entry> {
         let mut entry = None;

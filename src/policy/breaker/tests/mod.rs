@@ -520,3 +520,15 @@ proptest! {
         prop_assert!(breaker.admits(u64::MAX));
     }
 }
+
+#[test]
+fn awaits_a_trial_from_its_opening_until_it_is_closed() {
+    let breaker = Breaker::new(policy());
+    assert!(!breaker.awaits_trial());
+    let breaker = open(policy(), 0);
+    assert!(breaker.awaits_trial());
+    let trial = breaker.enter(30 * SECOND).unwrap();
+    assert!(breaker.awaits_trial());
+    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    assert!(!breaker.awaits_trial());
+}
