@@ -6,6 +6,7 @@
 
 use tokenring::policy::balance::Strategy;
 use tokenring::policy::breaker::State;
+use tokenring::policy::queue::RETRY_AFTER_S_MAX;
 
 use crate::clock::{Event, SECOND};
 use crate::keys::Key;
@@ -124,7 +125,9 @@ impl Checks {
 
     /// What holds after every event.
     pub(crate) fn after(sim: &mut Sim<'_>, event: Event) {
-        let checks = &sim.checks;
+        let (checks, now_us) = (&sim.checks, sim.clock.now_us());
+        let over_us = sim.setup.run_us + LONGEST_US;
+        assert!(now_us < over_us, "it never ends: {now_us} us, after {event:?}");
         for (server, upstream) in sim.upstreams.iter().enumerate() {
             let (counted, held) = (upstream.in_flight(), checks.leases[server]);
             assert_eq!(counted, held, "server {server}: in flight, after {event:?}");
@@ -134,6 +137,30 @@ impl Checks {
             }
         }
         sim.keys.iter().for_each(Key::check);
+        Checks::no_slot_is_idle_while_somebody_waits(sim, event);
+    }
+
+    fn no_slot_is_idle_while_somebody_waits(sim: &Sim<'_>, event: Event) {
+        let (room, now_ms) = (&sim.room, sim.clock.now_ms());
+        assert!(room.queue.len() <= sim.setup.queue.length);
+        if room.queue.is_empty() {
+            return;
+        }
+        for (server, upstream) in sim.upstreams.iter().enumerate() {
+            // What time alone has made usable is found by the next tick.
+            let closed = matches!(upstream.breaker.state(), State::Closed { .. });
+            if closed && upstream.healthy.get() && !upstream.is_full() {
+                let could = room
+                    .queue
+                    .find(now_ms, |id| !sim.exchanges[room.exchange(id)].tried.has(server));
+                assert_eq!(could, None, "server {server} has a slot free, after {event:?}");
+            }
+        }
+    }
+
+    /// A newcomer that finds the room full is told when to come back.
+    pub(crate) fn forecast(&self, seconds: u32) {
+        assert!((1..=RETRY_AFTER_S_MAX).contains(&seconds), "Retry-After: {seconds}");
     }
 
     /// Who takes turns gives every server that is well its turn.
@@ -162,6 +189,7 @@ impl Checks {
                 assert_eq!(trials_out, 0, "server {server}: trials in the end");
             }
         }
+        assert!(sim.room.queue.is_empty(), "somebody waits in the end");
         sim.keys.iter().for_each(Key::check_the_end);
         Checks::nobody_starved(sim.setup, &sim.report);
     }
@@ -173,5 +201,7 @@ impl Checks {
     }
 }
 
+/// What follows after the last client has come ends within this.
+const LONGEST_US: u64 = 600 * SECOND;
 /// The slowest mode that a server has, so many times slower than well.
 const SLOWEST: u64 = 8;

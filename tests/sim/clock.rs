@@ -36,8 +36,12 @@ pub(crate) enum Event {
     Resume { exchange: usize },
     /// The client leaves, if it is still there.
     Leave { exchange: usize },
-    /// The wait in the queue is over.
-    WaitOver { exchange: usize },
+    /// A waiter was given a slot, and its core comes to it.
+    Granted { exchange: usize },
+    /// A wait in the room is over.
+    WaitOver,
+    /// Somebody looks after the room.
+    RoomTick,
     /// A probe is sent.
     Probe { server: usize },
     /// A probe has its result.

@@ -7,7 +7,7 @@
 //!
 //! Reading order: `clock`, `servers`, `setup` (what a run is made of), `upstream` and `proxy`
 //! (the deciders in the order of an exchange), `sim` (the loop), `checks`, `report`;
-//! `scenarios` are runs with a name, this file draws the others from seeds:
+//! `scenarios` and `waiting` are runs with a name, this file draws the others from seeds:
 //!
 //! ```sh
 //! TOKENRING_SIM_SEEDS=100000 cargo test --test sim       # more of them
@@ -19,11 +19,13 @@ mod clock;
 mod keys;
 mod proxy;
 mod report;
+mod room;
 mod scenarios;
 mod servers;
 mod setup;
 mod sim;
 mod upstream;
+mod waiting;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -30,6 +30,8 @@ impl Sim<'_> {
             key,
             core: self.rng.below(self.setup.cores as u64) as usize,
             arrived_us: self.clock.now_us(),
+            waits_since_us: 0,
+            forecast_s: 0,
             head_us,
             body_us,
             stage: Stage::Picking { member: 0 },
@@ -98,6 +100,19 @@ impl Sim<'_> {
             return self.pick(exchange, Some(member));
         };
         self.checks.leased(&self.upstreams[member], member, &lease);
+        self.exchanges[exchange].lease = Some(lease);
+        self.attempt(exchange, member);
+    }
+
+    /// A waiter comes to use the slot that it was given.
+    pub(crate) fn granted(&mut self, exchange: usize) {
+        if let Stage::Granted { member } = self.exchanges[exchange].stage {
+            self.attempt(exchange, member);
+        }
+    }
+
+    /// Makes one attempt, under the lease that the exchange holds.
+    fn attempt(&mut self, exchange: usize, member: usize) {
         let now = self.instant();
         let state = &mut self.exchanges[exchange];
         assert!(!state.tried.has(member), "exchange {exchange} went to server {member} twice");
@@ -108,7 +123,6 @@ impl Sim<'_> {
         }
         state.tried.insert(member);
         state.attempts += 1;
-        state.lease = Some(lease);
         self.report.dispatched(member, self.clock.now_us(), self.upstreams[member].in_flight());
         let stale = self.rng.below(1000) < self.setup.stale;
         self.send(exchange, member, stale);
@@ -186,7 +200,7 @@ impl Sim<'_> {
         let Call { exchange, server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
-        self.upstreams[server].breaker.record_cut(self.clock.now_ms());
+        self.upstreams[server].record_cut(self.clock.now_ms());
         self.finish(call);
         self.settle(exchange, Ended::Broken);
     }
@@ -248,20 +262,28 @@ impl Sim<'_> {
         }
     }
 
-    /// Nobody can be picked.
+    /// Nobody can be picked: wait, when somebody only has no slot free.
     fn nobody(&mut self, exchange: usize) {
+        let (now_ms, state) = (self.clock.now_ms(), &self.exchanges[exchange]);
+        let mut members = self.upstreams.iter().enumerate();
+        let busy =
+            members.any(|(at, u)| u.is_willing(now_ms) && u.is_full() && !state.tried.has(at));
+        if busy && self.setup.queue.length > 0 {
+            return self.wait(exchange);
+        }
         let ended = self.exchanges[exchange].failed.unwrap_or(Ended::Unavailable);
         self.settle(exchange, ended);
     }
-
-    /// The wait in the queue is over.
-    pub(crate) fn wait_over(&mut self, _exchange: usize) {}
 
     /// The client is gone.
     pub(crate) fn leave(&mut self, exchange: usize) {
         match self.exchanges[exchange].stage {
             Stage::Settled => return,
             Stage::Calling { call } => self.finish(call),
+            Stage::Waiting { id } => {
+                assert!(self.room.queue.cancel(id, self.clock.now_ms()), "it waited");
+            }
+            Stage::Granted { member } => self.release(exchange, member),
             Stage::Picking { .. } | Stage::Pausing => {}
         }
         self.settle(exchange, Ended::Left);
@@ -274,21 +296,29 @@ impl Sim<'_> {
         let Some(lease) = &mut self.exchanges[exchange].lease else { return };
         self.checks.tried(server, lease);
         lease.record(result, now_ms);
+        self.serve_room();
     }
 
     /// An attempt is over; of one that was not recorded the breaker hears no verdict.
     fn finish(&mut self, call: usize) {
         let Call { server, exchange, .. } = self.calls[call];
         self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
+        self.release(exchange, server);
+    }
+
+    /// Gives the lease back, and the slot to the next waiter.
+    fn release(&mut self, exchange: usize, server: usize) {
         let Some(lease) = self.exchanges[exchange].lease.take() else {
-            panic!("attempt {call} of exchange {exchange} had no lease");
+            panic!("exchange {exchange} had no lease on server {server}");
         };
         self.checks.tried(server, &lease);
         self.checks.released(server);
+        drop(lease);
+        self.serve_room();
     }
 
     /// The exchange is over.
-    fn settle(&mut self, exchange: usize, ended: Ended) {
+    pub(crate) fn settle(&mut self, exchange: usize, ended: Ended) {
         let now_us = self.clock.now_us();
         let state = &mut self.exchanges[exchange];
         self.checks.settled(exchange, state, self.setup, now_us);

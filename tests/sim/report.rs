@@ -47,6 +47,12 @@ pub(crate) struct Report {
     pub(crate) busy_us: Vec<u64>,
     /// Longest time from arrival to end.
     pub(crate) longest_us: u64,
+    /// Times that an exchange entered the room.
+    pub(crate) waited: u64,
+    /// Times that one got a slot there while clients still sent, per key.
+    pub(crate) granted: Vec<u64>,
+    /// Waits that ended with a slot, and what had been forecast for them, per key.
+    pub(crate) waits: Vec<Vec<(u64, u32)>>,
     /// Times that a prober changed its mind.
     pub(crate) health_changes: u64,
 }
@@ -57,6 +63,8 @@ impl Report {
         let (servers, keys) = (setup.servers.len(), setup.keys.len());
         Report {
             arrived: vec![0; keys],
+            granted: vec![0; keys],
+            waits: vec![Vec::new(); keys],
             ended: vec![BTreeMap::new(); keys],
             dispatched: vec![Vec::new(); servers],
             in_flight_most: vec![Vec::new(); servers],
@@ -71,6 +79,11 @@ impl Report {
     pub(crate) fn ended(&mut self, key: usize, ended: Ended, took_us: u64) {
         *self.ended[key].entry(ended).or_default() += 1;
         self.longest_us = self.longest_us.max(took_us);
+    }
+
+    pub(crate) fn granted(&mut self, key: usize, open: bool, waited_us: u64, forecast_s: u32) {
+        self.granted[key] += u64::from(open);
+        self.waits[key].push((waited_us, forecast_s));
     }
 
     pub(crate) fn dispatched(&mut self, server: usize, now_us: u64, in_flight: u32) {

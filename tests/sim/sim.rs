@@ -10,11 +10,13 @@ use tokenring::base::rng::Rng;
 use tokenring::policy::balance::{Member, PickState, Tried};
 use tokenring::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use tokenring::policy::health::HealthState;
+use tokenring::policy::queue::WaitId;
 
 use crate::checks::Checks;
 use crate::clock::{Clock, Event, SECOND};
 use crate::keys::Key;
 use crate::report::{Ended, Report};
+use crate::room::Room;
 use crate::servers::{Call, Mode, Place, Server};
 use crate::setup::{Load, Setup};
 use crate::upstream::{Lease, Upstream};
@@ -31,6 +33,7 @@ pub(crate) struct Sim<'a> {
     pub(crate) upstreams: Vec<Rc<Upstream>>,
     probers: Vec<HealthState>,
     pub(crate) cores: Vec<Core>,
+    pub(crate) room: Room,
     pub(crate) keys: Vec<Key>,
     /// Every exchange ever begun.
     pub(crate) exchanges: Vec<Exchange>,
@@ -53,6 +56,10 @@ pub(crate) struct Exchange {
     pub(crate) key: usize,
     pub(crate) core: usize,
     pub(crate) arrived_us: u64,
+    /// When it last began to wait in the room.
+    pub(crate) waits_since_us: u64,
+    /// What the room would have told it then, had it been full.
+    pub(crate) forecast_s: u32,
     pub(crate) head_us: u64,
     pub(crate) body_us: u64,
     pub(crate) stage: Stage,
@@ -62,7 +69,7 @@ pub(crate) struct Exchange {
     pub(crate) retries: u32,
     /// How the last attempt failed, if one did.
     pub(crate) failed: Option<Ended>,
-    /// Held exactly while an attempt is in flight.
+    /// Held exactly while an attempt is in flight, or a slot is given and not yet used.
     pub(crate) lease: Option<Lease>,
 }
 
@@ -75,6 +82,10 @@ pub(crate) enum Stage {
     Calling { call: usize },
     /// Before a retry.
     Pausing,
+    /// In the room.
+    Waiting { id: WaitId },
+    /// Out of the room, with a lease on this member.
+    Granted { member: usize },
     /// Over.
     Settled,
 }
@@ -117,6 +128,7 @@ impl<'a> Sim<'a> {
                     members: Vec::new(),
                 })
                 .collect(),
+            room: Room::new(setup.queue.length),
             keys: setup.keys.iter().map(Key::new).collect(),
             exchanges: Vec::new(),
             checks: Checks::new(setup),
@@ -185,7 +197,9 @@ impl<'a> Sim<'a> {
             | Event::StreamIdleOver { .. } => {}
             Event::Resume { exchange } => self.resume(exchange),
             Event::Leave { exchange } => self.leave(exchange),
-            Event::WaitOver { exchange } => self.wait_over(exchange),
+            Event::Granted { exchange } => self.granted(exchange),
+            Event::WaitOver => self.wait_over(),
+            Event::RoomTick => self.room_tick(),
             Event::Probe { server } => self.probe(server),
             Event::Probed { server, ok } => self.probed(server, ok),
             Event::Phase { server, phase } => self.turn(server, phase),
@@ -226,6 +240,7 @@ impl<'a> Sim<'a> {
             let usable = self.probers[server].is_usable();
             self.upstreams[server].healthy.set(usable);
             self.report.health_changes += 1;
+            self.serve_room();
         }
         // Probes go on until the last client is served, or a late retry would find nobody.
         if self.is_open() || self.report.unsettled() > 0 {

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use tokenring::policy::breaker::{Breaker, BreakerPolicy, CallResult, Entry};
+use tokenring::policy::breaker::{Breaker, BreakerPolicy, CallResult, Change, Entry};
 use tokenring::policy::ewma::Measures;
 
 /// Shared state of one upstream.
@@ -12,6 +12,8 @@ pub(crate) struct Upstream {
     pub(crate) breaker: Breaker,
     pub(crate) measures: Measures,
     in_flight: Cell<u32>,
+    /// Changes of the breaker, counted here.
+    changes: Cell<u32>,
     /// 0 = none.
     concurrency: u32,
     /// What the prober says.
@@ -24,6 +26,7 @@ impl Upstream {
             breaker: Breaker::new(policy),
             measures: Measures::new(),
             in_flight: Cell::new(0),
+            changes: Cell::new(0),
             concurrency,
             healthy: Cell::new(true),
         })
@@ -49,10 +52,21 @@ impl Upstream {
             return None;
         }
         self.in_flight.set(self.in_flight() + 1);
-        let mut lease = Lease { upstream: self.clone(), entry: None };
+        let mut lease = Lease { upstream: self.clone(), entry: None, began: 0 };
         // Dropped here, it counts itself out.
-        lease.entry = Some(self.breaker.enter(now_ms)?);
+        let entry = self.breaker.enter(now_ms)?;
+        self.count(entry.change());
+        (lease.entry, lease.began) = (Some(entry), self.changes.get());
         Some(lease)
+    }
+
+    /// A response that had begun was cut off.
+    pub(crate) fn record_cut(&self, now_ms: u64) {
+        self.count(self.breaker.record_cut(now_ms));
+    }
+
+    fn count(&self, change: Option<Change>) {
+        self.changes.set(self.changes.get() + u32::from(change.is_some()));
     }
 }
 
@@ -60,13 +74,21 @@ impl Upstream {
 pub(crate) struct Lease {
     upstream: Rc<Upstream>,
     entry: Option<Entry>,
+    /// Changes of the breaker when it began.
+    began: u32,
 }
 
 impl Lease {
     /// Tells the breaker how the attempt went; the place is kept until the last byte.
     pub(crate) fn record(&mut self, result: CallResult, now_ms: u64) {
-        if let Some(entry) = self.entry.take() {
-            self.upstream.breaker.record(entry, result, now_ms);
+        let Some(entry) = self.entry.take() else { return };
+        let upstream = &self.upstream;
+        let (late, before) = (upstream.changes.get() != self.began, upstream.breaker.state());
+        let change = upstream.breaker.record(entry, result, now_ms);
+        upstream.count(change);
+        if late {
+            let after = upstream.breaker.state();
+            assert_eq!(after, before, "{result:?} of a call from before the last change");
         }
     }
 
