@@ -254,3 +254,35 @@ fn a_room_that_is_gone_is_forgotten() {
     drop(lease);
     assert_eq!(bells.take(), [7]);
 }
+
+/// A room that wants every slot, takes none, and does something when it is asked.
+struct Meddler<F>(F);
+
+impl<F: Fn() + Send + Sync> Waiting for Meddler<F> {
+    fn offer(&self, _: usize) -> bool {
+        (self.0)();
+        false
+    }
+    fn fill(&self, _: usize) -> bool {
+        false
+    }
+}
+
+// Between the last look at who waits and the slot being free, somebody sits down: too late to be
+// handed the slot, too early to see it free. The one who gives it back looks once more.
+#[test]
+fn whoever_enters_while_a_slot_is_given_back_gets_it() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 10);
+    let inside = room.clone();
+    let meddler: Arc<dyn Waiting> = Arc::new(Meddler(move || {
+        let place = enter(&inside, 1);
+        assert!(!place.is_granted(), "the slot is not free yet");
+        std::mem::forget(place);
+    }));
+    // Behind the real room, which has said by then that nobody waits.
+    up.slots.register(Arc::downgrade(&meddler), 0);
+    up.slots.want();
+    drop(up.try_lease());
+    assert_eq!((bells.take(), up.in_flight(), room.len()), (vec![1], 1, 0));
+}
