@@ -247,6 +247,7 @@ fn upstream_plan(upstream: &config::Upstream, site: Site) -> UpstreamPlan {
         name: upstream.name.clone(),
         endpoints: site.endpoints,
         enabled: upstream.enabled,
+        concurrency: upstream.concurrency,
         state: site.state,
         path: match upstream.path_mode {
             PathMode::Append => PathPlan::Append(base),

@@ -88,6 +88,8 @@ impl Drop for Judge<'_> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
             self.state.breaker.cancel(entry);
+            // A trial that is free again may be the one that somebody waits for.
+            self.state.poke();
         }
     }
 }

@@ -61,15 +61,20 @@ impl Plan {
         (&group.name, names.collect())
     }
 
-    /// Opens the waiting rooms of the groups that have one.
+    /// Opens the waiting rooms of the groups that have one, and says how many slots there are.
     ///
-    /// Those who wait in the rooms of the plan before stay there; both rooms get slots in turn.
+    /// Called when the plan is put in force, since upstreams outlive their plans. Those who wait in the rooms of the plan before stay there; both rooms get slots in turn.
     pub fn open_rooms(&mut self, wake: &Arc<impl Wake<Ticket> + 'static>) {
         let upstreams = &self.upstreams;
         for group in self.groups.iter_mut().filter(|group| group.queue_length > 0) {
             let members =
                 group.members.iter().map(|(at, _)| upstreams[usize::from(*at)].state.clone());
             group.room = Some(Room::new(members.collect(), group.queue_length, wake.clone()));
+        }
+        for upstream in &self.upstreams {
+            if upstream.state.slots.limit() != upstream.concurrency {
+                upstream.state.set_concurrency(upstream.concurrency);
+            }
         }
     }
 }
@@ -187,6 +192,8 @@ pub struct UpstreamPlan {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Whether it may be picked.
     pub enabled: bool,
+    /// Exchanges in flight at most; 0 = no limit.
+    pub concurrency: u32,
     /// What all cores share about it.
     pub state: Arc<UpstreamState>,
     /// Path mapping.

@@ -4,6 +4,11 @@
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
+use tokenring::config::Config;
+use tokenring::net::dial::Address;
+use tokenring::proxy::compile::compile;
+use tokenring::server::{Options, Server};
+use tokenring::upstream::roster::Roster;
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::wire::{Answer, Client, chat};
@@ -192,4 +197,30 @@ fn keys_take_turns_and_a_higher_priority_goes_first() {
         assert!((-1..=1).contains(&ahead), "{sent:?}");
     }
     assert_eq!(sent.len(), 12);
+}
+
+#[test]
+fn another_concurrency_takes_effect_with_its_plan_and_lets_waiters_go() {
+    let mock = mock();
+    let mut roster = Roster::default();
+    let mut plan = |concurrency: u32| {
+        let upstream = format!("concurrency = {concurrency}\n");
+        let group = "queue = { length = 9, wait = \"60s\" }\n";
+        let text = Setup { upstream: &upstream, group, ..Setup::default() }.text(&[mock.url()]);
+        let config = Config::from_toml_str(&text, &|_| None).unwrap();
+        let sites = roster.sites(&config, &[vec![Address::Tcp(mock.addr())]]);
+        (compile(&config, &sites, 0).unwrap(), Options::of(&config).unwrap())
+    };
+    let (first, options) = plan(1);
+    let proxy = Proxy::of(Server::start(first, options).unwrap());
+    let _held = hold(&mock, &proxy, "");
+    let mut waiting = [proxy.client(), proxy.client(), proxy.client()];
+    for client in &mut waiting {
+        client.send(chat(HELD, false));
+    }
+    wait_for_waiters(&proxy, 3);
+    proxy.swap(plan(3).0);
+    mock.wait_until(LIMIT, |stats| stats.in_flight == 3).expect("two more go");
+    proxy.swap(plan(0).0);
+    mock.wait_until(LIMIT, |stats| stats.in_flight == 4).expect("the last one goes");
 }
