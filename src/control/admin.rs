@@ -52,12 +52,14 @@ pub struct Gate {
 }
 
 type Count = Box<dyn Fn() -> Counters + Send + Sync>;
+type Queues = Box<dyn Fn() -> Vec<(String, u32)> + Send + Sync>;
 type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What the answers are made from.
 struct Desk {
     board: Board,
     counters: Count,
+    queues: Queues,
     draining: Draining,
     token: Option<[u8; 32]>,
 }
@@ -84,8 +86,8 @@ impl Gate {
     }
 
     /// Answers for as long as the task lives.
-    pub fn open(self, board: Board, counters: Count, draining: Draining) -> Task {
-        let desk = Arc::new(Desk { board, counters, draining, token: self.token });
+    pub fn open(self, board: Board, counters: Count, queues: Queues, draining: Draining) -> Task {
+        let desk = Arc::new(Desk { board, counters, queues, draining, token: self.token });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -200,8 +202,9 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
         breaker_changes: watched.state.breaker_changes(),
     };
     let upstreams = desk.rows().iter().map(row).collect();
-    let text =
-        render(&Snapshot { version: env!("CARGO_PKG_VERSION"), counters: &counters, upstreams });
+    let version = env!("CARGO_PKG_VERSION");
+    let queues = (desk.queues)();
+    let text = render(&Snapshot { version, counters: &counters, upstreams, queues });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

@@ -61,6 +61,8 @@ pub struct Links {
     pub publish: Publish,
     /// The counters of all cores.
     pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
+    /// How many wait in the room of each group that has one.
+    pub queues: Box<dyn Fn() -> Vec<(String, u32)> + Send + Sync>,
     /// Whether the process is on its way out.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -133,8 +135,9 @@ impl Control {
             };
             // When the start failed nobody listens any more.
             let _ = begin.send(first);
-            let Ok(Links { publish, counters, draining }) = linked.await else { return };
-            let _admin = gate.map(|gate| gate.open(board, counters, draining));
+            let Ok(links) = linked.await else { return };
+            let Links { publish, counters, queues, draining } = links;
+            let _admin = gate.map(|gate| gate.open(board, counters, queues, draining));
             fleet.run(publish, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;

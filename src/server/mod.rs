@@ -23,7 +23,7 @@ use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
-use crate::proxy::plan::Plan;
+use crate::proxy::plan::{GroupPlan, Plan};
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
@@ -47,14 +47,20 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let plan = plan_of(&config, &sites)?;
     let options = Options::of(&config)?;
     let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
-    let (swapped, counted, draining) =
-        (server.shared.clone(), server.shared.clone(), server.shared.clone());
+    let shared = || server.shared.clone();
+    let (swapped, counted, queued, draining) = (shared(), shared(), shared(), shared());
     control.link(Links {
         publish: Box::new(move |config, sites| {
             swapped.swap(plan_of(config, sites)?);
             Ok(())
         }),
         counters: Box::new(move || counted.counters_sum()),
+        queues: Box::new(move || {
+            let (plan, _) = queued.slot.plan();
+            let waiting =
+                |group: &GroupPlan| Some((group.name.clone(), group.room.as_ref()?.len()));
+            plan.groups.iter().filter_map(waiting).collect()
+        }),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
     server.control = Some(control);

@@ -26,6 +26,8 @@ pub struct Snapshot<'a> {
     pub counters: &'a Counters,
     /// The upstreams in force; no name twice.
     pub upstreams: Vec<UpstreamRow>,
+    /// How many wait in the room of each group that has one; no name twice.
+    pub queues: Vec<(String, u32)>,
 }
 
 /// One upstream.
@@ -54,6 +56,10 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     exchanges(&mut out, snapshot.counters);
     times(&mut out, snapshot.counters);
     upstreams(&mut out, &snapshot.upstreams);
+    out.family("queue_length", "gauge", "Requests that wait for a place in a group.");
+    for (group, waiting) in &snapshot.queues {
+        out.sample("queue_length", &[("group", group)], waiting);
+    }
     out.0
 }
 
@@ -204,7 +210,8 @@ mod tests {
             breaker_changes: [3, 4, 5],
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
-        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams })
+        let queues = vec![("chat".to_owned(), 9)];
+        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams, queues })
     }
 
     #[test]
@@ -217,6 +224,7 @@ mod tests {
             "tokenring_upstream_healthy{upstream=\"gpu0\"} 1",
             "tokenring_upstream_healthy{upstream=\"a\\\"b\\\\c\\nd\"} 0",
             "tokenring_in_flight{upstream=\"gpu0\"} 2",
+            "tokenring_queue_length{group=\"chat\"} 9",
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"open\"} 1",

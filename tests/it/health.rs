@@ -191,7 +191,9 @@ fn the_operator_needs_the_token_and_an_allowed_address() {
 #[test]
 fn metrics_are_in_the_form_of_prometheus() {
     let a = Fake::start("a", &[]);
-    let proxy = Proxy::start(&config(&[&a], "", ADMIN));
+    let text = config(&[&a], "", ADMIN);
+    let proxy =
+        Proxy::start(&text.replace("name = \"g\"\n", "name = \"g\"\nqueue = { length = 5 }\n"));
     assert_eq!(served_by(&mut proxy.client()), "a");
     let line = |line: &str| {
         let answer = admin(&proxy, get("/metrics", ""));
@@ -200,6 +202,8 @@ fn metrics_are_in_the_form_of_prometheus() {
     };
     assert!(line("tokenring_upstream_healthy{upstream=\"a\"} 1"));
     assert!(line("tokenring_upstream_attempts_total{upstream=\"a\"} 1"));
+    assert!(line("tokenring_breaker_state{upstream=\"a\",state=\"closed\"} 1"));
+    assert!(line("tokenring_queue_length{group=\"g\"} 0"));
     wait_until("it is published", || line("tokenring_exchanges_total{class=\"2xx\"} 1"));
 }
 
