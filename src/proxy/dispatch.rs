@@ -59,7 +59,11 @@ pub async fn dispatch(
         core,
         plan,
         group: route.group,
-        fallback: plan.groups[usize::from(route.group)].fallback.iter(),
+        // Who asks for one upstream by name wants that one or none.
+        fallback: match route.upstream {
+            Some(_) => [].iter(),
+            None => plan.groups[usize::from(route.group)].fallback.iter(),
+        },
         forced: route.upstream,
         tried: Tried::NONE,
         retries: 0,
