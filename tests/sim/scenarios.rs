@@ -27,7 +27,7 @@ fn each(setup: impl Fn(u64) -> Setup, judge: impl Fn(&Setup, &Report)) {
     for strategy in spreading() {
         for seed in SEEDS {
             let setup = Setup { strategy, ..setup(seed) };
-            println!("{} seed {seed}", strategy.name());
+            eprintln!("{} seed {seed}", strategy.name());
             judge(&setup, &play(&setup));
         }
     }
