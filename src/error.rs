@@ -152,6 +152,8 @@ pub enum Kind {
     TotalTimeout,
     /// No member of the group can be picked.
     NobodyAvailable,
+    /// The store of the rate limits is away, and the operator says that nobody passes then.
+    LimitsUnknown,
     /// The group's queue is full.
     QueueFull,
     /// The wait in the group's queue ran out.
@@ -413,7 +415,7 @@ const fn no_room(kind: Kind, message: &'static str, log: &'static str) -> Row {
 
 /// THE table. One row a kind, in the order of `Kind`.
 #[rustfmt::skip]
-const ROWS: [Row; 45] = [
+const ROWS: [Row; 46] = [
     broken(Kind::HeadMalformed, 400, "Malformed request head.", "malformed head"),
     broken(Kind::TargetTooLong, 414, "Request target is too long.", "target too long"),
     broken(Kind::HeadTooLarge, 431, "Request head is too large.", "head too large"),
@@ -470,6 +472,7 @@ const ROWS: [Row; 45] = [
     Row { blame: Blame::Nobody, connection: Connection::Close,
         ..upstream(Kind::TotalTimeout, 504, "The request took too long.", "total timeout", RetryClass::Never, Finish::Timeout) },
     no_room(Kind::NobodyAvailable, "No upstream is available. Try again later.", "nobody available"),
+    no_room(Kind::LimitsUnknown, "Rate limits cannot be checked. Try again later.", "limits unknown"),
     no_room(Kind::QueueFull, "All upstreams are busy and the queue is full. Try again later.", "queue full"),
     no_room(Kind::QueueTimeout, "All upstreams stayed busy. Try again later.", "queue timeout"),
     Row { connection: Connection::Close,

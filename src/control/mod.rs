@@ -5,7 +5,7 @@
 //! `fleet` (all that is known, and the config that follows), the tasks that feed it: `source`
 //! (targets and addresses, by `resolve`), `probe` and `ask` (of one `watched` upstream, by
 //! `fetch`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the
-//! main thread.
+//! main thread. `redis` holds the rate limits that nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`Links`).
 
@@ -14,6 +14,7 @@ pub mod ask;
 pub mod fetch;
 pub mod fleet;
 pub mod probe;
+pub mod redis;
 pub mod resolve;
 pub mod signals;
 pub mod source;

@@ -34,7 +34,7 @@ use crate::upstream::roster::{PoolId, Site};
 /// Compiles a checked config.
 ///
 /// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
-/// keep the numbers of the config.
+/// keep the numbers of the config. A budget that nodes share is put in by whoever has one.
 /// Errors: a message that names the thing; the config's own checks leave few.
 pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Plan, String> {
     refuse_what_is_missing(config)?;
@@ -52,6 +52,7 @@ pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Pl
             .collect::<Result<_, _>>()?,
         keys,
         limits: config.keys.iter().map(key_limit).collect(),
+        budget: None,
         models,
         listed,
         groups,

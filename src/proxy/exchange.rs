@@ -202,7 +202,7 @@ async fn serve(
             return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
-    settle.hold(limit::charge(plan, &permit, caller, now_ns)?);
+    settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
     let caller = &*caller;
     *body = RequestBody::new(permit.framing, begin);
     let head_route = route::by_head(listener, &scratch.request, &down.recv, &permit)?;

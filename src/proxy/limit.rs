@@ -5,6 +5,9 @@
 //! at once; a place in flight is held until the exchange ends, and tokens are paid then, from
 //! what the upstream said. `Charge` does both by `Drop`, whatever way the exchange ends.
 //!
+//! Where nodes share a budget, a call may have to wait for the store's answer: on its bell, for a
+//! bounded time, and never once the store is known to be away. Only then is memory asked for.
+//!
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
 
@@ -13,13 +16,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::admit::Permit;
-use super::core::LocalPlan;
+use super::core::{Core, LocalPlan};
 use super::plan::Plan;
 use super::reply::{Caller, Refusal};
 use crate::error::Kind;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
+use crate::policy::limit::lease::Short;
+use crate::policy::limit::shared::{Answer, Ask, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
 use crate::telemetry::outcome::Outcome;
 
 /// What one token takes of a stream of events, framing included: 180 to 300 bytes with vLLM,
@@ -47,7 +53,7 @@ impl IpLimit {
 /// The limits of one key.
 pub struct KeyLimit {
     /// The key's name.
-    pub name: Box<str>,
+    pub name: Arc<str>,
     /// What it may have.
     pub rules: KeyRules,
     /// What it has had.
@@ -65,23 +71,115 @@ impl From<Over> for Refusal {
 /// Charges a request to its key, if it has one.
 ///
 /// Shape: what the key has left is noted in `caller`, also when the request is refused.
-/// Errors: 429; nothing has been charged.
-pub fn charge(
+/// Errors: 429, or 503 when nobody knows; nothing has been charged.
+pub async fn charge(
+    core: &Core,
     plan: &LocalPlan,
     permit: &Permit,
     caller: &mut Caller,
     now_ns: u64,
 ) -> Result<Option<Charge>, Refusal> {
     let Some((key, limit)) = of_key(plan, permit.key) else { return Ok(None) };
-    match limit.state.admit(&limit.rules, now_ns) {
+    let charge = || Charge { plan: plan.clone(), key };
+    let KeyLimit { rules, state, .. } = limit;
+    if let Some(budget) = plan.budget.as_ref().filter(|_| rules.are_shared()) {
+        state.enter(rules, now_ns)?;
+        // From here on it leaves by itself.
+        let charge = charge();
+        let charged = charge_shared(core, budget, limit, caller, now_ns).await;
+        if charged.is_err() {
+            state.undo_pace(rules);
+        }
+        return charged.map(|()| Some(charge));
+    }
+    match state.admit(rules, now_ns) {
         Ok(standing) => {
             caller.standing = standing;
-            Ok(Some(Charge { plan: plan.clone(), key }))
+            Ok(Some(charge()))
         }
         Err(over) => {
-            caller.standing = limit.state.windows.standing(limit.rules.quota, now_ns);
+            caller.standing = state.windows.standing(rules.quota, now_ns);
             Err(over.into())
         }
+    }
+}
+
+/// Charges the windows that nodes share: from what is on stock here, or by asking.
+async fn charge_shared(
+    core: &Core,
+    budget: &Budget,
+    limit: &KeyLimit,
+    caller: &mut Caller,
+    now_ns: u64,
+) -> Result<(), Refusal> {
+    let KeyLimit { rules, state, .. } = limit;
+    let (quota, lease) = (rules.quota, &state.lease);
+    let store_ns = budget.store_ns(now_ns);
+    let verdict = match (budget.is_up(), budget.mode) {
+        (false, _) => Verdict::Lost,
+        (true, Mode::Strict) => ask_and_wait(core, budget, limit).await,
+        (true, Mode::Lease) => {
+            let verdict = match lease.take(quota, store_ns) {
+                Ok(()) => Verdict::Pass,
+                Err(Short::Full(full)) => Verdict::Full(full),
+                Err(Short::Empty) => ask_and_wait(core, budget, limit).await,
+            };
+            if lease.nudge(quota, store_ns) {
+                budget.ask(limit.ask(None));
+            }
+            verdict
+        }
+    };
+    if verdict != Verdict::Lost {
+        caller.standing = lease.standing(quota, store_ns);
+    }
+    match verdict {
+        Verdict::Pass => {
+            // Should the store be lost, this node goes on from what it has let in itself.
+            state.windows.note(now_ns);
+            Ok(())
+        }
+        Verdict::Full(full) => Err(full_until_end(full, store_ns).into()),
+        Verdict::Debt => {
+            let wait = state.balance.check(now_ns).err().unwrap_or(1);
+            Err(Over::after_ns(Kind::RateTokens, wait).into())
+        }
+        Verdict::Lost if budget.on_loss == OnLoss::Deny => Err(Kind::LimitsUnknown.into()),
+        Verdict::Lost => {
+            let share = budget.share(quota);
+            let taken = state.windows.take(share, now_ns);
+            caller.standing = state.windows.standing(share, now_ns);
+            taken.map(|_| ()).map_err(|full| state.full(full, now_ns).into())
+        }
+    }
+}
+
+/// Asks about one call and waits; the store's own deadline ends it.
+async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> Verdict {
+    let (mut bell, answer) = (core.bells.hang(), Answer::default());
+    let (shared, ticket) = (core.shared.clone(), bell.ticket());
+    let waiter = Waiter::new(answer.clone(), move || shared.ringer.ring(ticket, 0));
+    budget.ask(limit.ask(Some(waiter)));
+    loop {
+        if let Some(verdict) = answer.verdict() {
+            return verdict;
+        }
+        bell.rung().await;
+    }
+}
+
+fn full_until_end(full: Full, store_ns: u64) -> Over {
+    let (minute, day) = numbers(store_ns);
+    let (kind, retry_after_s) = match full {
+        Full::Minute => (Kind::RateMinute, seconds_until_end(minute, MINUTE_S, store_ns)),
+        Full::Day => (Kind::RateDay, seconds_until_end(day, DAY_S, store_ns)),
+    };
+    Over { kind, retry_after_s }
+}
+
+impl KeyLimit {
+    fn ask(&self, waiter: Option<Waiter>) -> Ask {
+        Ask { name: self.name.clone(), rules: self.rules, state: self.state.clone(), waiter }
     }
 }
 
@@ -104,6 +202,12 @@ impl Charge {
     pub fn pay(&self, tokens: u64, now_ns: u64) {
         if let Some((_, limit)) = of_key(&self.plan, Some(self.key)) {
             limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
+            if let Some(budget) = &self.plan.budget
+                && limit.rules.tokens_per_minute > 0
+                && limit.state.lease.spend(tokens)
+            {
+                budget.ask(limit.ask(None));
+            }
         }
     }
 }

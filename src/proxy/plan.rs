@@ -13,6 +13,7 @@ use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
 use crate::policy::keys::KeyTable;
+use crate::policy::limit::shared::Budget;
 use crate::policy::model::ModelTable;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
@@ -28,6 +29,8 @@ pub struct Plan {
     pub keys: KeyTable,
     /// What each key may have and has had; by key number.
     pub limits: Vec<KeyLimit>,
+    /// What the nodes share of it; none = every node counts by itself.
+    pub budget: Option<Arc<Budget>>,
     /// Models and what they map to.
     pub models: ModelTable,
     /// The models shown by `/v1/models`, sorted by id.

@@ -15,12 +15,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
-use crate::control::{self, Begun, Control, Links};
+use crate::control::{self, Begun, Control, Links, redis};
 use crate::net::dial::Address;
 use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
+use crate::policy::limit::shared::Budget;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
@@ -43,7 +44,13 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let (mut control, begun) = Control::begin(config, differs)?;
     let Begun { config, sites, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let plan_of = move |config: &Config, sites: &[Site]| compile(config, sites, unix.as_secs());
+    let mut warnings = warnings;
+    let budget = open_budget(&config, &control, &mut warnings)?;
+    let plan_of = move |config: &Config, sites: &[Site]| {
+        let mut plan = compile(config, sites, unix.as_secs())?;
+        plan.budget.clone_from(&budget);
+        Ok::<_, String>(plan)
+    };
     let plan = plan_of(&config, &sites)?;
     let options = Options::of(&config)?;
     let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
@@ -65,6 +72,28 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     });
     server.control = Some(control);
     Ok(Started { server, config, warnings })
+}
+
+/// Opens the store that nodes share, if there is one, and waits for its first word.
+fn open_budget(
+    config: &Config,
+    control: &Control,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Arc<Budget>>, String> {
+    let node = random();
+    let Some(opened) = redis::open(&config.ratelimit_store, node)? else { return Ok(None) };
+    control.handle().spawn(opened.run);
+    match opened.first.recv_timeout(2 * redis::CONNECT_TIMEOUT) {
+        Ok(Ok(())) => {}
+        Ok(Err(why)) => warnings.push(format!("ratelimit_store: not reached yet: {why}")),
+        Err(_) => warnings.push("ratelimit_store: not reached yet".to_owned()),
+    }
+    Ok(Some(opened.budget))
+}
+
+/// A number that nobody has chosen.
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8)
 }
 
 /// What `start` gives.
@@ -122,7 +151,7 @@ impl Options {
         // Each client connection may need one more towards an upstream.
         let fds = sys::raise_open_files();
         let from_fds = u32::try_from(fds.saturating_sub(FDS_RESERVED) / 2).unwrap_or(u32::MAX);
-        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
+        let seed = random();
         Ok(Self {
             cores,
             io: match config.process.io {

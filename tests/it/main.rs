@@ -34,6 +34,7 @@ mod models;
 mod pool;
 mod queue;
 mod ratelimits;
+mod redis_store;
 mod replaced;
 mod retry;
 mod swap;

@@ -7,6 +7,7 @@
 
 use super::gate::Gate;
 use super::gcra::{Bucket, NS_PER_SECOND, Pace};
+use super::lease::Lease;
 use super::standing::Standing;
 use super::tokens::Balance;
 use super::window::{Full, Quota, Windows};
@@ -25,6 +26,14 @@ pub struct KeyRules {
     pub concurrency: u32,
 }
 
+impl KeyRules {
+    /// Whether there is anything that nodes may share; rate and gate are each node's own.
+    #[must_use]
+    pub fn are_shared(&self) -> bool {
+        self.quota != Quota::default() || self.tokens_per_minute > 0
+    }
+}
+
 /// What a key has had; shared by all cores.
 #[derive(Debug, Default)]
 pub struct KeyState {
@@ -32,6 +41,8 @@ pub struct KeyState {
     pub windows: Windows,
     /// Tokens a minute.
     pub balance: Balance,
+    /// What it holds of a budget that nodes share.
+    pub lease: Lease,
     bucket: Bucket,
     gate: Gate,
 }
@@ -63,7 +74,8 @@ impl KeyState {
         self.windows.check(rules.quota, now_ns).map_err(|full| self.full(full, now_ns))?;
         self.enter(rules, now_ns)?;
         self.windows.take(rules.quota, now_ns).map_err(|full| {
-            self.back_out(rules);
+            self.undo_pace(rules);
+            self.leave(rules);
             self.full(full, now_ns)
         })
     }
@@ -87,12 +99,12 @@ impl KeyState {
         Ok(())
     }
 
-    /// Undoes an `enter` whose call was refused for another reason.
-    pub fn back_out(&self, rules: &KeyRules) {
+    /// Gives back what an `enter` has taken of the steady rate; the call was refused for another
+    /// reason. `leave` follows, as ever.
+    pub fn undo_pace(&self, rules: &KeyRules) {
         if let Some(pace) = &rules.pace {
             self.bucket.undo(pace);
         }
-        self.leave(rules);
     }
 
     /// The exchange is over.

@@ -2,8 +2,9 @@
 //!
 //! Reading order: `gcra` (a steady rate with a burst), `window` (requests a minute and a UTC
 //! day), `tokens` (tokens a minute, paid afterwards), `gate` (exchanges in flight), `key` (the
-//! four of them for one key, all or nothing), `standing` (what the client is told), `client_ip`
-//! and `ip` (whose address it is, and its rate). All state is atomics that every core shares,
+//! four of them for one key, all or nothing), `standing` (what the client is told), `lease` and
+//! `shared` (a budget of several nodes), `client_ip` and `ip` (whose address it is, and its
+//! rate). All state is atomics that every core shares,
 //! so a limit holds for the process and not for a core.
 //!
 //! Time is `now_ns`: nanoseconds since 1970, which the caller derives from a monotonic clock.
@@ -13,6 +14,8 @@ pub mod gate;
 pub mod gcra;
 pub mod ip;
 pub mod key;
+pub mod lease;
+pub mod shared;
 pub mod standing;
 pub mod tokens;
 pub mod window;

@@ -1,0 +1,456 @@
+//! The budget that several nodes share, in Redis.
+//!
+//! One task on the control thread holds one connection. Questions come in by a bounded queue;
+//! all that are there go out together, one call of the script a key, in one pipeline, and while
+//! its answer is on the way the next ones gather. So a core never waits for the network, a
+//! thousand exchanges that wait share a round trip, and every decision is made by the script
+//! alone (`budget.lua`), which Redis runs as one step.
+//!
+//! Any failure ends the connection: whoever waits is told `Lost` and goes on without
+//! (`Budget::on_loss`), later ones do not even ask, and a new connection is tried until one
+//! answers. A call whose answer was lost may have been charged; none is ever charged too little.
+//!
+//! Nodes make themselves known in a sorted set, so that each knows its share when it must count
+//! alone. Windows follow the clock of Redis. Its version must be 5 or later.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, mpsc as std_mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, Client, RedisError};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::config::{RatelimitStore, StoreKind, StoreMode, StoreOnError};
+use crate::policy::limit::key::{KeyRules, KeyState};
+use crate::policy::limit::lease::{Dealt, Draw};
+use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::window::Full;
+
+/// The script.
+const SCRIPT: &str = include_str!("budget.lua");
+/// What a key's name follows in Redis.
+const KEY_PREFIX: &str = "tokenring:limit:";
+/// The sorted set of nodes, by the second of their last word.
+const NODES_KEY: &str = "tokenring:nodes";
+
+/// Longest time that an exchange waits for an answer.
+///
+/// Long against a round trip in one data centre, short against an answer of a model. It is paid
+/// once: after it the store counts as away and nobody waits.
+pub const CALL_TIMEOUT: Duration = Duration::from_millis(200);
+/// Longest time for a connection and its first words.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// From one attempt to connect to the next.
+const RETRY: Duration = Duration::from_millis(250);
+/// From one word of this node to the next, and the oldest news of the others.
+const BEAT: Duration = Duration::from_secs(1);
+/// A node that was silent for so long is gone, seconds.
+const SILENT_S: u64 = 15;
+/// Questions that may wait; one more is answered `Lost`.
+const ASKS_MAX: usize = 65_536;
+/// Questions that go out together.
+const TOGETHER_MAX: usize = 4096;
+/// Numbers above lose digits in Lua.
+const TOKENS_MAX: u64 = 1 << 50;
+
+/// A store that is about to be used.
+pub struct Opened<F> {
+    /// What the cores ask.
+    pub budget: Arc<Budget>,
+    /// To be run on the control thread; ends when the last `budget` has gone.
+    pub run: F,
+    /// Says when the first attempt to connect is over, and why it failed.
+    pub first: std_mpsc::Receiver<Result<(), String>>,
+}
+
+/// Makes what the config names; `None` when the counters live in this process.
+///
+/// Errors: the URL is none that Redis is reached by.
+pub fn open(
+    store: &RatelimitStore,
+    node: u64,
+) -> Result<Option<Opened<impl Future<Output = ()> + Send + 'static>>, String> {
+    if store.kind == StoreKind::Memory {
+        return Ok(None);
+    }
+    let url = String::from_utf8_lossy(store.url.expose()).into_owned();
+    if url.starts_with("rediss:") {
+        return Err("ratelimit_store.url: rediss:// is not implemented yet".to_owned());
+    }
+    // The error may quote the URL, and with it a password.
+    let client =
+        Client::open(url).map_err(|error| format!("ratelimit_store.url: {:?}", error.kind()))?;
+    let (asks, inbox) = mpsc::channel::<Ask>(ASKS_MAX);
+    let mode = match store.mode {
+        StoreMode::Lease => Mode::Lease,
+        StoreMode::Strict => Mode::Strict,
+    };
+    let on_loss = match store.on_error {
+        StoreOnError::Local => OnLoss::Local,
+        StoreOnError::Deny => OnLoss::Deny,
+    };
+    let send = move |ask| asks.try_send(ask).map_err(|refused| refused.into_inner());
+    let budget = Arc::new(Budget::new(mode, on_loss, send));
+    let (tell, first) = std_mpsc::channel();
+    let store = Store {
+        client,
+        // The cores own it: when they have gone the queue closes, and this ends.
+        budget: Arc::downgrade(&budget),
+        ahead: mode == Mode::Lease,
+        inbox,
+        node: format!("{node:016x}"),
+    };
+    Ok(Some(Opened { budget, run: store.run(tell), first }))
+}
+
+struct Store {
+    client: Client,
+    budget: std::sync::Weak<Budget>,
+    /// Whether calls are drawn before they are needed.
+    ahead: bool,
+    inbox: mpsc::Receiver<Ask>,
+    /// This node's name among the others.
+    node: String,
+}
+
+/// The connection is to be made anew, or there is nobody left to serve.
+enum End {
+    Lost,
+    Over,
+}
+
+impl From<RedisError> for End {
+    fn from(_: RedisError) -> Self {
+        End::Lost
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for End {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        End::Lost
+    }
+}
+
+/// A connection that knows the script.
+struct Link {
+    connection: MultiplexedConnection,
+    script: String,
+}
+
+impl Store {
+    async fn run(mut self, first: std_mpsc::Sender<Result<(), String>>) {
+        let mut first = Some(first);
+        loop {
+            let connected = match timeout(CONNECT_TIMEOUT, self.connect()).await {
+                Ok(Ok(link)) => Ok(link),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
+            };
+            let (link, told) = match connected {
+                Ok(link) => (Some(link), Ok(())),
+                Err(why) => (None, Err(why)),
+            };
+            if let Some(link) = link {
+                self.set_up(true);
+                tell_first(&mut first, told);
+                let end = self.serve(link).await;
+                self.set_up(false);
+                if matches!(end, End::Over) {
+                    return;
+                }
+            } else {
+                tell_first(&mut first, told);
+            }
+            if matches!(self.pause().await, End::Over) {
+                return;
+            }
+        }
+    }
+
+    fn set_up(&self, up: bool) {
+        if let Some(budget) = self.budget.upgrade() {
+            budget.set_up(up);
+        }
+    }
+
+    async fn connect(&self) -> Result<Link, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_TIMEOUT))
+            .set_response_timeout(Some(CONNECT_TIMEOUT));
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut load = redis::cmd("SCRIPT");
+        let script = load.arg("LOAD").arg(SCRIPT).query_async(&mut connection).await?;
+        let mut link = Link { connection, script };
+        self.beat(&mut link).await?;
+        Ok(link)
+    }
+
+    /// Answers questions until the connection or the cores have gone.
+    async fn serve(&mut self, mut link: Link) -> End {
+        let mut next_beat = Instant::now() + BEAT;
+        let mut asks = Vec::new();
+        loop {
+            if Instant::now() >= next_beat {
+                next_beat = Instant::now() + BEAT;
+                match timeout(CALL_TIMEOUT, self.beat(&mut link)).await {
+                    Ok(Ok(())) => {}
+                    _ => return End::Lost,
+                }
+            }
+            match timeout_at(next_beat, self.inbox.recv()).await {
+                // Time for a beat.
+                Err(_) => {}
+                Ok(None) => return End::Over,
+                Ok(Some(ask)) => {
+                    asks.push(ask);
+                    while asks.len() < TOGETHER_MAX
+                        && let Ok(ask) = self.inbox.try_recv()
+                    {
+                        asks.push(ask);
+                    }
+                    if let Err(end) = self.answer(&mut link, gather(asks.drain(..))).await {
+                        return end;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says that this node lives, hears how many do, and what time it is.
+    async fn beat(&self, link: &mut Link) -> Result<(), RedisError> {
+        let connection = &mut link.connection;
+        let (second, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+        let Some(budget) = self.budget.upgrade() else { return Ok(()) };
+        budget.set_clock(second * 1_000_000_000 + micros * 1000, now_ns());
+        let mut words = redis::pipe();
+        words.cmd("ZADD").arg(NODES_KEY).arg(second).arg(&self.node).ignore();
+        let oldest = second.saturating_sub(SILENT_S);
+        words.cmd("ZREMRANGEBYSCORE").arg(NODES_KEY).arg("-inf").arg(oldest).ignore();
+        words.cmd("EXPIRE").arg(NODES_KEY).arg(4 * SILENT_S).ignore();
+        words.cmd("ZCARD").arg(NODES_KEY);
+        let (nodes,): (u32,) = words.query_async(connection).await?;
+        budget.set_nodes(nodes);
+        Ok(())
+    }
+
+    /// Puts one question for each key, all in one round trip.
+    async fn answer(&self, link: &mut Link, questions: Vec<Question>) -> Result<(), End> {
+        let Some(budget) = self.budget.upgrade() else { return Err(End::Over) };
+        let mut calls = redis::pipe();
+        let nodes = budget.nodes();
+        let now = budget.store_ns(now_ns());
+        let mut pending = Vec::with_capacity(questions.len());
+        for question in questions {
+            let waiting = u32::try_from(question.waiters.len()).unwrap_or(u32::MAX);
+            let draw = question.state.lease.draw(question.rules.quota, waiting, self.ahead, now);
+            question.write(&mut calls, &link.script, &draw, nodes);
+            pending.push(Pending { question, draw, dealt: false });
+        }
+        type Row = (u64, u32, u32, u32, u32, u32, u32, u32, u64);
+        let rows: Vec<Row> =
+            timeout(CALL_TIMEOUT, calls.query_async(&mut link.connection)).await??;
+        if rows.len() != pending.len() {
+            return Err(End::Lost);
+        }
+        for (mut pending, row) in pending.into_iter().zip(rows) {
+            let (now_us, minute, day, passed, given_minute, given_day, left_minute, left_day, due) =
+                row;
+            budget.set_clock(now_us * 1000, now_ns());
+            let dealt =
+                Dealt { minute, day, passed, given_minute, given_day, left_minute, left_day };
+            pending.deal(&budget, &dealt, due);
+        }
+        Ok(())
+    }
+
+    /// Waits for the next attempt; who asks meanwhile is told that nobody answers.
+    async fn pause(&mut self) -> End {
+        let until = sleep(RETRY);
+        let mut until = std::pin::pin!(until);
+        std::future::poll_fn(|cx| {
+            while let std::task::Poll::Ready(ask) = self.inbox.poll_recv(cx) {
+                match ask {
+                    // Dropping it answers it.
+                    Some(ask) => ask.state.lease.nudge_failed(),
+                    None => return std::task::Poll::Ready(End::Over),
+                }
+            }
+            until.as_mut().poll(cx).map(|()| End::Lost)
+        })
+        .await
+    }
+}
+
+fn tell_first(first: &mut Option<std_mpsc::Sender<Result<(), String>>>, told: Result<(), String>) {
+    if let Some(first) = first.take() {
+        // Nobody may be waiting for it any more.
+        let _ = first.send(told);
+    }
+}
+
+/// All that is asked about one key at a time.
+struct Question {
+    name: Arc<str>,
+    rules: KeyRules,
+    state: Arc<KeyState>,
+    waiters: Vec<Waiter>,
+}
+
+/// Puts the questions about one key together, in the order they came.
+fn gather(asks: impl Iterator<Item = Ask>) -> Vec<Question> {
+    let mut places: HashMap<*const KeyState, usize> = HashMap::new();
+    let mut questions: Vec<Question> = Vec::new();
+    for Ask { name, rules, state, waiter } in asks {
+        let place = *places.entry(Arc::as_ptr(&state)).or_insert_with(|| {
+            questions.push(Question { name, rules, state, waiters: Vec::new() });
+            questions.len() - 1
+        });
+        if let Some(question) = questions.get_mut(place) {
+            // The rules of the latest config.
+            question.rules = rules;
+            question.waiters.extend(waiter);
+        }
+    }
+    questions
+}
+
+impl Question {
+    fn write(&self, calls: &mut redis::Pipeline, script: &str, draw: &Draw, nodes: u32) {
+        let KeyRules { quota, tokens_per_minute, .. } = self.rules;
+        let call = calls.cmd("EVALSHA").arg(script).arg(1);
+        call.arg(format!("{KEY_PREFIX}{}", self.name))
+            .arg(quota.per_minute)
+            .arg(quota.per_day)
+            .arg(tokens_per_minute.min(TOKENS_MAX))
+            .arg(draw.waiting)
+            .arg(draw.hand_minute.1)
+            .arg(draw.hand_minute.0)
+            .arg(draw.hand_day.1)
+            .arg(draw.hand_day.0)
+            .arg(draw.ahead_minute)
+            .arg(draw.ahead_day)
+            .arg(draw.tokens.min(TOKENS_MAX))
+            .arg(nodes);
+    }
+}
+
+/// A question that is on its way; what it holds goes back when no answer comes.
+struct Pending {
+    question: Question,
+    draw: Draw,
+    dealt: bool,
+}
+
+impl Pending {
+    fn deal(&mut self, budget: &Budget, dealt: &Dealt, due_ms: u64) {
+        self.dealt = true;
+        let Question { rules, state, waiters, .. } = &mut self.question;
+        state.lease.deal(rules.quota, &self.draw, dealt);
+        if rules.tokens_per_minute > 0 {
+            state.balance.lower_to(budget.local_ns(due_ms.saturating_mul(1_000_000)));
+        }
+        let refused = refusal(rules, dealt);
+        for (at, waiter) in waiters.drain(..).enumerate() {
+            let passes = at < dealt.passed as usize;
+            waiter.tell(if passes { Verdict::Pass } else { refused });
+        }
+    }
+}
+
+/// Why those that do not pass do not.
+fn refusal(rules: &KeyRules, dealt: &Dealt) -> Verdict {
+    if rules.quota.per_day > 0 && dealt.left_day == 0 {
+        Verdict::Full(Full::Day)
+    } else if rules.quota.per_minute > 0 && dealt.left_minute == 0 {
+        Verdict::Full(Full::Minute)
+    } else {
+        Verdict::Debt
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.dealt {
+            self.question.state.lease.undo(&self.draw);
+        }
+    }
+}
+
+fn now_ns() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(unix.as_nanos()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Secret;
+    use crate::policy::limit::shared::Answer;
+    use crate::policy::limit::window::Quota;
+
+    fn store(url: &str) -> RatelimitStore {
+        RatelimitStore {
+            kind: StoreKind::Redis,
+            url: Secret::new(url),
+            mode: StoreMode::Lease,
+            on_error: StoreOnError::Local,
+        }
+    }
+
+    fn ask(name: &str, state: &Arc<KeyState>, per_minute: u32, answer: Option<&Answer>) -> Ask {
+        Ask {
+            name: name.into(),
+            rules: KeyRules { quota: Quota { per_minute, per_day: 0 }, ..KeyRules::default() },
+            state: state.clone(),
+            waiter: answer.map(|answer| Waiter::new(answer.clone(), || {})),
+        }
+    }
+
+    #[test]
+    fn no_store_is_opened_for_counters_in_memory() {
+        let memory = RatelimitStore { kind: StoreKind::Memory, ..store("redis://127.0.0.1") };
+        assert!(matches!(open(&memory, 1), Ok(None)));
+    }
+
+    #[test]
+    fn a_bad_url_is_refused_without_its_password() {
+        let why = open(&store("redis://:CANARY@h:99999/x"), 1).err().expect("refused");
+        assert!(why.starts_with("ratelimit_store.url") && !why.contains("CANARY"), "{why}");
+    }
+
+    #[test]
+    fn questions_about_one_key_become_one() {
+        let (a, b, answers) = (Arc::default(), Arc::default(), [0; 3].map(|_| Answer::default()));
+        let asks = [
+            ask("a", &a, 5, Some(&answers[0])),
+            ask("b", &b, 7, Some(&answers[1])),
+            ask("a", &a, 6, Some(&answers[2])),
+            ask("a", &a, 6, None),
+        ];
+        let questions = gather(asks.into_iter());
+        let seen: Vec<_> = questions
+            .iter()
+            .map(|q| (&*q.name, q.rules.quota.per_minute, q.waiters.len()))
+            .collect();
+        assert_eq!(seen, [("a", 6, 2), ("b", 7, 1)]);
+        drop(questions);
+        assert!(answers.iter().all(|answer| answer.verdict() == Some(Verdict::Lost)));
+    }
+
+    #[test]
+    fn an_answer_goes_to_those_who_came_first() {
+        let (state, answers) = (Arc::default(), [0; 3].map(|_| Answer::default()));
+        let asks = answers.iter().map(|answer| ask("a", &state, 2, Some(answer)));
+        let question = gather(asks).remove(0);
+        let draw = question.state.lease.draw(question.rules.quota, 3, false, 0);
+        let mut pending = Pending { question, draw, dealt: false };
+        let dealt = Dealt { passed: 2, given_minute: 2, left_minute: 0, ..Dealt::default() };
+        pending.deal(&Budget::new(Mode::Strict, OnLoss::Deny, Err), &dealt, 0);
+        let verdicts = answers.map(|answer| answer.verdict().unwrap());
+        assert_eq!(verdicts, [Verdict::Pass, Verdict::Pass, Verdict::Full(Full::Minute)]);
+    }
+}

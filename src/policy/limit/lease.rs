@@ -1,0 +1,299 @@
+//! One key's part of a budget that several nodes share.
+//!
+//! The one idea: what the shared counter has given to this node is already counted there, so it
+//! may be spent here without asking. `Stock` holds such calls for one window; whatever is left
+//! when the window ends is void and nothing is ever given back, so all nodes together can never
+//! spend more than the budget.
+//!
+//! Drawing has three steps, the middle one at the store: `draw` takes what is in stock in hand
+//! for those that wait, the store decides about all of it at once, `deal` puts the rest on
+//! stock. Small budgets are drawn call by call (`batch` is 0), larger ones a little ahead of
+//! need, and less the nearer the end of the budget is.
+//!
+//! Windows are numbered by the store's clock; `now_ns` is this node's clock brought to it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+
+use super::standing::{Share, Standing};
+use super::window::{Full, Quota, numbers};
+
+/// A sixty-fourth of a budget is drawn at once ...
+const BATCHES: u32 = 64;
+/// ... but no more than this.
+const BATCH_MAX: u32 = 1024;
+/// After so long the store is asked again, even if nothing is needed: what other nodes have
+/// used is not known otherwise.
+const REFRESH_NS: u64 = 1_000_000_000;
+
+/// Calls of one window that may be spent here.
+#[derive(Debug, Default)]
+struct Stock(AtomicU64);
+
+/// `number ‖ spent ‖ count`: the window, whether the store has nothing more, and the calls.
+#[derive(Clone, Copy)]
+struct Held {
+    number: u32,
+    spent: bool,
+    count: u32,
+}
+
+impl Held {
+    fn of(word: u64) -> Self {
+        let low = word as u32;
+        Self { number: (word >> 32) as u32, spent: low >> 31 == 1, count: low & (u32::MAX >> 1) }
+    }
+
+    fn word(self) -> u64 {
+        let count = self.count.min(u32::MAX >> 1);
+        u64::from(self.number) << 32 | u64::from(self.spent) << 31 | u64::from(count)
+    }
+
+    /// What it is worth in a window: nothing, if it is of an earlier one.
+    fn at(self, number: u32) -> Self {
+        if self.number >= number { self } else { Self { number, spent: false, count: 0 } }
+    }
+}
+
+impl Stock {
+    fn at(&self, number: u32) -> Held {
+        Held::of(self.0.load(Relaxed)).at(number)
+    }
+
+    fn change(&self, change: impl Fn(Held) -> Option<Held>) -> Option<Held> {
+        let changed =
+            self.0.fetch_update(Relaxed, Relaxed, |word| change(Held::of(word)).map(Held::word));
+        changed.ok().map(Held::of)
+    }
+
+    /// Takes one call.
+    fn take(&self, number: u32) -> bool {
+        let take = |held: Held| {
+            let held = held.at(number);
+            Some(Held { count: held.count.checked_sub(1)?, ..held })
+        };
+        self.change(take).is_some()
+    }
+
+    /// Takes all, whatever the window.
+    fn take_all(&self) -> Held {
+        let emptied = self.change(|held| Some(Held { count: 0, ..held }));
+        emptied.unwrap_or(Held { number: 0, spent: false, count: 0 })
+    }
+
+    /// Adds calls of a window; those of an earlier one are void.
+    fn put(&self, number: u32, count: u32, spent: Option<bool>) {
+        self.change(|held| {
+            let held = held.at(number);
+            (held.number == number).then(|| Held {
+                count: held.count.saturating_add(count),
+                spent: spent.unwrap_or(held.spent),
+                ..held
+            })
+        });
+    }
+}
+
+/// What a key holds of the shared budget; starts with nothing.
+#[derive(Debug, Default)]
+pub struct Lease {
+    minute: Stock,
+    day: Stock,
+    /// What the store had left at the last draw, each with its window: `number ‖ count`.
+    left_minute: AtomicU64,
+    left_day: AtomicU64,
+    /// Tokens that the store has not been told of.
+    tokens: AtomicU64,
+    drawn_ns: AtomicU64,
+    nudged: AtomicBool,
+}
+
+/// Why a call cannot be served from stock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Short {
+    /// Nothing on stock; the store may have more.
+    Empty,
+    /// Nothing on stock, and nothing at the store.
+    Full(Full),
+}
+
+/// What the store is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Draw {
+    /// Calls that wait for an answer.
+    pub waiting: u32,
+    /// Calls of a minute in hand, and that minute's number.
+    pub hand_minute: (u32, u32),
+    /// Calls of a day in hand, and that day's number.
+    pub hand_day: (u32, u32),
+    /// How many to give beyond those, if there is plenty.
+    pub ahead_minute: u32,
+    /// The same of the day.
+    pub ahead_day: u32,
+    /// Tokens used since the last draw.
+    pub tokens: u64,
+}
+
+/// What the store answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Dealt {
+    /// The minute's number by its clock.
+    pub minute: u32,
+    /// The day's.
+    pub day: u32,
+    /// Of those that wait, how many pass; each takes one call of each limited window.
+    pub passed: u32,
+    /// Calls given of the minute, those that pass included.
+    pub given_minute: u32,
+    /// The same of the day.
+    pub given_day: u32,
+    /// What is left of the minute for all nodes.
+    pub left_minute: u32,
+    /// The same of the day.
+    pub left_day: u32,
+}
+
+impl Lease {
+    /// Takes one call of each limited window from stock, or of none.
+    pub fn take(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
+        let (minute, day) = numbers(now_ns);
+        self.look(quota, now_ns)?;
+        if quota.per_minute > 0 && !self.minute.take(minute) {
+            return Err(Short::Empty);
+        }
+        if quota.per_day > 0 && !self.day.take(day) {
+            if quota.per_minute > 0 {
+                self.minute.put(minute, 1, None);
+            }
+            return Err(Short::Empty);
+        }
+        Ok(())
+    }
+
+    fn look(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
+        let (minute, day) = numbers(now_ns);
+        let (day, minute) = (self.day.at(day), self.minute.at(minute));
+        let (by_day, by_minute) = (quota.per_day > 0, quota.per_minute > 0);
+        if by_day && day.count == 0 && day.spent {
+            return Err(Short::Full(Full::Day));
+        }
+        if by_minute && minute.count == 0 && minute.spent {
+            return Err(Short::Full(Full::Minute));
+        }
+        if (by_day && day.count == 0) || (by_minute && minute.count == 0) {
+            return Err(Short::Empty);
+        }
+        Ok(())
+    }
+
+    /// What is left, as far as this node knows.
+    #[must_use]
+    pub fn standing(&self, quota: Quota, now_ns: u64) -> Standing {
+        let (minute, day) = numbers(now_ns);
+        let share = |limit: u32, number: u32, stock: &Stock, known: &AtomicU64| {
+            let known = known.load(Relaxed);
+            let left = if (known >> 32) as u32 >= number { known as u32 } else { limit };
+            let left = left.saturating_add(stock.at(number).count).min(limit);
+            (limit > 0).then_some(Share { limit, left })
+        };
+        Standing {
+            minute: share(quota.per_minute, minute, &self.minute, &self.left_minute),
+            day: share(quota.per_day, day, &self.day, &self.left_day),
+        }
+    }
+
+    /// Whether the store should be asked in passing; `true` once until the next draw.
+    #[must_use]
+    pub fn nudge(&self, quota: Quota, now_ns: u64) -> bool {
+        let (minute, day) = numbers(now_ns);
+        let low = |limit: u32, held: Held| {
+            let batch = batch(limit);
+            batch > 0 && !held.spent && held.count <= batch / 2
+        };
+        let stale = now_ns.saturating_sub(self.drawn_ns.load(Relaxed)) >= REFRESH_NS;
+        let wanted = stale
+            || low(quota.per_minute, self.minute.at(minute))
+            || low(quota.per_day, self.day.at(day));
+        wanted && !self.nudged.swap(true, Relaxed)
+    }
+
+    /// Notes tokens for the store; `true` when it is to be nudged.
+    #[must_use]
+    pub fn spend(&self, tokens: u64) -> bool {
+        self.add_tokens(tokens);
+        tokens > 0 && !self.nudged.swap(true, Relaxed)
+    }
+
+    /// The nudge could not be sent.
+    pub fn nudge_failed(&self) {
+        self.nudged.store(false, Relaxed);
+    }
+
+    /// Begins a draw for so many that wait.
+    ///
+    /// Shape: one of `deal` and `undo` must follow. `ahead` tells whether calls are drawn before
+    /// they are needed.
+    pub fn draw(&self, quota: Quota, waiting: u32, ahead: bool, now_ns: u64) -> Draw {
+        self.nudged.store(false, Relaxed);
+        self.drawn_ns.store(now_ns, Relaxed);
+        let (minute, day) = (self.minute.take_all(), self.day.take_all());
+        let (minute_now, day_now) = numbers(now_ns);
+        let missing = |limit: u32, held: Held| match ahead {
+            true => batch(limit).saturating_sub(held.count),
+            false => 0,
+        };
+        Draw {
+            waiting,
+            hand_minute: (minute.number, minute.count),
+            hand_day: (day.number, day.count),
+            ahead_minute: missing(quota.per_minute, minute.at(minute_now)),
+            ahead_day: missing(quota.per_day, day.at(day_now)),
+            tokens: self.tokens.swap(0, Relaxed),
+        }
+    }
+
+    /// Ends a draw: what is in hand and was given, less what passes, goes on stock.
+    pub fn deal(&self, quota: Quota, draw: &Draw, dealt: &Dealt) {
+        let rest = |number: u32, hand: (u32, u32), given: u32| {
+            let in_hand = if hand.0 == number { hand.1 } else { 0 };
+            in_hand.saturating_add(given).saturating_sub(dealt.passed)
+        };
+        let known = |number: u32, left: u32| u64::from(number) << 32 | u64::from(left);
+        if quota.per_minute > 0 {
+            let rest = rest(dealt.minute, draw.hand_minute, dealt.given_minute);
+            self.minute.put(dealt.minute, rest, Some(dealt.left_minute == 0));
+            self.left_minute.store(known(dealt.minute, dealt.left_minute), Relaxed);
+        }
+        if quota.per_day > 0 {
+            let rest = rest(dealt.day, draw.hand_day, dealt.given_day);
+            self.day.put(dealt.day, rest, Some(dealt.left_day == 0));
+            self.left_day.store(known(dealt.day, dealt.left_day), Relaxed);
+        }
+    }
+
+    /// Ends a draw that the store did not answer.
+    pub fn undo(&self, draw: &Draw) {
+        self.minute.put(draw.hand_minute.0, draw.hand_minute.1, None);
+        self.day.put(draw.hand_day.0, draw.hand_day.1, None);
+        self.add_tokens(draw.tokens);
+    }
+
+    fn add_tokens(&self, tokens: u64) {
+        let add = |before: u64| Some(before.saturating_add(tokens));
+        let _ = self.tokens.fetch_update(Relaxed, Relaxed, add);
+    }
+}
+
+/// How many calls of a budget are drawn ahead of need; 0 = none.
+///
+/// A node that falls idle keeps what it has drawn: of a budget under 128 nothing may be lost.
+#[must_use]
+pub fn batch(limit: u32) -> u32 {
+    match limit / BATCHES {
+        0 | 1 => 0,
+        part => part.min(BATCH_MAX),
+    }
+}
+
+#[cfg(test)]
+#[path = "lease_tests.rs"]
+mod tests;
