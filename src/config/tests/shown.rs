@@ -48,8 +48,8 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     let text = BASE.replace("models = ", "discover=\"k8s:a/b\"\nhealth={}\nmodels = ");
     let ignored = "upstream.gpu0.discover: k8s: is not implemented yet; the url counts";
     assert_eq!(warnings(&text), [ignored]);
-    let text = with("[[key]]\nname=\"k\"\nkey=\"0123456789abcdef\"\nrpm=5\npriority=1");
-    assert_eq!(warnings(&text), ["key.k.priority: not implemented yet; has no effect"]);
+    let text = with("[log]\nformat=\"json\"\naccess=\"off\"");
+    assert_eq!(warnings(&text), ["log.format: not implemented yet; has no effect"]);
 }
 
 /// Text made of pieces that mean something to the loader.
