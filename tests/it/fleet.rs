@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -29,17 +29,18 @@ const ENGINE: &str = "TOKENRING_TEST_ENGINE";
 const WELL: &str = "delay=150ms";
 const HANGS: &str = "delay=3600s";
 /// Time between two requests of the load.
-const PERIOD: Duration = Duration::from_millis(5);
+const PERIOD: Duration = Duration::from_millis(10);
 /// Connections of the load; more than are ever busy, or the load would not be open.
 const CLIENTS: usize = 160;
 const COOLDOWN: Duration = Duration::from_secs(1);
 /// Answers over which shares are compared.
-const SHARES_OVER: Duration = Duration::from_secs(2);
+const SHARES_OVER: Duration = Duration::from_secs(4);
 
-/// What an operator who wants no errors sets.
+/// What an operator who wants no errors sets. A machine that does much besides may well take a
+/// second to answer: that must not look like a server that hangs.
 const GROUP: &str = "retry = { attempts = 2, \
     on = [\"connect\", \"reset\", \"timeout\", \"500\", \"502\", \"503\"] }\n\
-    timeouts = { first_byte = \"500ms\" }\n";
+    timeouts = { first_byte = \"2s\" }\n";
 
 /// No test: the body of an engine's process. Ends with its parent, whose end of stdin closes.
 #[test]
@@ -344,6 +345,15 @@ impl Fleet {
 
 /// All that can happen to a fleet, one after the other.
 fn no_client_notices(balance: &str, cores: u32) {
+    // Two at a time, or they would be load for one another.
+    static ONE: Mutex<()> = Mutex::new(());
+    static FOUR: Mutex<()> = Mutex::new(());
+    let _alone = match cores {
+        1 => &ONE,
+        _ => &FOUR,
+    }
+    .lock()
+    .unwrap_or_else(PoisonError::into_inner);
     assert!(LIMIT >= 8 * COOLDOWN, "the longest cooldown is waited for");
     let mut fleet = Fleet::start(balance, cores);
     fleet.evens_out();
@@ -373,7 +383,7 @@ fn no_client_notices(balance: &str, cores: u32) {
     // One hangs while it has its full share: what it swallows until that is noticed is saved.
     let before = fleet.attempts(2);
     fleet.engines[2].behave(HANGS);
-    fleet.leaves(2, before, 120);
+    fleet.leaves(2, before, 150);
     fleet.engines[2].behave(WELL);
     fleet.comes_back(2, Instant::now(), COOLDOWN);
     fleet.evens_out();

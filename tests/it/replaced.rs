@@ -9,7 +9,7 @@ use loadtest::mock::Mock;
 use tokenring::policy::breaker::StateName;
 
 use super::house::{LIMIT, Proxy, Setup, mock, mock_with, wait_until};
-use super::wire::{Client, chat};
+use super::wire::{Client, chat, post};
 
 const RETRY: &str = "retry = { attempts = 2, initial = \"100ms\", max = \"100ms\", \
     on = [\"connect\", \"reset\", \"500\", \"502\", \"503\"] }\n";
@@ -107,7 +107,12 @@ fn one_failure_does_not_starve_a_server() {
             let setup = Setup { group: &group, ..Setup::default() };
             let proxy = setup.start(&[&mocks[0], &mocks[1]]);
             // Response times begin at two seconds: both must be known as they are.
-            all_succeed(&proxy, 25);
+            let mut client = proxy.client();
+            for forced in ["{\"model\":\"m@gpu0\"}", "{\"model\":\"m@gpu1\"}"] {
+                for _ in 0..40 {
+                    client.send(post("/v1/chat/completions", "", forced)).answer();
+                }
+            }
             mocks[0].behave(how);
             let before = attempts(&proxy, 0);
             wait_until("it fails once", || {
