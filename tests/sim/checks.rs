@@ -7,13 +7,14 @@
 use tokenring::policy::balance::Strategy;
 use tokenring::policy::breaker::State;
 use tokenring::policy::queue::RETRY_AFTER_S_MAX;
+use tokenring::upstream::state::UpstreamState;
 
 use crate::clock::{Event, SECOND};
+use crate::fleet::Held;
 use crate::keys::Key;
 use crate::report::Report;
 use crate::setup::Setup;
 use crate::sim::{Exchange, Sim, Stage};
-use crate::upstream::{Lease, Upstream};
 
 /// The books.
 pub(crate) struct Checks {
@@ -24,9 +25,8 @@ pub(crate) struct Checks {
     /// Epoch of the latest trial, per server.
     latest: Vec<u32>,
     trials_max: u32,
-    /// What the retry budgets of all cores together can hold at most, and when that was so.
-    credit: (f64, u64),
-    credit_max: f64,
+    /// What exchanges have put into the retry budgets and retries have taken out.
+    credit: f64,
     concurrency: Vec<u32>,
 }
 
@@ -38,15 +38,13 @@ impl Checks {
             trials: vec![Vec::new(); servers],
             latest: vec![0; servers],
             trials_max: setup.breaker.trials,
-            // Ten seconds of the clock, and in each core's bucket fifty exchanges.
-            credit: (30.0, 0),
-            credit_max: 30.0 + 10.0 * setup.cores as f64,
+            credit: 0.0,
             concurrency: setup.servers.iter().map(|server| server.concurrency).collect(),
         }
     }
 
     /// A lease has been given out.
-    pub(crate) fn leased(&mut self, upstream: &Upstream, server: usize, lease: &Lease) {
+    pub(crate) fn leased(&mut self, upstream: &UpstreamState, server: usize, lease: &Held<'_>) {
         self.leases[server] += 1;
         let bound = self.concurrency[server];
         assert!(
@@ -79,7 +77,7 @@ impl Checks {
     }
 
     /// A lease's trial, if it has one, is about to end.
-    pub(crate) fn tried(&mut self, server: usize, lease: &Lease) {
+    pub(crate) fn tried(&mut self, server: usize, lease: &Held<'_>) {
         if let Some(epoch) = lease.trial() {
             let at = self.trials[server].iter().position(|held| *held == epoch);
             self.trials[server].swap_remove(at.expect("a trial that ends has begun"));
@@ -87,25 +85,26 @@ impl Checks {
     }
 
     /// An exchange has been sent for the first time.
-    pub(crate) fn sent(&mut self, now_us: u64) {
-        self.earn(0.2, now_us);
+    pub(crate) fn sent(&mut self) {
+        self.credit += 0.2;
     }
 
     /// A retry has been taken out of the budget.
     pub(crate) fn retried(&mut self, now_us: u64) {
-        self.earn(0.0, now_us);
-        self.credit.0 -= 1.0;
-        assert!(self.credit.0 > -1e-3, "a retry more than the budget");
-    }
-
-    fn earn(&mut self, more: f64, now_us: u64) {
-        let (credit, since_us) = self.credit;
-        let clock = 3.0 * (now_us - since_us) as f64 / SECOND as f64;
-        self.credit = ((credit + clock + more).min(self.credit_max), now_us);
+        self.credit -= 1.0;
+        // Three a second from the clock, and ten seconds of that to begin with.
+        let clock = 3.0 * (10 + now_us / SECOND) as f64;
+        assert!(self.credit + clock > -1e-3, "a retry more than the budget");
     }
 
     /// An exchange is about to end.
-    pub(crate) fn settled(&self, exchange: usize, state: &Exchange, setup: &Setup, now_us: u64) {
+    pub(crate) fn settled(
+        &self,
+        exchange: usize,
+        state: &Exchange<'_>,
+        setup: &Setup,
+        now_us: u64,
+    ) {
         assert!(state.stage != Stage::Settled, "exchange {exchange} settled twice");
         assert!(state.lease.is_none(), "exchange {exchange} settled with its lease");
         assert!(
@@ -128,31 +127,36 @@ impl Checks {
         let (checks, now_us) = (&sim.checks, sim.clock.now_us());
         let over_us = sim.setup.run_us + LONGEST_US;
         assert!(now_us < over_us, "it never ends: {now_us} us, after {event:?}");
-        for (server, upstream) in sim.upstreams.iter().enumerate() {
+        let mut granted = 0;
+        for (server, upstream) in sim.fleet.upstreams.iter().enumerate() {
             let (counted, held) = (upstream.in_flight(), checks.leases[server]);
-            assert_eq!(counted, held, "server {server}: in flight, after {event:?}");
+            assert!(counted >= held, "server {server}: {counted} in flight, after {event:?}");
+            let bound = checks.concurrency[server];
+            assert!(bound == 0 || counted <= bound, "server {server}: {counted} of {bound}");
+            granted += counted - held;
             if let State::HalfOpen { trials_out, .. } = upstream.breaker.state() {
                 let held = checks.trials_held(server);
                 assert_eq!(trials_out, held, "server {server}: trials out, after {event:?}");
             }
         }
+        // What is in flight and has no lease was granted to somebody who has not looked yet.
+        let rung = sim.waiting.iter().filter(|at| sim.exchanges[**at].rung).count() as u32;
+        assert_eq!(granted, rung, "slots granted, after {event:?}");
         sim.keys.iter().for_each(Key::check);
         Checks::no_slot_is_idle_while_somebody_waits(sim, event);
     }
 
     fn no_slot_is_idle_while_somebody_waits(sim: &Sim<'_>, event: Event) {
-        let (room, now_ms) = (&sim.room, sim.clock.now_ms());
-        assert!(room.queue.len() <= sim.setup.queue.length);
-        if room.queue.is_empty() {
+        assert!(sim.fleet.room.len() <= sim.setup.queue.length);
+        if sim.waiting.is_empty() {
             return;
         }
-        for (server, upstream) in sim.upstreams.iter().enumerate() {
-            // What time alone has made usable is found by the next tick.
+        let now_ms = sim.clock.now_ms();
+        for (server, upstream) in sim.fleet.upstreams.iter().enumerate() {
+            // What time alone has made usable is found by those who look for it.
             let closed = matches!(upstream.breaker.state(), State::Closed { .. });
-            if closed && upstream.healthy.get() && !upstream.is_full() {
-                let could = room
-                    .queue
-                    .find(now_ms, |id| !sim.exchanges[room.exchange(id)].tried.has(server));
+            if closed && upstream.healthy() && upstream.slots.has_free() {
+                let could = sim.waiting.iter().find(|at| sim.exchanges[**at].could(server, now_ms));
                 assert_eq!(could, None, "server {server} has a slot free, after {event:?}");
             }
         }
@@ -182,14 +186,14 @@ impl Checks {
         for (exchange, state) in sim.exchanges.iter().enumerate() {
             assert_eq!(state.stage, Stage::Settled, "exchange {exchange}");
         }
-        for (server, upstream) in sim.upstreams.iter().enumerate() {
+        for (server, upstream) in sim.fleet.upstreams.iter().enumerate() {
             assert_eq!(upstream.in_flight(), 0, "server {server}: in flight in the end");
             assert_eq!(sim.servers[server].held(), 0, "server {server}: calls in the end");
             if let State::HalfOpen { trials_out, .. } = upstream.breaker.state() {
                 assert_eq!(trials_out, 0, "server {server}: trials in the end");
             }
         }
-        assert!(sim.room.queue.is_empty(), "somebody waits in the end");
+        assert!(sim.fleet.room.is_empty() && sim.waiting.is_empty(), "somebody waits in the end");
         sim.keys.iter().for_each(Key::check_the_end);
         Checks::nobody_starved(sim.setup, &sim.report);
     }

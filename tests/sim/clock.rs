@@ -36,12 +36,8 @@ pub(crate) enum Event {
     Resume { exchange: usize },
     /// The client leaves, if it is still there.
     Leave { exchange: usize },
-    /// A waiter was given a slot, and its core comes to it.
-    Granted { exchange: usize },
-    /// A wait in the room is over.
-    WaitOver,
-    /// Somebody looks after the room.
-    RoomTick,
+    /// Somebody who waits for a slot looks what there is.
+    Look { exchange: usize },
     /// A probe is sent.
     Probe { server: usize },
     /// A probe has its result.

@@ -5,7 +5,7 @@
 //! server that flaps. Here the real deciders run against simulated servers, and the
 //! books are checked after every event (`checks`).
 //!
-//! Reading order: `clock`, `servers`, `setup` (what a run is made of), `upstream` and `proxy`
+//! Reading order: `clock`, `servers`, `setup` (what a run is made of), `fleet`, `proxy` and `room`
 //! (the deciders in the order of an exchange), `sim` (the loop), `checks`, `report`;
 //! `scenarios` and `waiting` are runs with a name, this file draws the others from seeds:
 //!
@@ -16,6 +16,7 @@
 
 mod checks;
 mod clock;
+mod fleet;
 mod keys;
 mod proxy;
 mod report;
@@ -24,7 +25,6 @@ mod scenarios;
 mod servers;
 mod setup;
 mod sim;
-mod upstream;
 mod waiting;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -10,12 +10,22 @@ use tokenring::policy::breaker::CallResult;
 use tokenring::policy::retry::{Attempt, Failure, Verdict};
 
 use crate::clock::Event;
+use crate::fleet::Held;
 use crate::report::Ended;
 use crate::servers::{Call, Place};
 use crate::setup::Load;
-use crate::sim::{Exchange, Sim, Stage};
+use crate::sim::{Core, Exchange, Sim, Stage};
 
-impl Sim<'_> {
+/// Why nobody can be picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Nobody {
+    /// Nobody is left who would.
+    Left,
+    /// Somebody would, but all of its slots are taken.
+    Full,
+}
+
+impl<'a> Sim<'a> {
     /// A request has come.
     pub(crate) fn arrive(&mut self, key: usize) {
         if !self.is_open() {
@@ -31,6 +41,8 @@ impl Sim<'_> {
             core: self.rng.below(self.setup.cores as u64) as usize,
             arrived_us: self.clock.now_us(),
             waits_since_us: 0,
+            place: None,
+            rung: false,
             forecast_s: 0,
             head_us,
             body_us,
@@ -47,25 +59,17 @@ impl Sim<'_> {
             self.clock.after(after_us, Event::Leave { exchange });
         }
         if self.keys[key].admit(self.clock.now_us()) {
-            self.pick(exchange, None);
+            self.pick(exchange);
         } else {
             self.settle(exchange, Ended::Limited);
         }
     }
 
-    /// Chooses a server, or finds that there is none; not `lost`, where another core was faster.
-    fn pick(&mut self, exchange: usize, lost: Option<usize>) {
-        self.view(exchange);
-        let chance = self.rng.next_u64();
-        let state = &mut self.exchanges[exchange];
-        let core = &mut self.cores[state.core];
-        if let Some(lost) = lost {
-            core.members[lost].usable = false;
-        }
-        let strategy = self.setup.strategy;
-        let picked = balance::pick(strategy, &mut core.picks, &core.members, &state.tried, chance);
-        let Some(member) = picked else { return self.nobody(exchange) };
-        state.stage = Stage::Picking { member };
+    /// Chooses a server, or finds that there is none.
+    pub(crate) fn pick(&mut self, exchange: usize) {
+        let nobody = self.view(exchange);
+        let Some(member) = self.balance(exchange) else { return self.nobody(exchange, nobody) };
+        self.exchanges[exchange].stage = Stage::Picking { member };
         match self.setup.race_us {
             0 => self.enter(exchange),
             longest_us => {
@@ -75,55 +79,103 @@ impl Sim<'_> {
         }
     }
 
-    /// What the balancer sees of the group.
-    fn view(&mut self, exchange: usize) {
-        let (now_us, now_ms) = (self.clock.now_us(), self.clock.now_ms());
-        let members = &mut self.cores[self.exchanges[exchange].core].members;
-        members.clear();
-        for (upstream, setup) in self.upstreams.iter().zip(&self.setup.servers) {
-            let read = upstream.measures.read(now_us);
-            members.push(Member {
-                weight: setup.weight,
-                in_flight: upstream.in_flight(),
-                rt_us: read.rt_us,
-                success: read.success,
-                peak_us: read.peak_us,
-                usable: upstream.is_willing(now_ms) && !upstream.is_full(),
-            });
-        }
-    }
-
-    /// Takes the lease on the server that was picked and sends the request there.
+    /// Takes the lease on the server that was picked, unless another core was faster.
     pub(crate) fn enter(&mut self, exchange: usize) {
         let Stage::Picking { member } = self.exchanges[exchange].stage else { return };
-        let Some(lease) = self.upstreams[member].lease(self.clock.now_ms()) else {
-            return self.pick(exchange, Some(member));
+        let lost = match self.lease(member) {
+            Ok(held) => return self.attempt(exchange, member, held),
+            Err(lost) => lost,
         };
-        self.checks.leased(&self.upstreams[member], member, &lease);
-        self.exchanges[exchange].lease = Some(lease);
-        self.attempt(exchange, member);
-    }
-
-    /// A waiter comes to use the slot that it was given.
-    pub(crate) fn granted(&mut self, exchange: usize) {
-        if let Stage::Granted { member } = self.exchanges[exchange].stage {
-            self.attempt(exchange, member);
+        let seen = self.view(exchange);
+        self.cores[self.exchanges[exchange].core].members[member].usable = false;
+        match self.choose_from(exchange, seen.max(lost)) {
+            Ok((member, held)) => self.attempt(exchange, member, held),
+            Err(nobody) => self.nobody(exchange, nobody),
         }
     }
 
-    /// Makes one attempt, under the lease that the exchange holds.
-    fn attempt(&mut self, exchange: usize, member: usize) {
-        let now = self.instant();
+    /// Picks and leases at once, as long as somebody is left.
+    pub(crate) fn choose(&mut self, exchange: usize) -> Result<(usize, Held<'a>), Nobody> {
+        let nobody = self.view(exchange);
+        self.choose_from(exchange, nobody)
+    }
+
+    fn choose_from(
+        &mut self,
+        exchange: usize,
+        mut nobody: Nobody,
+    ) -> Result<(usize, Held<'a>), Nobody> {
+        while let Some(member) = self.balance(exchange) {
+            match self.lease(member) {
+                Ok(held) => return Ok((member, held)),
+                Err(lost) => nobody = nobody.max(lost),
+            }
+            self.cores[self.exchanges[exchange].core].members[member].usable = false;
+        }
+        Err(nobody)
+    }
+
+    /// Asks the balancer, in the view that its core has.
+    fn balance(&mut self, exchange: usize) -> Option<usize> {
+        let chance = self.rng.next_u64();
+        let state = &self.exchanges[exchange];
+        let Core { picks, members, .. } = &mut self.cores[state.core];
+        balance::pick(self.setup.strategy, picks, members, &state.tried, chance)
+    }
+
+    /// A slot, and the breaker's leave.
+    fn lease(&mut self, member: usize) -> Result<Held<'a>, Nobody> {
+        let (state, now_ms) = (&self.fleet.upstreams[member], self.clock.now_ms());
+        let lease = state.try_lease().ok_or(Nobody::Full)?;
+        Held::enter(state, lease, now_ms).ok_or(Nobody::Left)
+    }
+
+    /// What the balancer sees of the group; returns why nobody of it might do.
+    fn view(&mut self, exchange: usize) -> Nobody {
+        let (now_us, now_ms) = (self.clock.now_us(), self.clock.now_ms());
+        let Exchange { core, tried, .. } = &self.exchanges[exchange];
+        let members = &mut self.cores[*core].members;
+        members.clear();
+        let mut nobody = Nobody::Left;
+        for (at, (state, setup)) in self.fleet.upstreams.iter().zip(&self.setup.servers).enumerate()
+        {
+            let willing = state.admits(now_ms) && !tried.has(at);
+            if willing && !state.slots.has_free() {
+                nobody = Nobody::Full;
+            }
+            let mut member = Member {
+                weight: setup.weight,
+                in_flight: state.in_flight(),
+                usable: willing && state.slots.has_free(),
+                ..Member::default()
+            };
+            if state.breaker.awaits_trial() {
+                (member.rt_us, member.peak_us) = (1, 1);
+            } else {
+                let read = state.measures.read(now_us);
+                (member.rt_us, member.success) = (read.rt_us, read.success);
+                member.peak_us = read.peak_us;
+            }
+            members.push(member);
+        }
+        nobody
+    }
+
+    /// Makes one attempt.
+    pub(crate) fn attempt(&mut self, exchange: usize, member: usize, held: Held<'a>) {
+        self.checks.leased(&self.fleet.upstreams[member], member, &held);
+        let (now, now_us) = (self.instant(), self.clock.now_us());
         let state = &mut self.exchanges[exchange];
         assert!(!state.tried.has(member), "exchange {exchange} went to server {member} twice");
         if state.attempts == 0 {
             self.cores[state.core].budget.record_exchange(now);
             self.report.sent += 1;
-            self.checks.sent(self.clock.now_us());
+            self.checks.sent();
         }
         state.tried.insert(member);
         state.attempts += 1;
-        self.report.dispatched(member, self.clock.now_us(), self.upstreams[member].in_flight());
+        state.lease = Some(held);
+        self.report.dispatched(member, now_us, self.fleet.upstreams[member].in_flight());
         let stale = self.rng.below(1000) < self.setup.stale;
         self.send(exchange, member, stale);
     }
@@ -153,8 +205,11 @@ impl Sim<'_> {
     pub(crate) fn head(&mut self, call: usize) {
         let Call { server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
-        self.upstreams[server].measures.record_success(now_us - sent_us, now_us);
-        self.record(call, CallResult::Success);
+        let measures = &self.fleet.upstreams[server].measures;
+        measures.record_success(now_us - sent_us, now_us);
+        if self.record(call, CallResult::Success) {
+            measures.recover(now_us - sent_us, now_us);
+        }
         self.servers[server].answer(call, &mut self.calls, &mut self.clock);
     }
 
@@ -199,8 +254,9 @@ impl Sim<'_> {
     fn broken(&mut self, call: usize) {
         let Call { exchange, server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
-        self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
-        self.upstreams[server].record_cut(self.clock.now_ms());
+        let state = &self.fleet.upstreams[server];
+        state.measures.record_failure(now_us - sent_us, now_us);
+        state.count_change(state.breaker.record_cut(self.clock.now_ms()));
         self.finish(call);
         self.settle(exchange, Ended::Broken);
     }
@@ -222,7 +278,7 @@ impl Sim<'_> {
             return self.send(exchange, server, false);
         }
         let now_us = self.clock.now_us();
-        self.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
+        self.fleet.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
         self.record(call, CallResult::Failure);
         self.finish(call);
         self.exchanges[exchange].failed = Some(ended);
@@ -258,17 +314,13 @@ impl Sim<'_> {
     /// The pause is over.
     pub(crate) fn resume(&mut self, exchange: usize) {
         if self.exchanges[exchange].stage == Stage::Pausing {
-            self.pick(exchange, None);
+            self.pick(exchange);
         }
     }
 
     /// Nobody can be picked: wait, when somebody only has no slot free.
-    fn nobody(&mut self, exchange: usize) {
-        let (now_ms, state) = (self.clock.now_ms(), &self.exchanges[exchange]);
-        let mut members = self.upstreams.iter().enumerate();
-        let busy =
-            members.any(|(at, u)| u.is_willing(now_ms) && u.is_full() && !state.tried.has(at));
-        if busy && self.setup.queue.length > 0 {
+    fn nobody(&mut self, exchange: usize, nobody: Nobody) {
+        if nobody == Nobody::Full && self.setup.queue.length > 0 {
             return self.wait(exchange);
         }
         let ended = self.exchanges[exchange].failed.unwrap_or(Ended::Unavailable);
@@ -280,23 +332,19 @@ impl Sim<'_> {
         match self.exchanges[exchange].stage {
             Stage::Settled => return,
             Stage::Calling { call } => self.finish(call),
-            Stage::Waiting { id } => {
-                assert!(self.room.queue.cancel(id, self.clock.now_ms()), "it waited");
-            }
-            Stage::Granted { member } => self.release(exchange, member),
+            Stage::Waiting { .. } => self.leave_room(exchange, false),
             Stage::Picking { .. } | Stage::Pausing => {}
         }
         self.settle(exchange, Ended::Left);
     }
 
-    /// The breaker hears of an attempt.
-    fn record(&mut self, call: usize, result: CallResult) {
+    /// The breaker hears of an attempt; tells whether that has closed it.
+    fn record(&mut self, call: usize, result: CallResult) -> bool {
         let Call { server, exchange, .. } = self.calls[call];
         let now_ms = self.clock.now_ms();
-        let Some(lease) = &mut self.exchanges[exchange].lease else { return };
-        self.checks.tried(server, lease);
-        lease.record(result, now_ms);
-        self.serve_room();
+        let Some(held) = &mut self.exchanges[exchange].lease else { return false };
+        self.checks.tried(server, held);
+        held.record(result, now_ms)
     }
 
     /// An attempt is over; of one that was not recorded the breaker hears no verdict.
@@ -314,7 +362,6 @@ impl Sim<'_> {
         self.checks.tried(server, &lease);
         self.checks.released(server);
         drop(lease);
-        self.serve_room();
     }
 
     /// The exchange is over.

@@ -1,108 +1,92 @@
-//! The waiting room of the group: the queue decider, and who hands its slots on.
+//! Waiting for a slot, by the protocol that the proxy's room asks for.
 //!
-//! A slot that comes free is given to the next waiter in the same step in which it came free,
-//! so nobody who has just arrived can take it. A server that becomes usable again
-//! without a slot coming free (its cooldown is over, a probe was good) is found by a tick.
+//! A place is taken, and its holder looks again when its bell rings, when a breaker may let
+//! somebody in, and when its time is over. Between a bell and its holder's look some time
+//! passes, in which its client may leave.
 
-use tokenring::policy::queue::{Queue, Share, WaitId};
+use tokenring::upstream::room::{Accepts, Share};
 
 use crate::clock::{Event, MS};
+use crate::fleet::Held;
 use crate::report::Ended;
 use crate::sim::{Sim, Stage};
-
-/// Between two looks at the servers while somebody waits.
-const TICK_US: u64 = 100 * MS;
-
-/// The room, and who waits in it.
-pub(crate) struct Room {
-    pub(crate) queue: Queue,
-    /// Exchanges by the place of their stay.
-    waiters: Vec<usize>,
-    ticking: bool,
-}
-
-impl Room {
-    pub(crate) fn new(length: u32) -> Room {
-        Room {
-            queue: Queue::new(length),
-            waiters: vec![usize::MAX; length as usize],
-            ticking: false,
-        }
-    }
-
-    /// Whose stay this is.
-    pub(crate) fn exchange(&self, id: WaitId) -> usize {
-        self.waiters[id.index()]
-    }
-}
 
 impl Sim<'_> {
     /// Lets an exchange wait; it ends when the room is full.
     pub(crate) fn wait(&mut self, exchange: usize) {
-        let (key, now_ms) = (self.exchanges[exchange].key, self.clock.now_ms());
-        let share = Share::of(key as u32, self.setup.keys[key].priority);
-        let wait_ms = self.setup.queue.wait_us / MS;
-        let forecast_s = self.room.queue.retry_after_s(now_ms);
-        let Ok(id) = self.room.queue.enqueue(share, now_ms, now_ms + wait_ms) else {
+        let state = &self.exchanges[exchange];
+        let share = Share::of(state.key as u32, self.setup.keys[state.key].priority);
+        let accepts = Accepts { tried: state.tried, only: None };
+        let deadline_ms = self.clock.now_ms() + self.setup.queue.wait_us / MS;
+        let forecast_s = self.fleet.room.retry_after_s();
+        let Ok(place) = self.fleet.room.enter(share, accepts, exchange, deadline_ms) else {
             self.checks.forecast(forecast_s);
             return self.settle(exchange, Ended::Overdue);
         };
-        self.room.waiters[id.index()] = exchange;
-        self.exchanges[exchange].stage = Stage::Waiting { id };
-        self.exchanges[exchange].waits_since_us = self.clock.now_us();
-        self.exchanges[exchange].forecast_s = forecast_s;
+        let state = &mut self.exchanges[exchange];
+        state.place = Some(place);
+        state.stage = Stage::Waiting { deadline_ms };
+        (state.waits_since_us, state.forecast_s) = (self.clock.now_us(), forecast_s);
+        self.waiting.push(exchange);
         self.report.waited += 1;
-        let left_us = (now_ms + wait_ms) * MS - self.clock.now_us();
-        self.clock.after(left_us, Event::WaitOver);
-        if !std::mem::replace(&mut self.room.ticking, true) {
-            self.clock.after(TICK_US, Event::RoomTick);
-        }
-        // A slot may have come free between the look at the group and now.
-        self.serve_room();
+        self.look(exchange);
     }
 
-    /// Gives every free slot to the next waiter that can use it.
-    pub(crate) fn serve_room(&mut self) {
+    /// Hands the bells on that have rung: their holders come to them a little later.
+    pub(crate) fn ring(&mut self) {
+        for exchange in self.fleet.bells.take() {
+            let state = &mut self.exchanges[exchange];
+            assert!(!state.rung, "exchange {exchange} was granted two slots");
+            state.rung = true;
+            let after_us = self.rng.below(self.setup.race_us + 1);
+            self.clock.after(after_us, Event::Look { exchange });
+        }
+    }
+
+    /// Looks what there is for somebody who waits.
+    pub(crate) fn look(&mut self, exchange: usize) {
+        let Stage::Waiting { deadline_ms } = self.exchanges[exchange].stage else { return };
         let now_ms = self.clock.now_ms();
-        for member in 0..self.upstreams.len() {
-            while self.upstreams[member].is_willing(now_ms) && !self.upstreams[member].is_full() {
-                let (room, exchanges) = (&self.room, &self.exchanges);
-                let next =
-                    room.queue.find(now_ms, |id| !exchanges[room.exchange(id)].tried.has(member));
-                let Some(id) = next else { break };
-                let Some(lease) = self.upstreams[member].lease(now_ms) else { break };
-                assert!(self.room.queue.grant(id, now_ms), "{id:?} was found and is not there");
-                let exchange = self.room.exchange(id);
-                self.checks.leased(&self.upstreams[member], member, &lease);
-                let state = &mut self.exchanges[exchange];
-                assert_eq!(state.stage, Stage::Waiting { id }, "exchange {exchange} does not wait");
-                state.lease = Some(lease);
-                state.stage = Stage::Granted { member };
-                let (now_us, open) = (self.clock.now_us(), self.clock.now_us() < self.setup.run_us);
-                let waited_us = now_us - state.waits_since_us;
-                self.report.granted(state.key, open, waited_us, state.forecast_s);
-                let after_us = self.rng.below(self.setup.race_us + 1);
-                self.clock.after(after_us, Event::Granted { exchange });
-            }
+        let state = &mut self.exchanges[exchange];
+        let grant = state.place.as_mut().and_then(|place| place.take_grant());
+        if let Some((member, lease)) = grant {
+            self.leave_room(exchange, true);
+            return match Held::enter(&self.fleet.upstreams[member], lease, now_ms) {
+                Some(held) => self.attempt(exchange, member, held),
+                None => self.pick(exchange),
+            };
         }
+        if now_ms >= deadline_ms {
+            self.leave_room(exchange, false);
+            return self.settle(exchange, Ended::Overdue);
+        }
+        if let Ok((member, held)) = self.choose(exchange) {
+            self.leave_room(exchange, true);
+            return self.attempt(exchange, member, held);
+        }
+        // The next look without a bell.
+        let breakers = self.fleet.upstreams.iter().filter(|state| state.healthy());
+        let admission_ms = breakers
+            .filter_map(|state| state.breaker.next_admission_ms(now_ms))
+            .filter(|at_ms| *at_ms > now_ms)
+            .min();
+        let until_ms = admission_ms.map_or(deadline_ms, |at_ms| at_ms.min(deadline_ms));
+        self.clock.after(until_ms * MS - self.clock.now_us(), Event::Look { exchange });
     }
 
-    /// Waits are over.
-    pub(crate) fn wait_over(&mut self) {
-        let now_ms = self.clock.now_ms();
-        while let Some(id) = self.room.queue.expire(now_ms) {
-            let exchange = self.room.exchange(id);
-            assert_eq!(self.exchanges[exchange].stage, Stage::Waiting { id });
-            self.settle(exchange, Ended::Overdue);
-        }
-    }
-
-    /// Looks whether a server has become usable.
-    pub(crate) fn room_tick(&mut self) {
-        self.serve_room();
-        self.room.ticking = !self.room.queue.is_empty();
-        if self.room.ticking {
-            self.clock.after(TICK_US, Event::RoomTick);
+    /// Gives the place up; a slot that was granted to it goes on to the next.
+    pub(crate) fn leave_room(&mut self, exchange: usize, served: bool) {
+        let (now_us, open) = (self.clock.now_us(), self.is_open());
+        let state = &mut self.exchanges[exchange];
+        state.place = None;
+        state.rung = false;
+        // The bell is taken down with the place.
+        self.fleet.bells.forget(exchange);
+        state.stage = Stage::Pausing;
+        self.waiting.retain(|other| *other != exchange);
+        if served {
+            let waited_us = now_us - state.waits_since_us;
+            self.report.granted(state.key, open, waited_us, state.forecast_s);
         }
     }
 }

@@ -3,23 +3,21 @@
 //! The proxy's part is in `proxy`, that of the servers in `servers`; after every event `checks`
 //! looks at both.
 
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use tokenring::base::rng::Rng;
 use tokenring::policy::balance::{Member, PickState, Tried};
 use tokenring::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use tokenring::policy::health::HealthState;
-use tokenring::policy::queue::WaitId;
+use tokenring::upstream::room;
 
 use crate::checks::Checks;
 use crate::clock::{Clock, Event, SECOND};
+use crate::fleet::{Fleet, Held};
 use crate::keys::Key;
 use crate::report::{Ended, Report};
-use crate::room::Room;
 use crate::servers::{Call, Mode, Place, Server};
 use crate::setup::{Load, Setup};
-use crate::upstream::{Lease, Upstream};
 
 /// Everything that lives during a run.
 pub(crate) struct Sim<'a> {
@@ -30,13 +28,14 @@ pub(crate) struct Sim<'a> {
     /// Every attempt ever made.
     pub(crate) calls: Vec<Call>,
     /// What all cores share about each server.
-    pub(crate) upstreams: Vec<Rc<Upstream>>,
+    pub(crate) fleet: &'a Fleet,
     probers: Vec<HealthState>,
     pub(crate) cores: Vec<Core>,
-    pub(crate) room: Room,
     pub(crate) keys: Vec<Key>,
     /// Every exchange ever begun.
-    pub(crate) exchanges: Vec<Exchange>,
+    pub(crate) exchanges: Vec<Exchange<'a>>,
+    /// Those in the room.
+    pub(crate) waiting: Vec<usize>,
     pub(crate) checks: Checks,
     pub(crate) report: Report,
     /// Where the deciders' clocks begin that want an `Instant`.
@@ -52,10 +51,13 @@ pub(crate) struct Core {
 }
 
 /// One request on its way.
-pub(crate) struct Exchange {
+pub(crate) struct Exchange<'a> {
     pub(crate) key: usize,
     pub(crate) core: usize,
     pub(crate) arrived_us: u64,
+    /// Its place in the room, and whether a slot was granted that it has not seen yet.
+    pub(crate) place: Option<room::Place<'a, usize>>,
+    pub(crate) rung: bool,
     /// When it last began to wait in the room.
     pub(crate) waits_since_us: u64,
     /// What the room would have told it then, had it been full.
@@ -69,8 +71,16 @@ pub(crate) struct Exchange {
     pub(crate) retries: u32,
     /// How the last attempt failed, if one did.
     pub(crate) failed: Option<Ended>,
-    /// Held exactly while an attempt is in flight, or a slot is given and not yet used.
-    pub(crate) lease: Option<Lease>,
+    /// Held exactly while an attempt is in flight.
+    pub(crate) lease: Option<Held<'a>>,
+}
+
+impl Exchange<'_> {
+    /// Waits, and a slot of this server would do.
+    pub(crate) fn could(&self, server: usize, now_ms: u64) -> bool {
+        let Stage::Waiting { deadline_ms } = self.stage else { return false };
+        !self.rung && deadline_ms > now_ms && !self.tried.has(server)
+    }
 }
 
 /// Where an exchange stands.
@@ -82,20 +92,21 @@ pub(crate) enum Stage {
     Calling { call: usize },
     /// Before a retry.
     Pausing,
-    /// In the room.
-    Waiting { id: WaitId },
-    /// Out of the room, with a lease on this member.
-    Granted { member: usize },
+    /// In the room, until then.
+    Waiting { deadline_ms: u64 },
     /// Over.
     Settled,
 }
 
 /// Plays a run to its end and returns what was counted; panics where an invariant breaks.
 pub(crate) fn play(setup: &Setup) -> Report {
-    let mut sim = Sim::new(setup);
+    let fleet = Fleet::new(setup);
+    let mut sim = Sim::new(setup, &fleet);
     sim.begin();
     while let Some(event) = sim.clock.next() {
+        fleet.bells.set(sim.clock.now_ms());
         sim.handle(event);
+        sim.ring();
         Checks::after(&mut sim, event);
     }
     Checks::at_the_end(&mut sim);
@@ -105,7 +116,7 @@ pub(crate) fn play(setup: &Setup) -> Report {
 }
 
 impl<'a> Sim<'a> {
-    fn new(setup: &'a Setup) -> Sim<'a> {
+    fn new(setup: &'a Setup, fleet: &'a Fleet) -> Sim<'a> {
         let began = Instant::now();
         let share = MILLIS_PER_SECOND / setup.cores as u64;
         let probes = setup.probes.map_or((1, 1), |probes| (probes.fall, probes.rise));
@@ -115,11 +126,7 @@ impl<'a> Sim<'a> {
             rng: Rng::new(setup.seed ^ 0x5eed),
             servers: setup.servers.iter().map(|server| Server::new(server.slots)).collect(),
             calls: Vec::new(),
-            upstreams: setup
-                .servers
-                .iter()
-                .map(|server| Upstream::new(setup.breaker, server.concurrency))
-                .collect(),
+            fleet,
             probers: vec![HealthState::new(probes.0, probes.1); setup.servers.len()],
             cores: (0..setup.cores)
                 .map(|core| Core {
@@ -128,7 +135,7 @@ impl<'a> Sim<'a> {
                     members: Vec::new(),
                 })
                 .collect(),
-            room: Room::new(setup.queue.length),
+            waiting: Vec::new(),
             keys: setup.keys.iter().map(Key::new).collect(),
             exchanges: Vec::new(),
             checks: Checks::new(setup),
@@ -197,9 +204,7 @@ impl<'a> Sim<'a> {
             | Event::StreamIdleOver { .. } => {}
             Event::Resume { exchange } => self.resume(exchange),
             Event::Leave { exchange } => self.leave(exchange),
-            Event::Granted { exchange } => self.granted(exchange),
-            Event::WaitOver => self.wait_over(),
-            Event::RoomTick => self.room_tick(),
+            Event::Look { exchange } => self.look(exchange),
             Event::Probe { server } => self.probe(server),
             Event::Probed { server, ok } => self.probed(server, ok),
             Event::Phase { server, phase } => self.turn(server, phase),
@@ -238,9 +243,8 @@ impl<'a> Sim<'a> {
         let Some(probes) = self.setup.probes else { return };
         if self.probers[server].record(ok).is_some() {
             let usable = self.probers[server].is_usable();
-            self.upstreams[server].healthy.set(usable);
+            self.fleet.upstreams[server].set_healthy(usable);
             self.report.health_changes += 1;
-            self.serve_room();
         }
         // Probes go on until the last client is served, or a late retry would find nobody.
         if self.is_open() || self.report.unsettled() > 0 {

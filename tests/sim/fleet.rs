@@ -1,0 +1,121 @@
+//! The proxy's own shared state of each server, its waiting room, and the lease of one attempt,
+//! put together as the proxy does it.
+//!
+//! These outlive the run and are borrowed by it, as the cores borrow them from the config in
+//! force. The bells of the room ring into a list that the run empties after every event.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+use tokenring::policy::breaker::{CallResult, Entry, StateName};
+use tokenring::upstream::room::{Room, Wake};
+use tokenring::upstream::state::{Lease, UpstreamState};
+
+use crate::setup::Setup;
+
+/// What all cores share.
+pub(crate) struct Fleet {
+    pub(crate) upstreams: Vec<Arc<UpstreamState>>,
+    pub(crate) room: Arc<Room<usize>>,
+    pub(crate) bells: Arc<Bells>,
+}
+
+impl Fleet {
+    pub(crate) fn new(setup: &Setup) -> Fleet {
+        let servers = setup.servers.iter();
+        let upstreams: Vec<_> = servers
+            .map(|server| Arc::new(UpstreamState::new(setup.breaker, server.concurrency)))
+            .collect();
+        let bells = Arc::new(Bells::default());
+        let room = Room::new(upstreams.clone(), setup.queue.length, bells.clone());
+        Fleet { upstreams, room, bells }
+    }
+}
+
+/// Bells that have been rung, by exchange, and the room's clock.
+#[derive(Default)]
+pub(crate) struct Bells {
+    rung: Mutex<Vec<usize>>,
+    now_ms: AtomicU64,
+}
+
+impl Bells {
+    /// Tells the room the time.
+    pub(crate) fn set(&self, now_ms: u64) {
+        self.now_ms.store(now_ms, Relaxed);
+    }
+
+    /// Takes those that have been rung.
+    pub(crate) fn take(&self) -> Vec<usize> {
+        std::mem::take(&mut self.rung.lock().expect("nobody panics with it"))
+    }
+
+    /// Takes one down.
+    pub(crate) fn forget(&self, exchange: usize) {
+        self.rung.lock().expect("nobody panics with it").retain(|other| *other != exchange);
+    }
+}
+
+impl Wake<usize> for Bells {
+    fn ring(&self, exchange: usize) {
+        self.rung.lock().expect("nobody panics with it").push(exchange);
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.now_ms.load(Relaxed)
+    }
+}
+
+/// One attempt in flight: a slot, and the breaker's leave; undone by `Drop`, however it ends.
+pub(crate) struct Held<'a> {
+    state: &'a UpstreamState,
+    entry: Option<Entry>,
+    /// Changes of the breaker when it began.
+    began: u64,
+    /// Dropped last: the slot goes on when the breaker has heard.
+    _lease: Lease<'a>,
+}
+
+impl<'a> Held<'a> {
+    /// Asks the breaker, with a slot taken already; `None` gives the slot back.
+    pub(crate) fn enter(state: &'a UpstreamState, lease: Lease<'a>, now_ms: u64) -> Option<Self> {
+        let entry = state.breaker.enter(now_ms)?;
+        state.count_change(entry.change());
+        Some(Held { state, entry: Some(entry), began: changes(state), _lease: lease })
+    }
+
+    /// Tells the breaker how the attempt went; the slot is kept until the last byte. Returns
+    /// whether that has closed it.
+    pub(crate) fn record(&mut self, result: CallResult, now_ms: u64) -> bool {
+        let Some(entry) = self.entry.take() else { return false };
+        let breaker = &self.state.breaker;
+        let (late, before) = (changes(self.state) != self.began, breaker.state());
+        let change = breaker.record(entry, result, now_ms);
+        self.state.count_change(change);
+        if late {
+            let after = breaker.state();
+            assert_eq!(after, before, "{result:?} of a call from before the last change");
+        }
+        change.is_some_and(|change| change.to == StateName::Closed)
+    }
+
+    /// The epoch of the breaker's trial that it holds.
+    pub(crate) fn trial(&self) -> Option<u32> {
+        match self.entry {
+            Some(Entry::Trial { epoch, .. }) => Some(epoch),
+            Some(Entry::Passed { .. }) | None => None,
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.state.breaker.cancel(entry);
+        }
+    }
+}
+
+fn changes(state: &UpstreamState) -> u64 {
+    state.breaker_changes().iter().sum()
+}
