@@ -21,13 +21,15 @@ enum Off {
     Present,
     /// A URL whose scheme is `https`.
     Https,
+    /// A URL whose scheme is `rediss`.
+    Rediss,
     /// A source of that kind.
     K8s,
     /// This balance.
     BalanceIs(Balance),
 }
 
-use Off::{BalanceIs, Https, K8s, Present, Unless};
+use Off::{BalanceIs, Https, K8s, Present, Rediss, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
@@ -36,6 +38,7 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("log.format", Unless("\"text\"")),
     ("log.access", Unless("\"off\"")),
     ("listener.tls", Present),
+    ("ratelimit_store.url", Rediss),
     ("upstream.url", Https),
     ("upstream.protocol", Unless("\"openai\"")),
     ("upstream.proxy", Unless("\"\"")),
@@ -67,6 +70,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let message = match off {
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
                 Https => "https is not implemented yet; the upstream cannot be reached",
+                Rediss => "rediss:// is not implemented yet; the start is refused",
                 K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
             };
@@ -95,6 +99,7 @@ impl Off {
         match self {
             Present => false,
             Https => !value.as_str().is_some_and(|url| url.starts_with("https:")),
+            Rediss => !value.as_str().is_some_and(|url| url.starts_with("rediss:")),
             K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.
             BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),

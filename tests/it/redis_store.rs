@@ -33,7 +33,7 @@ impl Redis {
         if version.is_err() {
             let hint = "no redis-server: apt-get install redis-server";
             assert_ne!(std::env::var("TOKENRING_CI").as_deref(), Ok("1"), "{hint}");
-            println!("skipped: {hint}");
+            eprintln!("skipped: {hint}");
             return None;
         }
         // Free now, and ports are handed out in turn: hardly anybody else takes it.
