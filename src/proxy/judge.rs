@@ -68,7 +68,14 @@ impl<'a> Judge<'a> {
     }
 
     fn failed(&self, now_us: u64) {
-        self.state.measures.record_failure(now_us.saturating_sub(self.begun_us), now_us);
+        let entry = self.entry.take();
+        // What was sent before the breaker opened may time out long after the server has
+        // recovered: it must not be feared again for that.
+        if entry.as_ref().is_none_or(|entry| self.state.breaker.is_present(entry)) {
+            let took_us = now_us.saturating_sub(self.begun_us);
+            self.state.measures.record_failure(took_us, now_us);
+        }
+        self.entry.set(entry);
         self.give(CallResult::Failure, now_us);
     }
 

@@ -121,12 +121,12 @@ fn one_failure_does_not_starve_a_server() {
             });
             mocks[0].behave("");
             none_in_flight(&proxy);
-            let before = mocks.each_ref().map(|mock| mock.stats().requests_total);
-            all_succeed(&proxy, 20);
-            let after = mocks.each_ref().map(|mock| mock.stats().requests_total);
-            let share = after[0] - before[0];
-            // Less than half after failures, as it should be, and much more than nothing.
-            assert!(share >= 20, "{balance}, {how}: {share} of 160");
+            let before = mocks[0].stats().requests_total;
+            // A peak may be feared for some seconds; a count that has wrapped stays for ever.
+            wait_until("it has its share again", || {
+                all_succeed(&proxy, 5);
+                mocks[0].stats().requests_total >= before + 40
+            });
             none_in_flight(&proxy);
         }
     }

@@ -240,6 +240,13 @@ impl Breaker {
         }
     }
 
+    /// Tells whether a call began since the last change of state: only then does its result
+    /// say something of the server as it is now.
+    pub fn is_present(&self, entry: &Entry) -> bool {
+        let (Entry::Passed { epoch } | Entry::Trial { epoch, .. }) = entry;
+        self.gate().epoch == *epoch
+    }
+
     /// Counts one failure more, of a call that has been recorded as a success: its response
     /// began well and was cut off. It counts now, whenever the call began, and only when closed.
     pub fn record_cut(&self, now_ms: u64) -> Option<Change> {

@@ -532,3 +532,16 @@ fn awaits_a_trial_from_its_opening_until_it_is_closed() {
     breaker.record(trial, CallResult::Success, 30 * SECOND);
     assert!(!breaker.awaits_trial());
 }
+
+#[test]
+fn a_call_from_before_a_change_is_not_present() {
+    let breaker = Breaker::new(policy());
+    let old = breaker.enter(0).unwrap();
+    assert!(breaker.is_present(&old));
+    fail(&breaker, 5, 0);
+    assert!(!breaker.is_present(&old));
+    let trial = breaker.enter(30 * SECOND).unwrap();
+    assert!(breaker.is_present(&trial) && !breaker.is_present(&old));
+    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    assert!(!breaker.is_present(&old), "closed again, and another time");
+}
