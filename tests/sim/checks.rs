@@ -28,6 +28,9 @@ pub(crate) struct Checks {
     /// What exchanges have put into the retry budgets and retries have taken out.
     credit: f64,
     concurrency: Vec<u32>,
+    /// Since when probes have said that a server is down.
+    down_since_us: Vec<Option<u64>>,
+    race_us: u64,
 }
 
 impl Checks {
@@ -39,7 +42,22 @@ impl Checks {
             latest: vec![0; servers],
             trials_max: setup.breaker.trials,
             credit: 0.0,
+            down_since_us: vec![None; servers],
+            race_us: setup.race_us,
             concurrency: setup.servers.iter().map(|server| server.concurrency).collect(),
+        }
+    }
+
+    /// A prober has changed its mind.
+    pub(crate) fn probed(&mut self, server: usize, usable: bool, now_us: u64) {
+        self.down_since_us[server] = (!usable).then_some(now_us);
+    }
+
+    /// An attempt is sent.
+    pub(crate) fn dispatched(&self, server: usize, now_us: u64) {
+        if let Some(since_us) = self.down_since_us[server] {
+            // Whoever had picked it before may still come.
+            assert!(now_us - since_us <= self.race_us, "server {server} is down and gets a call");
         }
     }
 

@@ -165,6 +165,7 @@ impl<'a> Sim<'a> {
     pub(crate) fn attempt(&mut self, exchange: usize, member: usize, held: Held<'a>) {
         self.checks.leased(&self.fleet.upstreams[member], member, &held);
         let (now, now_us) = (self.instant(), self.clock.now_us());
+        self.checks.dispatched(member, now_us);
         let state = &mut self.exchanges[exchange];
         assert!(!state.tried.has(member), "exchange {exchange} went to server {member} twice");
         if state.attempts == 0 {

@@ -244,6 +244,7 @@ impl<'a> Sim<'a> {
         if self.probers[server].record(ok).is_some() {
             let usable = self.probers[server].is_usable();
             self.fleet.upstreams[server].set_healthy(usable);
+            self.checks.probed(server, usable, self.clock.now_us());
             self.report.health_changes += 1;
         }
         // Probes go on until the last client is served, or a late retry would find nobody.
