@@ -1,8 +1,11 @@
 //! Runs with a name, about waiting: who gets the next slot, and what those are told who do not.
 
+use tokenring::policy::breaker::BreakerPolicy;
+
 use crate::clock::{MS, SECOND};
 use crate::report::Ended;
-use crate::setup::{KeySetup, Load, Queue, ServerSetup, Setup, calm};
+use crate::servers::Mode;
+use crate::setup::{KeySetup, Load, Probes, Queue, ServerSetup, Setup, calm};
 use crate::sim::play;
 
 /// One server that takes four at a time, about twenty a second.
@@ -93,5 +96,33 @@ fn clients_that_give_up_waiting_free_their_places() {
         assert!(report.count(Ended::Left) > 500 && report.count(Ended::Overdue) > 200);
         let used = report.busy_us[0] as f64 / (4 * 120 * SECOND) as f64;
         assert!(used > 0.9, "seed {seed}: {used} of the slots were used");
+    }
+}
+
+/// Server 0 stalls; probes say so before its calls run out and leave their slots behind.
+#[test]
+fn slots_of_a_server_that_is_down_go_to_nobody() {
+    for seed in 0..3 {
+        let phases = [(10 * SECOND, Mode::Stalled), (30 * SECOND, Mode::Up)];
+        let stalling = ServerSetup::phased(4, &phases);
+        let report = play(&Setup {
+            servers: vec![
+                ServerSetup { concurrency: 4, ..stalling },
+                ServerSetup { concurrency: 4, ..ServerSetup::up(4) },
+            ],
+            probes: Some(Probes {
+                interval_us: 500 * MS,
+                timeout_us: 400 * MS,
+                fall: 1,
+                rise: 1,
+                fooled: false,
+            }),
+            breaker: BreakerPolicy { consecutive: 1000, calls_min: 1000, ..calm(seed).breaker },
+            first_byte_us: 5 * SECOND,
+            ..busy(seed, vec![clients(60)])
+        });
+        assert_eq!(report.attempts(0, 12..30), 0, "seed {seed}");
+        // Back by a probe, without a slot that came free: those who wait hear of it.
+        assert!(report.attempts(0, 31..40) > 100, "seed {seed}: {}", report.attempts(0, 31..40));
     }
 }
