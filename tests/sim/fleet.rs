@@ -99,6 +99,11 @@ impl<'a> Held<'a> {
         change.is_some_and(|change| change.to == StateName::Closed)
     }
 
+    /// Whether its result says something of the server as it is now.
+    pub(crate) fn is_present(&self) -> bool {
+        self.entry.as_ref().is_none_or(|entry| self.state.breaker.is_present(entry))
+    }
+
     /// The epoch of the breaker's trial that it holds.
     pub(crate) fn trial(&self) -> Option<u32> {
         match self.entry {

@@ -279,7 +279,11 @@ impl<'a> Sim<'a> {
             return self.send(exchange, server, false);
         }
         let now_us = self.clock.now_us();
-        self.fleet.upstreams[server].measures.record_failure(now_us - sent_us, now_us);
+        let held = self.exchanges[exchange].lease.as_ref();
+        if held.is_none_or(Held::is_present) {
+            let measures = &self.fleet.upstreams[server].measures;
+            measures.record_failure(now_us - sent_us, now_us);
+        }
         self.record(call, CallResult::Failure);
         self.finish(call);
         self.exchanges[exchange].failed = Some(ended);
