@@ -11,6 +11,7 @@
 //! - `mock` (feature `mock`): a server that speaks OpenAI, Anthropic, Ollama and
 //!   Gemini, with faults down to single bytes on request.
 //! - `run` (feature `run`): closed and open loop, histograms, integrity first.
+//! - `ab` (feature `run`): one schedule to two targets in turn, and what differs.
 //!
 //! It is not a model and not a benchmark suite; it does no TLS and no HTTP/2.
 
@@ -20,6 +21,8 @@ pub mod text;
 
 #[cfg(feature = "mock")]
 pub mod mock;
+#[cfg(feature = "run")]
+pub mod ab;
 #[cfg(feature = "run")]
 pub mod run;
 

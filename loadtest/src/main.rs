@@ -30,6 +30,8 @@ enum Command {
     Mock(MockArgs),
     /// Send requests, check the answers, tell how fast.
     Run(cli::run::RunArgs),
+    /// Compare two targets: the same requests to both in turn, and what differs.
+    Ab(cli::ab::AbArgs),
     /// Find the highest rate that meets the objectives.
     Search(cli::search::SearchArgs),
 }
@@ -93,6 +95,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Mock(args) => serve(args),
         Command::Run(args) => cli::run::run(&args),
+        Command::Ab(args) => cli::ab::ab(&args),
         Command::Search(args) => cli::search::search(&args),
     };
     done.unwrap_or_else(|error| {

@@ -1,7 +1,8 @@
 //! The command line of the generator: flags to options, reports to files and codes.
 //!
-//! Reading order: `load` (the flags that say what is sent), `run`, `search`.
+//! Reading order: `load` (the flags that say what is sent), `run`, `search`, `ab`.
 
+pub(crate) mod ab;
 pub(crate) mod load;
 pub(crate) mod run;
 pub(crate) mod search;
@@ -19,6 +20,11 @@ pub(crate) const TOO_SLOW: u8 = 3;
 
 /// Runs a load with progress on stderr, unless it is to be quiet.
 pub(crate) fn watched(options: &Options, quiet: bool) -> io::Result<Report> {
+    watching(quiet, |live| run_at(options, Instant::now(), live))
+}
+
+/// Does what sends requests with progress on stderr, unless it is to be quiet.
+pub(crate) fn watching<T>(quiet: bool, send: impl FnOnce(&Arc<Live>) -> T) -> T {
     let live = Arc::new(Live::default());
     std::thread::scope(|scope| {
         let (tell, over) = mpsc::channel();
@@ -26,9 +32,9 @@ pub(crate) fn watched(options: &Options, quiet: bool) -> io::Result<Report> {
             let live = &live;
             scope.spawn(move || watch(live, &over));
         }
-        let report = run_at(options, Instant::now(), &live);
+        let told = send(&live);
         drop(tell);
-        report
+        told
     })
 }
 

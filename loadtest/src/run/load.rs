@@ -261,6 +261,34 @@ impl Work {
             },
             inter_token_mean_us: mean.map(gap_us),
             inter_token_max_us: told.gaps.iter().max().copied().map(gap_us),
+            inter_token_jitter_us: jitter_us(&told.gaps),
         }
+    }
+}
+
+/// The standard deviation of the gaps; one gap has none.
+fn jitter_us(gaps: &[Duration]) -> Option<u64> {
+    if gaps.len() < 2 {
+        return None;
+    }
+    let us = |gap: &Duration| gap.as_secs_f64() * 1e6;
+    let count = gaps.len() as f64;
+    let mean = gaps.iter().map(us).sum::<f64>() / count;
+    let square = gaps.iter().map(|gap| (us(gap) - mean).powi(2)).sum::<f64>();
+    Some((square / (count - 1.0)).sqrt().round() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_is_the_deviation_of_the_gaps() {
+        let gaps = |ms: &[u64]| -> Vec<Duration> {
+            ms.iter().map(|ms| Duration::from_millis(*ms)).collect()
+        };
+        assert_eq!(jitter_us(&gaps(&[2, 4, 4, 4, 5, 5, 7, 9])), Some(2138));
+        assert_eq!(jitter_us(&gaps(&[5, 5])), Some(0));
+        assert_eq!(jitter_us(&gaps(&[5])), None);
     }
 }

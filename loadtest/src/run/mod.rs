@@ -43,6 +43,7 @@ pub use schedule::{Plan, Planned, Prompt, Schedule, Shape};
 pub use search::{Bounds, End, Found, Step, search};
 pub use slo::{Judged, Metric, Slo};
 pub use tell::SCHEMA;
+pub(crate) use tell::options_value;
 
 /// When a run ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,6 +226,13 @@ fn target(url: &str) -> io::Result<Target> {
     let addr = place.to_socket_addrs()?.next().ok_or_else(|| wrong("no address"))?;
     let path = if path.is_empty() { "/v1/chat/completions" } else { path };
     Ok(Target { addr, host: host.to_owned(), path: path.to_owned() })
+}
+
+/// Where the server of a URL is.
+///
+/// Errors: a URL that is not one, a host without address.
+pub(crate) fn address(url: &str) -> io::Result<SocketAddr> {
+    target(url).map(|target| target.addr)
 }
 
 /// The bytes of a request: the head and, unless one is given, a made body.

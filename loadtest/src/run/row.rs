@@ -35,12 +35,15 @@ pub struct Row {
     pub inter_token_mean_us: Option<u64>,
     /// Longest time between two pieces of text.
     pub inter_token_max_us: Option<u64>,
+    /// Standard deviation of the times between two pieces of text.
+    pub inter_token_jitter_us: Option<u64>,
 }
 
 impl Row {
     /// The names of the columns of [`Row::push_csv`].
     pub const COLUMNS: &'static str = "id,intended_us,sent_us,first_byte_us,first_token_us,\
-        done_us,status,ok,tokens,error,inter_token_mean_us,inter_token_max_us";
+        done_us,status,ok,tokens,error,inter_token_mean_us,inter_token_max_us,\
+        inter_token_jitter_us";
 
     /// From when it was due to its end.
     pub fn latency_us(&self) -> u64 {
@@ -58,7 +61,7 @@ impl Row {
         // Writing to a string cannot fail. Errors are words: nothing needs quotes.
         let _ = writeln!(
             out,
-            "{},{},{},{},{},{},{},{},{},{},{},{}",
+            "{},{},{},{},{},{},{},{},{},{},{},{},{}",
             self.id,
             self.intended_us,
             us(self.sent_us),
@@ -71,6 +74,7 @@ impl Row {
             self.error.unwrap_or_default(),
             us(self.inter_token_mean_us),
             us(self.inter_token_max_us),
+            us(self.inter_token_jitter_us),
         );
     }
 }
@@ -102,8 +106,8 @@ mod tests {
         };
         let csv = rows_to_csv(&[whole.clone(), Row { error: Some("timeout"), ..Row::default() }]);
         let lines: Vec<&str> = csv.lines().collect();
-        assert_eq!(lines[1], "3,10,12,,50,100,200,true,,,,");
-        assert!(lines.iter().all(|line| line.split(',').count() == 12), "{csv}");
+        assert_eq!(lines[1], "3,10,12,,50,100,200,true,,,,,");
+        assert!(lines.iter().all(|line| line.split(',').count() == 13), "{csv}");
         assert_eq!((whole.latency_us(), whole.ttft_us()), (90, Some(40)));
     }
 }

@@ -241,7 +241,7 @@ fn quantiles(times: &Histogram<u64>) -> Value {
 
 /// What a run was told, for its report: no key, and neither field nor query, since both
 /// may hold one.
-pub(super) fn options_value(options: &Options) -> Value {
+pub(crate) fn options_value(options: &Options) -> Value {
     let arrivals = match &options.load {
         Load::Closed => Value::Null,
         Load::Listed(list) => json!({"shape": "listed", "requests": list.len()}),
