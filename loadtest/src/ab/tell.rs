@@ -56,7 +56,7 @@ impl Ab {
         let rounds = self.changes.iter().map(|change| change.differences.blocks).min();
         if let Some(rounds) = rounds.filter(|rounds| *rounds < ROUNDS_MIN) {
             notes.push(format!(
-                "only {rounds} rounds: the intervals are too narrow; take a longer --duration or a shorter --block"
+                "too few rounds for intervals to trust ({rounds}): take a longer --duration or a shorter --block"
             ));
         }
         let pairs = self.changes.iter().map(|change| change.differences.pairs).min();
