@@ -12,6 +12,7 @@
 //!   Gemini, with faults down to single bytes on request.
 //! - `run` (feature `run`): closed and open loop, histograms, integrity first.
 //! - `ab` (feature `run`): one schedule to two targets in turn, and what differs.
+//! - `report` (feature `run`): a page of a measurement.
 //!
 //! It is not a model and not a benchmark suite; it does no TLS and no HTTP/2.
 
@@ -23,6 +24,8 @@ pub mod text;
 pub mod mock;
 #[cfg(feature = "run")]
 pub mod ab;
+#[cfg(feature = "run")]
+pub mod report;
 #[cfg(feature = "run")]
 pub mod run;
 

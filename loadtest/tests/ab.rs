@@ -138,12 +138,14 @@ fn binary_tells_all_forms_and_what_processes_cost() {
         let name = format!("loadtest-ab-{}-{name}", std::process::id());
         std::env::temp_dir().join(name).to_str().unwrap().to_owned()
     };
-    let (json, csv) = (file("json"), file("csv"));
+    let (json, csv, html) = (file("json"), file("csv"), file("html"));
     let (a, b) = (one.url() + "?mock=size=90", other.url() + "?mock=size=90");
     let (a, b) = (a.replace("?", "/v1/chat/completions?"), b.replace("?", "/v1/chat/completions?"));
     let own = std::process::id().to_string();
     let words = "--rate 80 -n 80 --warmup 0s --block 100ms --lag-max 5s --quiet --strict";
-    let mut line = vec!["--a", &a, "--b", &b, "--pid-a", &own, "--json", &json, "--csv", &csv];
+    let mut line = vec![
+        "--a", &a, "--b", &b, "--pid-a", &own, "--json", &json, "--csv", &csv, "--html", &html,
+    ];
     line.extend(words.split(' '));
     let told = loadtest(&line);
     assert_eq!(told.status.code(), Some(0), "{}{}", text(&told.stdout), text(&told.stderr));
@@ -153,7 +155,9 @@ fn binary_tells_all_forms_and_what_processes_cost() {
     }
     let value: Value = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
     let rows = std::fs::read_to_string(&csv).unwrap();
-    for path in [&json, &csv] {
+    let page = std::fs::read_to_string(&html).unwrap();
+    assert!(page.contains("<svg") && page.contains("b - a") && !page.contains("size=90"));
+    for path in [&json, &csv, &html] {
         std::fs::remove_file(path).unwrap();
     }
     assert_eq!(rows.lines().count(), 161);

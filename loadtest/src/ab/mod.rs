@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`AbOptions`] and [`compare`] here; `deal` (who is sent what when),
 //! `compare` (which times, which pairs), `bootstrap` (the intervals), `pids` (CPU and
-//! memory), `tell` (text, JSON, CSV, page).
+//! memory), `tell` (text, JSON, CSV), `page` (what the HTML shows).
 //!
 //! A verdict is as that of a run: wrong answers first, then a client that was too slow,
 //! of which nothing is compared. It sends no request of one target to another, and an
@@ -17,6 +17,7 @@
 mod bootstrap;
 mod compare;
 mod deal;
+mod page;
 mod pids;
 mod tell;
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use loadtest::ab::{AbOptions, compare};
+use loadtest::report;
 use loadtest::run::{Verdict, parse_duration};
 
 use super::load::LoadArgs;
@@ -57,6 +58,9 @@ pub(crate) struct AbArgs {
     /// Write a line of CSV for each request to the file (times in us from the start).
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
+    /// Write a page with curves to the file, which needs no other file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Tell nothing on stderr while it runs.
     #[arg(long, short)]
     quiet: bool,
@@ -92,6 +96,9 @@ pub(crate) fn ab(args: &AbArgs) -> io::Result<ExitCode> {
     }
     if let Some(path) = &args.csv {
         put(path, &told.to_csv())?;
+    }
+    if let Some(path) = &args.html {
+        put(path, &report::html(&told.to_page()))?;
     }
     put(Path::new("-"), &text)?;
     Ok(match told.verdict() {
