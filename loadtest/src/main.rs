@@ -31,6 +31,12 @@ enum Command {
     /// Send requests, check the answers, tell how fast.
     Run(cli::run::RunArgs),
     /// Compare two targets: the same requests to both in turn, and what differs.
+    ///
+    /// Sends the same schedule to each target in turn (A B B A) and tells how b differs from
+    /// a, in ms (in JSON in us): the median of the paired differences, and by how much the
+    /// 99th percentile moved, each with a 95 % interval. It needs an open loop (--rate,
+    /// --arrivals or --trace). --duration and --requests are those of one target: the run
+    /// takes their time once for each target, and that of the warm-up. --slo is refused.
     Ab(cli::ab::AbArgs),
     /// Find the highest rate that meets the objectives.
     Search(cli::search::SearchArgs),

@@ -13,10 +13,6 @@ use loadtest::run::{Verdict, parse_duration};
 use super::load::LoadArgs;
 use super::{TOO_SLOW, is_stdout, put, watching};
 
-/// Sends the same schedule to each target in turn (A B B A) and tells how b differs from
-/// a: the median of the paired differences, and by how much the 99th percentile moved,
-/// each with a 95 % interval. --rate, --duration and --requests are those of one target:
-/// the run takes their time once for each target, and the warm-up besides.
 #[derive(Debug, Args)]
 pub(crate) struct AbArgs {
     /// Target a: http://host:port/path; without a path, /v1/chat/completions.
