@@ -1,11 +1,13 @@
-//! `loadtest run`: one run, told in up to three forms and held against an earlier one.
+//! `loadtest run`: one run, told in up to four forms and held against an earlier one.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
-use loadtest::run::{Comparison, Report, Verdict, compare, parse_percent, rows_to_csv};
+use loadtest::ab::Quantity;
+use loadtest::report::{self, Page, Sample, Series};
+use loadtest::run::{Comparison, Report, Row, Verdict, compare, parse_percent, rows_to_csv};
 
 use super::load::LoadArgs;
 use super::{TOO_SLOW, is_stdout, named, put, watched};
@@ -26,6 +28,9 @@ pub(crate) struct RunArgs {
     /// without one, two lines of totals to stdout instead of the text.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     csv: Option<PathBuf>,
+    /// Write a page with curves to the file, which needs no other file.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// The JSON of an earlier run to compare with.
     #[arg(long, value_name = "FILE")]
     baseline: Option<PathBuf>,
@@ -44,7 +49,8 @@ pub(crate) fn run(args: &RunArgs) -> io::Result<ExitCode> {
     if to_stdout(&args.json) && to_stdout(&args.csv) {
         return Err(io::Error::other("--json and --csv both to stdout"));
     }
-    options.keep_rows = args.csv.as_deref().is_some_and(|path| !is_stdout(path));
+    options.keep_rows =
+        args.html.is_some() || args.csv.as_deref().is_some_and(|path| !is_stdout(path));
     // Read before the run: an hour of load should not end with a wrong file name.
     let baseline = args.baseline.as_deref().map(read_json).transpose()?;
     let report = watched(&options, args.quiet)?;
@@ -86,7 +92,35 @@ fn tell(args: &RunArgs, report: &Report, compared: Option<&Comparison>) -> io::R
         Some(path) => put(path, &rows_to_csv(&report.rows))?,
         None => {}
     }
+    if let Some(path) = &args.html {
+        put(path, &report::html(&page(&args.url, report)))?;
+    }
     put(Path::new("-"), &text)
+}
+
+/// What the page of a run shows; a client that was too slow leaves it without curves.
+fn page(url: &str, report: &Report) -> Page {
+    let valid = report.verdict() != Verdict::ClientTooSlow;
+    let samples = |quantity: Quantity| {
+        let sample = |row: &Row| Some(Sample { at_us: row.intended_us, us: quantity.of(row)? });
+        report.rows.iter().filter_map(sample).collect()
+    };
+    let series = Series {
+        name: url.to_owned(),
+        latency: samples(Quantity::Latency),
+        first_token: samples(Quantity::FirstToken),
+    };
+    // The text says all there is to say, a name and its values in each line.
+    let facts = report.to_text();
+    let facts = facts.lines().map(|line| line.trim().split_once(' ').unwrap_or((line, "")));
+    Page {
+        title: format!("loadtest run {url}"),
+        facts: facts.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect(),
+        verdict: report.message(),
+        good: report.verdict() == Verdict::Good && report.judged().iter().all(|one| one.met),
+        series: if valid { vec![series] } else { Vec::new() },
+        ..Page::default()
+    }
 }
 
 fn read_json(path: &Path) -> io::Result<serde_json::Value> {

@@ -3,7 +3,13 @@
 //! The one idea: whoever measured hands over plain lists, and the page draws them as
 //! SVG, without a script. All text is escaped: URLs and errors come from elsewhere.
 
+mod axis;
+mod chart;
+
 use std::fmt::Write;
+
+use axis::Axis;
+use chart::{Interval, Mark, Points, chart, intervals};
 
 /// What a page shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,84 +74,166 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// The colours of the targets.
-const COLOURS: [&str; 3] = ["#1f77b4", "#d62728", "#7f7f7f"];
-/// Size of a chart.
-const WIDTH: f64 = 800.0;
-const HEIGHT: f64 = 240.0;
-/// Points of a curve.
-const POINTS: usize = 200;
+/// Points of a curve, and of a chart over time.
+const POINTS: usize = 400;
 
-const STYLE: &str = "body{font:14px sans-serif;max-width:60em;margin:2em auto}\
+const STYLE: &str = ":root{color-scheme:light dark;--ink:#1a1a1a;--paper:#fff;--rule:#d5d5d5;\
+    --s0:#0072b2;--s1:#d55e00;--s2:#00845f;--good:#006b3c;--bad:#b00020}\
+    @media(prefers-color-scheme:dark){:root{--ink:#e6e6e6;--paper:#16181c;--rule:#3a3f47;\
+    --s0:#56b4e9;--s1:#f0a13a;--s2:#3ecf9c;--good:#4cc38a;--bad:#ff7b7b}}\
+    body{font:14px/1.45 system-ui,sans-serif;max-width:62em;margin:2em auto;padding:0 1em;\
+    color:var(--ink);background:var(--paper)}.wide{overflow-x:auto}\
     table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .8em;text-align:right;\
-    border-bottom:1px solid #ddd}td:first-child,th:first-child{text-align:left}\
-    .good{color:#060}.bad{color:#a00}svg{width:100%;background:#fafafa}";
+    border-bottom:1px solid var(--rule);white-space:nowrap}\
+    td:first-child,th:first-child{text-align:left}\
+    .good{color:var(--good)}.bad{color:var(--bad)}.legend b{margin-right:1em}\
+    svg{width:100%;height:auto}svg text{fill:var(--ink);font-size:12px}\
+    .tick{text-anchor:middle}.name{text-anchor:end}.grid{stroke:var(--rule);stroke-width:1}\
+    .zero{stroke:var(--ink);stroke-width:1.5}.line{fill:none;stroke-width:1.8}\
+    .dots{fill:none;stroke-width:3;stroke-linecap:round;opacity:.6}\
+    b.s0{color:var(--s0)}b.s1{color:var(--s1)}b.s2{color:var(--s2)}\
+    path.s0{stroke:var(--s0)}path.s1{stroke:var(--s1)}path.s2{stroke:var(--s2)}\
+    circle.s0{fill:var(--s0)}";
 
 /// The page as HTML.
 pub fn html(page: &Page) -> String {
     let title = escaped(&page.title);
     let class = if page.good { "good" } else { "bad" };
     let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>{title}</title>\
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"/>\
+         <meta name=\"viewport\" content=\"width=device-width\"/><title>{title}</title>\
          <style>{STYLE}</style></head>\n<body><h1>{title}</h1>\n<p class=\"{class}\">{}</p>\n",
         escaped(&page.verdict)
     );
     let facts = page.facts.iter().map(|(name, value)| vec![name.clone(), value.clone()]);
     push_table(&mut out, &[], facts);
     push_table(&mut out, &page.table.head, page.table.rows.iter().cloned());
-    for (name, of) in [
-        ("Latency", (|series| &series.latency) as fn(&Series) -> &Vec<Sample>),
-        ("First token", |series| &series.first_token),
+    for (what, id, of) in [
+        ("Latency", "latency", (|series| &series.latency) as fn(&Series) -> &Vec<Sample>),
+        ("First token", "first-token", |series| &series.first_token),
     ] {
-        push_curves(&mut out, name, &page.series, of);
+        push_charts(&mut out, what, id, &page.series, of);
     }
-    if !page.differences.is_empty() {
-        out.push_str("<h2>Differences, with 95 % intervals</h2>\n");
-        let head = ["what", "of", "ms", "from", "to"].map(str::to_owned);
-        let ms = |us: f64| format!("{:+.3}", us / 1e3);
-        let rows = page.differences.iter().map(|one| {
-            let numbers = [one.value_us, one.low_us, one.high_us].map(ms);
-            [one.what.clone(), one.of.clone()].into_iter().chain(numbers).collect()
-        });
-        push_table(&mut out, &head, rows);
-    }
+    push_differences(&mut out, &page.differences);
     out.push_str("</body></html>\n");
     out
 }
 
-/// Times by the share of requests that took no longer.
-fn push_curves(out: &mut String, name: &str, all: &[Series], of: fn(&Series) -> &Vec<Sample>) {
-    let most = all.iter().flat_map(of).map(|sample| sample.us).max();
-    let Some(most) = most else { return };
-    // Writing to a string cannot fail.
-    let _ = writeln!(
-        out,
-        "<h2>{name}</h2><p>Milliseconds (0 to {:.3}) by share of requests (0 to 100 %):",
-        most as f64 / 1e3
-    );
-    for (series, colour) in all.iter().zip(COLOURS.iter().cycle()) {
-        let _ = write!(out, " <b style=\"color:{colour}\">{}</b>", escaped(&series.name));
+/// One time of all targets: by percentile, as a distribution, and over the run.
+fn push_charts(
+    out: &mut String,
+    what: &str,
+    id: &str,
+    all: &[Series],
+    of: fn(&Series) -> &Vec<Sample>,
+) {
+    let times: Vec<Vec<u64>> = all.iter().map(|series| sorted(of(series))).collect();
+    let ends = || times.iter().filter(|times| !times.is_empty());
+    let (Some(low), Some(high)) =
+        (ends().map(|times| times[0]).min(), ends().map(|times| times[times.len() - 1]).max())
+    else {
+        return;
+    };
+    let named = |points: Vec<Vec<(f64, f64)>>| -> Vec<Points> {
+        let names = all.iter().map(|series| series.name.clone());
+        names.zip(points).map(|(name, points)| Points { name, points }).collect()
+    };
+    let time = Axis::of_times(what, low as f64, high as f64);
+    let nines = Axis::of_nines(times.iter().map(Vec::len).max().unwrap_or(0));
+    let _ = writeln!(out, "<h2>{what} by percentile</h2>");
+    let points = times.iter().map(|times| by_percentile(times, nines.high)).collect();
+    chart(out, &format!("{id}-percentiles"), &nines, &time, Mark::Line, &named(points));
+    // The slowest hundredth would press all others into a corner.
+    let most = ends().map(|times| quantile(times, 0.99)).max().unwrap_or(high);
+    let most_of = Axis::of_times(what, low as f64, most as f64);
+    let _ = writeln!(out, "<h2>{what}, distribution up to p99</h2>");
+    let points = times.iter().map(|times| by_share(times, most_of.high)).collect();
+    let shares = Axis::of_shares();
+    chart(out, &format!("{id}-distribution"), &most_of, &shares, Mark::Line, &named(points));
+    let last = all.iter().flat_map(of).map(|sample| sample.at_us).max().unwrap_or(0);
+    let run = Axis::of_times("into the run", 0.0, last.max(1) as f64);
+    let _ = writeln!(out, "<h2>{what} over the run</h2>");
+    let points = all.iter().map(|series| over_time(of(series), last)).collect();
+    chart(out, &format!("{id}-over-time"), &run, &time, Mark::Dots, &named(points));
+}
+
+fn sorted(samples: &[Sample]) -> Vec<u64> {
+    let mut times: Vec<u64> = samples.iter().map(|sample| sample.us).collect();
+    times.sort_unstable();
+    times
+}
+
+/// The time that a share of all requests did not exceed (nearest rank); 0 of nothing.
+fn quantile(times: &[u64], share: f64) -> u64 {
+    let rank = (share * times.len() as f64).ceil() as usize;
+    times.get(rank.max(1) - 1).or(times.last()).copied().unwrap_or(0)
+}
+
+fn by_percentile(times: &[u64], nines_max: f64) -> Vec<(f64, f64)> {
+    if times.is_empty() {
+        return Vec::new();
     }
-    let _ = writeln!(out, "</p>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\">");
-    for (series, colour) in all.iter().zip(COLOURS.iter().cycle()) {
-        let mut times: Vec<u64> = of(series).iter().map(|sample| sample.us).collect();
-        times.sort_unstable();
-        let _ = write!(out, "<polyline fill=\"none\" stroke=\"{colour}\" points=\"");
-        for point in 0..=POINTS {
-            let share = point as f64 / POINTS as f64;
-            let at = (share * times.len().saturating_sub(1) as f64).round() as usize;
-            if let Some(us) = times.get(at) {
-                let y = HEIGHT * (1.0 - *us as f64 / most.max(1) as f64);
-                let _ = write!(out, "{:.1},{y:.1} ", WIDTH * share);
-            }
+    let place = |point: usize| nines_max * point as f64 / POINTS as f64;
+    let told = |nines: f64| (nines, quantile(times, 1.0 - 10f64.powf(-nines)) as f64);
+    (0..=POINTS).map(place).map(told).collect()
+}
+
+fn by_share(times: &[u64], most: f64) -> Vec<(f64, f64)> {
+    let every = times.len().div_ceil(POINTS).max(1);
+    let shares = times.iter().enumerate().step_by(every);
+    let told = shares.map(|(at, us)| (*us as f64, (at + 1) as f64 / times.len() as f64));
+    told.take_while(|(us, _)| *us <= most).collect()
+}
+
+/// The slowest request of each of many short times.
+fn over_time(samples: &[Sample], last_us: u64) -> Vec<(f64, f64)> {
+    let mut worst: Vec<Option<Sample>> = vec![None; POINTS];
+    for sample in samples {
+        let at = (sample.at_us as f64 / (last_us as f64 + 1.0) * POINTS as f64) as usize;
+        let slot = &mut worst[at.min(POINTS - 1)];
+        if slot.is_none_or(|known| known.us < sample.us) {
+            *slot = Some(*sample);
         }
-        out.push_str("\"/>\n");
     }
-    out.push_str("</svg>\n");
+    worst.iter().flatten().map(|sample| (sample.at_us as f64, sample.us as f64)).collect()
+}
+
+/// Differences as intervals: medians and tails apart, whose sizes differ.
+fn push_differences(out: &mut String, all: &[Difference]) {
+    if all.is_empty() {
+        return;
+    }
+    let tail = |one: &Difference| one.what.ends_with("p99");
+    for (name, id, wanted) in [
+        ("Differences", "differences", false),
+        ("Differences of the tail", "differences-p99", true),
+    ] {
+        let rows: Vec<Interval> = all
+            .iter()
+            .filter(|one| tail(one) == wanted && one.value_us.is_finite())
+            .map(|one| Interval {
+                name: format!("{}, {}", one.what, one.of),
+                value: [one.value_us, one.low_us, one.high_us],
+            })
+            .collect();
+        let ends = || rows.iter().flat_map(|row| row.value).filter(|end| end.is_finite());
+        let (low, high) = (ends().fold(0.0, f64::min), ends().fold(0.0, f64::max));
+        if !rows.is_empty() {
+            let _ = writeln!(out, "<h2>{name}, with 95 % intervals</h2>");
+            intervals(out, id, &Axis::of_times("difference", low, high), &rows);
+        }
+    }
+    let head = ["what", "of", "ms", "from", "to"].map(str::to_owned);
+    let ms = |us: f64| if us.is_finite() { format!("{:+.3}", us / 1e3) } else { String::new() };
+    let rows = all.iter().map(|one| {
+        let numbers = [one.value_us, one.low_us, one.high_us].map(ms);
+        [one.what.clone(), one.of.clone()].into_iter().chain(numbers).collect()
+    });
+    push_table(out, &head, rows);
 }
 
 fn push_table(out: &mut String, head: &[String], rows: impl Iterator<Item = Vec<String>>) {
-    out.push_str("<table>\n");
+    out.push_str("<div class=\"wide\"><table>\n");
     let push = |out: &mut String, cells: &[String], tag: &str| {
         out.push_str("<tr>");
         for cell in cells {
@@ -159,7 +247,7 @@ fn push_table(out: &mut String, head: &[String], rows: impl Iterator<Item = Vec<
     for row in rows {
         push(out, &row, "td");
     }
-    out.push_str("</table>\n");
+    out.push_str("</table></div>\n");
 }
 
 /// Text that cannot be taken for markup.
@@ -199,6 +287,87 @@ mod tests {
         for absent in ["<script>", "a & b", "'a'", "\"x\"", "</td></td>", "NaN", "First token"] {
             assert!(!told.contains(absent), "{absent} in {told}");
         }
-        assert!(told.contains("&lt;/td&gt;") && told.contains("<polyline"), "{told}");
+        assert!(
+            told.contains("&lt;/td&gt;") && told.contains("id=\"latency-percentiles\""),
+            "{told}"
+        );
+    }
+
+    fn page(samples: usize) -> Page {
+        let sample = |n: usize| Sample { at_us: n as u64 * 10, us: (n as u64 * 7919) % 100_000 };
+        let of = |name: &str| Series {
+            name: name.to_owned(),
+            latency: (0..samples).map(sample).collect(),
+            first_token: (0..samples / 2).map(sample).collect(),
+        };
+        let difference = |what: &str| Difference {
+            what: what.to_owned(),
+            of: "b - a".to_owned(),
+            value_us: 5.0,
+            low_us: -1.0,
+            high_us: 9.0,
+        };
+        Page {
+            series: vec![of("a"), of("b")],
+            differences: vec![difference("latency p50"), difference("latency p99")],
+            ..Page::default()
+        }
+    }
+
+    /// Tags that are opened and not closed, or closed and not opened.
+    fn unbalanced(html: &str) -> Vec<String> {
+        let mut open = Vec::new();
+        let mut wrong = Vec::new();
+        for part in html.split('<').skip(1) {
+            let tag = part.split('>').next().unwrap_or_default();
+            let name = tag.trim_start_matches('/').split([' ', '/']).next().unwrap_or_default();
+            match tag {
+                _ if tag.starts_with('!') || tag.ends_with('/') => {}
+                _ if tag.starts_with('/') => {
+                    if open.pop().as_deref() != Some(name) {
+                        wrong.push(tag.to_owned());
+                    }
+                }
+                _ => open.push(name.to_owned()),
+            }
+        }
+        wrong.extend(open);
+        wrong
+    }
+
+    #[test]
+    fn any_number_of_samples_makes_a_page() {
+        for samples in [0, 1, 2, 100_000] {
+            let told = html(&page(samples));
+            assert_eq!(unbalanced(&told), Vec::<String>::new(), "{samples} samples");
+            for absent in ["NaN", "inf"] {
+                assert!(!told.contains(absent), "{absent} with {samples} samples");
+            }
+            assert!(told.len() < 300_000, "{} bytes of {samples} samples", told.len());
+        }
+    }
+
+    #[test]
+    fn each_chart_has_its_curves() {
+        let told = html(&page(1000));
+        for id in ["percentiles", "distribution", "over-time"] {
+            for what in ["latency", "first-token"] {
+                let from = told.find(&format!("id=\"{what}-{id}\"")).expect(id);
+                let chart = &told[from..from + told[from..].find("</svg>").expect("its end")];
+                for series in ["s0", "s1"] {
+                    assert!(chart.contains(&format!("{series}\" d=\"M")), "{what}-{id} {series}");
+                }
+            }
+        }
+        assert!(told.contains("id=\"differences\"") && told.contains("id=\"differences-p99\""));
+    }
+
+    #[test]
+    fn percentiles_are_of_the_nearest_rank() {
+        let times: Vec<u64> = (1..=100).collect();
+        for (share, want) in [(0.0, 1), (0.5, 50), (0.99, 99), (1.0, 100)] {
+            assert_eq!(quantile(&times, share), want);
+        }
+        assert_eq!(quantile(&[], 0.5), 0);
     }
 }
