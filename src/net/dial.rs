@@ -13,6 +13,7 @@ use std::time::Duration;
 use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket, Type};
 
 use super::rt::{Socket, is_epoll};
+use super::stream::Handle;
 use super::sys::{self, Shut};
 use super::ticker::Timer;
 
@@ -38,7 +39,7 @@ pub async fn connect(
     let fd = socket.as_raw_fd();
     let socket = Socket::adopt(OwnedFd::from(socket), keepalive)?;
     if !done {
-        timer.arm(fd, Shut::Both, timeout);
+        timer.arm(Handle::Fd(fd), Shut::Both, timeout);
         socket.writable().await;
         let expired = timer.expired();
         timer.disarm();

@@ -1,17 +1,21 @@
 //! Floor 4: sockets, the runtime, time. Read in this order:
 //! `sys` (syscalls std has no name for), `rt` (the runtime; the only folder that names monoio),
 //! `frame` (pooled futures), `race` (two futures at once), `ticker` (coarse deadlines),
-//! `watch` (a peer that leaves), `dial` (connecting), `listener`, `mailbox` (one core to another),
+//! `pipe` (a stream in memory), `stream` (what the trunk calls a connection), `watch` (a peer that
+//! leaves), `dial` (connecting), `listener`, `mailbox` (one core to another),
 //! `bell` (an exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
 
 pub mod bell;
+pub mod buffers;
 pub mod dial;
 pub mod frame;
 pub mod listener;
 pub mod mailbox;
+pub mod pipe;
 pub mod race;
 pub mod rt;
 pub mod splice;
+pub mod stream;
 pub mod sys;
 pub mod ticker;
 pub mod watch;

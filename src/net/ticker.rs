@@ -9,11 +9,11 @@
 //! (`watch_hang_up`): a poll cannot tell, poll(2) with POLLRDHUP can.
 
 use std::cell::{Cell, RefCell};
-use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::sys::{self, Shut};
+use super::stream::Handle;
+use super::sys::Shut;
 
 /// Time between two walks. All timeouts of the config are seconds; tests use less.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -26,11 +26,11 @@ pub struct Ticker {
     ended: Cell<bool>,
 }
 
-#[derive(Clone, Copy)]
 struct Slot {
     /// `None` while the slot is disarmed or free.
     deadline: Option<Instant>,
-    fd: RawFd,
+    /// What is ended; `None` while the slot is free.
+    stream: Option<Handle>,
     how: Shut,
     expired: bool,
     watch_hang_up: bool,
@@ -40,12 +40,20 @@ struct Slot {
 
 const DISARMED: Slot = Slot {
     deadline: None,
-    fd: -1,
+    stream: None,
     how: Shut::Both,
     expired: false,
     watch_hang_up: false,
     idle: false,
 };
+
+impl Slot {
+    fn end(&self, how: Shut) {
+        if let Some(stream) = &self.stream {
+            stream.shutdown(how);
+        }
+    }
+}
 
 impl Ticker {
     /// Makes a ticker without deadlines.
@@ -72,10 +80,10 @@ impl Ticker {
             if slot.deadline.is_some_and(|deadline| deadline <= now) {
                 slot.deadline = None;
                 slot.expired = true;
-                sys::shutdown(slot.fd, slot.how);
-            } else if slot.watch_hang_up && sys::hung_up(slot.fd) {
+                slot.end(slot.how);
+            } else if slot.watch_hang_up && slot.stream.as_ref().is_some_and(Handle::hung_up) {
                 slot.watch_hang_up = false;
-                sys::shutdown(slot.fd, Shut::Both);
+                slot.end(Shut::Both);
             }
         }
     }
@@ -84,17 +92,17 @@ impl Ticker {
     /// still served, nothing else is waited for.
     pub fn end_idle(&self) {
         for slot in self.slots.borrow().iter().filter(|slot| slot.idle) {
-            sys::shutdown(slot.fd, Shut::Read);
+            slot.end(Shut::Read);
         }
     }
 
     /// Ends every connection that has a deadline, and every idle one: the drain is over.
     pub fn end_all(&self) {
         self.ended.set(true);
-        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.fd >= 0) {
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.stream.is_some()) {
             slot.deadline = None;
             slot.expired = true;
-            sys::shutdown(slot.fd, Shut::Both);
+            slot.end(Shut::Both);
         }
     }
 
@@ -123,19 +131,19 @@ pub struct Timer {
 }
 
 impl Timer {
-    /// Shuts `fd` down after `timeout`, unless disarmed or armed anew before.
+    /// Shuts a stream down after `timeout`, unless disarmed or armed anew before.
     ///
     /// A timeout of zero means none.
-    pub fn arm(&self, fd: RawFd, how: Shut, timeout: Duration) {
+    pub fn arm(&self, stream: Handle, how: Shut, timeout: Duration) {
         // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
         let deadline = (!timeout.is_zero()).then(|| self.ticker.now.get() + timeout + TICK);
-        self.with(|slot| *slot = Slot { deadline, fd, how, ..DISARMED });
+        self.with(|slot| *slot = Slot { deadline, stream: Some(stream), how, ..DISARMED });
     }
 
     /// As `arm` for both directions, for a connection with nothing in flight.
-    pub fn arm_idle(&self, fd: RawFd, timeout: Duration) {
-        self.arm(fd, Shut::Both, timeout);
-        self.with(|slot| (slot.fd, slot.idle) = (fd, true));
+    pub fn arm_idle(&self, stream: Handle, timeout: Duration) {
+        self.arm(stream, Shut::Both, timeout);
+        self.with(|slot| slot.idle = true);
     }
 
     /// Forgets the deadline and whether it had expired.
@@ -143,10 +151,10 @@ impl Timer {
         self.with(|slot| *slot = DISARMED);
     }
 
-    /// Shuts `fd` down within a tick after its peer hangs up, besides any deadline.
-    pub fn watch_hang_up(&self, fd: RawFd) {
+    /// Shuts a stream down within a tick after its peer hangs up, besides any deadline.
+    pub fn watch_hang_up(&self, stream: Handle) {
         self.with(|slot| {
-            slot.fd = fd;
+            slot.stream = Some(stream);
             slot.watch_hang_up = true;
         });
     }
@@ -174,6 +182,7 @@ impl Drop for Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::sys;
     use std::io::Read;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
@@ -184,7 +193,7 @@ mod tests {
         let start = Instant::now();
         let ticker = Ticker::new(start);
         let timer = ticker.timer();
-        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::from_secs(5));
+        timer.arm(Handle::Fd(ours.as_raw_fd()), Shut::Both, Duration::from_secs(5));
         ticker.walk(start + Duration::from_secs(5));
         assert!(!timer.expired());
         ticker.walk(start + Duration::from_secs(5) + TICK);
@@ -198,10 +207,10 @@ mod tests {
         let start = Instant::now();
         let ticker = Ticker::new(start);
         let timer = ticker.timer();
-        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::ZERO);
+        timer.arm(Handle::Fd(ours.as_raw_fd()), Shut::Both, Duration::ZERO);
         ticker.walk(start + Duration::from_secs(1000));
         assert!(!timer.expired());
-        timer.arm(ours.as_raw_fd(), Shut::Both, Duration::from_secs(1));
+        timer.arm(Handle::Fd(ours.as_raw_fd()), Shut::Both, Duration::from_secs(1));
         timer.disarm();
         ticker.walk(start + Duration::from_secs(3000));
         assert!(!timer.expired());
@@ -223,7 +232,7 @@ mod tests {
         let ticker = Ticker::new(start);
         let timer = ticker.timer();
         std::io::Write::write_all(&mut theirs, b"pipelined").unwrap();
-        timer.watch_hang_up(ours.as_raw_fd());
+        timer.watch_hang_up(Handle::Fd(ours.as_raw_fd()));
         ticker.walk(start);
         assert_eq!(sys::peek(ours.as_raw_fd()), sys::Peek::Data);
         theirs.shutdown(std::net::Shutdown::Write).unwrap();

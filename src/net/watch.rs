@@ -9,18 +9,17 @@
 //! for the end behind them.
 
 use std::future::{Future, poll_fn};
-use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use super::frame::Frame;
-use super::rt::Socket;
-use super::sys::{self, Peek};
+use super::stream::Stream;
+use super::sys::Peek;
 use super::ticker::Timer;
 
 /// The armed readiness poll of one connection.
 pub struct Watch {
-    socket: Socket,
+    socket: Stream,
     armed: Option<Frame<'static, ()>>,
     /// Bytes wait unread: the next request has begun before the last one ended.
     pipelined: bool,
@@ -29,7 +28,7 @@ pub struct Watch {
 impl Watch {
     /// Watches a connection; nothing is armed yet.
     #[must_use]
-    pub fn new(socket: Socket) -> Self {
+    pub fn new(socket: Stream) -> Self {
         Self { socket, armed: None, pipelined: false }
     }
 
@@ -52,11 +51,11 @@ impl Watch {
             if self.poll_armed(cx).is_pending() {
                 return Poll::Pending;
             }
-            match sys::peek(self.socket.fd()) {
+            match self.socket.peek() {
                 Peek::Gone => return Poll::Ready(()),
                 Peek::Data => {
                     self.pipelined = true;
-                    timer.watch_hang_up(self.socket.fd());
+                    timer.watch_hang_up(self.socket.handle());
                 }
                 Peek::Nothing => {}
             }
@@ -71,12 +70,6 @@ impl Watch {
     /// Forgets what the poll said about bytes that have been received since.
     pub fn received(&mut self) {
         self.pipelined = false;
-    }
-
-    /// The descriptor watched.
-    #[must_use]
-    pub fn fd(&self) -> RawFd {
-        self.socket.fd()
     }
 
     fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -27,7 +27,8 @@ use crate::error::{Kind, RetryClass};
 use crate::http::head::ResponseHead;
 use crate::net::dial;
 use crate::net::race::{First, race};
-use crate::net::rt::{Part, Socket};
+use crate::net::rt::Part;
+use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
@@ -75,7 +76,7 @@ pub enum Attempted {
     /// Both sides have left HTTP.
     Upgraded {
         /// The upstream's connection.
-        upstream: Socket,
+        upstream: Stream,
         /// Bytes that came behind its head.
         bytes: Vec<u8>,
     },
@@ -185,7 +186,7 @@ impl Attempt<'_> {
             let spent = Duration::from_micros(settle.elapsed_us());
             // Zero would mean no limit.
             let left = self.timeouts.total.saturating_sub(spent).max(TICK);
-            timer.arm(conn.socket().fd(), Shut::Both, left);
+            timer.arm(conn.socket().handle(), Shut::Both, left);
         }
         timer
     }
@@ -283,7 +284,7 @@ impl Attempt<'_> {
             Some(sent) => sent,
             None => {
                 self.last_word(&client, progress, &downloaded).await;
-                down.timer.arm(client.fd(), Shut::Both, DISCARD);
+                down.timer.arm(client.handle(), Shut::Both, DISCARD);
                 Sent { end: Uploaded::Outrun, ..upload.await }
             }
         };
@@ -294,7 +295,7 @@ impl Attempt<'_> {
 
     /// Ends our side towards a client that is still sending: the answer is complete, or there is
     /// none and the client is told. What it still sends is thrown away by the upload.
-    async fn last_word(&self, client: &Socket, progress: &Progress, downloaded: &Downloaded) {
+    async fn last_word(&self, client: &Stream, progress: &Progress, downloaded: &Downloaded) {
         progress.answer_done.set(true);
         if let Downloaded::NoAnswer { kind, .. } = downloaded {
             let refusal = Refusal::from(*kind);
@@ -335,7 +336,7 @@ impl Attempt<'_> {
                 dialing.await
             };
             match dialed {
-                Ok(socket) => return Ok(UpConn::new(socket, *pool)),
+                Ok(socket) => return Ok(UpConn::new(Stream::Plain(socket), *pool)),
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
                     kind = Kind::UpstreamConnectTimeout;
                 }

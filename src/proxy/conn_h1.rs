@@ -11,7 +11,7 @@ use super::core::Core;
 use super::exchange;
 use super::reply::Next;
 use crate::net::frame::Frame;
-use crate::net::rt::Socket;
+use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 use crate::net::watch::Watch;
@@ -33,7 +33,7 @@ pub struct Peer {
 /// A client connection.
 pub struct Downstream {
     /// The connection itself.
-    pub socket: Socket,
+    pub socket: Stream,
     /// Tells when the client leaves or the next request begins.
     pub watch: Watch,
     /// The deadline of whatever the client has to do next.
@@ -53,7 +53,7 @@ pub struct Downstream {
 }
 
 /// Serves a connection to its end.
-pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
+pub async fn serve(core: Rc<Core>, socket: Stream, peer: Option<SocketAddr>, listener: usize) {
     let mut down = Downstream {
         watch: Watch::new(socket.clone()),
         timer: core.ticker.timer(),
@@ -74,7 +74,7 @@ pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, lis
             let timeouts = core.with_listener(listener, |plan| plan.timeouts);
             down.write_idle = timeouts.write_idle;
             let timeout = if down.served == 0 { timeouts.head } else { timeouts.keepalive };
-            down.timer.arm_idle(down.socket.fd(), timeout);
+            down.timer.arm_idle(down.socket.handle(), timeout);
             down.watch.readable().await;
             down.timer.disarm();
         }
@@ -92,7 +92,7 @@ pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, lis
 /// Ends our side, then reads on until the client ends its own (RFC 9112 §9.6).
 async fn linger(core: &Core, down: &mut Downstream) {
     down.socket.shutdown(Shut::Write);
-    down.timer.arm(down.socket.fd(), Shut::Both, LINGER);
+    down.timer.arm(down.socket.handle(), Shut::Both, LINGER);
     let mut buffer = core.buffers.take(1);
     let mut left = LINGER_BYTES_MAX;
     while left > 0 {

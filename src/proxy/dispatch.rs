@@ -24,7 +24,6 @@ use crate::http::head::Version;
 use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::rt;
-use crate::net::sys;
 use crate::policy::balance::{Member, Tried};
 use crate::policy::retry::{self, Failure, Verdict};
 
@@ -210,7 +209,7 @@ async fn end(
             turn.settle.fault(kind);
             if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                 // A body without length would end in a way that looks clean.
-                sys::close_with_reset(down.socket.fd());
+                down.socket.close_with_reset();
             }
             Ok(Next::Close)
         }

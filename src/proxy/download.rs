@@ -28,9 +28,10 @@ use crate::http1::encode;
 use crate::http1::framing::{Framing, response_framing};
 use crate::http1::parse::{HeadLimits, Parse, parse_response};
 use crate::llm::reply::ErrorReply;
-use crate::net::rt::{Part, Socket};
+use crate::net::rt::Part;
 use crate::net::splice::Ended;
-use crate::net::sys::{self, Shut};
+use crate::net::stream::Stream;
+use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
@@ -45,7 +46,7 @@ pub struct Download<'a> {
     /// This core.
     pub core: &'a Core,
     /// The client.
-    pub client: &'a Socket,
+    pub client: &'a Stream,
     /// Who is asking.
     pub caller: &'a Caller,
     /// The request's method.
@@ -302,7 +303,7 @@ impl Download<'_> {
                 self.core.buffers.give_back(std::mem::replace(&mut buffer, larger));
             }
             buffer.clear();
-            self.up_timer.arm(conn.socket().fd(), Shut::Both, self.timeouts.stream_idle);
+            self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
             let (received, back) = conn.socket().recv(buffer).await;
             buffer = back;
             if !matches!(received, Ok(n) if n > 0) {
@@ -364,7 +365,7 @@ impl Download<'_> {
     async fn send(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
         let mut part = part;
         while part.left() > 0 {
-            self.write_timer.arm(self.client.fd(), Shut::Both, self.write_idle);
+            self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
             let (result, back) = self.client.send(part).await;
             part = back;
             match result {
@@ -383,7 +384,7 @@ impl Download<'_> {
     /// Sends an event of a stream in this very turn, by a direct call; waits only for a client
     /// that does not read. Measured against a queued send: one wake-up less per event.
     async fn send_at_once(&self, mut part: Part) -> (Result<(), Kind>, Vec<u8>) {
-        match sys::send_now(self.client.fd(), part.bytes()) {
+        match self.client.send_now(part.bytes()) {
             Ok(n) if n == part.left() => (Ok(()), part.into_buffer()),
             Ok(n) => {
                 part.advance(n);
@@ -411,16 +412,18 @@ impl Download<'_> {
             return Ok(());
         }
         let moved = Cell::new(0u64);
-        let (up, client) = (conn.socket(), self.client);
-        self.up_timer.arm(up.fd(), Shut::Both, self.timeouts.stream_idle);
-        self.write_timer.arm(client.fd(), Shut::Both, self.write_idle);
+        let (Some(up), Some(client)) = (conn.socket().plain(), self.client.plain()) else {
+            return Ok(());
+        };
+        self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+        self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
         let result = self
             .core
             .pipes
             .splice(up, client, bytes, |n| {
                 moved.set(moved.get() + n);
-                self.up_timer.arm(up.fd(), Shut::Both, self.timeouts.stream_idle);
-                self.write_timer.arm(client.fd(), Shut::Both, self.write_idle);
+                self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+                self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
             })
             .await;
         let (late, stalled) = (self.late(Kind::UpstreamIdle), self.write_timer.expired());

@@ -30,7 +30,7 @@ use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
 use crate::net::rt::Part;
-use crate::net::sys::{self, Shut};
+use crate::net::sys::Shut;
 use crate::policy::limit::standing::Standing;
 use crate::upstream::held::Held;
 
@@ -103,7 +103,7 @@ async fn read_head(
         // Head and body at once, by a direct call (`hold::receive` says why). What that call
         // says of an end shows again below.
         down.recv = core.buffers.take(2 * LARGE_BYTES);
-        let _ = sys::recv_now(down.socket.fd(), &mut down.recv);
+        let _ = down.socket.recv_now(&mut down.recv);
         down.watch.received();
     }
     loop {
@@ -124,7 +124,7 @@ async fn read_head(
         }
         // Once for the whole head, also for one whose beginning came behind the last request.
         if !std::mem::replace(&mut armed, true) {
-            down.timer.arm(down.socket.fd(), Shut::Read, listener.timeouts.head);
+            down.timer.arm(down.socket.handle(), Shut::Read, listener.timeouts.head);
         }
         let (result, buffer) = down.socket.recv(std::mem::take(&mut down.recv)).await;
         down.recv = buffer;

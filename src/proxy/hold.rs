@@ -19,7 +19,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::framing::Framing;
 use crate::llm::multipart::MultipartScan;
 use crate::llm::scan::{ModelScan, ScanFault};
-use crate::net::sys::{self, Shut};
+use crate::net::sys::Shut;
 use crate::upstream::held::Held;
 
 /// Bodies up to this size are not counted against the process's budget: the receive buffer
@@ -173,14 +173,13 @@ pub async fn hold(
 /// and sent on while they are still in the cache. Queued receives of many large bodies would
 /// each push the other's bytes out (measured at 100 KB: 1.5 times the CPU).
 async fn receive(down: &mut Downstream, timeout: std::time::Duration) -> Result<(), Unheld> {
-    let fd = down.socket.fd();
     loop {
-        match sys::recv_now(fd, &mut down.recv) {
+        match down.socket.recv_now(&mut down.recv) {
             Ok(Some(n)) if n > 0 => return Ok(()),
             Ok(None) => {}
             _ => return Err(Unheld::Gone(Kind::ClientGone)),
         }
-        down.timer.arm(fd, Shut::Read, timeout);
+        down.timer.arm(down.socket.handle(), Shut::Read, timeout);
         down.socket.readable().await;
         let expired = down.timer.expired();
         down.timer.disarm();

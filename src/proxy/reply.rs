@@ -163,7 +163,7 @@ fn answer_bytes(
 }
 
 async fn transmit(core: &Core, down: &mut Downstream, out: Vec<u8>, keep: bool) -> Next {
-    down.timer.arm(down.socket.fd(), Shut::Both, down.write_idle);
+    down.timer.arm(down.socket.handle(), Shut::Both, down.write_idle);
     let (result, out) = down.socket.send_all(Part::whole(out)).await;
     down.timer.disarm();
     core.buffers.give_back(out);

@@ -10,7 +10,8 @@ use super::conn_h1::Downstream;
 use super::core::Core;
 use crate::base::buf::SMALL_BYTES;
 use crate::net::race::{First, race};
-use crate::net::rt::{Part, Socket};
+use crate::net::rt::Part;
+use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 
@@ -20,7 +21,7 @@ use crate::net::ticker::Timer;
 pub async fn run(
     core: &Core,
     down: &mut Downstream,
-    upstream: Socket,
+    upstream: Stream,
     early: Vec<u8>,
     idle: Duration,
 ) -> (u64, u64) {
@@ -37,8 +38,8 @@ pub async fn run(
 
 async fn one_way(
     core: &Core,
-    from: &Socket,
-    to: &Socket,
+    from: &Stream,
+    to: &Stream,
     first: Vec<u8>,
     timer: &Timer,
     idle: Duration,
@@ -49,7 +50,7 @@ async fn one_way(
     let mut buffer = core.buffers.take(SMALL_BYTES);
     while result.is_ok() {
         buffer.clear();
-        timer.arm(from.fd(), Shut::Both, idle);
+        timer.arm(from.handle(), Shut::Both, idle);
         let (received, back) = from.recv(buffer).await;
         buffer = back;
         match received {

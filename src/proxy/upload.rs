@@ -18,9 +18,10 @@ use super::hold::{RequestBody, Scanner};
 use crate::base::buf::LARGE_BYTES;
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
-use crate::net::rt::{Part, Socket};
+use crate::net::rt::Part;
 use crate::net::splice::Ended;
-use crate::net::sys::{self, Shut};
+use crate::net::stream::Stream;
+use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 
 /// Least number of bytes left for which the kernel moves them.
@@ -33,9 +34,9 @@ pub struct Upload<'a> {
     /// This core.
     pub core: &'a Core,
     /// The client.
-    pub client: &'a Socket,
+    pub client: &'a Stream,
     /// The upstream.
-    pub upstream: &'a Socket,
+    pub upstream: &'a Stream,
     /// Shared with the other direction.
     pub progress: &'a Progress,
     /// Deadline of the client's next bytes.
@@ -85,7 +86,7 @@ impl Upload<'_> {
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
     ) -> Sent {
-        self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+        self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         let (result, held) = self.send_held(out, held, from, body.end).await;
         let mut sent = Sent { held, rest: Vec::new(), end: Uploaded::Refused };
         if body.reader.is_done() {
@@ -117,7 +118,7 @@ impl Upload<'_> {
         let mut body = Part::range(held, from, to);
         if body.left() > 0 {
             // An error shows again in the queued send.
-            let taken = sys::send_both_now(self.upstream.fd(), head.bytes(), body.bytes());
+            let taken = self.upstream.send_both_now(head.bytes(), body.bytes());
             let taken = taken.unwrap_or(0);
             let of_head = taken.min(head.left());
             head.advance(of_head);
@@ -136,7 +137,7 @@ impl Upload<'_> {
     fn sent_all(&self) {
         self.progress.body_received.set(true);
         if !self.progress.answer_begun.get() {
-            self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+            self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         }
     }
 
@@ -154,7 +155,7 @@ impl Upload<'_> {
                 break end;
             }
             buffer.clear();
-            self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+            self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
             let (result, back) = self.client.recv(buffer).await;
             buffer = back;
             if !matches!(result, Ok(n) if n > 0) {
@@ -221,14 +222,15 @@ impl Upload<'_> {
     /// Lets the kernel move the rest, if it is long and its length is known.
     async fn splice(&self, reader: &mut BodyReader) -> Option<Uploaded> {
         let left = reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
+        let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);
         let moved = Cell::new(0u64);
-        self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+        self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
         let result = self
             .core
             .pipes
-            .splice(self.client, self.upstream, left, |n| {
+            .splice(client, upstream, left, |n| {
                 moved.set(moved.get() + n);
-                self.client_timer.arm(self.client.fd(), Shut::Read, self.body_idle);
+                self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
                 self.up_progress();
             })
             .await;
@@ -249,13 +251,13 @@ impl Upload<'_> {
     /// The upstream has taken something: its deadline begins anew.
     fn up_progress(&self) {
         if !self.progress.answer_begun.get() {
-            self.up_timer.arm(self.upstream.fd(), Shut::Both, self.first_byte);
+            self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         }
     }
 
     /// Reads what the client still sends and throws it away.
     async fn discard(&self, reader: &mut BodyReader) {
-        self.client_timer.arm(self.client.fd(), Shut::Both, DISCARD);
+        self.client_timer.arm(self.client.handle(), Shut::Both, DISCARD);
         let mut buffer = self.core.buffers.take(LARGE_BYTES);
         while !reader.is_done() {
             buffer.clear();

@@ -19,9 +19,11 @@ use std::time::{Duration, Instant};
 
 use super::conn_h1;
 use super::core::{Core, Padded, Shared};
+use crate::net::buffers;
 use crate::net::listener::Listening;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
+use crate::net::stream::Stream;
 use crate::net::ticker::TICK;
 
 /// How much busier than the idlest core a core may be before it hands connections over.
@@ -131,6 +133,7 @@ impl Running {
             }
             if tick % TRIM_TICKS == 0 {
                 core.buffers.trim();
+                buffers::trim();
             }
             if core.draining.get() {
                 let by = *drained_by.get_or_insert(now + drain);
@@ -222,12 +225,13 @@ fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
 fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
     let keepalive = core.plan().tcp_keepalive;
     let Ok(socket) = Socket::adopt(fd, keepalive) else { return };
+    let stream = Stream::Plain(socket);
     core.count_connection(1);
     let core = core.clone();
     rt::spawn(async move {
         let guarded = {
             let mut serving =
-                pin!(conn_h1::serve(core.clone(), socket, peer, usize::from(listener)));
+                pin!(conn_h1::serve(core.clone(), stream, peer, usize::from(listener)));
             poll_fn(move |cx| {
                 // The connection's state is dropped after a panic, not looked at again.
                 match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {

@@ -14,7 +14,7 @@ use std::time::Instant;
 use super::roster::PoolId;
 use crate::net::frame::Frame;
 use crate::net::race::poll_idle;
-use crate::net::rt::Socket;
+use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 
 /// How long and how often an upstream said that a connection may be used.
@@ -31,7 +31,7 @@ type Received = (io::Result<usize>, Vec<u8>);
 
 /// A connection to one upstream.
 pub struct UpConn {
-    socket: Socket,
+    socket: Stream,
     /// Where it is kept while it idles.
     pub pool: PoolId,
     armed: Option<Frame<'static, Received>>,
@@ -46,14 +46,14 @@ pub struct UpConn {
 impl UpConn {
     /// A fresh connection; nothing is armed.
     #[must_use]
-    pub fn new(socket: Socket, pool: PoolId) -> Self {
+    pub fn new(socket: Stream, pool: PoolId) -> Self {
         let lifetime = Lifetime::default();
         Self { socket, pool, armed: None, served: 0, lifetime, idle_since: None }
     }
 
     /// The socket, for sends and for the ticker.
     #[must_use]
-    pub fn socket(&self) -> &Socket {
+    pub fn socket(&self) -> &Stream {
         &self.socket
     }
 
