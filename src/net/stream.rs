@@ -8,15 +8,19 @@ use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
 
+use super::frame::Frame;
 use super::pipe::{End, WeakEnd};
 use super::rt::{Part, Socket};
 use super::sys::{self, Peek, Shut};
+use super::tls::TlsStream;
 
 /// A connected stream; clones share it, the last one closes it.
 #[derive(Clone)]
 pub enum Stream {
     /// A socket.
     Plain(Socket),
+    /// TLS over a socket.
+    Tls(TlsStream),
     /// Bytes in memory.
     Pipe(End),
 }
@@ -36,6 +40,7 @@ impl Stream {
     pub fn handle(&self) -> Handle {
         match self {
             Stream::Plain(socket) => Handle::Fd(socket.fd()),
+            Stream::Tls(tls) => Handle::Fd(tls.socket().fd()),
             Stream::Pipe(end) => Handle::Pipe(end.downgrade()),
         }
     }
@@ -45,7 +50,7 @@ impl Stream {
     pub fn plain(&self) -> Option<&Socket> {
         match self {
             Stream::Plain(socket) => Some(socket),
-            Stream::Pipe(_) => None,
+            Stream::Tls(_) | Stream::Pipe(_) => None,
         }
     }
 
@@ -60,6 +65,8 @@ impl Stream {
         async move {
             match stream {
                 Stream::Plain(socket) => socket.recv(buffer).await,
+                // Boxed by the frame: a plain receive must not carry its state.
+                Stream::Tls(tls) => Frame::new(tls.recv(buffer)).await,
                 Stream::Pipe(end) => end.recv(buffer).await,
             }
         }
@@ -71,6 +78,7 @@ impl Stream {
     pub fn recv_now(&self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
         match self {
             Stream::Plain(socket) => sys::recv_now(socket.fd(), buffer),
+            Stream::Tls(tls) => tls.recv_now(buffer),
             Stream::Pipe(end) => Ok(end.recv_now(buffer)),
         }
     }
@@ -81,6 +89,7 @@ impl Stream {
         async move {
             match stream {
                 Stream::Plain(socket) => socket.send(part).await,
+                Stream::Tls(tls) => Frame::new(tls.send(part)).await,
                 Stream::Pipe(end) => end.send(part).await,
             }
         }
@@ -106,10 +115,12 @@ impl Stream {
 
     /// Sends what can be sent in this very turn.
     ///
-    /// Shape: returns how many bytes were taken, 0 when it would have to wait.
+    /// Shape: returns how many bytes were taken. What was not must be sent next: a TLS stream has
+    /// sealed it already.
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => sys::send_now(socket.fd(), bytes),
+            Stream::Tls(tls) => tls.send_now(bytes, &[]),
             Stream::Pipe(end) => end.send_now(bytes),
         }
     }
@@ -118,6 +129,7 @@ impl Stream {
     pub fn send_both_now(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => sys::send_both_now(socket.fd(), first, second),
+            Stream::Tls(tls) => tls.send_now(first, second),
             Stream::Pipe(end) => {
                 let taken = end.send_now(first)?;
                 Ok(if taken == first.len() { taken + end.send_now(second)? } else { taken })
@@ -131,6 +143,7 @@ impl Stream {
         async move {
             match stream {
                 Stream::Plain(socket) => socket.readable().await,
+                Stream::Tls(tls) => Frame::new(tls.readable()).await,
                 Stream::Pipe(end) => end.readable().await,
             }
         }
@@ -141,6 +154,7 @@ impl Stream {
     pub fn peek(&self) -> Peek {
         match self {
             Stream::Plain(socket) => sys::peek(socket.fd()),
+            Stream::Tls(tls) => tls.peek(),
             Stream::Pipe(end) => end.peek(),
         }
     }
@@ -149,6 +163,7 @@ impl Stream {
     pub fn shutdown(&self, how: Shut) {
         match self {
             Stream::Plain(socket) => socket.shutdown(how),
+            Stream::Tls(tls) => tls.shutdown(how),
             Stream::Pipe(end) => end.shutdown(how),
         }
     }
@@ -157,6 +172,7 @@ impl Stream {
     pub fn close_with_reset(&self) {
         match self {
             Stream::Plain(socket) => sys::close_with_reset(socket.fd()),
+            Stream::Tls(tls) => tls.close_with_reset(),
             // What reads a pipe knows where a message ends.
             Stream::Pipe(_) => {}
         }

@@ -23,6 +23,10 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 pub use accept::{Acceptor, Stop};
 pub use socket::{Part, Socket};
 
+thread_local! {
+    static RUNNING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
 /// Operations a ring takes before they are handed to the kernel.
 const RING_ENTRIES: u32 = 2048;
 /// Completions a ring holds; more are kept by the kernel, at a cost.
@@ -84,7 +88,7 @@ where
     if wanted != Wanted::Epoll {
         for driver in [Driver::UringDefer, Driver::UringCoop, Driver::UringPlain] {
             match ring(driver) {
-                Ok(mut runtime) => return Ok(runtime.block_on(make(driver))),
+                Ok(mut runtime) => return Ok(within(|| runtime.block_on(make(driver)))),
                 Err(error) => refused = Some(error),
             }
         }
@@ -96,7 +100,15 @@ where
         ));
     }
     let mut runtime = RuntimeBuilder::<LegacyDriver>::new().enable_timer().build()?;
-    Ok(runtime.block_on(make(Driver::Epoll)))
+    Ok(within(|| runtime.block_on(make(Driver::Epoll))))
+}
+
+/// Notes for how long this thread runs tasks.
+fn within<T>(run: impl FnOnce() -> T) -> T {
+    RUNNING.set(true);
+    let output = run();
+    RUNNING.set(false);
+    output
 }
 
 fn ring(driver: Driver) -> io::Result<monoio::Runtime<TimeDriver<IoUringDriver>>> {
@@ -112,6 +124,12 @@ fn ring(driver: Driver) -> io::Result<monoio::Runtime<TimeDriver<IoUringDriver>>
         .with_entries(RING_ENTRIES)
         .enable_timer()
         .build()
+}
+
+/// Whether this thread still runs tasks: not while those that are left are dropped with it.
+#[must_use]
+pub fn is_running() -> bool {
+    RUNNING.get()
 }
 
 /// Starts a task on this core; it runs until it ends by itself.

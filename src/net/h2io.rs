@@ -1,0 +1,219 @@
+//! A stream as the `h2` crate wants it: tokio's IO traits, without its runtime.
+//!
+//! Reading waits for readiness and holds no buffer meanwhile, so a connection that idles gives
+//! its memory back. Writing gathers the frames of one turn and sends them as one, at the flush;
+//! what the kernel does not take goes by one queued send that owns its buffer.
+//!
+//! Every byte received is shown to an inspector first: what `h2` does not limit is counted
+//! there. A connection it objects to is read no further, and says why in `Objection`.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::buffers;
+use super::frame::Frame;
+use super::rt::{self, Part};
+use super::stream::Stream;
+use super::sys::Shut;
+use super::ticker::Timer;
+use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+
+/// Looks at what is received; false ends the reading.
+pub type Inspect = Box<dyn FnMut(&[u8]) -> bool>;
+
+/// Told when the inspector objected.
+#[derive(Clone, Default)]
+pub struct Objection(Rc<Cell<bool>>);
+
+impl Objection {
+    /// Whether the inspector objected.
+    #[must_use]
+    pub fn raised(&self) -> bool {
+        self.0.get()
+    }
+}
+
+/// The IO of one HTTP/2 connection.
+pub struct H2Io {
+    stream: Stream,
+    inspect: Inspect,
+    objection: Objection,
+    /// Received and not yet taken, from `taken`.
+    received: Vec<u8>,
+    taken: usize,
+    waiting: Option<Frame<'static, ()>>,
+    /// The last receive left nothing behind: wait before the next.
+    drained: bool,
+    bulky: bool,
+    out: Vec<u8>,
+    sending: Option<Frame<'static, (io::Result<()>, Vec<u8>)>>,
+    /// Bounds a send to a peer that does not read.
+    timer: Timer,
+    write_idle: Duration,
+}
+
+impl H2Io {
+    /// Takes over a stream; `first` has been received on it already.
+    #[must_use]
+    pub fn new(
+        stream: Stream,
+        first: Vec<u8>,
+        mut inspect: Inspect,
+        timer: Timer,
+        write_idle: Duration,
+    ) -> Self {
+        let objection = Objection::default();
+        objection.0.set(!first.is_empty() && !inspect(&first));
+        Self {
+            stream,
+            inspect,
+            objection,
+            received: first,
+            taken: 0,
+            waiting: None,
+            drained: false,
+            bulky: false,
+            out: Vec::new(),
+            sending: None,
+            timer,
+            write_idle,
+        }
+    }
+
+    /// Tells later whether the inspector objected.
+    #[must_use]
+    pub fn objection(&self) -> Objection {
+        self.objection.clone()
+    }
+
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            if self.objection.raised() {
+                // Nobody wakes it: whoever owns the connection looks at the objection.
+                return Poll::Pending;
+            }
+            if self.drained {
+                let waiting =
+                    self.waiting.get_or_insert_with(|| Frame::new(self.stream.readable()));
+                ready!(Pin::new(waiting).poll(cx));
+                self.waiting = None;
+                self.drained = false;
+            }
+            let room = if self.bulky { LARGE_BYTES } else { SMALL_BYTES };
+            let mut buffer = buffers::take(room);
+            match self.stream.recv_now(&mut buffer)? {
+                Some(_) => {
+                    self.bulky = buffer.len() == buffer.capacity();
+                    self.drained = !self.bulky;
+                    self.objection.0.set(!(self.inspect)(&buffer));
+                    (self.received, self.taken) = (buffer, 0);
+                    if self.objection.raised() {
+                        cx.waker().wake_by_ref();
+                        continue;
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                None => {
+                    buffers::give_back(buffer);
+                    self.drained = true;
+                }
+            }
+        }
+    }
+
+    /// Awaits the send in flight, if there is one.
+    fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(sending) = &mut self.sending else { return Poll::Ready(Ok(())) };
+        let (result, buffer) = ready!(Pin::new(sending).poll(cx));
+        self.sending = None;
+        self.timer.disarm();
+        buffers::give_back(buffer);
+        Poll::Ready(result)
+    }
+}
+
+impl AsyncRead for H2Io {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        if io.taken == io.received.len() {
+            ready!(io.poll_fill(cx))?;
+        }
+        let left = &io.received[io.taken..];
+        let n = left.len().min(buffer.remaining());
+        buffer.put_slice(&left[..n]);
+        io.taken += n;
+        if io.taken == io.received.len() {
+            buffers::give_back(std::mem::take(&mut io.received));
+            io.taken = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for H2Io {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let io = self.get_mut();
+        if io.out.len() >= LARGE_BYTES {
+            ready!(Pin::new(&mut *io).poll_flush(cx))?;
+        }
+        if io.out.capacity() == 0 {
+            io.out = buffers::take(SMALL_BYTES.max(bytes.len()));
+        }
+        io.out.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        ready!(io.poll_sent(cx))?;
+        if io.out.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let taken = io.stream.send_now(&io.out)?;
+        let out = std::mem::take(&mut io.out);
+        if taken == out.len() {
+            buffers::give_back(out);
+            return Poll::Ready(Ok(()));
+        }
+        let rest = Part::range(out, taken, usize::MAX);
+        io.timer.arm(io.stream.handle(), Shut::Both, io.write_idle);
+        io.sending = Some(Frame::new(io.stream.send_all(rest)));
+        io.poll_sent(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let io = self.get_mut();
+        ready!(Pin::new(&mut *io).poll_flush(cx))?;
+        io.stream.shutdown(Shut::Write);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for H2Io {
+    fn drop(&mut self) {
+        buffers::give_back(std::mem::take(&mut self.received));
+        buffers::give_back(std::mem::take(&mut self.out));
+        if let Some(sending) = self.sending.take().filter(|_| rt::is_running()) {
+            // A live send is ended and awaited, never dropped.
+            self.stream.shutdown(Shut::Both);
+            rt::spawn(async move {
+                buffers::give_back(sending.await.1);
+            });
+        }
+    }
+}

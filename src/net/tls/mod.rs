@@ -1,0 +1,5 @@
+//! TLS of both sides, with rustls.
+
+pub mod stream;
+
+pub use stream::TlsStream;
