@@ -10,6 +10,7 @@
 //! base       0  pure  sizes and times, chance, ids, buffers
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
 //! http1      1  pure  RFC 9112: parse, framing, body, encode
+//! http2      1  pure  RFC 9113 ↔ 9112: heads and trailers, both ways
 //! llm        1  pure  model scan, SSE, usage, error dialects
 //! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
 //! telemetry  2  pure  outcome, counters, access-log line, Prometheus text
@@ -40,6 +41,7 @@ pub mod error;
 pub mod base;
 pub mod http;
 pub mod http1;
+pub mod http2;
 pub mod llm;
 pub mod policy;
 pub mod telemetry;

@@ -20,6 +20,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("http", 1),
     ("http1", 2),
     ("llm", 2),
+    ("http2", 3),
     ("policy", 3),
     ("telemetry", 3),
     ("config", 4),
@@ -31,7 +32,7 @@ const FLOORS: &[(&str, u32)] = &[
 const ROOF: u32 = 8;
 
 /// Floors without a runtime, socket, file or clock.
-const PURE: &[&str] = &["error", "base", "http", "http1", "llm", "policy", "telemetry"];
+const PURE: &[&str] = &["error", "base", "http", "http1", "http2", "llm", "policy", "telemetry"];
 /// What they may not name, and what to do instead.
 const IMPURE: &[(&str, &str)] = &[
     ("monoio", "the runtime is net's"),

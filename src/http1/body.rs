@@ -218,6 +218,23 @@ impl BodyReader {
         }
     }
 
+    /// The trailer lines among the bytes that the last step consumed; whole ones or parts of them.
+    ///
+    /// Shape: `before` is a copy of the reader from before that step, `consumed` the bytes that it
+    /// took. Put together over all steps, these are the lines with their CRLF, without the blank
+    /// line that ends the message.
+    pub fn trailer_lines<'a>(&self, before: &BodyReader, consumed: &'a [u8]) -> &'a [u8] {
+        let bytes = self.trailer_bytes.saturating_sub(before.trailer_bytes) as usize;
+        // What follows the lines: the CRLF of the blank line, as far as it has come.
+        let after = match self.state {
+            State::Done => 2,
+            State::EndLf => 1,
+            _ => 0,
+        };
+        let end = consumed.len().saturating_sub(after);
+        consumed.get(end.saturating_sub(bytes)..end).filter(|_| bytes > 0).unwrap_or_default()
+    }
+
     /// What it means that the sender has closed: the end, or `Truncated`.
     pub fn end_of_input(&self) -> Result<(), BodyFault> {
         match self.state {
@@ -395,7 +412,7 @@ impl TrailerName {
 
 /// Whether a trailer of this name is refused: a server that merges trailers into the head would
 /// take another length, another target or another credential from it.
-fn is_forbidden(name: Name) -> bool {
+pub fn is_forbidden(name: Name) -> bool {
     match name {
         Name::Host
         | Name::Connection

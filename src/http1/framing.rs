@@ -166,7 +166,7 @@ fn agreed(before: Option<Result<u64, FramingFault>>, value: &[u8]) -> Result<u64
 }
 
 /// Digits alone, up to 2^63 - 1: what is more becomes negative in some server behind.
-fn decimal(digits: &[u8]) -> Option<u64> {
+pub fn decimal(digits: &[u8]) -> Option<u64> {
     if digits.is_empty() || digits.len() > LENGTH_DIGITS_MAX {
         return None;
     }

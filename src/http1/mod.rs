@@ -10,7 +10,7 @@ pub mod body;
 pub mod encode;
 pub mod framing;
 pub mod parse;
-mod target;
+pub mod target;
 
 #[cfg(test)]
 mod smuggling;

@@ -61,7 +61,7 @@ fn scheme_len(target: &[u8]) -> Option<usize> {
 ///
 /// Narrower than RFC 3986 §3.2.2: user information, percent-encoding and sub-delimiters are
 /// refused, because two servers may read a different host out of them.
-pub(super) fn is_authority(text: &[u8]) -> bool {
+pub fn is_authority(text: &[u8]) -> bool {
     let (host, port) = match text {
         [b'[', rest @ ..] => {
             let Some(close) = memchr(b']', rest) else { return false };
