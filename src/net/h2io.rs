@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::buffers;
@@ -215,5 +216,48 @@ impl Drop for H2Io {
                 buffers::give_back(sending.await.1);
             });
         }
+    }
+}
+
+/// Bytes to be sent as DATA; the buffer goes back when they have gone.
+pub struct Chunk {
+    bytes: Vec<u8>,
+    from: usize,
+}
+
+impl Chunk {
+    /// The whole buffer.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self { bytes, from: 0 }
+    }
+
+    /// Takes the first bytes off, by a copy; a window that is nearly full asks for little.
+    #[must_use]
+    pub fn split_to(&mut self, n: usize) -> Self {
+        let mut bytes = buffers::take(n);
+        bytes.extend_from_slice(&self.chunk()[..n]);
+        self.from += n;
+        Self::new(bytes)
+    }
+}
+
+impl Buf for Chunk {
+    fn remaining(&self) -> usize {
+        self.bytes.len() - self.from
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes[self.from..]
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.from += n;
+    }
+}
+
+impl Drop for Chunk {
+    fn drop(&mut self) {
+        buffers::give_back(std::mem::take(&mut self.bytes));
     }
 }

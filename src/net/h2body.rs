@@ -1,0 +1,160 @@
+//! Bodies between an HTTP/2 stream and the pipe that carries the same message as HTTP/1.1.
+//!
+//! Flow control goes end to end: what came on the stream is acknowledged when the pipe has taken
+//! it, and the pipe is read no further than the stream's window allows one buffer to go. A body
+//! that ends before its framing does is a fault on either side, never an end.
+
+use std::future::poll_fn;
+use std::task::{Poll, ready};
+
+use bytes::Buf;
+use h2::{RecvStream, SendStream};
+
+use super::buffers;
+use super::h2io::Chunk;
+use super::pipe::End;
+use crate::base::buf::SMALL_BYTES;
+use crate::http1::body::BodyReader;
+use crate::http1::encode;
+use crate::http2::{BodyFraming, trailers};
+
+/// Why a body did not reach its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The HTTP/2 side reset the stream or lost the connection.
+    Stream,
+    /// The HTTP/1.1 side ended too early, or reads no more.
+    Pipe,
+}
+
+/// Relays a body from a stream into a pipe, framed as its head announced.
+///
+/// Errors: which side broke; the pipe is left as it is.
+pub async fn into_pipe(
+    body: &mut RecvStream,
+    framing: BodyFraming,
+    pipe: &End,
+) -> Result<(), Broken> {
+    let mut size = Vec::new();
+    while let Some(data) = poll_fn(|cx| body.poll_data(cx)).await {
+        let data = data.map_err(|_| Broken::Stream)?;
+        match framing {
+            BodyFraming::None => {}
+            BodyFraming::Length(_) => send(pipe, &data).await?,
+            BodyFraming::Chunked if data.is_empty() => {}
+            BodyFraming::Chunked => {
+                size.clear();
+                encode::chunk_header(&mut size, data.len() as u64);
+                send(pipe, &size).await?;
+                send(pipe, &data).await?;
+                send(pipe, b"\r\n").await?;
+            }
+        }
+        // Fails when the stream is gone, which shows in the next receive.
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    let tail = poll_fn(|cx| body.poll_trailers(cx)).await.map_err(|_| Broken::Stream)?;
+    if framing == BodyFraming::Chunked {
+        let mut end = buffers::take(SMALL_BYTES);
+        trailers::write(&mut end, &tail.unwrap_or_default()).map_err(|_| Broken::Stream)?;
+        let sent = send(pipe, &end).await;
+        buffers::give_back(end);
+        sent?;
+    }
+    Ok(())
+}
+
+async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
+    while !bytes.is_empty() {
+        let sent = poll_fn(|cx| pipe.poll_send(cx, bytes)).await.map_err(|_| Broken::Pipe)?;
+        bytes = &bytes[sent..];
+    }
+    Ok(())
+}
+
+/// Relays a body from a pipe into a stream, which it ends.
+///
+/// Shape: `buffer` holds what has been received behind the head.
+/// Errors: which side broke; the stream is not reset here.
+pub async fn into_stream(
+    pipe: &End,
+    mut buffer: Vec<u8>,
+    mut reader: BodyReader,
+    stream: &mut SendStream<Chunk>,
+) -> Result<(), Broken> {
+    let mut lines = Vec::new();
+    loop {
+        keep_data(&mut buffer, &mut reader, &mut lines).map_err(|()| Broken::Pipe)?;
+        let last = reader.is_done();
+        let ends = last && lines.is_empty();
+        if !buffer.is_empty() || ends {
+            send_data(stream, buffer, ends).await?;
+        } else {
+            buffers::give_back(buffer);
+        }
+        if last {
+            return match lines.is_empty() {
+                true => Ok(()),
+                false => {
+                    let map = trailers::read(&lines).map_err(|_| Broken::Pipe)?;
+                    stream.send_trailers(map).map_err(|_| Broken::Stream)
+                }
+            };
+        }
+        buffer = buffers::take(SMALL_BYTES);
+        let n = poll_fn(|cx| {
+            if stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Broken::Stream));
+            }
+            Poll::Ready(Ok(ready!(pipe.poll_recv(cx, &mut buffer))))
+        })
+        .await?;
+        if n == 0 {
+            buffers::give_back(buffer);
+            reader.end_of_input().map_err(|_| Broken::Pipe)?;
+            return send_data(stream, Vec::new(), true).await;
+        }
+    }
+}
+
+/// Moves the data to the front of the buffer and drops the framing; trailers are kept aside.
+fn keep_data(buffer: &mut Vec<u8>, reader: &mut BodyReader, lines: &mut Vec<u8>) -> Result<(), ()> {
+    let (mut at, mut kept) = (0, 0);
+    while !reader.is_done() && at < buffer.len() {
+        let before = *reader;
+        let step = reader.step(&buffer[at..]).map_err(|_| ())?;
+        let consumed = &buffer[at..at + step.consumed];
+        lines.extend_from_slice(reader.trailer_lines(&before, consumed));
+        let data = at + step.data.start..at + step.data.end;
+        let bytes = data.len();
+        buffer.copy_within(data, kept);
+        kept += bytes;
+        at += step.consumed;
+    }
+    buffer.truncate(kept);
+    Ok(())
+}
+
+/// Sends one buffer as the windows allow.
+async fn send_data(
+    stream: &mut SendStream<Chunk>,
+    bytes: Vec<u8>,
+    ends: bool,
+) -> Result<(), Broken> {
+    let mut chunk = Chunk::new(bytes);
+    while chunk.has_remaining() {
+        stream.reserve_capacity(chunk.remaining());
+        if stream.capacity() == 0 {
+            match poll_fn(|cx| stream.poll_capacity(cx)).await {
+                Some(Ok(_)) => continue,
+                Some(Err(_)) | None => return Err(Broken::Stream),
+            }
+        }
+        let n = stream.capacity();
+        if n >= chunk.remaining() {
+            break;
+        }
+        stream.send_data(chunk.split_to(n), false).map_err(|_| Broken::Stream)?;
+    }
+    stream.send_data(chunk, ends).map_err(|_| Broken::Stream)
+}
