@@ -3,7 +3,7 @@
 //! While idle it holds a readiness poll and nothing else: no buffer, no exchange. The
 //! exchange's future lives in a pooled block for as long as the request lasts.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -30,6 +30,25 @@ pub struct Peer {
     pub text: Rc<str>,
 }
 
+/// A connection as it was accepted.
+#[derive(Clone)]
+pub struct Client {
+    /// The connection itself.
+    pub stream: Stream,
+    /// Who is at the other end.
+    pub peer: Option<Peer>,
+    /// The listener it came in by.
+    pub listener: usize,
+}
+
+impl Client {
+    /// The same client on another stream: one of the many that its connection carries.
+    #[must_use]
+    pub fn with_stream(&self, stream: Stream) -> Self {
+        Self { stream, peer: self.peer.clone(), listener: self.listener }
+    }
+}
+
 /// A client connection.
 pub struct Downstream {
     /// The connection itself.
@@ -52,19 +71,30 @@ pub struct Downstream {
     pub write_idle: Duration,
 }
 
-/// Serves a connection to its end.
-pub async fn serve(core: Rc<Core>, socket: Stream, peer: Option<SocketAddr>, listener: usize) {
-    let mut down = Downstream {
-        watch: Watch::new(socket.clone()),
-        timer: core.ticker.timer(),
-        peer: peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() }),
-        listener,
-        recv: Vec::new(),
-        bulky: false,
-        served: 0,
-        write_idle: Duration::ZERO,
-        socket,
-    };
+impl Downstream {
+    /// A connection before its first request, of which `recv` may hold the beginning.
+    #[must_use]
+    pub fn new(core: &Core, client: Client, recv: Vec<u8>) -> Self {
+        let Client { stream: socket, peer, listener } = client;
+        let write_idle = core.with_listener(listener, |plan| plan.timeouts.write_idle);
+        Self {
+            watch: Watch::new(socket.clone()),
+            timer: core.ticker.timer(),
+            peer,
+            listener,
+            recv,
+            bulky: false,
+            served: 0,
+            write_idle,
+            socket,
+        }
+    }
+}
+
+/// Serves a connection to its end; `first` has been received on it already.
+pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
+    let listener = client.listener;
+    let mut down = Downstream::new(&core, client, first);
     let next = loop {
         if down.recv.is_empty() {
             core.buffers.give_back(std::mem::take(&mut down.recv));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use super::leaving::Leaving;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
 use crate::base::buf::Buffers;
@@ -230,6 +231,8 @@ pub struct Core {
     scratches: RefCell<Vec<Box<Scratch>>>,
     /// No new request is taken on an idle connection.
     pub draining: Cell<bool>,
+    /// Connections to be told when the core drains.
+    pub leaving: Rc<Leaving>,
     /// What all cores share.
     pub shared: Arc<Shared>,
     started: Instant,
@@ -261,6 +264,7 @@ impl Core {
             rng: RefCell::new(Rng::new(seed)),
             scratches: RefCell::default(),
             draining: Cell::new(false),
+            leaving: Rc::default(),
             shared,
             started,
             started_unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(0),

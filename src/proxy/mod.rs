@@ -1,6 +1,7 @@
 //! Floor 6: THE TRUNK. Read in this order:
 //!
-//! `worker` (a core: accept, hand over, tick, drain) → `conn_h1` (one client connection) →
+//! `worker` (a core: accept, hand over, tick, drain) → `conn` (what a connection
+//! speaks) → `conn_h1` (one client connection) or `conn_h2` and `h2_stream` (one of many streams) →
 //! `exchange` (the life of a request, station by station), and then the stations: `admit`
 //! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
 //! succeeds), `pick` (which member), `wait` (until one has a slot), `attempt` (one try at one upstream), `upload` and `download`
@@ -13,14 +14,19 @@
 pub mod admit;
 pub mod attempt;
 pub mod compile;
+pub mod conn;
 pub mod conn_h1;
+pub mod conn_h2;
 pub mod core;
 pub mod dispatch;
 pub mod download;
 pub mod exchange;
 pub mod forward;
+pub mod guard;
+pub mod h2_stream;
 pub mod hold;
 pub mod judge;
+pub mod leaving;
 pub mod limit;
 pub mod pick;
 pub mod plan;

@@ -5,25 +5,21 @@
 //! few, long connections, so hashing alone would leave cores idle: a connection is handed to
 //! the least loaded core before its first byte is read.
 
-use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::conn_h1;
+use super::conn;
 use super::core::{Core, Padded, Shared};
+use super::guard::guarded;
 use crate::net::buffers;
 use crate::net::listener::Listening;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
-use crate::net::stream::Stream;
 use crate::net::ticker::TICK;
 
 /// How much busier than the idlest core a core may be before it hands connections over.
@@ -167,6 +163,7 @@ async fn read_mailbox(
             Message::Drain => {
                 stop.tell();
                 core.draining.set(true);
+                core.leaving.wake();
             }
             Message::Ring { ticket, value } => core.bells.ring(ticket, value),
             Message::Cut => cut.set(true),
@@ -225,26 +222,10 @@ fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
 fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
     let keepalive = core.plan().tcp_keepalive;
     let Ok(socket) = Socket::adopt(fd, keepalive) else { return };
-    let stream = Stream::Plain(socket);
     core.count_connection(1);
     let core = core.clone();
     rt::spawn(async move {
-        let guarded = {
-            let mut serving =
-                pin!(conn_h1::serve(core.clone(), stream, peer, usize::from(listener)));
-            poll_fn(move |cx| {
-                // The connection's state is dropped after a panic, not looked at again.
-                match catch_unwind(AssertUnwindSafe(|| serving.as_mut().poll(cx))) {
-                    Ok(Poll::Pending) => Poll::Pending,
-                    Ok(Poll::Ready(())) => Poll::Ready(Ok(())),
-                    Err(_) => Poll::Ready(Err(())),
-                }
-            })
-            .await
-        };
-        if guarded.is_err() {
-            core.shared.panics.fetch_add(1, Ordering::Relaxed);
-        }
+        guarded(&core, conn::serve(core.clone(), socket, peer, usize::from(listener))).await;
         core.count_connection(-1);
     });
 }

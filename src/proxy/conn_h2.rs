@@ -1,0 +1,142 @@
+//! One client connection that speaks HTTP/2: each of its streams is an exchange of its own.
+//!
+//! Frames, HPACK and windows are the `h2` crate's. Here is what belongs to a connection: how long
+//! it may idle, how it ends in a drain (GOAWAY, then the streams that are open end in peace), and
+//! what happens to a client that floods it.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::time::Duration;
+
+use h2::Reason;
+use h2::server::{Builder, Connection};
+
+use super::conn_h1::Client;
+use super::core::Core;
+use super::guard::guarded;
+use super::h2_stream;
+use super::plan::ClientTimeouts;
+use crate::net::frame::Frame;
+use crate::net::h2io::{Chunk, H2Io, Objection};
+use crate::net::rt;
+use crate::net::stream::Handle;
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+
+/// Streams that a client may have open at once.
+const STREAMS_MAX: u32 = 128;
+/// What a stream may receive before its exchange has taken it.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same for all streams of a connection.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What a stream may have waiting to be sent.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// How long a connection that we end may take for its last frames.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// What the streams of a connection share.
+pub struct Shared {
+    /// Who is at the other end, and by which listener.
+    pub client: Client,
+    /// Client-side timeouts, as of the connection's beginning.
+    pub timeouts: ClientTimeouts,
+    timer: Timer,
+    streams: Cell<usize>,
+    leaving: Cell<bool>,
+}
+
+/// Counts a stream for as long as it lives.
+pub struct Open(Rc<Shared>);
+
+impl Shared {
+    /// A stream begins: the connection idles no more.
+    fn open(self: &Rc<Self>) -> Open {
+        self.streams.set(self.streams.get() + 1);
+        self.timer.disarm();
+        Open(self.clone())
+    }
+
+    /// Nothing is open: the connection has so long to live.
+    fn rest(&self) {
+        let timeout = if self.leaving.get() { LAST_WORDS } else { self.timeouts.keepalive };
+        self.timer.arm(self.handle(), Shut::Both, timeout);
+    }
+
+    fn handle(&self) -> Handle {
+        self.client.stream.handle()
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let shared = &self.0;
+        shared.streams.set(shared.streams.get() - 1);
+        if shared.streams.get() == 0 {
+            shared.rest();
+        }
+    }
+}
+
+/// Serves a connection to its end; `first` has been received on it already.
+pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
+    let timeouts = core.with_listener(client.listener, |plan| plan.timeouts);
+    let (timer, streams) = (core.ticker.timer(), Cell::new(0));
+    let shared = Rc::new(Shared { client, timeouts, timer, streams, leaving: Cell::new(false) });
+    let stream = shared.client.stream.clone();
+    let inspect = Box::new(|_: &[u8]| true);
+    let io = H2Io::new(stream, first, inspect, core.ticker.timer(), timeouts.write_idle);
+    let objection = io.objection();
+    shared.timer.arm(shared.handle(), Shut::Both, timeouts.head);
+    if let Ok(connection) = settings().handshake::<_, Chunk>(io).await {
+        shared.rest();
+        accept(&core, &shared, connection, &objection).await;
+    }
+}
+
+fn settings() -> Builder {
+    let mut settings = Builder::new();
+    settings
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buffer_size(SEND_BUFFER_BYTES);
+    settings
+}
+
+/// Takes streams until the connection is over.
+async fn accept(
+    core: &Rc<Core>,
+    shared: &Rc<Shared>,
+    mut connection: Connection<H2Io, Chunk>,
+    objection: &Objection,
+) {
+    let leave = core.leaving.enroll();
+    let mut ended = false;
+    loop {
+        let accepted = poll_fn(|cx| {
+            if core.draining.get() && !shared.leaving.replace(true) {
+                connection.graceful_shutdown();
+                if shared.streams.get() == 0 {
+                    shared.rest();
+                }
+            }
+            if objection.raised() && !std::mem::replace(&mut ended, true) {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                shared.timer.arm(shared.handle(), Shut::Both, LAST_WORDS);
+            }
+            leave.wake_by(cx.waker());
+            connection.poll_accept(cx)
+        })
+        .await;
+        // An error of the connection is the client's: `h2` has sent the GOAWAY for it.
+        let Some(Ok((request, respond))) = accepted else { break };
+        let open = shared.open();
+        let (core, shared) = (core.clone(), shared.clone());
+        rt::spawn(async move {
+            let serving = Frame::with(|| h2_stream::serve(&core, &shared, request, respond));
+            guarded(&core, serving).await;
+            drop(open);
+        });
+    }
+}

@@ -1,0 +1,190 @@
+//! One stream of HTTP/2 as one exchange.
+//!
+//! ```text
+//! headers → head of HTTP/1.1 → exchange ⇄ pipe → response head, body, trailers → stream
+//! DATA    → body in the pipe ↗
+//! ```
+//! The exchange does not know: it reads a request and writes an answer. So routing, limits,
+//! retries, aborts and counting are the same for every version. A client that resets its stream
+//! ends the pipe, which to the exchange is a client that has left; an exchange that cannot end
+//! its answer ends the pipe before the framing is complete, which resets the stream.
+
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Poll, ready};
+
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
+use http::{Request, Response, StatusCode};
+
+use super::conn_h1::Downstream;
+use super::conn_h2::Shared;
+use super::core::Core;
+use super::exchange;
+use super::settle::Settle;
+use crate::base::buf::SMALL_BYTES;
+use crate::error::Kind;
+use crate::http::head::ResponseHead;
+use crate::http::method::Method;
+use crate::http1::body::BodyReader;
+use crate::http1::framing::{Framing, response_framing};
+use crate::http1::parse::{HeadLimits, Parse, parse_response};
+use crate::http2::{BodyFraming, Ends, Fault, request, response};
+use crate::net::frame::Frame;
+use crate::net::h2body::{self, Broken};
+use crate::net::h2io::Chunk;
+use crate::net::pipe::{self, End};
+use crate::net::stream::Stream;
+use crate::net::sys::Shut;
+
+/// What the pipe holds in each direction.
+const PIPE_BYTES: usize = 16 * 1024;
+/// Bounds of the head that the exchange writes: larger than any it lets through.
+const ANSWER_HEAD: HeadLimits =
+    HeadLimits { head_bytes_max: 512 * 1024, fields_max: 512, target_bytes_max: 0 };
+
+/// Serves one stream.
+pub async fn serve(
+    core: &Rc<Core>,
+    shared: &Shared,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Chunk>,
+) {
+    let (parts, mut body) = request.into_parts();
+    let mut head = core.buffers.take(SMALL_BYTES);
+    let ends = Ends::of(body.is_end_stream());
+    let (method, uri) = (&parts.method, &parts.uri);
+    let limits = core.plan().head;
+    let framing = match request::write_head(&mut head, method, uri, &parts.headers, ends, &limits) {
+        Ok(framing) => framing,
+        Err(fault) => {
+            core.buffers.give_back(head);
+            return refuse(core, fault, &mut respond);
+        }
+    };
+    let method = Method::of(method.as_str().as_bytes());
+    drop(parts);
+    let (ours, theirs) = pipe::pair(PIPE_BYTES);
+    let mut down = Downstream::new(core, shared.client.with_stream(Stream::Pipe(theirs)), head);
+    // Its end of the pipe closes with the exchange.
+    let mut exchange = Some(Frame::with(|| async move {
+        exchange::run(core, &mut down).await;
+        core.buffers.give_back(std::mem::take(&mut down.recv));
+    }));
+    let mut feed = pin!(feed(&mut body, framing, &ours));
+    let mut answer = pin!(answer(core, &ours, method, &mut respond));
+    let (mut fed, mut answered) = (false, false);
+    poll_fn(|cx| {
+        if !fed && let Poll::Ready(result) = feed.as_mut().poll(cx) {
+            fed = true;
+            if result == Err(Broken::Stream) {
+                ours.shutdown(Shut::Both);
+            }
+        }
+        if let Some(running) = &mut exchange
+            && std::pin::Pin::new(running).poll(cx).is_ready()
+        {
+            exchange = None;
+        }
+        if !answered && answer.as_mut().poll(cx).is_ready() {
+            answered = true;
+            // Whole or not, nobody reads what the exchange may still have to say.
+            ours.shutdown(Shut::Both);
+        }
+        if answered && exchange.is_none() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+}
+
+/// Answers a head that HTTP/1.1 has no words for.
+fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
+    let kind = match fault {
+        Fault::MethodRefused => Kind::MethodRefused,
+        Fault::HeadTooLarge => Kind::HeadTooLarge,
+        Fault::TooManyFields => Kind::FieldsTooMany,
+        Fault::TargetTooLong => Kind::TargetTooLong,
+        _ => Kind::HeadMalformed,
+    };
+    let mut settle = Settle::begin(core);
+    settle.fault(kind);
+    let status = kind.row().status.and_then(|status| StatusCode::from_u16(status).ok());
+    let mut answer = Response::new(());
+    *answer.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
+    // RFC 9113 §8.1.1: a malformed request is a stream error.
+    if kind == Kind::HeadMalformed || respond.send_response(answer, true).is_err() {
+        respond.send_reset(Reason::PROTOCOL_ERROR);
+    }
+}
+
+async fn feed(body: &mut RecvStream, framing: BodyFraming, pipe: &End) -> Result<(), Broken> {
+    match framing {
+        BodyFraming::None => Ok(()),
+        _ => h2body::into_pipe(body, framing, pipe).await,
+    }
+}
+
+/// Relays the answer; resets the stream when it does not come to its end.
+async fn answer(core: &Core, pipe: &End, method: Method, respond: &mut SendResponse<Chunk>) {
+    let mut scratch = core.take_scratch();
+    let relayed = relay(core, pipe, method, respond, &mut scratch.response).await;
+    core.give_back_scratch(scratch);
+    if relayed == Err(Broken::Pipe) {
+        respond.send_reset(Reason::INTERNAL_ERROR);
+    }
+}
+
+async fn relay(
+    core: &Core,
+    pipe: &End,
+    method: Method,
+    respond: &mut SendResponse<Chunk>,
+    head: &mut ResponseHead,
+) -> Result<(), Broken> {
+    let mut buffer = core.buffers.take(SMALL_BYTES);
+    let mut searched = 0;
+    loop {
+        match parse_response(&buffer, &mut searched, &ANSWER_HEAD, head) {
+            Err(_) => return Err(Broken::Pipe),
+            Ok(Parse::More) => receive(pipe, respond, &mut buffer).await?,
+            Ok(Parse::Done) if head.status >= 200 => break,
+            Ok(Parse::Done) => {
+                let interim = response::read_head(head, &buffer).map_err(|_| Broken::Pipe)?;
+                respond.send_informational(interim).map_err(|_| Broken::Stream)?;
+                buffer.drain(..head.len as usize);
+                searched = 0;
+            }
+        }
+    }
+    let response = response::read_head(head, &buffer).map_err(|_| Broken::Pipe)?;
+    let framing = response_framing(method, head, &buffer).map_err(|_| Broken::Pipe)?;
+    let bare = matches!(framing, Framing::None | Framing::Length(0));
+    let mut stream = respond.send_response(response, bare).map_err(|_| Broken::Stream)?;
+    if bare {
+        core.buffers.give_back(buffer);
+        return Ok(());
+    }
+    buffer.drain(..head.len as usize);
+    h2body::into_stream(pipe, buffer, BodyReader::new(framing), &mut stream).await
+}
+
+/// Receives more of the answer's head, unless the client gives up.
+async fn receive(
+    pipe: &End,
+    respond: &mut SendResponse<Chunk>,
+    buffer: &mut Vec<u8>,
+) -> Result<(), Broken> {
+    if buffer.capacity() == buffer.len() {
+        buffer.reserve(buffer.len());
+    }
+    poll_fn(|cx| {
+        if respond.poll_reset(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Stream));
+        }
+        match ready!(pipe.poll_recv(cx, buffer)) {
+            0 => Poll::Ready(Err(Broken::Pipe)),
+            _ => Poll::Ready(Ok(())),
+        }
+    })
+    .await
+}
