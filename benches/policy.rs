@@ -66,7 +66,7 @@ fn keys(c: &mut Criterion) {
     for count in [1usize, 100, 1000] {
         let key = |i: usize| Key {
             name: format!("key-{i}").into(),
-            digest: KeyDigest::of(format!("sk-{i:048}").as_bytes()),
+            digest: Some(KeyDigest::of(format!("sk-{i:048}").as_bytes())),
             models: ModelRights::new(["*"]),
             listeners: None,
             expires_at: None,

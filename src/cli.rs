@@ -8,6 +8,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
@@ -104,6 +105,7 @@ pub fn load(path: &Path) -> Result<Loaded, LoadFault> {
     let outside = Outside {
         env: &|name| std::env::var(name).ok(),
         read: &|path| std::fs::read_to_string(path).map_err(|why| why.to_string()),
+        now_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     };
     config::load(&shown, &text, &outside).map_err(|report| LoadFault::Refused(Box::new(report)))
 }

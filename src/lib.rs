@@ -9,6 +9,7 @@
 //! ```text
 //! base       0  pure  sizes and times, chance, ids, buffers
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
+//! pki        1  pure  certificates and keys: PEM, do they match, what they say
 //! http1      1  pure  RFC 9112: parse, framing, body, encode
 //! http2      1  pure  RFC 9113 ↔ 9112: heads and trailers, both ways
 //! llm        1  pure  model scan, SSE, usage, error dialects
@@ -39,6 +40,7 @@
 
 pub mod error;
 pub mod base;
+pub mod pki;
 pub mod http;
 pub mod http1;
 pub mod http2;

@@ -18,6 +18,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
     ("base", 0),
     ("http", 1),
+    ("pki", 1),
     ("http1", 2),
     ("llm", 2),
     ("http2", 3),
@@ -32,7 +33,8 @@ const FLOORS: &[(&str, u32)] = &[
 const ROOF: u32 = 8;
 
 /// Floors without a runtime, socket, file or clock.
-const PURE: &[&str] = &["error", "base", "http", "http1", "http2", "llm", "policy", "telemetry"];
+const PURE: &[&str] =
+    &["error", "base", "http", "http1", "http2", "llm", "pki", "policy", "telemetry"];
 /// What they may not name, and what to do instead.
 const IMPURE: &[(&str, &str)] = &[
     ("monoio", "the runtime is net's"),

@@ -19,8 +19,6 @@ enum Off {
     Unless(&'static str),
     /// The key at all.
     Present,
-    /// A URL whose scheme is `https`.
-    Https,
     /// A URL whose scheme is `rediss`.
     Rediss,
     /// A source of that kind.
@@ -29,25 +27,16 @@ enum Off {
     BalanceIs(Balance),
 }
 
-use Off::{BalanceIs, Https, K8s, Present, Rediss, Unless};
+use Off::{BalanceIs, K8s, Present, Rediss, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
-    ("process.state_dir", Unless("\"\"")),
     ("log.format", Unless("\"text\"")),
     ("log.access", Unless("\"off\"")),
-    ("listener.tls", Present),
     ("ratelimit_store.url", Rediss),
-    ("upstream.url", Https),
     ("upstream.protocol", Unless("\"openai\"")),
     ("upstream.proxy", Unless("\"\"")),
-    ("upstream.tls.ca", Unless("\"\"")),
-    ("upstream.tls.cert", Unless("\"\"")),
-    ("upstream.tls.key", Unless("\"\"")),
-    ("upstream.tls.server_name", Unless("\"\"")),
-    ("upstream.tls.verify", Unless("true")),
-    ("upstream.http2", Unless("false")),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.affinity", Present),
@@ -69,7 +58,6 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
             let message = match off {
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
-                Https => "https is not implemented yet; the upstream cannot be reached",
                 Rediss => "rediss:// is not implemented yet; the start is refused",
                 K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
@@ -98,7 +86,6 @@ impl Off {
     fn is_in_effect(&self, value: &DeValue<'_>) -> bool {
         match self {
             Present => false,
-            Https => !value.as_str().is_some_and(|url| url.starts_with("https:")),
             Rediss => !value.as_str().is_some_and(|url| url.starts_with("rediss:")),
             K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.

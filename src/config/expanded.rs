@@ -104,13 +104,18 @@ fn one(entry: &Upstream, source: &Discover, target: &Target, taken: &mut Vec<Str
         (HostRule::Upstream, Discover::Dns { .. }) => HostRule::Literal(entry.url.authority()),
         (rule, _) => rule.clone(),
     };
+    let mut tls = entry.tls.clone();
+    if matches!(source, Discover::Dns { .. }) && url.tls {
+        // The certificate is the name's, not the address's.
+        tls.server_name.get_or_insert_with(|| entry.url.host.clone());
+    }
     // A colon has a meaning in the names of models.
     let plain = format!("{}-{}-{}", entry.name, target.host.replace(':', "_"), target.port);
     let numbered = (2..).map(|n| format!("{plain}-{n}"));
     let name = std::iter::once(plain.clone()).chain(numbered).find(|name| !taken.contains(name));
     let name = name.unwrap_or(plain);
     taken.push(name.clone());
-    Upstream { name, url, host, discover: None, ..entry.clone() }
+    Upstream { name, url, host, tls, discover: None, ..entry.clone() }
 }
 
 fn members(before: &[Member], places: &[Vec<(UpstreamId, u16)>]) -> Vec<Member> {

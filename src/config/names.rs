@@ -38,6 +38,8 @@ named! {
     ListenerAuth { "keys" = Keys, "none" = None }
     Forwarded { "append" = Append, "off" = Off }
     Alpn { "h2" = H2, "http/1.1" = Http11 }
+    ClientAuth { "require" = Require, "request" = Request }
+    TlsVersion { "1.2" = V12, "1.3" = V13 }
     StoreKind { "memory" = Memory, "redis" = Redis }
     StoreMode { "lease" = Lease, "strict" = Strict }
     StoreOnError { "local" = Local, "deny" = Deny }

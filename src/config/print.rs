@@ -136,6 +136,8 @@ fn process(out: &mut Out, config: &Config) {
     out.size("body_held", config.limits.body_held);
     out.size("held_total", config.limits.held_total);
     out.raw("connections", config.limits.connections);
+    out.raw("handshakes", config.limits.handshakes);
+    out.raw("h2", print_h2(&config.limits.h2));
     out.head("[timeouts]");
     for (key, time) in client_times(&config.timeouts.client) {
         out.time(key, time);
@@ -148,14 +150,29 @@ fn process(out: &mut Out, config: &Config) {
     }
 }
 
+fn print_h2(h2: &H2Limits) -> String {
+    let H2Limits { streams, window, connection_window, header_list, resets, pings, .. } = *h2;
+    let H2Limits { settings, empty_frames, priority, frames_window, .. } = *h2;
+    let [window, connection_window, header_list] =
+        [window, connection_window, header_list].map(|bytes| format_size(u64::from(bytes)));
+    format!(
+        "{{ streams = {streams}, window = \"{window}\", connection_window = \
+         \"{connection_window}\", header_list = \"{header_list}\", resets = {resets}, \
+         pings = {pings}, settings = {settings}, empty_frames = {empty_frames}, \
+         priority = {priority}, frames_window = \"{}\" }}",
+        format_duration(frames_window)
+    )
+}
+
 type Times<const N: usize> = [(&'static str, std::time::Duration); N];
 
-fn client_times(t: &ClientTimeouts) -> Times<5> {
+fn client_times(t: &ClientTimeouts) -> Times<6> {
     [
         ("client_head", t.client_head),
         ("client_body_idle", t.client_body_idle),
         ("client_keepalive", t.client_keepalive),
         ("client_write_idle", t.client_write_idle),
+        ("tls_handshake", t.tls_handshake),
         ("tcp_keepalive", t.tcp_keepalive),
     ]
 }
@@ -211,10 +228,17 @@ fn print_listener(out: &mut Out, config: &Config, listener: &Listener) {
 
 fn print_tls(tls: &ListenerTls) -> String {
     let alpn = list(tls.alpn.iter().map(|p| p.name()));
+    let ca = tls.client_ca.as_ref().map_or_else(String::new, |ca| ca.path.display().to_string());
+    let rest = format!(
+        "client_ca = {}, client_auth = \"{}\", min_version = \"{}\"",
+        quoted(&ca),
+        tls.client_auth.name(),
+        tls.min_version.name()
+    );
     let pair = |pair: &CertPair| {
         let cert = quoted(&pair.cert.display().to_string());
         let key = quoted(&pair.key.display().to_string());
-        format!("{{ cert = {cert}, key = {key}, alpn = {alpn} }}")
+        format!("{{ cert = {cert}, key = {key}, alpn = {alpn}, {rest} }}")
     };
     let pairs: Vec<_> = tls.pairs.iter().map(pair).collect();
     format!("[{}]", pairs.join(", "))
@@ -234,7 +258,9 @@ fn print_key(out: &mut Out, config: &Config, key: &Key) {
     out.head("[[key]]");
     out.text("name", &key.name);
     // The digest too: a weak key could be found from it.
-    out.raw("key", MASKED);
+    if key.sha256.is_some() {
+        out.raw("key", MASKED);
+    }
     out.raw("rpm", key.rpm);
     out.raw("rpd", key.rpd);
     out.raw("tpm", key.tpm);
@@ -300,12 +326,18 @@ fn print_upstream(out: &mut Out, upstream: &Upstream) {
     );
     out.text("user_agent", upstream.user_agent.as_deref().unwrap_or_default());
     out.text("proxy", &upstream.proxy.as_ref().map_or_else(String::new, print_proxy));
-    let UpstreamTls { ca, cert, key, server_name, verify } = &upstream.tls;
-    let path = |p: &Option<std::path::PathBuf>| {
-        quoted(&p.as_ref().map_or_else(String::new, |p| p.display().to_string()))
+    let UpstreamTls { ca, client, server_name, verify } = &upstream.tls;
+    let path = |p: Option<&std::path::PathBuf>| {
+        quoted(&p.map_or_else(String::new, |p| p.display().to_string()))
     };
     let name = quoted(server_name.as_deref().unwrap_or_default());
-    let (ca, cert, key) = (path(ca), path(cert), path(key));
+    let ca = match ca {
+        Authorities::Mozilla => quoted(""),
+        Authorities::System => quoted("system"),
+        Authorities::File(file) => path(Some(&file.path)),
+    };
+    let cert = path(client.as_ref().map(|pair| &pair.cert));
+    let key = path(client.as_ref().map(|pair| &pair.key));
     out.raw(
         "tls",
         format!(

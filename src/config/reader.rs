@@ -21,14 +21,17 @@ use crate::config::subst::substitute;
 pub struct Outside<'a> {
     /// Looks an environment variable up.
     pub env: &'a dyn Fn(&str) -> Option<String>,
-    /// Reads the file of a `file:/path` secret; the error is shown as it is.
+    /// Reads the file of a `file:/path` secret, a certificate or a key; the error is shown as
+    /// it is.
     pub read: &'a dyn Fn(&Path) -> Result<String, String>,
+    /// Seconds since 1970, for what has expired; 0 = nothing has.
+    pub now_s: u64,
 }
 
 impl Outside<'_> {
     /// A world without variables and files.
     pub const NOTHING: Outside<'static> =
-        Outside { env: &|_| None, read: &|_| Err("no files here".to_owned()) };
+        Outside { env: &|_| None, read: &|_| Err("no files here".to_owned()), now_s: 0 };
 }
 
 /// The walk's state.

@@ -71,8 +71,8 @@ impl std::fmt::Debug for KeyDigest {
 pub struct Key {
     /// Its name, for logs and labels.
     pub name: Box<str>,
-    /// Its digest.
-    pub digest: KeyDigest,
+    /// Its digest; `None` = no secret belongs to it, only a certificate with its name.
+    pub digest: Option<KeyDigest>,
     /// The models it may use.
     pub models: ModelRights,
     /// The listeners it may use; `None` = all.
@@ -85,8 +85,10 @@ pub struct Key {
 #[derive(Clone, Debug, Default)]
 pub struct KeyTable {
     keys: Vec<Key>,
-    /// The digests alone, so that a lookup walks little memory.
-    digests: Vec<KeyDigest>,
+    /// The digests alone, so that a lookup walks little memory; each with its key's index.
+    digests: Vec<(u32, KeyDigest)>,
+    /// Indexes in the order of names.
+    by_name: Vec<u32>,
 }
 
 /// Two keys are the same: the second could never be told from the first.
@@ -103,14 +105,18 @@ impl KeyTable {
     ///
     /// Errors: `KeyTwice` when two keys have the same digest.
     pub fn new(keys: Vec<Key>) -> Result<KeyTable, KeyTwice> {
-        let digests: Vec<KeyDigest> = keys.iter().map(|key| key.digest).collect();
+        let mut digests = Vec::new();
         let mut seen = std::collections::HashMap::new();
-        for (second, digest) in digests.iter().enumerate() {
-            if let Some(first) = seen.insert(*digest, second) {
+        for (second, key) in keys.iter().enumerate() {
+            let Some(digest) = key.digest else { continue };
+            if let Some(first) = seen.insert(digest, second) {
                 return Err(KeyTwice { first, second });
             }
+            digests.push((second as u32, digest));
         }
-        Ok(KeyTable { keys, digests })
+        let mut by_name: Vec<u32> = (0..keys.len() as u32).collect();
+        by_name.sort_by(|a, b| keys[*a as usize].name.cmp(&keys[*b as usize].name));
+        Ok(KeyTable { keys, digests, by_name })
     }
 
     /// Finds whose digest this is.
@@ -118,8 +124,8 @@ impl KeyTable {
     /// Shape: walks the whole table in constant time, whatever it finds.
     pub fn find(&self, digest: &KeyDigest) -> Option<KeyId> {
         let mut found = u32::MAX;
-        for (index, known) in self.digests.iter().enumerate() {
-            found.conditional_assign(&(index as u32), known.ct_eq(digest));
+        for (index, known) in &self.digests {
+            found.conditional_assign(index, known.ct_eq(digest));
         }
         (found != u32::MAX).then_some(KeyId(found))
     }
@@ -134,6 +140,19 @@ impl KeyTable {
             return Err(Kind::KeyInvalid);
         }
         let id = self.find(&KeyDigest::of(secret)).ok_or(Kind::KeyInvalid)?;
+        self.check(id, listener, now_s)
+    }
+
+    /// Tells which key a client has whose certificate, verified, gives it this name; `None` when
+    /// there is no such key, and the certificate stands for nobody.
+    ///
+    /// Units, Errors: as `authenticate`.
+    pub fn certified(&self, name: &str, listener: u16, now_s: u64) -> Option<Result<KeyId, Kind>> {
+        Some(self.check(self.named(name)?, listener, now_s))
+    }
+
+    /// Whether a key may be used here and now.
+    fn check(&self, id: KeyId, listener: u16, now_s: u64) -> Result<KeyId, Kind> {
         let key = self.key(id).ok_or(Kind::KeyInvalid)?;
         if key.expires_at.is_some_and(|expires_at| now_s >= expires_at) {
             return Err(Kind::KeyInvalid);
@@ -151,7 +170,9 @@ impl KeyTable {
 
     /// Finds a key by its name, for the `keys` of a route.
     pub fn named(&self, name: &str) -> Option<KeyId> {
-        self.keys.iter().position(|key| &*key.name == name).map(|index| KeyId(index as u32))
+        let name_of = |index: &u32| self.keys.get(*index as usize).map_or("", |key| &*key.name);
+        let at = self.by_name.binary_search_by(|index| name_of(index).cmp(name)).ok()?;
+        self.by_name.get(at).map(|index| KeyId(*index))
     }
 
     /// Returns how many keys there are.
@@ -210,7 +231,7 @@ mod tests {
     fn key(name: &str) -> Key {
         Key {
             name: name.into(),
-            digest: KeyDigest::of(name.as_bytes()),
+            digest: Some(KeyDigest::of(name.as_bytes())),
             models: ModelRights::new(["*"]),
             listeners: None,
             expires_at: None,
@@ -242,6 +263,23 @@ mod tests {
     fn accepts_a_credential_of_the_longest_length() {
         let longest = "a".repeat(CREDENTIAL_BYTES_MAX);
         assert!(one(key(&longest)).authenticate(longest.as_bytes(), 0, 0).is_ok());
+    }
+
+    #[test]
+    fn a_certificate_stands_for_the_key_of_its_name() {
+        let only_certified = Key { digest: None, expires_at: Some(9), ..key("m") };
+        let elsewhere = Key { listeners: Some([3].into()), ..key("e") };
+        let table = KeyTable::new(vec![key("z"), only_certified, elsewhere, key("a")]).unwrap();
+        assert_eq!(table.certified("a", 0, 0), Some(Ok(KeyId(3))));
+        assert_eq!(table.certified("m", 0, 8), Some(Ok(KeyId(1))));
+        assert_eq!(table.certified("m", 0, 9), Some(Err(Kind::KeyInvalid)));
+        assert_eq!(table.certified("e", 0, 0), Some(Err(Kind::KeyNotAllowed)));
+        assert_eq!(table.certified("e", 3, 0), Some(Ok(KeyId(2))));
+        assert_eq!((table.certified("b", 0, 0), table.certified("", 0, 0)), (None, None));
+        assert_eq!(table.authenticate(b"m", 0, 0), Err(Kind::KeyInvalid), "it has no secret");
+        assert_eq!(table.authenticate(b"a", 0, 0), Ok(KeyId(3)), "behind one without");
+        let without = |name| Key { digest: None, ..key(name) };
+        assert!(KeyTable::new(vec![without("a"), without("b")]).is_ok());
     }
 
     #[test]

@@ -89,6 +89,7 @@ pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Ca
 
 /// Decides what the head alone decides.
 ///
+/// Shape: `certified` is the name that the client's certificate, verified, gives it.
 /// Units: `now_ns` since 1970.
 pub fn admit(
     plan: &Plan,
@@ -96,6 +97,7 @@ pub fn admit(
     head: &RequestHead,
     bytes: &[u8],
     peer: Option<&Peer>,
+    certified: Option<&str>,
     now_ns: u64,
 ) -> Result<Admitted, Refusal> {
     if matches!(head.method, Method::Connect | Method::Trace) {
@@ -133,7 +135,7 @@ pub fn admit(
         limit.take(ip, now_ns)?;
     }
     let key = if listener.keys_required {
-        Some(authenticate(plan, listener, head, bytes, now_ns / NS_PER_SECOND)?)
+        Some(authenticate(plan, listener, head, bytes, certified, now_ns / NS_PER_SECOND)?)
     } else {
         None
     };
@@ -172,6 +174,7 @@ fn authenticate(
     listener: &ListenerPlan,
     head: &RequestHead,
     bytes: &[u8],
+    certified: Option<&str>,
     now_s: u64,
 ) -> Result<KeyId, Refusal> {
     let places = Places {
@@ -181,6 +184,10 @@ fn authenticate(
         query: head.query(bytes),
     };
     let Some((_, secret)) = find_credential(&listener.carriers, &places) else {
+        let key = |name| plan.keys.certified(name, listener.number, now_s);
+        if let Some(key) = certified.and_then(key) {
+            return Ok(key?);
+        }
         return Err(
             Refusal::from(Kind::KeyMissing).hint("Send your key as \"Authorization: Bearer KEY\".")
         );

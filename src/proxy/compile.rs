@@ -18,6 +18,7 @@ use crate::config::{
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::parse::HeadLimits;
+use crate::net::tls::Store;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
@@ -34,9 +35,14 @@ use crate::upstream::roster::{PoolId, Site};
 /// Compiles a checked config.
 ///
 /// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
-/// keep the numbers of the config. A budget that nodes share is put in by whoever has one.
+/// keep the numbers of the config. What `tls` has made before is used again. A budget that nodes share is put in by whoever has one.
 /// Errors: a message that names the thing; the config's own checks leave few.
-pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Plan, String> {
+pub fn compile(
+    config: &Config,
+    sites: &[Site],
+    tls: &Store,
+    loaded_unix_s: u64,
+) -> Result<Plan, String> {
     refuse_what_is_missing(config)?;
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
@@ -48,7 +54,7 @@ pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Pl
             .listeners
             .iter()
             .enumerate()
-            .map(|(number, listener)| listener_plan(number, listener))
+            .map(|(number, listener)| listener_plan(number, listener, tls))
             .collect::<Result<_, _>>()?,
         keys,
         limits: config.keys.iter().map(key_limit).collect(),
@@ -60,13 +66,14 @@ pub fn compile(config: &Config, sites: &[Site], loaded_unix_s: u64) -> Result<Pl
             .upstreams
             .iter()
             .zip(sites)
-            .map(|(upstream, site)| upstream_plan(upstream, site.clone()))
-            .collect(),
+            .map(|(upstream, site)| upstream_plan(upstream, site.clone(), tls))
+            .collect::<Result<_, _>>()?,
         head: HeadLimits {
             head_bytes_max: to_usize(config.limits.head),
             fields_max: config.limits.fields as usize,
             target_bytes_max: to_usize(config.limits.target),
         },
+        h2: config.limits.h2,
         body_bytes_max: config.limits.body,
         body_held_bytes_max: config.limits.body_held,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
@@ -83,16 +90,9 @@ fn pools(sites: &[Site]) -> Vec<PoolId> {
     pools
 }
 
-/// Refuses what would be unsafe to ignore: plain text where TLS was asked for, a direct
-/// connection where a proxy was.
+/// Refuses what would be unsafe to ignore: a direct connection where a proxy was asked for.
 fn refuse_what_is_missing(config: &Config) -> Result<(), String> {
-    if let Some(listener) = config.listeners.iter().find(|listener| listener.tls.is_some()) {
-        return Err(format!("listener.{}.tls is not implemented yet", listener.name));
-    }
     for upstream in config.upstreams.iter().filter(|upstream| upstream.enabled) {
-        if upstream.url.tls {
-            return Err(format!("upstream.{}.url: https is not implemented yet", upstream.name));
-        }
         if upstream.proxy.is_some() {
             return Err(format!("upstream.{}.proxy is not implemented yet", upstream.name));
         }
@@ -114,7 +114,7 @@ fn key(key: &config::Key) -> Key {
     };
     Key {
         name: key.name.as_str().into(),
-        digest: KeyDigest::from_bytes(&key.sha256),
+        digest: key.sha256.as_ref().map(KeyDigest::from_bytes),
         models,
         listeners: match &key.listeners {
             ListenerSet::All => None,
@@ -178,7 +178,11 @@ fn strategy(balance: Balance) -> Strategy {
     }
 }
 
-fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerPlan, String> {
+fn listener_plan(
+    number: usize,
+    listener: &config::Listener,
+    tls: &Store,
+) -> Result<ListenerPlan, String> {
     let target = |rule: &config::RouteRule| RouteTarget {
         group: rule.group.0,
         keys: rule.keys.iter().flatten().map(|key| u32::from(key.0)).collect(),
@@ -195,6 +199,13 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
     Ok(ListenerPlan {
         number: u16::try_from(number).unwrap_or(u16::MAX),
         name: listener.name.clone(),
+        tls: match &listener.tls {
+            Some(said) => {
+                let made = tls.server(&listener.name, said);
+                Some(made.map_err(|why| named(format!("tls: {why}")))?)
+            }
+            None => None,
+        },
         carriers: listener.accept.iter().flat_map(carriers).collect(),
         keys_required: listener.auth == ListenerAuth::Keys,
         default_group: listener.default_group.map(|group| group.0),
@@ -213,6 +224,7 @@ fn listener_plan(number: usize, listener: &config::Listener) -> Result<ListenerP
             body_idle: listener.timeouts.client_body_idle,
             keepalive: listener.timeouts.client_keepalive,
             write_idle: listener.timeouts.client_write_idle,
+            handshake: listener.timeouts.tls_handshake,
         },
     })
 }
@@ -225,7 +237,11 @@ fn carriers(carrier: &Carrier) -> Vec<Carrier> {
     }
 }
 
-fn upstream_plan(upstream: &config::Upstream, site: Site) -> UpstreamPlan {
+fn upstream_plan(
+    upstream: &config::Upstream,
+    site: Site,
+    tls: &Store,
+) -> Result<UpstreamPlan, String> {
     let base = upstream.url.base_path.trim_end_matches('/').as_bytes().to_vec();
     let mut added = Vec::new();
     let mut dropped = Vec::new();
@@ -244,8 +260,13 @@ fn upstream_plan(upstream: &config::Upstream, site: Site) -> UpstreamPlan {
     if let Some(agent) = &upstream.user_agent {
         added.extend_from_slice(format!("User-Agent: {agent}\r\n").as_bytes());
     }
-    UpstreamPlan {
+    let tls = tls
+        .client(upstream, upstream.http2)
+        .map_err(|why| format!("upstream.{}.tls: {why}", upstream.name))?;
+    Ok(UpstreamPlan {
         name: upstream.name.clone(),
+        tls,
+        http2: upstream.http2,
         endpoints: site.endpoints,
         enabled: upstream.enabled,
         concurrency: upstream.concurrency,
@@ -270,7 +291,7 @@ fn upstream_plan(upstream: &config::Upstream, site: Site) -> UpstreamPlan {
             config::Reuse::NoAfterStream => Reuse::NoAfterStream,
             config::Reuse::Never => Reuse::Never,
         },
-    }
+    })
 }
 
 fn host_line(host: &str) -> Vec<u8> {

@@ -19,7 +19,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection to its end.
 pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
-    let client = Client { stream: Stream::Plain(socket), peer, listener };
+    let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
     let Some(first) = Frame::with(|| first_bytes(&core, &client)).await else { return };
     if first.starts_with(PREFACE) {
         Frame::with(|| conn_h2::serve(core, client, first)).await;

@@ -39,13 +39,15 @@ pub struct Client {
     pub peer: Option<Peer>,
     /// The listener it came in by.
     pub listener: usize,
+    /// The name in the certificate that it showed and we verified.
+    pub certified: Option<Rc<str>>,
 }
 
 impl Client {
     /// The same client on another stream: one of the many that its connection carries.
     #[must_use]
     pub fn with_stream(&self, stream: Stream) -> Self {
-        Self { stream, peer: self.peer.clone(), listener: self.listener }
+        Self { stream, ..self.clone() }
     }
 }
 
@@ -59,6 +61,8 @@ pub struct Downstream {
     pub timer: Timer,
     /// The client's address, if it has one.
     pub peer: Option<Peer>,
+    /// The name that its certificate, verified, gives it.
+    pub certified: Option<Rc<str>>,
     /// The listener it came in by.
     pub listener: usize,
     /// Bytes received and not consumed; a message begins at 0.
@@ -75,12 +79,13 @@ impl Downstream {
     /// A connection before its first request, of which `recv` may hold the beginning.
     #[must_use]
     pub fn new(core: &Core, client: Client, recv: Vec<u8>) -> Self {
-        let Client { stream: socket, peer, listener } = client;
+        let Client { stream: socket, peer, listener, certified } = client;
         let write_idle = core.with_listener(listener, |plan| plan.timeouts.write_idle);
         Self {
             watch: Watch::new(socket.clone()),
             timer: core.ticker.timer(),
             peer,
+            certified,
             listener,
             recv,
             bulky: false,

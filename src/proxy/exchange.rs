@@ -189,8 +189,9 @@ async fn serve(
 
     // Admit: what the head alone decides.
     let now_ns = core.unix_ns(settle.begun());
+    let (peer, certified) = (down.peer.as_ref(), down.certified.as_deref());
     let admitted =
-        admit::admit(plan, listener, &scratch.request, &down.recv, down.peer.as_ref(), now_ns)?;
+        admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now_ns)?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json, framing) => {

@@ -261,6 +261,7 @@ mod tests {
     use super::super::compile::compile;
     use super::*;
     use crate::config::Config;
+    use crate::net::tls::Store;
     use crate::upstream::roster::Roster;
 
     fn plan(limits: &str) -> LocalPlan {
@@ -275,7 +276,7 @@ mod tests {
         );
         let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
         let sites = Roster::default().sites(&config, &[Vec::new()]);
-        compile(&config, &sites, 0).unwrap()
+        compile(&config, &sites, &Store::default(), 0).unwrap()
     }
 
     fn key(name: &str, rules: &str) -> String {

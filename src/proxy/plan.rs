@@ -7,8 +7,10 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::limit::{IpLimit, KeyLimit};
+use crate::config::H2Limits;
 use crate::http1::parse::HeadLimits;
 use crate::net::bell::Ticket;
+use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::host::HostTable;
@@ -39,6 +41,8 @@ pub struct Plan {
     pub groups: Vec<GroupPlan>,
     /// Upstreams, as numbered in the config.
     pub upstreams: Vec<UpstreamPlan>,
+    /// What one HTTP/2 connection may ask of us.
+    pub h2: H2Limits,
     /// Bounds of heads.
     pub head: HeadLimits,
     /// Largest request body, bytes.
@@ -88,6 +92,8 @@ pub struct ListenerPlan {
     pub number: u16,
     /// Its name.
     pub name: String,
+    /// What TLS it speaks; none = plain.
+    pub tls: Option<Arc<ReloadableServer>>,
     /// Where a key may stand; empty = the listener is open.
     pub carriers: Vec<Carrier>,
     /// Whether a key is required.
@@ -128,6 +134,8 @@ pub struct ClientTimeouts {
     pub keepalive: Duration,
     /// For a client that does not read.
     pub write_idle: Duration,
+    /// From accept to the end of the TLS handshake.
+    pub handshake: Duration,
 }
 
 /// Timeouts towards upstreams.
@@ -191,6 +199,10 @@ pub enum Reuse {
 pub struct UpstreamPlan {
     /// Its name.
     pub name: String,
+    /// What TLS is spoken with it; none = plain.
+    pub tls: Option<Arc<TlsClient>>,
+    /// HTTP/2: by ALPN with TLS, else by prior knowledge.
+    pub http2: bool,
     /// Its addresses, tried in order.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// Whether it may be picked.

@@ -21,6 +21,7 @@ use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
+use crate::net::tls::Store;
 use crate::policy::limit::shared::Budget;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
@@ -45,9 +46,11 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let Begun { config, sites, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
+    let (tls, amiss) = Store::open(config.process.state_dir.as_deref());
+    warnings.extend(amiss);
     let budget = open_budget(&config, &control, &mut warnings)?;
     let plan_of = move |config: &Config, sites: &[Site]| {
-        let mut plan = compile(config, sites, unix.as_secs())?;
+        let mut plan = compile(config, sites, &tls, unix.as_secs())?;
         plan.budget.clone_from(&budget);
         Ok::<_, String>(plan)
     };

@@ -13,7 +13,7 @@ use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
 use super::state::UpstreamState;
-use crate::config::{Config, Upstream};
+use crate::config::{Config, Upstream, UpstreamTls};
 use crate::net::dial::Address;
 
 /// The number under which the connections to one address of one upstream are pooled.
@@ -40,7 +40,8 @@ pub struct Site {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// What makes an upstream the same one: its name and where it is said to be.
+/// What makes an upstream the same one: its name, where it is said to be, and all that makes
+/// two connections to there different.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     name: String,
@@ -48,6 +49,9 @@ pub struct Identity {
     unix: bool,
     host: String,
     port: u16,
+    /// Of an `https` URL: who is trusted, what is shown, which name is asked for.
+    tls_settings: Option<UpstreamTls>,
+    http2: bool,
 }
 
 impl Identity {
@@ -61,6 +65,8 @@ impl Identity {
             unix: url.unix,
             host: url.host.clone(),
             port: url.port,
+            tls_settings: url.tls.then(|| upstream.tls.clone()),
+            http2: upstream.http2,
         }
     }
 }
@@ -166,11 +172,25 @@ mod tests {
     fn another_name_host_or_scheme_is_another_upstream() {
         let mut roster = Roster::default();
         let first = roster.sites(&config(A), &[]);
-        for other in [A.replace("\"a\"", "\"c\""), A.replace("h:1", "i:1"), A.replace("h:1", "h:3")]
-        {
+        let named = |name: &str| format!("{A}tls.server_name = \"{name}\"\n");
+        for other in [
+            A.replace("\"a\"", "\"c\""),
+            A.replace("h:1", "i:1"),
+            A.replace("h:1", "h:3"),
+            A.replace("http:", "https:"),
+            format!("{A}http2 = true\n"),
+        ] {
             let second = roster.sites(&config(&other), &[]);
             assert!(!Arc::ptr_eq(&first[0].state, &second[0].state), "{other}");
         }
+        let https = |text: String| text.replace("http:", "https:");
+        let first_tls = roster.sites(&config(&https(named("x"))), &[]);
+        for (name, same) in [("x", true), ("y", false)] {
+            let second = roster.sites(&config(&https(named(name))), &[]);
+            assert_eq!(Arc::ptr_eq(&first_tls[0].state, &second[0].state), same, "{name}");
+        }
+        let second = roster.sites(&config(&named("x")), &[]);
+        assert!(Arc::ptr_eq(&first[0].state, &second[0].state), "of http it means nothing");
         let pooled = A.replace("[[upstream]]", "[[upstream]]\nreuse = \"never\"");
         let second = roster.sites(&config(&pooled), &[]);
         assert!(Arc::ptr_eq(&first[0].state, &second[0].state), "settings do not count");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use loadtest::mock::Mock;
 use tokenring::config::Config;
 use tokenring::net::dial::Address;
+use tokenring::net::tls::Store;
 use tokenring::proxy::compile::compile;
 use tokenring::server::{Options, Server};
 use tokenring::upstream::roster::Roster;
@@ -209,7 +210,7 @@ fn another_concurrency_takes_effect_with_its_plan_and_lets_waiters_go() {
         let text = Setup { upstream: &upstream, group, ..Setup::default() }.text(&[mock.url()]);
         let config = Config::from_toml_str(&text, &|_| None).unwrap();
         let sites = roster.sites(&config, &[vec![Address::Tcp(mock.addr())]]);
-        (compile(&config, &sites, 0).unwrap(), Options::of(&config).unwrap())
+        (compile(&config, &sites, &Store::default(), 0).unwrap(), Options::of(&config).unwrap())
     };
     let (first, options) = plan(1);
     let proxy = Proxy::of(Server::start(first, options).unwrap());

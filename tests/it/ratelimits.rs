@@ -11,6 +11,7 @@ use super::wire::{Answer, Client, chat, get, post};
 use loadtest::mock::Mock;
 use tokenring::config::Config;
 use tokenring::net::dial::Address;
+use tokenring::net::tls::Store;
 use tokenring::proxy::compile::compile;
 use tokenring::upstream::roster::Roster;
 
@@ -173,7 +174,7 @@ fn another_config_forgets_nothing() {
     let text = Setup { listener: KEYS, rest, ..Setup::default() }.text(&[mock.url()]);
     let config = Config::from_toml_str(&text, &|_| None).unwrap();
     let sites = Roster::default().sites(&config, &[vec![Address::Tcp(mock.addr())]]);
-    proxy.swap(compile(&config, &sites, 0).unwrap());
+    proxy.swap(compile(&config, &sites, &Store::default(), 0).unwrap());
     wait_until("one more may pass", || ask(&mut proxy.client()).status == 200);
     assert_eq!([0; 2].map(|_| ask(&mut client).status), [429, 429]);
 }

@@ -9,6 +9,7 @@ use super::wire::{Client, chat};
 use loadtest::mock::Mock;
 use tokenring::config::Config;
 use tokenring::net::dial::Address;
+use tokenring::net::tls::Store;
 use tokenring::proxy::compile::compile;
 use tokenring::proxy::plan::Plan;
 use tokenring::server::{Options, Server};
@@ -37,7 +38,7 @@ impl Planner {
             .map(|u| (u.url.host.as_str(), u.url.port).to_socket_addrs().unwrap())
             .map(|found| found.map(Address::Tcp).collect())
             .collect();
-        compile(&config, &self.0.sites(&config, &addresses), 0).unwrap()
+        compile(&config, &self.0.sites(&config, &addresses), &Store::default(), 0).unwrap()
     }
 
     fn start(&mut self, mocks: &[(&str, SocketAddr)]) -> Proxy {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::config::build::check::{AtText as _, count, number};
+use crate::config::build::check::{AtText as _, count, filled, number};
 use crate::config::build::date::parse_date;
 use crate::config::build::url::hex;
 use crate::config::build::{AllNames, each};
@@ -18,10 +18,11 @@ use crate::config::values::SecretText;
 const KEY_BYTES_FEW: usize = 16;
 
 pub(crate) fn keys(raw: &RawConfig, r: &mut Reader<'_>, names: &mut AllNames) -> Vec<Key> {
+    let has_client_ca = has_client_ca(raw);
     let mut seen: HashMap<[u8; 32], &Spot> = HashMap::new();
     let mut keys = Vec::new();
     for at in each(&raw.key) {
-        let sha256 = digest(r, &at.value, &at.spot);
+        let sha256 = digest(r, &at.value, &at.spot, has_client_ca);
         if let Some(sha256) = sha256 {
             if let Some(first) = seen.get(&sha256) {
                 let line = r.draft.line_of(first);
@@ -31,12 +32,12 @@ pub(crate) fn keys(raw: &RawConfig, r: &mut Reader<'_>, names: &mut AllNames) ->
                 seen.insert(sha256, &at.spot);
             }
         }
-        keys.push(key(r, &at.value, names, sha256.unwrap_or_default()));
+        keys.push(key(r, &at.value, names, sha256));
     }
     keys
 }
 
-fn key(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames, sha256: [u8; 32]) -> Key {
+fn key(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames, sha256: Option<[u8; 32]>) -> Key {
     let per_second = number(r, &raw.per_second, 0, 0..=10_000);
     let burst = number(r, &raw.burst, 0, 0..=20_000);
     Key {
@@ -56,18 +57,35 @@ fn key(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames, sha256: [u8; 32])
     }
 }
 
+/// Whether some listener knows clients by their certificates.
+fn has_client_ca(raw: &RawConfig) -> bool {
+    let mut pairs = each(&raw.listener).iter().filter_map(|at| at.value.tls.as_ref());
+    pairs.any(|tls| tls.value.0.iter().any(|pair| filled(&pair.value.client_ca).is_some()))
+}
+
 /// SHA-256 of the key, computed or as written.
-fn digest(r: &mut Reader<'_>, raw: &RawKey, parent: &Spot) -> Option<[u8; 32]> {
+fn digest(
+    r: &mut Reader<'_>,
+    raw: &RawKey,
+    parent: &Spot,
+    has_client_ca: bool,
+) -> Option<[u8; 32]> {
     match (&raw.key, &raw.key_sha256) {
         (Some(_), Some(at)) => {
             r.draft.fault(&at.spot, "key and key_sha256 exclude each other");
             None
         }
         (None, None) => {
+            // Its name in a client's certificate is enough.
+            if has_client_ca {
+                return None;
+            }
             if r.is_unread(&parent.path, "key") || r.is_unread(&parent.path, "key_sha256") {
                 return None;
             }
-            r.draft.fault(parent, "missing key \"key\" or \"key_sha256\"");
+            let message = "missing key \"key\" or \"key_sha256\"; without both it needs a \
+                           listener with tls.client_ca";
+            r.draft.fault(parent, message);
             None
         }
         (Some(at), None) => of_key(r, at),

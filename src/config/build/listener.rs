@@ -5,10 +5,11 @@ use std::path::PathBuf;
 
 use crate::config::build::check::{AtText as _, Names, filled, missing, number, required, word};
 use crate::config::build::process::{cidrs, tcp_keepalive, timeout};
+use crate::config::build::tls::listener_tls;
 use crate::config::build::{AllNames, each};
 use crate::config::fault::{Spot, did_you_mean};
 use crate::config::model::*;
-use crate::config::raw::{RawConfig, RawListener, RawListenerTls, RawRoute};
+use crate::config::raw::{RawConfig, RawListener, RawRoute};
 use crate::config::reader::{At, Reader};
 use crate::config::values::OneOrMany;
 use crate::policy::host::{HostTable, HostWhy};
@@ -74,6 +75,7 @@ fn client_timeouts(
         client_body_idle: timeout(r, &raw.client_body_idle, defaults.client_body_idle),
         client_keepalive: timeout(r, &raw.client_keepalive, defaults.client_keepalive),
         client_write_idle: timeout(r, &raw.client_write_idle, defaults.client_write_idle),
+        tls_handshake: timeout(r, &raw.tls_handshake, defaults.tls_handshake),
         tcp_keepalive: tcp_keepalive(r, &raw.tcp_keepalive, defaults.tcp_keepalive),
     }
 }
@@ -156,29 +158,6 @@ pub(crate) fn check_binds(raw: &RawConfig, r: &mut Reader<'_>, admin: Option<&Ad
             seen.insert(bind, &at.spot);
         }
     }
-}
-
-fn listener_tls(r: &mut Reader<'_>, at: &At<OneOrMany<RawListenerTls>>) -> Option<ListenerTls> {
-    let OneOrMany(list) = &at.value;
-    if list.is_empty() {
-        r.draft.fault(&at.spot, "must not be empty");
-    }
-    let mut alpn = vec![Alpn::H2, Alpn::Http11];
-    if let Some(said) = list.iter().find_map(|pair| pair.value.alpn.as_ref()) {
-        alpn = said.value.iter().map(|word| word.value.0).collect();
-        if alpn.is_empty() {
-            r.draft.fault(&said.spot, "must not be empty");
-        }
-    }
-    let mut pairs = Vec::new();
-    for pair in list {
-        let cert = required(r, &pair.value.cert, &pair.spot, "cert");
-        let key = required(r, &pair.value.key, &pair.spot, "key");
-        if let (Some(cert), Some(key)) = (cert, key) {
-            pairs.push(CertPair { cert: (&cert.value).into(), key: (&key.value).into() });
-        }
-    }
-    Some(ListenerTls { pairs, alpn })
 }
 
 fn accept(r: &mut Reader<'_>, raw: &RawListener) -> Vec<Carrier> {

@@ -19,6 +19,7 @@ mod key;
 mod listener;
 pub(crate) mod models;
 mod process;
+mod tls;
 pub(crate) mod upstream;
 pub(crate) mod url;
 

@@ -10,9 +10,9 @@ use crate::config::build::check::{filled, fraction, number, secs, size, time, va
 use crate::config::build::listener::parse_bind;
 use crate::config::fault::Spot;
 use crate::config::model::*;
-use crate::config::raw::{CoresEntry, RawConfig};
+use crate::config::raw::{CoresEntry, RawConfig, RawH2};
 use crate::config::reader::{At, Reader};
-use crate::config::values::Time;
+use crate::config::values::{Size, Time};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -85,6 +85,8 @@ pub(crate) fn limits(raw: &RawConfig, r: &mut Reader<'_>) -> Limits {
         body_held: size(r, &raw.body_held, body.min(2 * MIB), 0..=TIB),
         held_total: size(r, &raw.held_total, body.max(GIB), MIB..=1024 * TIB),
         connections: number(r, &raw.connections, 0, 0..=10_000_000),
+        handshakes: number(r, &raw.handshakes, 0, 0..=10_000_000),
+        h2: h2(r, &section(&raw.h2)),
     };
     let limits = Limits {
         target: if raw.target.is_some() { limits.target } else { limits.target.min(head) },
@@ -103,6 +105,37 @@ pub(crate) fn limits(raw: &RawConfig, r: &mut Reader<'_>) -> Limits {
     limits
 }
 
+fn h2(r: &mut Reader<'_>, raw: &RawH2) -> H2Limits {
+    let usual = H2Limits::default();
+    let mut bytes = |at: &Option<At<Size>>, default: u32, range| {
+        u32::try_from(size(r, at, u64::from(default), range)).unwrap_or(default)
+    };
+    let window = bytes(&raw.window, usual.window, 16 * KIB..=16 * MIB);
+    // The default follows what it is bounded by.
+    let both = usual.connection_window.max(window);
+    let connection_window = bytes(&raw.connection_window, both, 64 * KIB..=GIB);
+    let header_list = bytes(&raw.header_list, usual.header_list, KIB..=16 * MIB);
+    let mut frames = |at, default| number(r, at, default, 1..=1_000_000);
+    let limits = H2Limits {
+        window,
+        connection_window,
+        header_list,
+        resets: frames(&raw.resets, usual.resets),
+        pings: frames(&raw.pings, usual.pings),
+        settings: frames(&raw.settings, usual.settings),
+        empty_frames: frames(&raw.empty_frames, usual.empty_frames),
+        priority: frames(&raw.priority, usual.priority),
+        streams: number(r, &raw.streams, usual.streams, 1..=10_000),
+        frames_window: time(r, &raw.frames_window, usual.frames_window, secs(1)..=secs(3600)),
+    };
+    if let Some(at) = raw.connection_window.as_ref()
+        && connection_window < window
+    {
+        r.draft.fault(&at.spot, "less than limits.h2.window");
+    }
+    limits
+}
+
 pub(crate) fn timeouts(raw: &RawConfig, r: &mut Reader<'_>) -> Timeouts {
     let raw = section(&raw.timeouts);
     let tcp_keepalive = tcp_keepalive(r, &raw.tcp_keepalive, secs(30));
@@ -111,6 +144,7 @@ pub(crate) fn timeouts(raw: &RawConfig, r: &mut Reader<'_>) -> Timeouts {
         client_body_idle: timeout(r, &raw.client_body_idle, secs(60)),
         client_keepalive: timeout(r, &raw.client_keepalive, secs(75)),
         client_write_idle: timeout(r, &raw.client_write_idle, secs(60)),
+        tls_handshake: timeout(r, &raw.tls_handshake, secs(10)),
         tcp_keepalive,
     };
     let upstream = UpstreamTimeouts {

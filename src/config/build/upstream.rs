@@ -5,7 +5,7 @@ use crate::config::build::base_url::{nowhere, upstream_url};
 use crate::config::build::check::{filled, id, missing, number, required, value, word};
 use crate::config::build::headers::{field_value, header_ops};
 use crate::config::build::health::{breaker, health};
-use crate::config::build::process::section;
+use crate::config::build::tls::upstream_tls;
 use crate::config::build::url::{Url, is_nearby, parse_url, percent_decode, split_host_port};
 use crate::config::build::{AllNames, each};
 use crate::config::fault::Spot;
@@ -95,6 +95,7 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
     let url = url.unwrap_or_else(nowhere);
     let api_keys = api_keys(r, raw);
     let auth = auth(r, raw, protocol, &api_keys);
+    let tls = upstream_tls(r, raw, &url);
     warn_of_plaintext(r, raw, &at.spot, &url, &auth);
     Upstream {
         name: raw.name.as_ref().map_or_else(String::new, |at| at.value.clone()),
@@ -107,7 +108,7 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
         host: host_rule(r, raw),
         user_agent: filled(&raw.user_agent).and_then(|at| field_value(r, at)),
         proxy: raw.proxy.as_ref().and_then(|at| proxy(r, at)),
-        tls: upstream_tls(r, raw),
+        tls,
         http2: value(&raw.http2, false),
         models: models_from(r, raw),
         concurrency: number(r, &raw.concurrency, 0, 0..=1_000_000),
@@ -184,24 +185,6 @@ fn outbound_proxy(url: Url) -> Result<OutboundProxy, String> {
         None => None,
     };
     Ok(OutboundProxy { host: url.host, port: url.port.unwrap_or(80), credentials })
-}
-
-fn upstream_tls(r: &mut Reader<'_>, raw: &RawUpstream) -> UpstreamTls {
-    let said = section(&raw.tls);
-    let path = |at: &Option<At<String>>| filled(at).map(|at| at.value.clone().into());
-    let tls = UpstreamTls {
-        ca: path(&said.ca),
-        cert: path(&said.cert),
-        key: path(&said.key),
-        server_name: filled(&said.server_name).map(|at| at.value.clone()),
-        verify: value(&said.verify, true),
-    };
-    if tls.cert.is_some() != tls.key.is_some()
-        && let Some(at) = &raw.tls
-    {
-        r.draft.fault(&at.spot, "cert and key need each other");
-    }
-    tls
 }
 
 fn models_from(r: &mut Reader<'_>, raw: &RawUpstream) -> ModelsFrom {

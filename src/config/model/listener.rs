@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::pki::{Pair, Roots};
+
 use super::{ClientTimeouts, GroupId, KeyId, ListenerId, Place};
 pub use crate::policy::auth::Carrier;
 
@@ -63,22 +65,57 @@ impl std::fmt::Display for Bind {
     }
 }
 
-/// TLS of a listener.
+/// TLS of a listener; equal when the settings and the files' content are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
-    /// Certificate and key files; the first is the default, the others by SNI.
+    /// Certificate and key files, at least one; the first is the default, the others by SNI.
     pub pairs: Vec<CertPair>,
     /// Protocols offered, the preferred first.
     pub alpn: Vec<Alpn>,
+    /// Authorities that vouch for clients; none = clients are not asked for a certificate.
+    pub client_ca: Option<TrustFile>,
+    /// What becomes of a client without a certificate, when there is a `client_ca`.
+    pub client_auth: ClientAuth,
+    /// The oldest version that is spoken.
+    pub min_version: TlsVersion,
 }
 
 /// One certificate chain with its private key, as PEM files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct CertPair {
     /// Certificate chain.
     pub cert: PathBuf,
     /// Private key.
     pub key: PathBuf,
+    /// What was in them.
+    pub loaded: Pair,
+}
+
+/// A PEM file of authorities.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TrustFile {
+    /// The file.
+    pub path: PathBuf,
+    /// What was in it.
+    pub roots: Roots,
+}
+
+/// What becomes of a client without a certificate. One with a bad certificate is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It is refused.
+    Require,
+    /// It comes in, without a name.
+    Request,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// 1.2.
+    V12,
+    /// 1.3.
+    V13,
 }
 
 /// A protocol of ALPN.
@@ -146,8 +183,9 @@ pub struct HostRoute {
 pub struct Key {
     /// Unique among keys; what logs and metrics show.
     pub name: String,
-    /// SHA-256 of the key; the key itself is not kept.
-    pub sha256: [u8; 32],
+    /// SHA-256 of the key; the key itself is not kept. None = it is good for clients whose
+    /// certificate has its name, and for nobody else.
+    pub sha256: Option<[u8; 32]>,
     /// Models it may use.
     pub models: ModelSet,
     /// Listeners it is good for.

@@ -108,6 +108,55 @@ pub struct Limits {
     pub held_total: u64,
     /// Client connections of the process; 0 = as many as RLIMIT_NOFILE allows.
     pub connections: u32,
+    /// TLS handshakes of the process that have not ended; 0 = a quarter of the connections.
+    pub handshakes: u32,
+    /// What one HTTP/2 connection may ask of us.
+    pub h2: H2Limits,
+}
+
+/// `limits.h2`: what one HTTP/2 connection may ask of us.
+///
+/// Units: counts of frames are at most so many per `frames_window` and connection; one beyond
+/// ends the connection with GOAWAY `ENHANCE_YOUR_CALM`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct H2Limits {
+    /// Streams at a time, 1..=10000.
+    pub streams: u32,
+    /// Bytes a peer may send on a stream ahead of our reading, 16 KiB..=16 MiB.
+    pub window: u32,
+    /// The same over all streams of a connection, 64 KiB..=1 GiB; `window <= connection_window`.
+    pub connection_window: u32,
+    /// Bytes of a list of header fields, names and values and 32 each, 1 KiB..=16 MiB.
+    pub header_list: u32,
+    /// RST_STREAM beyond those on streams that were answered.
+    pub resets: u32,
+    /// PING.
+    pub pings: u32,
+    /// SETTINGS.
+    pub settings: u32,
+    /// DATA, HEADERS and CONTINUATION without content that end nothing.
+    pub empty_frames: u32,
+    /// PRIORITY and PRIORITY_UPDATE.
+    pub priority: u32,
+    /// The time over which frames are counted, 1s..=1h.
+    pub frames_window: Duration,
+}
+
+impl Default for H2Limits {
+    fn default() -> Self {
+        Self {
+            streams: 128,
+            window: 256 << 10,
+            connection_window: 1 << 20,
+            header_list: 64 << 10,
+            resets: 100,
+            pings: 100,
+            settings: 20,
+            empty_frames: 200,
+            priority: 500,
+            frames_window: Duration::from_secs(10),
+        }
+    }
 }
 
 /// `[timeouts]`: both sides' defaults.
@@ -130,6 +179,8 @@ pub struct ClientTimeouts {
     pub client_keepalive: Duration,
     /// A write that makes no progress.
     pub client_write_idle: Duration,
+    /// Accept to the end of the TLS handshake.
+    pub tls_handshake: Duration,
     /// TCP keep-alive probes on accepted connections.
     pub tcp_keepalive: Duration,
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{GroupId, Secret};
+use super::{CertPair, GroupId, Secret, TrustFile};
 pub use crate::policy::breaker::BreakerPolicy;
 
 /// One LLM server and how to speak with it.
@@ -222,19 +222,34 @@ pub struct OutboundProxy {
     pub credentials: Option<Secret>,
 }
 
-/// TLS towards an upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// TLS towards an upstream; equal when the settings and the files' content are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamTls {
-    /// Roots to trust instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// Client certificate.
-    pub cert: Option<PathBuf>,
-    /// Its private key; some exactly when `cert` is.
-    pub key: Option<PathBuf>,
+    /// Who may vouch for the server.
+    pub ca: Authorities,
+    /// Keys `cert` and `key`: the certificate that we show.
+    pub client: Option<CertPair>,
     /// SNI and name to verify; none = the URL's host.
     pub server_name: Option<String>,
     /// False: any certificate will do.
     pub verify: bool,
+}
+
+impl Default for UpstreamTls {
+    fn default() -> Self {
+        Self { ca: Authorities::Mozilla, client: None, server_name: None, verify: true }
+    }
+}
+
+/// Who may vouch for a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Authorities {
+    /// Those that Mozilla trusts, built in: the same on every machine.
+    Mozilla,
+    /// `"system"`: those that this machine trusts.
+    System,
+    /// Those of a file and nobody else.
+    File(TrustFile),
 }
 
 /// Where an upstream's model names come from.

@@ -43,6 +43,12 @@ mirror! {
         key: String,
         /// Protocols offered.
         alpn: Vec<At<OneOf<Alpn>>>,
+        /// Authorities that vouch for clients, PEM; empty = clients show no certificate.
+        client_ca: String,
+        /// What becomes of a client without a certificate: require, request.
+        client_auth: OneOf<ClientAuth>,
+        /// The oldest version that is spoken: 1.2, 1.3.
+        min_version: OneOf<TlsVersion>,
     }
     /// `listener.ratelimit`.
     RawIpRate {
@@ -73,6 +79,8 @@ mirror! {
         client_keepalive: Time,
         /// See [timeouts].
         client_write_idle: Time,
+        /// See [timeouts].
+        tls_handshake: Time,
         /// See [timeouts].
         tcp_keepalive: Time,
     }

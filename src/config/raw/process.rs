@@ -44,6 +44,33 @@ mirror! {
         held_total: Size,
         /// Client connections; 0 = from RLIMIT_NOFILE.
         connections: i64,
+        /// Unfinished TLS handshakes; 0 = a quarter of the connections.
+        handshakes: i64,
+        /// What one HTTP/2 connection may ask of us.
+        h2: RawH2,
+    }
+    /// `limits.h2`.
+    RawH2 {
+        /// Streams at a time, 1..10000.
+        streams: i64,
+        /// Bytes ahead of our reading, of a stream.
+        window: Size,
+        /// Bytes ahead of our reading, of the connection.
+        connection_window: Size,
+        /// Bytes of a list of header fields.
+        header_list: Size,
+        /// RST_STREAM in frames_window, beyond those of streams that were answered.
+        resets: i64,
+        /// PING in frames_window.
+        pings: i64,
+        /// SETTINGS in frames_window.
+        settings: i64,
+        /// Frames without content in frames_window.
+        empty_frames: i64,
+        /// PRIORITY in frames_window.
+        priority: i64,
+        /// Over this time, 1s..1h.
+        frames_window: Time,
     }
     /// `[timeouts]`.
     RawTimeouts {
@@ -55,6 +82,8 @@ mirror! {
         client_keepalive: Time,
         /// A write to a client that makes no progress.
         client_write_idle: Time,
+        /// From accept to the end of the TLS handshake.
+        tls_handshake: Time,
         /// To an established connection, 1s..120s.
         connect: Time,
         /// Request sent to response head.

@@ -78,7 +78,7 @@ mirror! {
     }
     /// `upstream.tls`.
     RawUpstreamTls {
-        /// Roots to trust; empty = the system's.
+        /// Roots to trust: empty = Mozilla's, "system" = this machine's, or a PEM file.
         ca: String,
         /// Client certificate.
         cert: String,

@@ -7,7 +7,7 @@ use super::*;
 fn the_example_loads_without_errors() {
     let text = include_str!("../../../config.example.toml");
     let env = |name: &str| name.ends_with("_KEY").then(|| format!("{name}-0123456789abcdef"));
-    let outside = Outside { env: &env, read: &read };
+    let outside = Outside { env: &env, read: &read, now_s: 0 };
     let loaded = load("config.example.toml", text, &outside).unwrap_or_else(|r| panic!("{r}"));
     has_no_secret(&loaded.report.to_string());
 }

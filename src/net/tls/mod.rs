@@ -1,5 +1,17 @@
-//! TLS of both sides, with rustls.
+//! TLS of both sides. Read in this order: `server` and `client` (what rustls needs, made from the
+//! config), `stream` (a connection), `tickets` (resumption over cores and restarts), `store` (what is kept across plans).
+//!
+//! Certificates and keys themselves are `pki`'s: they come in checked.
 
-pub mod stream;
+mod client;
+mod server;
+mod store;
+mod stream;
+mod tickets;
 
+pub use crate::pki::{client_name, provider};
+pub use client::{TlsClient, client_config};
+pub use server::{ReloadableServer, server_config};
+pub use store::Store;
 pub use stream::TlsStream;
+pub use tickets::{Keyring, TicketContext, Tickets};

@@ -1,0 +1,135 @@
+//! What is spoken towards an upstream: rustls's client side, made from the config.
+//!
+//! Who may vouch for the server: Mozilla's roots, those of the machine (read once), or those of
+//! a file and nobody else. Sessions are kept in memory for all cores together, per server name.
+
+use std::sync::{Arc, OnceLock};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use crate::config::{Alpn, Authorities, UpstreamTls};
+use crate::pki::provider;
+
+use super::server::alpn_id;
+
+/// Server names whose sessions are kept, per config.
+const SESSIONS_MAX: usize = 256;
+
+/// What is spoken with an upstream, and the name it is held to.
+#[derive(Debug, Clone)]
+pub struct TlsClient {
+    /// Shared by all upstreams with the same settings.
+    pub config: Arc<ClientConfig>,
+    /// Asked for (SNI) and verified.
+    pub name: ServerName<'static>,
+}
+
+impl PartialEq for TlsClient {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.config, &other.config) && self.name == other.name
+    }
+}
+
+impl Eq for TlsClient {}
+
+/// Makes what is spoken with upstreams of these settings; the server name is not part of it.
+///
+/// Errors: for a person: this machine has no roots, or a key that cannot be used.
+pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&version::TLS13, &version::TLS12])
+        .map_err(|why| why.to_string())?;
+    let builder = if tls.verify {
+        let roots = match &tls.ca {
+            Authorities::Mozilla => mozilla(),
+            Authorities::System => system()?,
+            Authorities::File(file) => file.roots.store().clone(),
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider());
+        builder.with_webpki_verifier(verifier.build().map_err(|why| why.to_string())?)
+    } else {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider())))
+    };
+    let mut config = match &tls.client {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let own = SingleCertAndKey::from(pair.loaded.certified().clone());
+            builder.with_client_cert_resolver(Arc::new(own))
+        }
+    };
+    let offered: &[Alpn] = if http2 { &[Alpn::H2, Alpn::Http11] } else { &[Alpn::Http11] };
+    config.alpn_protocols = offered.iter().map(|protocol| alpn_id(*protocol).to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+fn mozilla() -> Arc<RootCertStore> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let load = || {
+        let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        Arc::new(RootCertStore { roots })
+    };
+    ROOTS.get_or_init(load).clone()
+}
+
+/// The machine's roots, as they were when they were first needed.
+fn system() -> Result<Arc<RootCertStore>, String> {
+    static ROOTS: OnceLock<Result<Arc<RootCertStore>, String>> = OnceLock::new();
+    let load = || {
+        let found = rustls_native_certs::load_native_certs();
+        let mut store = RootCertStore::empty();
+        // Some machines carry certificates that nobody can read: those vouch for nobody.
+        store.add_parsable_certificates(found.certs);
+        match (store.is_empty(), found.errors.first()) {
+            (false, _) => Ok(Arc::new(store)),
+            (true, Some(why)) => Err(format!("ca = \"system\": {why}")),
+            (true, None) => Err("ca = \"system\": this machine has no roots".to_owned()),
+        }
+    };
+    ROOTS.get_or_init(load).clone()
+}
+
+/// `verify = false`: any certificate will do, as long as its owner holds the key.
+#[derive(Debug)]
+struct Anyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,152 @@
+//! What a listener speaks: rustls's server side, made from the config.
+//!
+//! The certificate is chosen by the name the client asks for (RFC 6066 §3): the first pair that
+//! has the name and whose key the client can verify, an exact name before a wildcard; for an
+//! unknown name or none the first pair of the list. Names are those of the certificates
+//! themselves. Resumption is by tickets alone, so that nothing is kept per session; early data
+//! (0-RTT) is never taken, since it can be replayed.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
+};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SignatureScheme, SupportedProtocolVersion, version};
+
+use crate::config::{Alpn, CertPair, ClientAuth, ListenerTls, TlsVersion};
+use crate::pki::{facts, provider};
+
+static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
+static FROM_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
+
+/// Makes what a listener speaks.
+///
+/// Shape: `tickets` seals sessions for this listener's demands on clients and no others'
+/// (`Tickets::for_context`), or a client could bring one from a listener that asks for less.
+/// Errors: for a person; a config that was checked leaves few.
+pub fn server_config(
+    tls: &ListenerTls,
+    tickets: Arc<dyn ProducesTickets>,
+) -> Result<Arc<ServerConfig>, String> {
+    let versions: &[_] = match tls.min_version {
+        TlsVersion::V12 => &FROM_12,
+        TlsVersion::V13 => &FROM_13,
+    };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(versions)
+        .map_err(|why| why.to_string())?;
+    let builder = match &tls.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(file) => {
+            let roots = file.roots.store().clone();
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let verifier = match tls.client_auth {
+                ClientAuth::Require => verifier,
+                ClientAuth::Request => verifier.allow_unauthenticated(),
+            };
+            let named = |why| format!("{}: {why}", file.path.display());
+            builder.with_client_cert_verifier(verifier.build().map_err(named)?)
+        }
+    };
+    let resolver = BySni::new(&tls.pairs).ok_or("no certificate")?;
+    let mut config = builder.with_cert_resolver(Arc::new(resolver));
+    config.alpn_protocols = tls.alpn.iter().map(|protocol| alpn_id(*protocol).to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.ticketer = tickets;
+    // A second ticket helps clients that open connections in bursts, and costs every handshake.
+    config.send_tls13_tickets = 1;
+    config.max_early_data_size = 0;
+    config.ignore_client_order = true;
+    Ok(Arc::new(config))
+}
+
+/// A protocol as ALPN calls it.
+pub(super) fn alpn_id(protocol: Alpn) -> &'static [u8] {
+    match protocol {
+        Alpn::H2 => b"h2",
+        Alpn::Http11 => b"http/1.1",
+    }
+}
+
+/// Certificates by the names they are for.
+#[derive(Debug)]
+struct BySni {
+    pairs: Vec<Arc<CertifiedKey>>,
+    /// Lower case; of a wildcard what follows `*.`.
+    exact: HashMap<Box<str>, Vec<usize>>,
+    wild: HashMap<Box<str>, Vec<usize>>,
+}
+
+impl BySni {
+    fn new(list: &[CertPair]) -> Option<Self> {
+        let mut all = Self { pairs: Vec::new(), exact: HashMap::new(), wild: HashMap::new() };
+        for (index, pair) in list.iter().enumerate() {
+            all.pairs.push(pair.loaded.certified().clone());
+            let facts = pair.loaded.own().and_then(|cert| facts(cert));
+            for name in facts.into_iter().flat_map(|facts| facts.dns_names) {
+                match name.strip_prefix("*.") {
+                    Some(rest) => all.wild.entry(rest.into()).or_default().push(index),
+                    None => all.exact.entry(name.into()).or_default().push(index),
+                }
+            }
+        }
+        (!all.pairs.is_empty()).then_some(all)
+    }
+
+    fn choose(&self, name: Option<&str>, schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let usable = |index: &&usize| {
+            let pair = self.pairs.get(**index);
+            pair.is_some_and(|pair| pair.key.choose_scheme(schemes).is_some())
+        };
+        let found = name.and_then(|name| {
+            let name = name.to_ascii_lowercase();
+            let mut exact = self.exact.get(name.as_str()).into_iter().flatten();
+            let rest = name.split_once('.').map(|(_, rest)| rest);
+            let mut wild = rest.and_then(|rest| self.wild.get(rest)).into_iter().flatten();
+            exact.find(usable).or_else(|| wild.find(usable))
+        });
+        // The default is sent even to those who cannot verify it: they say so more clearly.
+        self.pairs.get(found.copied().unwrap_or(0)).cloned()
+    }
+}
+
+impl ResolvesServerCert for BySni {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.choose(hello.server_name(), hello.signature_schemes())
+    }
+}
+
+/// What a listener speaks now; asked once per handshake, replaced when its files change.
+///
+/// Whoever is connected keeps what the handshake began with.
+#[derive(Debug)]
+pub struct ReloadableServer(RwLock<Current>);
+
+#[derive(Debug)]
+struct Current {
+    of: ListenerTls,
+    config: Arc<ServerConfig>,
+}
+
+impl ReloadableServer {
+    pub(super) fn new(of: ListenerTls, config: Arc<ServerConfig>) -> Self {
+        Self(RwLock::new(Current { of, config }))
+    }
+
+    /// The config for the next handshake.
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).config.clone()
+    }
+
+    /// Whether it was made from these settings and this content of their files.
+    pub(super) fn is_of(&self, tls: &ListenerTls) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).of == *tls
+    }
+
+    pub(super) fn put(&self, of: ListenerTls, config: Arc<ServerConfig>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Current { of, config };
+    }
+}

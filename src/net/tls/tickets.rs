@@ -1,0 +1,313 @@
+//! Session tickets (RFC 5077, RFC 8446 §4.6.1) that any core opens, also after a restart.
+//!
+//! A ticket is the session itself, sealed with a key that only we have, so nothing is kept per
+//! client. The keys are in one ring: the newest seals, and two older ones still open. Every
+//! 12 hours a new one comes and the oldest goes, so that a key that leaks opens the tickets of
+//! 36 hours and no more. With a state folder the ring is a file there, and so a restarted
+//! process opens what the one before it sealed.
+//!
+//! A ticket is bound to what its listener demanded of the client (`TicketContext`): brought to
+//! one that demands something else it does not open, and the client does a whole handshake.
+//!
+//! Layout of a ticket: id of the key (16 bytes), when it was sealed (8, Unix seconds), nonce
+//! (12), AES-256-GCM over the session (with 16 of tag); what is in front and the context are
+//! authenticated with it. Random nonces are safe for 2^32 tickets a key (NIST SP 800-38D §8.3).
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+#[cfg(feature = "aws-lc-rs")]
+use aws_lc_rs::aead;
+#[cfg(not(feature = "aws-lc-rs"))]
+use ring::aead;
+use rustls::server::ProducesTickets;
+use sha2::{Digest as _, Sha256};
+
+use crate::config::{ClientAuth, ListenerTls};
+use crate::pki::provider;
+
+/// How long a key seals.
+const ROTATE_S: u64 = 12 * 3600;
+/// How long a ticket opens.
+const LIFETIME_S: u64 = 24 * 3600;
+/// Keys in a ring: the one that seals, and those that only open.
+const KEYS_MAX: usize = 3;
+/// Longest ticket that is looked at, in bytes; a session with a chain of client certificates
+/// has some thousands.
+const TICKET_BYTES_MAX: usize = 64 << 10;
+
+const ID: usize = 16;
+const TIME: usize = 8;
+const NONCE: usize = aead::NONCE_LEN;
+const SECRET: usize = 32;
+/// First bytes of the file.
+const MAGIC: &[u8] = b"tokenring tickets 1\n";
+const RECORD: usize = TIME + ID + SECRET;
+/// Name of the file in the state folder.
+const FILE: &str = "tls-tickets";
+
+/// Fills a slice with bytes that nobody can guess; false when there are none.
+type Random<'a> = &'a dyn Fn(&mut [u8]) -> bool;
+
+/// What a listener demands of clients, as a digest; a ticket opens only where it is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TicketContext([u8; 32]);
+
+impl TicketContext {
+    /// The demands of a listener: who vouches for clients, and whether they must be vouched for.
+    #[must_use]
+    pub fn of(tls: &ListenerTls) -> Self {
+        let mut sum = Sha256::new();
+        match &tls.client_ca {
+            None => sum.update([0]),
+            Some(file) => {
+                sum.update([if tls.client_auth == ClientAuth::Require { 1 } else { 2 }]);
+                sum.update(file.roots.digest());
+            }
+        }
+        Self(sum.finalize().into())
+    }
+}
+
+struct Key {
+    id: [u8; ID],
+    made_s: u64,
+    secret: [u8; SECRET],
+    sealing: aead::LessSafeKey,
+}
+
+impl Key {
+    fn new(id: [u8; ID], made_s: u64, secret: [u8; SECRET]) -> Option<Self> {
+        let sealing = aead::UnboundKey::new(&aead::AES_256_GCM, &secret).ok()?;
+        Some(Self { id, made_s, secret, sealing: aead::LessSafeKey::new(sealing) })
+    }
+}
+
+/// The keys, the newest first; at most `KEYS_MAX`. Without any nothing is sealed or opened.
+#[derive(Default)]
+pub struct Keyring(Vec<Key>);
+
+impl Keyring {
+    /// Takes a new key when the newest has served its time, and lets go of those that have
+    /// served theirs; true when anything changed.
+    pub fn rotate(&mut self, now_s: u64, random: Random<'_>) -> bool {
+        let before = self.0.len();
+        let kept_s = ROTATE_S * KEYS_MAX as u64;
+        // A key from the future was made under a wrong clock: nobody knows how old it is.
+        self.0.retain(|key| {
+            key.made_s <= now_s.saturating_add(ROTATE_S)
+                && now_s < key.made_s.saturating_add(kept_s)
+        });
+        let fresh = self.0.first().is_some_and(|key| now_s < key.made_s.saturating_add(ROTATE_S));
+        if fresh {
+            return self.0.len() != before;
+        }
+        let (mut id, mut secret) = ([0; ID], [0; SECRET]);
+        if random(&mut id) && random(&mut secret) {
+            self.0.truncate(KEYS_MAX - 1);
+            self.0.splice(0..0, Key::new(id, now_s, secret));
+        }
+        true
+    }
+
+    /// Seals a session.
+    ///
+    /// Errors: `None` without a key or without a nonce; the client gets no ticket.
+    pub fn seal(
+        &self,
+        context: &TicketContext,
+        session: &[u8],
+        now_s: u64,
+        random: Random<'_>,
+    ) -> Option<Vec<u8>> {
+        let key = self.0.first()?;
+        let mut nonce = [0; NONCE];
+        if !random(&mut nonce) {
+            return None;
+        }
+        let mut ticket = Vec::with_capacity(ID + TIME + NONCE + session.len() + 16);
+        ticket.extend_from_slice(&key.id);
+        ticket.extend_from_slice(&now_s.to_be_bytes());
+        let bound = bound(&ticket, context);
+        let mut sealed = session.to_vec();
+        let at = aead::Nonce::assume_unique_for_key(nonce);
+        key.sealing.seal_in_place_append_tag(at, aead::Aad::from(&bound), &mut sealed).ok()?;
+        ticket.extend_from_slice(&nonce);
+        ticket.extend_from_slice(&sealed);
+        Some(ticket)
+    }
+
+    /// Opens a ticket; `None` when it is not ours, not this context's, too old or no ticket.
+    #[must_use]
+    pub fn open(&self, context: &TicketContext, ticket: &[u8], now_s: u64) -> Option<Vec<u8>> {
+        if ticket.len() > TICKET_BYTES_MAX {
+            return None;
+        }
+        let (front, rest) = ticket.split_at_checked(ID + TIME)?;
+        let (nonce, sealed) = rest.split_at_checked(NONCE)?;
+        let (id, time) = front.split_at_checked(ID)?;
+        let key = self.0.iter().find(|key| key.id == id)?;
+        let bound = bound(front, context);
+        let nonce = aead::Nonce::try_assume_unique_for_key(nonce).ok()?;
+        let mut sealed = sealed.to_vec();
+        let length =
+            key.sealing.open_in_place(nonce, aead::Aad::from(&bound), &mut sealed).ok()?.len();
+        sealed.truncate(length);
+        let sealed_s = u64::from_be_bytes(time.try_into().ok()?);
+        (now_s < sealed_s.saturating_add(LIFETIME_S)).then_some(sealed)
+    }
+
+    /// As a file holds it.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        for key in &self.0 {
+            out.extend_from_slice(&key.made_s.to_be_bytes());
+            out.extend_from_slice(&key.id);
+            out.extend_from_slice(&key.secret);
+        }
+        out
+    }
+
+    /// Reads what `to_bytes` wrote; `None` when it is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let records = bytes.strip_prefix(MAGIC)?;
+        if records.len() % RECORD != 0 || records.len() > RECORD * KEYS_MAX {
+            return None;
+        }
+        let key = |record: &[u8]| {
+            let (made_s, rest) = record.split_at_checked(TIME)?;
+            let (id, secret) = rest.split_at_checked(ID)?;
+            let made_s = u64::from_be_bytes(made_s.try_into().ok()?);
+            Key::new(id.try_into().ok()?, made_s, secret.try_into().ok()?)
+        };
+        let mut keys: Vec<Key> = records.chunks_exact(RECORD).map(key).collect::<Option<_>>()?;
+        keys.sort_by_key(|key| std::cmp::Reverse(key.made_s));
+        Some(Self(keys))
+    }
+}
+
+/// What is authenticated beside the session.
+fn bound(front: &[u8], context: &TicketContext) -> [u8; ID + TIME + 32] {
+    let mut bound = [0; ID + TIME + 32];
+    let parts = front.iter().chain(&context.0);
+    bound.iter_mut().zip(parts).for_each(|(to, from)| *to = *from);
+    bound
+}
+
+/// The ring that all cores and listeners share, and the file it is kept in.
+pub struct Tickets {
+    ring: RwLock<Keyring>,
+    file: Option<PathBuf>,
+}
+
+impl Tickets {
+    /// Opens the ring of a state folder, or begins one; the text is a warning for a person.
+    #[must_use]
+    pub fn open(state_dir: Option<&Path>) -> (Arc<Self>, Option<String>) {
+        let file = state_dir.map(|dir| dir.join(FILE));
+        let named = |why: &dyn std::fmt::Display| {
+            let shown = file.as_deref().unwrap_or(Path::new(FILE)).display();
+            format!("{shown}: {why}; TLS sessions end with the process")
+        };
+        let mut warning = None;
+        let mut ring = Keyring::default();
+        if let Some(path) = &file {
+            match fs::read(path) {
+                Ok(bytes) => match Keyring::from_bytes(&bytes) {
+                    Some(known) => ring = known,
+                    None => warning = Some(named(&"it holds no ticket keys and is written anew")),
+                },
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                Err(why) => warning = Some(named(&why)),
+            }
+        }
+        let tickets = Self { ring: RwLock::new(ring), file: file.clone() };
+        if let Err(why) = tickets.rotate() {
+            warning = Some(named(&why));
+        }
+        (Arc::new(tickets), warning)
+    }
+
+    /// Rotates when it is time, and writes the file when there was anything to write; called
+    /// now and then, never by a core.
+    ///
+    /// Errors: the file cannot be written; the keys are in use all the same.
+    pub fn rotate(&self) -> io::Result<()> {
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        if !ring.rotate(now_s(), &random) {
+            return Ok(());
+        }
+        let bytes = ring.to_bytes();
+        drop(ring);
+        self.file.as_deref().map_or(Ok(()), |file| write(file, &bytes))
+    }
+
+    /// What a listener with these demands on clients gives to rustls.
+    #[must_use]
+    pub fn for_context(self: &Arc<Self>, context: TicketContext) -> Arc<dyn ProducesTickets> {
+        Arc::new(Ticketer { tickets: self.clone(), context })
+    }
+}
+
+impl std::fmt::Debug for Tickets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tickets")
+    }
+}
+
+/// Writes a file that nobody else may read, whole or not at all.
+fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = file.parent().unwrap_or(Path::new("."));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    let next = file.with_extension(format!("new-{}", std::process::id()));
+    // One of an earlier process with this number, that died while it wrote.
+    let _ = fs::remove_file(&next);
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
+    let done = out.write_all(bytes).and_then(|()| out.sync_all());
+    done.and_then(|()| fs::rename(&next, file)).inspect_err(|_| {
+        // What is half written is of no use.
+        let _ = fs::remove_file(&next);
+    })
+}
+
+/// The shared ring with one listener's demands.
+#[derive(Debug)]
+struct Ticketer {
+    tickets: Arc<Tickets>,
+    context: TicketContext,
+}
+
+impl ProducesTickets for Ticketer {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        u32::try_from(LIFETIME_S).unwrap_or(u32::MAX)
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let ring = self.tickets.ring.read().unwrap_or_else(PoisonError::into_inner);
+        ring.seal(&self.context, plain, now_s(), &random)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        let ring = self.tickets.ring.read().unwrap_or_else(PoisonError::into_inner);
+        ring.open(&self.context, cipher, now_s())
+    }
+}
+
+fn random(bytes: &mut [u8]) -> bool {
+    provider().secure_random.fill(bytes).is_ok()
+}
+
+/// Wall-clock time: tickets outlive the process and its monotonic clock.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
