@@ -11,7 +11,7 @@
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
 //! pki        1  pure  certificates and keys: PEM, do they match, what they say
 //! http1      1  pure  RFC 9112: parse, framing, body, encode
-//! http2      1  pure  RFC 9113 ↔ 9112: heads and trailers, both ways
+//! http2      1  pure  RFC 9113 ↔ 9112: heads both ways, trailers, counters against floods
 //! llm        1  pure  model scan, SSE, usage, error dialects
 //! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
 //! telemetry  2  pure  outcome, counters, access-log line, Prometheus text

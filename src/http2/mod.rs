@@ -1,4 +1,4 @@
-//! HTTP/2 (RFC 9113) where it meets HTTP/1.1: translation both ways.
+//! HTTP/2 (RFC 9113) where it meets HTTP/1.1: translation both ways, and counters against floods.
 //!
 //! Frames, HPACK and flow control are the `h2` crate's. What is here is what that crate leaves to
 //! its user: each stream becomes one HTTP/1.1 message and back, so that every rule of the proxy is
@@ -6,8 +6,8 @@
 //!
 //! Reading order: `fault` (why a message is refused), `framing` (how its body is delimited on the
 //! other side), `fields` (which fields pass), `request` and `response` (a client that speaks
-//! HTTP/2), `outgoing` (a server that speaks HTTP/2), `trailers`. Nothing here knows a socket, a
-//! stream or the `h2` crate: types are those of `http`.
+//! HTTP/2), `outgoing` (a server that speaks HTTP/2), `trailers`, `flood` (frames counted where
+//! they stand). Nothing here knows a socket, a stream or the `h2` crate: types are those of `http`.
 
 pub mod fault;
 pub mod framing;
@@ -17,6 +17,7 @@ pub mod request;
 pub mod response;
 pub mod outgoing;
 pub mod trailers;
+pub mod flood;
 
 pub use fault::Fault;
 pub use framing::{BodyFraming, Ends};

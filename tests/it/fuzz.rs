@@ -4,7 +4,7 @@
 //! past the first rule. Replay with `TOKENRING_FUZZ_SEED` and `TOKENRING_FUZZ_ITERATIONS`.
 
 use tokenring::base::rng::Rng;
-use tokenring::{base, config, http, http1, llm, policy};
+use tokenring::{base, config, http, http1, http2, llm, policy};
 
 const ITERATIONS: u64 = 2_000;
 
@@ -108,6 +108,53 @@ fn bodies_hold() {
         "http1::body",
         http1::body::fuzz,
         &["5\r\nhello\r\n0\r\n\r\n", "a;x=\"y\"\r\n0123456789\r\n0\r\nt: v\r\n\r\n", "hello"],
+    );
+}
+
+#[test]
+fn http_2_requests_hold() {
+    drive(
+        "http2::request",
+        http2::request::fuzz,
+        &[
+            "\0GET\nh:80\n/a?b\naccept:*/*\ncookie:a=b\ncookie:c=d\nte:trailers",
+            "\u{1}POST\n\n/v1/x\nhost:h\ncontent-length:5\ncontent-type:application/json",
+            "\u{1}OPTIONS\nh\n*\nhost:H\nx:a\tb\nexpect:100-continue\ntransfer-encoding:chunked",
+        ],
+    );
+}
+
+#[test]
+fn http_2_responses_hold() {
+    drive("http2::response", http2::response::fuzz, HEADS);
+}
+
+#[test]
+fn http_2_upstreams_hold() {
+    let fields = "\u{1}\u{32}content-type:text/event-stream\ncontent-length:5\nset-cookie:a\nx:";
+    drive("http2::outgoing", http2::outgoing::fuzz, &[HEADS, &[fields]].concat());
+}
+
+#[test]
+fn http_2_trailers_hold() {
+    drive(
+        "http2::trailers",
+        http2::trailers::fuzz,
+        &["\u{5}Grpc-Status: 0\r\nx:y\r\n", "\u{9}X: \r\nx: 1\r\nHost: h\r\n", "\0"],
+    );
+}
+
+#[test]
+fn http_2_floods_hold() {
+    drive(
+        "http2::flood",
+        http2::flood::fuzz,
+        &[
+            "\u{0}\u{5}\0\0\u{1}\u{1}\u{5}\0\0\0\u{1}x\0\0\u{4}\u{3}\0\0\0\0\u{1}\0\0\0\u{8}",
+            "\u{1}\u{9}\0\0\u{8}\u{6}\0\0\0\0\0abcdefgh\0\0\0\u{4}\0\0\0\0\0",
+            "\u{5}\u{3}\0\0\u{3}\0\u{8}\0\0\0\u{1}\u{2}\0\0\0\0\0\u{9}\0\0\0\0\u{1}",
+            "\u{4}\u{b}\0\0\u{4}\u{8}\0\0\0\0\u{1}\0\0\0\u{1}\0\0\u{5}\u{2}\0\0\0\0\u{3}\0\0\0\0\0",
+        ],
     );
 }
 
