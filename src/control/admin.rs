@@ -33,7 +33,7 @@ use crate::net::listener::{self, Listening};
 use crate::policy::breaker::State as Breaker;
 use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
-use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
+use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
 
 /// Connections at a time; further ones wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -52,14 +52,14 @@ pub struct Gate {
 }
 
 type Count = Box<dyn Fn() -> Counters + Send + Sync>;
-type Queues = Box<dyn Fn() -> Vec<(String, u32)> + Send + Sync>;
+type AskLive = Box<dyn Fn() -> Live + Send + Sync>;
 type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What the answers are made from.
 struct Desk {
     board: Board,
     counters: Count,
-    queues: Queues,
+    live: AskLive,
     draining: Draining,
     token: Option<[u8; 32]>,
 }
@@ -86,8 +86,8 @@ impl Gate {
     }
 
     /// Answers for as long as the task lives.
-    pub fn open(self, board: Board, counters: Count, queues: Queues, draining: Draining) -> Task {
-        let desk = Arc::new(Desk { board, counters, queues, draining, token: self.token });
+    pub fn open(self, board: Board, counters: Count, live: AskLive, draining: Draining) -> Task {
+        let desk = Arc::new(Desk { board, counters, live, draining, token: self.token });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -203,8 +203,8 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
     };
     let upstreams = desk.rows().iter().map(row).collect();
     let version = env!("CARGO_PKG_VERSION");
-    let queues = (desk.queues)();
-    let text = render(&Snapshot { version, counters: &counters, upstreams, queues });
+    let live = (desk.live)();
+    let text = render(&Snapshot { version, counters: &counters, upstreams, live });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

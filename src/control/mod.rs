@@ -31,6 +31,7 @@ use tokio::sync::oneshot;
 use crate::config::Config;
 use crate::net::dial::Address;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::prometheus::Live;
 use crate::upstream::roster::Site;
 use admin::Gate;
 use fleet::{Board, Fleet, Publish};
@@ -62,8 +63,8 @@ pub struct Links {
     pub publish: Publish,
     /// The counters of all cores.
     pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
-    /// How many wait in the room of each group that has one.
-    pub queues: Box<dyn Fn() -> Vec<(String, u32)> + Send + Sync>,
+    /// What the cores have at the moment.
+    pub live: Box<dyn Fn() -> Live + Send + Sync>,
     /// Whether the process is on its way out.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -137,8 +138,8 @@ impl Control {
             // When the start failed nobody listens any more.
             let _ = begin.send(first);
             let Ok(links) = linked.await else { return };
-            let Links { publish, counters, queues, draining } = links;
-            let _admin = gate.map(|gate| gate.open(board, counters, queues, draining));
+            let Links { publish, counters, live, draining } = links;
+            let _admin = gate.map(|gate| gate.open(board, counters, live, draining));
             fleet.run(publish, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;

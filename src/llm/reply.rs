@@ -36,7 +36,7 @@ impl Dialect {
             return Dialect::Gemini;
         }
         let last = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
-        if last.contains(&b':') && memchr::memmem::find(path, b"/models/").is_some() {
+        if last.contains(&b':') && path.windows(8).any(|at| at == b"/models/") {
             return Dialect::Gemini;
         }
         Dialect::OpenAi
@@ -211,9 +211,14 @@ fn gemini_status(status: u16) -> &'static str {
 }
 
 /// Tells whether `path` holds `wanted` as whole segments, at the start or below a prefix.
+///
+/// A path is short: walking its slashes costs a tenth of preparing a substring search.
 fn has_segments(path: &[u8], wanted: &[u8]) -> bool {
-    memchr::memmem::find_iter(path, wanted)
-        .any(|at| matches!(path.get(at + wanted.len()), None | Some(b'/' | b':')))
+    memchr::memchr_iter(b'/', path).any(|at| {
+        path[at..]
+            .strip_prefix(wanted)
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b':')))
+    })
 }
 
 /// Appends a number in decimal without going through `fmt`.

@@ -14,6 +14,10 @@
 //! It deliberately builds no tree, changes nothing, and knows nothing when a server says
 //! nothing: an absent count is `None`, never an estimate.
 
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
 use super::lines::{Line, Lines};
 use super::sse::SseSplitter;
 
@@ -203,9 +207,10 @@ fn read_end(tail: &[u8], usage: &mut Usage) {
 /// Reads the last `usage` or `usageMetadata` object, if there is one; what it does not name
 /// stays.
 fn read_usage(bytes: &[u8], usage: &mut Usage) -> bool {
-    const KEY: &[u8] = b"\"usage";
-    let object = memchr::memmem::find_iter(bytes, KEY).filter_map(|at| {
-        let rest = bytes.get(at + KEY.len()..)?;
+    // Prepared once: that costs as much as the search.
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage"));
+    let object = KEY.find_iter(bytes).filter_map(|at| {
+        let rest = bytes.get(at + KEY.needle().len()..)?;
         let rest = rest.strip_prefix(b"Metadata").unwrap_or(rest);
         value_after(rest.strip_prefix(b"\"")?)?.strip_prefix(b"{")
     });

@@ -4,8 +4,8 @@
 //! its memory back. Writing gathers the frames of one turn and sends them as one, at the flush;
 //! what the kernel does not take goes by one queued send that owns its buffer.
 //!
-//! Every byte received is shown to an inspector first: what `h2` does not limit is counted
-//! there. A connection it objects to is read no further, and says why in `Objection`.
+//! Frames are counted in passing, for the floods that `h2` does not limit. A connection that floods
+//! is read no further, and says so in `Flooded`.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -13,7 +13,7 @@ use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,18 +25,16 @@ use super::stream::Stream;
 use super::sys::Shut;
 use super::ticker::Timer;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+use crate::http2::flood::{Flood, FrameCounter};
 
-/// Looks at what is received; false ends the reading.
-pub type Inspect = Box<dyn FnMut(&[u8]) -> bool>;
-
-/// Told when the inspector objected.
+/// Which flood a connection sent, if it did.
 #[derive(Clone, Default)]
-pub struct Objection(Rc<Cell<bool>>);
+pub struct Flooded(Rc<Cell<Option<Flood>>>);
 
-impl Objection {
-    /// Whether the inspector objected.
+impl Flooded {
+    /// The flood that was found.
     #[must_use]
-    pub fn raised(&self) -> bool {
+    pub fn by(&self) -> Option<Flood> {
         self.0.get()
     }
 }
@@ -44,8 +42,8 @@ impl Objection {
 /// The IO of one HTTP/2 connection.
 pub struct H2Io {
     stream: Stream,
-    inspect: Inspect,
-    objection: Objection,
+    frames: FrameCounter,
+    flooded: Flooded,
     /// Received and not yet taken, from `taken`.
     received: Vec<u8>,
     taken: usize,
@@ -66,16 +64,16 @@ impl H2Io {
     pub fn new(
         stream: Stream,
         first: Vec<u8>,
-        mut inspect: Inspect,
+        mut frames: FrameCounter,
         timer: Timer,
         write_idle: Duration,
     ) -> Self {
-        let objection = Objection::default();
-        objection.0.set(!first.is_empty() && !inspect(&first));
+        let flooded = Flooded::default();
+        flooded.0.set(frames.push(&first, Instant::now()).err());
         Self {
             stream,
-            inspect,
-            objection,
+            frames,
+            flooded,
             received: first,
             taken: 0,
             waiting: None,
@@ -88,16 +86,16 @@ impl H2Io {
         }
     }
 
-    /// Tells later whether the inspector objected.
+    /// Tells later whether it was flooded.
     #[must_use]
-    pub fn objection(&self) -> Objection {
-        self.objection.clone()
+    pub fn flooded(&self) -> Flooded {
+        self.flooded.clone()
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            if self.objection.raised() {
-                // Nobody wakes it: whoever owns the connection looks at the objection.
+            if self.flooded.by().is_some() {
+                // Nobody wakes it: whoever owns the connection ends it.
                 return Poll::Pending;
             }
             if self.drained {
@@ -113,9 +111,9 @@ impl H2Io {
                 Some(_) => {
                     self.bulky = buffer.len() == buffer.capacity();
                     self.drained = !self.bulky;
-                    self.objection.0.set(!(self.inspect)(&buffer));
+                    self.flooded.0.set(self.frames.push(&buffer, Instant::now()).err());
                     (self.received, self.taken) = (buffer, 0);
-                    if self.objection.raised() {
+                    if self.flooded.by().is_some() {
                         cx.waker().wake_by_ref();
                         continue;
                     }
@@ -185,6 +183,7 @@ impl AsyncWrite for H2Io {
         if io.out.is_empty() {
             return Poll::Ready(Ok(()));
         }
+        io.frames.sent(&io.out, Instant::now());
         let taken = io.stream.send_now(&io.out)?;
         let out = std::mem::take(&mut io.out);
         if taken == out.len() {

@@ -1,9 +1,13 @@
 //! What a client connection speaks is found out here, once, before its first request.
 //!
-//! HTTP/2 without TLS is known by its preface (RFC 9113 §3.4); everything else is HTTP/1.1.
+//! Over TLS the handshake decides it (ALPN); HTTP/2 without TLS is known by its preface (RFC 9113 §3.4); everything else is HTTP/1.1.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustls::ServerConfig;
 
 use super::conn_h1::{self, Client, Peer};
 use super::conn_h2;
@@ -12,6 +16,8 @@ use crate::base::buf::SMALL_BYTES;
 use crate::net::frame::Frame;
 use crate::net::rt::Socket;
 use crate::net::stream::Stream;
+use crate::net::sys::Shut;
+use crate::net::tls::{TlsStream, client_name};
 
 /// What a client that knows us to speak HTTP/2 sends first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -19,12 +25,67 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Serves a connection to its end.
 pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
-    let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
+    let mut client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
+    let tls = core.with_listener(listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
+    if let Some(config) = tls {
+        let Some(stream) = Frame::with(|| shake_hands(&core, &client, config)).await else {
+            return;
+        };
+        let certificate = stream.peer_certificate();
+        client.certified = certificate.and_then(|cert| client_name(&cert)).map(Into::into);
+        let speaks_h2 = stream.speaks_h2();
+        client.stream = Stream::Tls(stream);
+        if speaks_h2 {
+            return Frame::with(|| conn_h2::serve(core, client, Vec::new())).await;
+        }
+        return conn_h1::serve(core, client, Vec::new()).await;
+    }
     let Some(first) = Frame::with(|| first_bytes(&core, &client)).await else { return };
     if first.starts_with(PREFACE) {
         Frame::with(|| conn_h2::serve(core, client, first)).await;
     } else {
         conn_h1::serve(core, client, first).await;
+    }
+}
+
+/// Shakes hands with a client, unless too many others are at it.
+///
+/// Shape: `None` when there is no connection to serve.
+async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) -> Option<TlsStream> {
+    let socket = client.stream.plain()?.clone();
+    let shared = &core.shared;
+    let shaking = Shaking::begin(&shared.handshakes);
+    if shaking.others() >= shared.handshakes_max {
+        shared.refused.fetch_add(1, Ordering::Relaxed);
+        return None;
+    }
+    let timer = core.ticker.timer();
+    let timeout = core.with_listener(client.listener, |plan| plan.timeouts.handshake);
+    timer.arm(client.stream.handle(), Shut::Both, timeout);
+    let stream = TlsStream::accept(socket, config).await.ok();
+    if stream.is_none() {
+        shared.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+    }
+    stream
+}
+
+/// Counts a handshake for as long as it lasts.
+struct Shaking<'a>(&'a AtomicU32, u32);
+
+impl<'a> Shaking<'a> {
+    fn begin(count: &'a AtomicU32) -> Self {
+        let others = count.fetch_add(1, Ordering::Relaxed);
+        Self(count, others)
+    }
+
+    fn others(&self) -> u32 {
+        self.1
+    }
+}
+
+impl Drop for Shaking<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use h2::Reason;
 use h2::server::{Builder, Connection};
@@ -17,19 +17,15 @@ use super::core::Core;
 use super::guard::guarded;
 use super::h2_stream;
 use super::plan::ClientTimeouts;
+use crate::config::H2Limits;
+use crate::http2::flood::FrameCounter;
 use crate::net::frame::Frame;
-use crate::net::h2io::{Chunk, H2Io, Objection};
+use crate::net::h2io::{Chunk, Flooded, H2Io};
 use crate::net::rt;
 use crate::net::stream::Handle;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 
-/// Streams that a client may have open at once.
-const STREAMS_MAX: u32 = 128;
-/// What a stream may receive before its exchange has taken it.
-const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-/// The same for all streams of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 /// What a stream may have waiting to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// How long a connection that we end may take for its last frames.
@@ -84,22 +80,24 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let (timer, streams) = (core.ticker.timer(), Cell::new(0));
     let shared = Rc::new(Shared { client, timeouts, timer, streams, leaving: Cell::new(false) });
     let stream = shared.client.stream.clone();
-    let inspect = Box::new(|_: &[u8]| true);
-    let io = H2Io::new(stream, first, inspect, core.ticker.timer(), timeouts.write_idle);
-    let objection = io.objection();
+    let limits = core.plan().h2;
+    let frames = FrameCounter::downstream(limits.flood(), Instant::now());
+    let io = H2Io::new(stream, first, frames, core.ticker.timer(), timeouts.write_idle);
+    let flooded = io.flooded();
     shared.timer.arm(shared.handle(), Shut::Both, timeouts.head);
-    if let Ok(connection) = settings().handshake::<_, Chunk>(io).await {
+    if let Ok(connection) = settings(&limits).handshake::<_, Chunk>(io).await {
         shared.rest();
-        accept(&core, &shared, connection, &objection).await;
+        accept(&core, &shared, connection, &flooded).await;
     }
 }
 
-fn settings() -> Builder {
+fn settings(limits: &H2Limits) -> Builder {
     let mut settings = Builder::new();
     settings
-        .max_concurrent_streams(STREAMS_MAX)
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits.streams)
+        .initial_window_size(limits.window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_header_list_size(limits.header_list)
         .max_send_buffer_size(SEND_BUFFER_BYTES);
     settings
 }
@@ -109,7 +107,7 @@ async fn accept(
     core: &Rc<Core>,
     shared: &Rc<Shared>,
     mut connection: Connection<H2Io, Chunk>,
-    objection: &Objection,
+    flooded: &Flooded,
 ) {
     let leave = core.leaving.enroll();
     let mut ended = false;
@@ -121,7 +119,7 @@ async fn accept(
                     shared.rest();
                 }
             }
-            if objection.raised() && !std::mem::replace(&mut ended, true) {
+            if flooded.by().is_some() && !std::mem::replace(&mut ended, true) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 shared.timer.arm(shared.handle(), Shut::Both, LAST_WORDS);
             }

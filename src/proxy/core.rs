@@ -47,6 +47,12 @@ pub struct Shared {
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`.
     pub refused: AtomicU64,
+    /// TLS handshakes that have not ended, and how many there may be.
+    pub handshakes: AtomicU32,
+    /// See there.
+    pub handshakes_max: u32,
+    /// TLS handshakes that failed.
+    pub handshakes_failed: AtomicU64,
     /// Set when the process drains.
     pub draining: AtomicBool,
     /// Rings the bells of all cores.

@@ -199,6 +199,9 @@ fn forwarding_fields(out: &mut Vec<u8>, request: &Request<'_>, bytes: &[u8]) {
         }
         match head.value(Name::XForwardedProto, bytes).filter(|_| trusted) {
             Some(proto) => encode::field(out, b"X-Forwarded-Proto", proto),
+            None if request.listener.tls.is_some() => {
+                encode::field(out, b"X-Forwarded-Proto", b"https");
+            }
             None => encode::field(out, b"X-Forwarded-Proto", b"http"),
         }
     }

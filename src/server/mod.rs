@@ -28,6 +28,7 @@ use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::prometheus::Live;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::roster::Site;
 
@@ -65,11 +66,17 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
             Ok(())
         }),
         counters: Box::new(move || counted.counters_sum()),
-        queues: Box::new(move || {
+        live: Box::new(move || {
             let (plan, _) = queued.slot.plan();
             let waiting =
                 |group: &GroupPlan| Some((group.name.clone(), group.room.as_ref()?.len()));
-            plan.groups.iter().filter_map(waiting).collect()
+            Live {
+                queues: plan.groups.iter().filter_map(waiting).collect(),
+                connections: queued.connections.load(Ordering::Relaxed),
+                connections_refused: queued.refused.load(Ordering::Relaxed),
+                handshakes_failed: queued.handshakes_failed.load(Ordering::Relaxed),
+                panics: queued.panics.load(Ordering::Relaxed),
+            }
         }),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
@@ -119,6 +126,8 @@ pub struct Options {
     pub drain: Duration,
     /// Most client connections.
     pub connections_max: u32,
+    /// Most TLS handshakes at a time.
+    pub handshakes_max: u32,
     /// Most held body bytes.
     pub held_total_bytes: u64,
     /// What to listen on, with the listener's number in the plan.
@@ -155,6 +164,10 @@ impl Options {
         let fds = sys::raise_open_files();
         let from_fds = u32::try_from(fds.saturating_sub(FDS_RESERVED) / 2).unwrap_or(u32::MAX);
         let seed = random();
+        let connections_max = match config.limits.connections {
+            0 => from_fds.max(1),
+            wanted => wanted,
+        };
         Ok(Self {
             cores,
             io: match config.process.io {
@@ -163,8 +176,9 @@ impl Options {
                 Io::Epoll => Wanted::Epoll,
             },
             drain: config.process.drain,
-            connections_max: match config.limits.connections {
-                0 => from_fds.max(1),
+            connections_max,
+            handshakes_max: match config.limits.handshakes {
+                0 => (connections_max / 4).max(1),
                 wanted => wanted,
             },
             held_total_bytes: config.limits.held_total,
@@ -378,6 +392,9 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         held: HeldBudget::new(options.held_total_bytes),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
+        handshakes: AtomicU32::new(0),
+        handshakes_max: options.handshakes_max,
+        handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })

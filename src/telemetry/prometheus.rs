@@ -26,8 +26,23 @@ pub struct Snapshot<'a> {
     pub counters: &'a Counters,
     /// The upstreams in force; no name twice.
     pub upstreams: Vec<UpstreamRow>,
+    /// What the process has at the moment.
+    pub live: Live,
+}
+
+/// What is asked of the cores at a scrape.
+#[derive(Debug, Default)]
+pub struct Live {
     /// How many wait in the room of each group that has one; no name twice.
     pub queues: Vec<(String, u32)>,
+    /// Client connections.
+    pub connections: u32,
+    /// Client connections refused for lack of room, handshakes included.
+    pub connections_refused: u64,
+    /// TLS handshakes with clients that failed.
+    pub handshakes_failed: u64,
+    /// Panics caught; each cost one connection or stream.
+    pub panics: u64,
 }
 
 /// One upstream.
@@ -56,11 +71,25 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     exchanges(&mut out, snapshot.counters);
     times(&mut out, snapshot.counters);
     upstreams(&mut out, &snapshot.upstreams);
+    live(&mut out, &snapshot.live);
+    out.0
+}
+
+fn live(out: &mut Text, live: &Live) {
     out.family("queue_length", "gauge", "Requests that wait for a place in a group.");
-    for (group, waiting) in &snapshot.queues {
+    for (group, waiting) in &live.queues {
         out.sample("queue_length", &[("group", group)], waiting);
     }
-    out.0
+    out.family("client_connections", "gauge", "Client connections.");
+    out.sample("client_connections", &[], live.connections);
+    let help = "Client connections refused for lack of room.";
+    out.family("client_connections_refused_total", "counter", help);
+    out.sample("client_connections_refused_total", &[], live.connections_refused);
+    let help = "TLS handshakes with clients that failed.";
+    out.family("tls_handshakes_failed_total", "counter", help);
+    out.sample("tls_handshakes_failed_total", &[], live.handshakes_failed);
+    out.family("panics_total", "counter", "Panics caught, each at the cost of a connection.");
+    out.sample("panics_total", &[], live.panics);
 }
 
 fn exchanges(out: &mut Text, counters: &Counters) {
@@ -210,8 +239,8 @@ mod tests {
             breaker_changes: [3, 4, 5],
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
-        let queues = vec![("chat".to_owned(), 9)];
-        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams, queues })
+        let live = Live { queues: vec![("chat".to_owned(), 9)], panics: 2, ..Live::default() };
+        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams, live })
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Process-wide sections: `[process]`, `[log]`, `[limits]`, `[timeouts]`,
 //! `[ratelimit_store]`, `[discovery]`, `[admin]`.
 
+use crate::http2::flood::FloodLimits;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -140,6 +141,22 @@ pub struct H2Limits {
     pub priority: u32,
     /// The time over which frames are counted, 1s..=1h.
     pub frames_window: Duration,
+}
+
+impl H2Limits {
+    /// What the counter of frames is told.
+    #[must_use]
+    pub fn flood(&self) -> FloodLimits {
+        FloodLimits {
+            resets: self.resets,
+            pings: self.pings,
+            settings: self.settings,
+            empty_frames: self.empty_frames,
+            priority: self.priority,
+            window: self.frames_window,
+            ..FloodLimits::default()
+        }
+    }
 }
 
 impl Default for H2Limits {
