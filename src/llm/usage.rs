@@ -250,11 +250,11 @@ fn read_usage(bytes: &[u8], usage: &mut Usage) -> bool {
 }
 
 fn read_eval_counts(bytes: &[u8], usage: &mut Usage) -> bool {
-    const KEY: &[u8] = b"eval_count\"";
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eval_count\""));
     let mut is_found = false;
-    for at in memchr::memmem::find_iter(bytes, KEY) {
+    for at in KEY.find_iter(bytes) {
         let (before, after) = bytes.split_at(at);
-        let value = after.get(KEY.len()..).and_then(value_after);
+        let value = after.get(KEY.needle().len()..).and_then(value_after);
         let Some(count) = value.and_then(number) else { continue };
         if before.ends_with(b"\"prompt_") {
             usage.prompt_tokens = Some(count);
@@ -268,9 +268,10 @@ fn read_eval_counts(bytes: &[u8], usage: &mut Usage) -> bool {
 }
 
 fn read_timings(bytes: &[u8], usage: &mut Usage) {
-    const KEY: &[u8] = b"\"timings\"";
-    let object = memchr::memmem::find_iter(bytes, KEY)
-        .filter_map(|at| value_after(bytes.get(at + KEY.len()..)?)?.strip_prefix(b"{"));
+    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"timings\""));
+    let object = KEY
+        .find_iter(bytes)
+        .filter_map(|at| value_after(bytes.get(at + KEY.needle().len()..)?)?.strip_prefix(b"{"));
     let Some(object) = object.last() else { return };
     let mut fresh = None;
     for pair in Pairs::inside(object) {
