@@ -11,8 +11,8 @@
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
 //! pki        1  pure  certificates and keys: PEM, do they match, what they say
 //! http1      1  pure  RFC 9112: parse, framing, body, encode
-//! http2      1  pure  RFC 9113 ↔ 9112: heads both ways, trailers, counters against floods
 //! llm        1  pure  model scan, SSE, usage, error dialects
+//! http2      2  pure  RFC 9113 ↔ 9112: heads both ways, trailers, counters against floods
 //! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
 //! telemetry  2  pure  outcome, counters, access-log line, Prometheus text
 //! config     3        the file → Config, every fault with its place
@@ -43,8 +43,8 @@ pub mod base;
 pub mod pki;
 pub mod http;
 pub mod http1;
-pub mod http2;
 pub mod llm;
+pub mod http2;
 pub mod policy;
 pub mod telemetry;
 pub mod config;

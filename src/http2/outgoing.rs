@@ -29,8 +29,8 @@ use crate::{
 /// Shape: `bytes` begins with the head. `:authority` is the authority of the target, else `Host`,
 /// which is not sent besides it. Fields of one connection are left out, but for `te: trailers`
 /// (RFC 9113 §8.2.2); of several equal lengths one stays.
-/// Errors: `TargetBad` for a target that HTTP/1.1 allows and the `http` crate does not: the
-/// request's fault, not the server's. `TargetTooLong` beyond 64 KiB. Those of a head that the proxy
+/// Errors: `TargetBad` for a target that our parser takes and the `http` crate does not (`<`, `>`,
+/// a back quote in a path, a quote in a query): the request's fault, not the server's. `TargetTooLong` beyond 64 KiB. Those of a head that the proxy
 /// did not write: `MethodRefused`, `MethodBad`, `AuthorityMissing`, `AuthorityBad`, `NameBad`,
 /// `ValueBad`, `LengthBad`, `LengthConflict`, `TooManyFields`.
 pub fn read_request(
