@@ -72,7 +72,7 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
 fn mozilla() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let load = || {
-        let roots = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
+        let roots = webpki_roots::TLS_SERVER_ROOTS.to_vec();
         Arc::new(RootCertStore { roots })
     };
     ROOTS.get_or_init(load).clone()
