@@ -24,6 +24,7 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::certs::Reloads;
 use super::fetch::Task;
 use super::fleet::Board;
 use super::watched::Watched;
@@ -61,6 +62,7 @@ struct Desk {
     counters: Count,
     live: AskLive,
     draining: Draining,
+    reloads: Arc<Reloads>,
     token: Option<[u8; 32]>,
 }
 
@@ -86,8 +88,16 @@ impl Gate {
     }
 
     /// Answers for as long as the task lives.
-    pub fn open(self, board: Board, counters: Count, live: AskLive, draining: Draining) -> Task {
-        let desk = Arc::new(Desk { board, counters, live, draining, token: self.token });
+    pub fn open(
+        self,
+        board: Board,
+        counters: Count,
+        live: AskLive,
+        draining: Draining,
+        reloads: Arc<Reloads>,
+    ) -> Task {
+        let token = self.token;
+        let desk = Arc::new(Desk { board, counters, live, draining, reloads, token });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -202,9 +212,10 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
         breaker_changes: watched.state.breaker_changes(),
     };
     let upstreams = desk.rows().iter().map(row).collect();
+    let reloads = desk.reloads.counts();
     let version = env!("CARGO_PKG_VERSION");
     let live = (desk.live)();
-    let text = render(&Snapshot { version, counters: &counters, upstreams, live });
+    let text = render(&Snapshot { version, counters: &counters, upstreams, live, reloads });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

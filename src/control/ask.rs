@@ -92,8 +92,7 @@ impl Watched {
             _ => "/v1/models",
         };
         let question = Question { method: "GET", path, body: b"", headers: &[] };
-        let (status, body) =
-            fetch(&self.upstream, &self.addresses(), &question, ASK_TIMEOUT).await?;
+        let (status, body) = fetch(self, &question, ASK_TIMEOUT).await?;
         if !status.is_success() {
             return Ok(Err(format!("status {}", status.as_u16())));
         }

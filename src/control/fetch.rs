@@ -5,6 +5,7 @@
 //! edits of the head, its base path. Connections are not kept: a question is rare, and a fresh
 //! connection also tells whether the server still accepts.
 
+use std::io;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,9 +17,13 @@ use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
+use super::watched::Watched;
 use crate::config::{HeaderAction, HeaderOp, HostRule, PathMode, Secret, Upstream, UpstreamAuth};
 use crate::net::dial::Address;
+use crate::net::tls::{TlsClient, explain};
 use crate::policy::query;
 
 /// Longest answer that is read, in bytes.
@@ -60,16 +65,16 @@ pub struct Question<'a> {
 ///
 /// Errors: `Dead` when none does, `Late` when the time is over.
 pub async fn fetch(
-    upstream: &Upstream,
-    addresses: &[Address],
+    watched: &Watched,
     question: &Question<'_>,
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), Silence> {
     let by = Instant::now() + limit;
+    let tls = watched.tls.clone().map_err(|why| Silence::Dead(format!("tls: {why}")))?;
     let mut silence = Silence::Dead("no address".to_owned());
-    for address in addresses {
-        let request = request(upstream, question).map_err(Silence::Dead)?;
-        match at(address, request, by, limit).await {
+    for address in &watched.addresses() {
+        let request = request(&watched.upstream, question).map_err(Silence::Dead)?;
+        match at(address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
             Err(why) => silence = why,
         }
@@ -79,6 +84,7 @@ pub async fn fetch(
 
 async fn at(
     address: &Address,
+    tls: Option<&TlsClient>,
     request: Request<Full<Bytes>>,
     by: Instant,
     limit: Duration,
@@ -87,7 +93,14 @@ async fn at(
     let dead = |error: &dyn std::fmt::Display| Silence::Dead(error.to_string());
     match address {
         Address::Tcp(addr) => match timeout_at(by, TcpStream::connect(addr)).await {
-            Ok(Ok(stream)) => exchange(TokioIo::new(stream), request, by, &late).await,
+            Ok(Ok(stream)) => match tls {
+                None => exchange(TokioIo::new(stream), request, by, &late).await,
+                Some(tls) => match timeout_at(by, secured(tls, stream)).await {
+                    Ok(Ok(stream)) => exchange(TokioIo::new(stream), request, by, &late).await,
+                    Ok(Err(error)) => Err(Silence::Dead(format!("tls: {}", explain(&error)))),
+                    Err(_) => Err(Silence::Dead(late("no TLS"))),
+                },
+            },
             Ok(Err(error)) => Err(dead(&error)),
             Err(_) => Err(Silence::Dead(late("no connection"))),
         },
@@ -96,6 +109,11 @@ async fn at(
             Err(error) => Err(dead(&error)),
         },
     }
+}
+
+/// TLS over a connection, the server's certificate verified.
+async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await
 }
 
 async fn exchange<S>(

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::ask::{Listed, keep_asking};
+use super::certs::Renewed;
 use super::fetch::Task;
 use super::probe::keep_probing;
 use super::resolve::Resolver;
@@ -24,6 +25,7 @@ use super::watched::Watched;
 use crate::base::rng::Rng;
 use crate::config::{Config, ModelsFrom, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
+use crate::net::tls::Store;
 use crate::upstream::roster::{Identity, Roster, Site};
 
 /// How long the start waits for the first answers.
@@ -44,6 +46,8 @@ pub enum Event {
     Models(Identity, Listed),
     /// Probes changed their mind.
     Health(Identity),
+    /// Files of certificates have other content.
+    Renewed(Vec<Renewed>),
 }
 
 /// The upstreams in force, in the config's order; read by the operator's interface.
@@ -57,6 +61,7 @@ pub struct Fleet {
     /// As the file says it.
     base: Config,
     resolver: Resolver,
+    tls: Arc<Store>,
     rng: Rng,
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
@@ -103,11 +108,12 @@ struct Server {
 
 impl Fleet {
     /// Begins with a config of which nothing is known yet.
-    pub fn new(base: Config, resolver: Resolver, board: Board, seed: u64) -> Self {
+    pub fn new(base: Config, resolver: Resolver, tls: Arc<Store>, board: Board, seed: u64) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut fleet = Self {
             config: base.clone(),
             resolver,
+            tls,
             rng: Rng::new(seed),
             events,
             inbox,
@@ -130,6 +136,11 @@ impl Fleet {
         }
         fleet.rebuild();
         fleet
+    }
+
+    /// Where facts are brought.
+    pub(super) fn events(&self) -> mpsc::Sender<Event> {
+        self.events.clone()
     }
 
     /// Waits until everybody has spoken once, or `FIRST_WAIT` is over.
@@ -232,6 +243,25 @@ impl Fleet {
                 });
                 self.changed = true;
             }
+            Event::Renewed(all) => {
+                for renewed in all {
+                    match renewed {
+                        Renewed::Listener(id, tls) => {
+                            let listener = self.base.listeners.get_mut(usize::from(id.0));
+                            if let Some(listener) = listener {
+                                listener.tls = Some(tls);
+                            }
+                        }
+                        Renewed::Upstream(id, tls) => {
+                            let upstream = self.base.upstreams.get_mut(usize::from(id.0));
+                            if let Some(upstream) = upstream {
+                                upstream.tls = tls;
+                            }
+                        }
+                    }
+                }
+                self.changed = true;
+            }
         }
     }
 
@@ -297,7 +327,9 @@ impl Fleet {
             let mut server = before.remove(&identity).unwrap_or_else(|| {
                 let state = site.state.clone();
                 let (entry, places) = (upstream.clone(), addresses.clone());
-                let watched = Watched::new(entry, state, places, self.events.clone());
+                let tls = self.tls.client(upstream, false);
+                let events = self.events.clone();
+                let watched = Watched::new(entry, tls, state, places, events);
                 let prober = upstream.enabled.then(|| keep_probing(&watched, &mut self.rng));
                 Server {
                     _prober: prober.flatten(),
@@ -400,7 +432,7 @@ mod tests {
         let state = Arc::new(UpstreamState::new(breaker, upstream.concurrency));
         let (events, _) = mpsc::channel(1);
         Server {
-            watched: Watched::new(upstream, state, Vec::new(), events),
+            watched: Watched::new(upstream, Ok(None), state, Vec::new(), events),
             models: None,
             told: false,
             failed: false,

@@ -3,14 +3,15 @@
 //! order:
 //!
 //! `fleet` (all that is known, and the config that follows), the tasks that feed it: `source`
-//! (targets and addresses, by `resolve`), `probe` and `ask` (of one `watched` upstream, by
-//! `fetch`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the
+//! (targets and addresses, by `resolve`), `certs` (files of certificates), `probe` and `ask` (of
+//! one `watched` upstream, by `fetch`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the
 //! main thread. `redis` holds the rate limits that nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`Links`).
 
 pub mod admin;
 pub mod ask;
+pub mod certs;
 pub mod fetch;
 pub mod fleet;
 pub mod probe;
@@ -26,14 +27,16 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::config::Config;
 use crate::net::dial::Address;
+use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::roster::Site;
 use admin::Gate;
+use certs::{Reloads, keep_watch};
 use fleet::{Board, Fleet, Publish};
 use resolve::Resolver;
 
@@ -84,6 +87,8 @@ pub struct Control {
     handle: Handle,
     /// Where the operator's interface listens.
     pub admin: Option<Address>,
+    /// Has all certificates read again.
+    reload: Arc<Notify>,
     links: Option<oneshot::Sender<Links>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -105,7 +110,11 @@ impl Control {
     /// Starts the thread and waits for the first answers, at most `fleet::FIRST_WAIT`.
     ///
     /// Errors: the admin address cannot be bound, or the thread cannot start.
-    pub fn begin(config: &Config, options: Options) -> Result<(Self, Begun), String> {
+    pub fn begin(
+        config: &Config,
+        tls: Arc<Store>,
+        options: Options,
+    ) -> Result<(Self, Begun), String> {
         let runtime = Builder::new_current_thread()
             .enable_all()
             .build()
@@ -127,8 +136,12 @@ impl Control {
         let (begin, begun) = mpsc::channel();
         let board = Board::default();
         let config = config.clone();
+        let reload = Arc::new(Notify::new());
+        let asked = reload.clone();
         handle.spawn(async move {
-            let mut fleet = Fleet::new(config, resolver, board.clone(), options.seed);
+            let reloads = Arc::new(Reloads::default());
+            let files = config.clone();
+            let mut fleet = Fleet::new(config, resolver, tls.clone(), board.clone(), options.seed);
             fleet.first_answers().await;
             let first = Begun {
                 config: fleet.config.clone(),
@@ -139,11 +152,13 @@ impl Control {
             let _ = begin.send(first);
             let Ok(links) = linked.await else { return };
             let Links { publish, counters, live, draining } = links;
-            let _admin = gate.map(|gate| gate.open(board, counters, live, draining));
+            let (say, events) = (options.say.clone(), fleet.events());
+            let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
+            let _admin = gate.map(|gate| gate.open(board, counters, live, draining, reloads));
             fleet.run(publish, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;
-        let control = Self { handle, admin, links: Some(links), stop: Some(stop), thread };
+        let control = Self { handle, admin, reload, links: Some(links), stop: Some(stop), thread };
         let begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
         Ok((control, begun))
     }
@@ -154,6 +169,11 @@ impl Control {
             // A thread that has ended acts on nothing.
             let _ = waiting.send(links);
         }
+    }
+
+    /// Has all certificates read again, soon and in the background.
+    pub fn reload(&self) {
+        self.reload.notify_one();
     }
 
     /// Spawns tasks there.

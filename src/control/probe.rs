@@ -49,7 +49,7 @@ impl Watched {
             body: health.body.expose(),
             headers: &health.headers,
         };
-        let answer = fetch(&self.upstream, &self.addresses(), &question, health.timeout).await;
+        let answer = fetch(self, &question, health.timeout).await;
         match answer {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => Err(format!("status {}", status.as_u16())),

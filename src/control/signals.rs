@@ -1,24 +1,27 @@
-//! Signals: SIGTERM and SIGINT drain, a second one cuts.
+//! Signals: SIGTERM and SIGINT drain, a second one cuts; SIGHUP has certificates read again.
 
 use std::io;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-/// The signals that end the process, caught from now on.
+/// The signals that end the process, and SIGHUP, caught from now on.
 pub struct Ending(Signals);
 
 impl Ending {
     /// Begins to catch; called before the first thread starts, so that none is missed.
     pub fn catch() -> io::Result<Self> {
-        Ok(Self(Signals::new([SIGTERM, SIGINT])?))
+        Ok(Self(Signals::new([SIGTERM, SIGINT, SIGHUP])?))
     }
 
-    /// Waits for the first signal.
-    pub fn wait(&mut self) -> &'static str {
-        match self.0.forever().next() {
-            Some(SIGINT) => "SIGINT",
-            _ => "SIGTERM",
+    /// Waits for the first signal that ends; calls `reload` at each SIGHUP before it.
+    pub fn wait(&mut self, reload: impl Fn()) -> &'static str {
+        loop {
+            match self.0.forever().next() {
+                Some(SIGHUP) => reload(),
+                Some(SIGINT) => return "SIGINT",
+                _ => return "SIGTERM",
+            }
         }
     }
 
@@ -27,7 +30,7 @@ impl Ending {
         let watch = std::thread::Builder::new().name("signals".to_owned());
         // Without this thread a second signal is ignored, and the drain's own limit still holds.
         let _ = watch.spawn(move || {
-            if self.0.forever().next().is_some() {
+            if self.0.forever().any(|signal| signal != SIGHUP) {
                 cut();
             }
         });

@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc};
 use super::fleet::Event;
 use crate::config::{ModelsFrom, Upstream};
 use crate::net::dial::Address;
+use crate::net::tls::TlsClient;
 use crate::policy::health::HealthState;
 use crate::upstream::roster::Identity;
 use crate::upstream::state::UpstreamState;
@@ -19,6 +20,8 @@ use crate::upstream::state::UpstreamState;
 pub struct Watched {
     /// Its entry.
     pub upstream: Upstream,
+    /// What TLS is spoken with it by those who ask: HTTP/1.1 alone; or why none can be.
+    pub tls: Result<Option<Arc<TlsClient>>, String>,
     /// What makes it the same in the next config.
     pub identity: Identity,
     /// What the cores share about it.
@@ -56,6 +59,7 @@ pub struct Checked {
 impl Watched {
     pub(super) fn new(
         upstream: Upstream,
+        tls: Result<Option<Arc<TlsClient>>, String>,
         state: Arc<UpstreamState>,
         addresses: Vec<Address>,
         events: mpsc::Sender<Event>,
@@ -67,6 +71,7 @@ impl Watched {
         Arc::new(Self {
             identity: Identity::of(&upstream),
             upstream,
+            tls,
             state,
             poke: Notify::new(),
             events,
@@ -141,7 +146,7 @@ mod tests {
         // An exchange of the old plan holds the state in which the probes left it.
         state.set_healthy(false);
         let (events, _inbox) = mpsc::channel(1);
-        let watched = Watched::new(upstream, state.clone(), Vec::new(), events);
+        let watched = Watched::new(upstream, Ok(None), state.clone(), Vec::new(), events);
         assert!(watched.healthy() && state.healthy());
         watched.note(Some("refused"));
         watched.note(None);

@@ -3,7 +3,7 @@
 //! Source: RFC 5280 §4.1.2.5 (dates), §4.1.2.6 (subject), §4.2.1.6 (names). What a certificate
 //! says is worth what its signature is: who asks has had it verified, or does not care.
 
-use rustls_pki_types::CertificateDer;
+use rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::der::asn1::{Ia5StringRef, ObjectIdentifier, PrintableStringRef, Utf8StringRef};
 use x509_cert::der::{Any, Decode as _, Tag, Tagged as _};

@@ -43,11 +43,14 @@ pub fn start(config: &Config) -> Result<Started, String> {
 
 /// As `start`, with a control thread that differs from the usual.
 pub fn start_with(config: &Config, differs: control::Options) -> Result<Started, String> {
-    let (mut control, begun) = Control::begin(config, differs)?;
+    let has_tls = config.listeners.iter().any(|listener| listener.tls.is_some());
+    let state_dir = config.process.state_dir.as_deref().filter(|_| has_tls);
+    let (tls, amiss) = Store::open(state_dir);
+    let tls = Arc::new(tls);
+    let (mut control, begun) = Control::begin(config, tls.clone(), differs)?;
     let Begun { config, sites, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
-    let (tls, amiss) = Store::open(config.process.state_dir.as_deref());
     warnings.extend(amiss);
     let budget = open_budget(&config, &control, &mut warnings)?;
     let plan_of = move |config: &Config, sites: &[Site]| {
@@ -308,6 +311,13 @@ impl Server {
     #[must_use]
     pub fn control(&self) -> Option<control::Handle> {
         self.control.as_ref().map(Control::handle)
+    }
+
+    /// Has all certificates read again, soon and in the background.
+    pub fn reload(&self) {
+        if let Some(control) = &self.control {
+            control.reload();
+        }
     }
 
     /// Stops accepting and lets what is in flight end.

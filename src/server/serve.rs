@@ -65,7 +65,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
         }
     };
     announce(&started, err);
-    let signal = ending.wait();
+    let signal = ending.wait(|| started.server.reload());
     let drain = started.config.process.drain;
     say(err, &format!("{signal}: draining, at most {} s; again to cut\n", drain.as_secs()));
     ending.on_next(started.server.cutter());

@@ -28,6 +28,8 @@ pub struct Snapshot<'a> {
     pub upstreams: Vec<UpstreamRow>,
     /// What the process has at the moment.
     pub live: Live,
+    /// Certificates that were replaced while running, and attempts that failed.
+    pub reloads: (u64, u64),
 }
 
 /// What is asked of the cores at a scrape.
@@ -72,6 +74,7 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     times(&mut out, snapshot.counters);
     upstreams(&mut out, &snapshot.upstreams);
     live(&mut out, &snapshot.live);
+    reloads(&mut out, snapshot.reloads);
     out.0
 }
 
@@ -90,6 +93,14 @@ fn live(out: &mut Text, live: &Live) {
     out.sample("tls_handshakes_failed_total", &[], live.handshakes_failed);
     out.family("panics_total", "counter", "Panics caught, each at the cost of a connection.");
     out.sample("panics_total", &[], live.panics);
+}
+
+fn reloads(out: &mut Text, (done, failed): (u64, u64)) {
+    out.family("tls_reloads_total", "counter", "New certificates put in force while running.");
+    out.sample("tls_reloads_total", &[], done);
+    let name = "tls_reload_failures_total";
+    out.family(name, "counter", "New certificates that could not be used.");
+    out.sample(name, &[], failed);
 }
 
 fn exchanges(out: &mut Text, counters: &Counters) {
@@ -240,7 +251,8 @@ mod tests {
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
         let live = Live { queues: vec![("chat".to_owned(), 9)], panics: 2, ..Live::default() };
-        render(&Snapshot { version: "1.2.3", counters: &counters, upstreams, live })
+        let (version, reloads) = ("1.2.3", (6, 8));
+        render(&Snapshot { version, counters: &counters, upstreams, live, reloads })
     }
 
     #[test]
@@ -254,6 +266,8 @@ mod tests {
             "tokenring_upstream_healthy{upstream=\"a\\\"b\\\\c\\nd\"} 0",
             "tokenring_in_flight{upstream=\"gpu0\"} 2",
             "tokenring_queue_length{group=\"chat\"} 9",
+            "tokenring_tls_reloads_total 6",
+            "tokenring_tls_reload_failures_total 8",
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"open\"} 1",

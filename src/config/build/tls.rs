@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use rustls_pki_types::ServerName;
+use rustls::pki_types::ServerName;
 
 use crate::config::build::check::{filled, required, value};
 use crate::config::build::date::format_date;

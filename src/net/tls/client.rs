@@ -3,14 +3,18 @@
 //! Who may vouch for the server: Mozilla's roots, those of the machine (read once), or those of
 //! a file and nobody else. Sessions are kept in memory for all cores together, per server name.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::SingleCertAndKey;
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, version};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    version,
+};
 
 use crate::config::{Alpn, Authorities, UpstreamTls};
 use crate::pki::provider;
@@ -67,6 +71,26 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
     config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
     config.enable_early_data = false;
     Ok(Arc::new(config))
+}
+
+/// Says what went wrong with TLS, for a log line, from the error of a read, write or handshake.
+#[must_use]
+pub fn explain(error: &io::Error) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    inner.map_or_else(|| error.to_string(), why)
+}
+
+/// Says what rustls complains of, for a person.
+#[must_use]
+pub fn why(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the certificate is signed by nobody we trust (tls.ca)".to_owned()
+        }
+        Error::InvalidCertificate(why) => format!("the certificate is refused: {why}"),
+        Error::AlertReceived(alert) => format!("the other side refused: {alert:?}"),
+        other => other.to_string(),
+    }
 }
 
 fn mozilla() -> Arc<RootCertStore> {

@@ -10,7 +10,7 @@ mod stream;
 mod tickets;
 
 pub use crate::pki::{client_name, provider};
-pub use client::{TlsClient, client_config};
+pub use client::{TlsClient, client_config, explain, why};
 pub use server::{ReloadableServer, server_config};
 pub use store::Store;
 pub use stream::TlsStream;
