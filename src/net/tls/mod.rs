@@ -15,3 +15,6 @@ pub use server::{ReloadableServer, server_config};
 pub use store::Store;
 pub use stream::TlsStream;
 pub use tickets::{Keyring, TicketContext, Tickets};
+
+#[cfg(test)]
+mod tests;

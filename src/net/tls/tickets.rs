@@ -311,3 +311,124 @@ fn random(bytes: &mut [u8]) -> bool {
 fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Rng;
+    use proptest::prelude::*;
+    use std::cell::RefCell;
+
+    const HOUR: u64 = 3600;
+
+    fn chance(seed: u64) -> impl Fn(&mut [u8]) -> bool {
+        let rng = RefCell::new(Rng::new(seed));
+        move |bytes| {
+            bytes.iter_mut().for_each(|byte| *byte = rng.borrow_mut().next_u64() as u8);
+            true
+        }
+    }
+
+    fn context(byte: u8) -> TicketContext {
+        TicketContext([byte; 32])
+    }
+
+    fn ring(seed: u64, now_s: u64) -> Keyring {
+        let mut ring = Keyring::default();
+        assert!(ring.rotate(now_s, &chance(seed)));
+        ring
+    }
+
+    #[test]
+    fn a_key_seals_for_half_a_day_and_opens_for_a_day_and_a_half() {
+        let (random, start) = (chance(1), 1_000_000);
+        let mut ring = ring(2, start);
+        let ticket = |ring: &Keyring, now| ring.seal(&context(0), b"s", now, &random).unwrap();
+        let first = ticket(&ring, start);
+        assert!(!ring.rotate(start + 12 * HOUR - 1, &random), "not yet");
+        assert_eq!(ticket(&ring, start)[..ID], first[..ID], "the same key");
+        assert!(ring.rotate(start + 12 * HOUR, &random));
+        assert_ne!(ticket(&ring, start)[..ID], first[..ID], "another key");
+        let open = |ring: &Keyring, now| ring.open(&context(0), &first, now).is_some();
+        assert!(open(&ring, start + 24 * HOUR - 1));
+        assert!(!open(&ring, start + 24 * HOUR), "past its lifetime");
+        ring.rotate(start + 24 * HOUR, &random);
+        assert!(open(&ring, start), "two old keys open");
+        ring.rotate(start + 36 * HOUR, &random);
+        assert!(!open(&ring, start), "three do not");
+        assert_eq!(ring.0.len(), KEYS_MAX);
+    }
+
+    #[test]
+    fn keys_of_another_time_are_let_go() {
+        let mut old = ring(1, 1_000_000);
+        let id = old.0[0].id;
+        assert!(old.rotate(1_000_000 + 40 * HOUR, &chance(2)));
+        assert!(old.0.len() == 1 && old.0[0].id != id, "the process was away for long");
+        assert!(old.rotate(1_000_000, &chance(3)));
+        assert_eq!(old.0.len(), 1, "the clock went back");
+    }
+
+    #[test]
+    fn without_chance_there_is_no_ticket() {
+        let never = |_: &mut [u8]| false;
+        let mut ring = Keyring::default();
+        ring.rotate(0, &never);
+        assert_eq!(ring.seal(&context(0), b"s", 0, &chance(1)), None);
+        ring.rotate(0, &chance(1));
+        assert_eq!(ring.seal(&context(0), b"s", 0, &never), None);
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_none() {
+        let whole = ring(1, 5).to_bytes();
+        assert!(Keyring::from_bytes(&whole).is_some());
+        for bad in [&b""[..], b"{}", &whole[..whole.len() - 1], &[&whole[..], b"x"].concat()] {
+            assert!(Keyring::from_bytes(bad).is_none());
+        }
+        let many = [&whole[..], &whole[MAGIC.len()..].repeat(KEYS_MAX)].concat();
+        assert!(Keyring::from_bytes(&many).is_none(), "KEYS_MAX bounds it");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_sealed_opens_also_from_the_file(
+            session in prop::collection::vec(any::<u8>(), 0..2000), seed in any::<u64>(), now in 0u64..1 << 40,
+        ) {
+            let ring = ring(seed, now);
+            let ticket = ring.seal(&context(7), &session, now, &chance(seed ^ 1)).unwrap();
+            prop_assert_eq!(ring.open(&context(7), &ticket, now), Some(session.clone()));
+            prop_assert_eq!(ring.open(&context(8), &ticket, now), None);
+            let again = Keyring::from_bytes(&ring.to_bytes()).unwrap();
+            prop_assert_eq!(again.open(&context(7), &ticket, now), Some(session.clone()));
+            // Beside the session nothing of it shows.
+            let hidden = session.len() < 8 || !ticket.windows(session.len()).any(|w| w == session);
+            prop_assert!(hidden);
+        }
+
+        #[test]
+        fn a_flipped_bit_or_a_cut_does_not_open(
+            session in prop::collection::vec(any::<u8>(), 0..200), at in any::<prop::sample::Index>(), bit in 0u8..8,
+        ) {
+            let ring = ring(1, 0);
+            let ticket = ring.seal(&context(0), &session, 0, &chance(2)).unwrap();
+            let at = at.index(ticket.len());
+            prop_assert_eq!(ring.open(&context(0), &ticket[..at], 0), None);
+            let mut flipped = ticket;
+            flipped[at] ^= 1 << bit;
+            prop_assert_eq!(ring.open(&context(0), &flipped, 0), None);
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), now in any::<u64>()) {
+            let ring = ring(1, now);
+            prop_assert_eq!(ring.open(&context(0), &bytes, now), None);
+            let ours = [&ring.0[0].id[..], &bytes].concat();
+            prop_assert_eq!(ring.open(&context(0), &ours, now), None);
+            let _ = Keyring::from_bytes(&bytes);
+            if let Some(mut ring) = Keyring::from_bytes(&[MAGIC, &bytes].concat()) {
+                ring.rotate(now, &chance(1));
+            }
+        }
+    }
+}

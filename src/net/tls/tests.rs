@@ -1,0 +1,352 @@
+//! Handshakes in memory: what server and client settings mean once they meet.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
+use rustls::{Error, version};
+
+use super::*;
+use crate::config::*;
+use crate::pki::testing::Authority;
+use crate::pki::{Pair, Roots, facts};
+
+fn pair(texts: (String, String)) -> CertPair {
+    let loaded = Pair::from_pem(&texts.0, &texts.1).unwrap();
+    CertPair { cert: "c.pem".into(), key: "k.pem".into(), loaded }
+}
+
+fn trust(authority: &Authority) -> TrustFile {
+    TrustFile { path: "ca.pem".into(), roots: Roots::from_pem(&authority.cert).unwrap() }
+}
+
+/// A listener for these names, one certificate each.
+fn listener(authority: &Authority, names: &[&[&str]]) -> ListenerTls {
+    let pairs = names.iter().map(|names| pair(authority.sign(names[0], names))).collect();
+    ListenerTls {
+        pairs,
+        alpn: vec![Alpn::H2, Alpn::Http11],
+        client_ca: None,
+        client_auth: ClientAuth::Require,
+        min_version: TlsVersion::V12,
+    }
+}
+
+fn trusting(authority: &Authority) -> UpstreamTls {
+    UpstreamTls { ca: Authorities::File(trust(authority)), ..UpstreamTls::default() }
+}
+
+type Ends = (ClientConnection, ServerConnection);
+
+/// Shakes hands; what went wrong is what the first to notice says.
+fn shake(
+    client: &Arc<ClientConfig>,
+    server: &Arc<ServerConfig>,
+    name: &str,
+) -> Result<Ends, Error> {
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let mut client = ClientConnection::new(client.clone(), name)?;
+    let mut server = ServerConnection::new(server.clone())?;
+    // Once more at the end, for the tickets of TLS 1.3.
+    for _ in 0..6 {
+        let mut wire = Vec::new();
+        client.write_tls(&mut wire).unwrap();
+        while !wire.is_empty() {
+            let read = server.read_tls(&mut &wire[..]).unwrap();
+            wire.drain(..read);
+            server.process_new_packets()?;
+        }
+        server.write_tls(&mut wire).unwrap();
+        while !wire.is_empty() {
+            let read = client.read_tls(&mut &wire[..]).unwrap();
+            wire.drain(..read);
+            client.process_new_packets()?;
+        }
+    }
+    assert!(!client.is_handshaking() && !server.is_handshaking());
+    Ok((client, server))
+}
+
+fn serve(store: &Store, tls: &ListenerTls) -> Arc<ServerConfig> {
+    store.server("l", tls).unwrap().config()
+}
+
+fn first_name(ends: &Ends) -> String {
+    let own = ends.0.peer_certificates().unwrap().first().unwrap();
+    facts(own).unwrap().common_name.unwrap()
+}
+
+fn resumes(first: &Ends, second: &Ends) -> bool {
+    assert_eq!(first.1.handshake_kind(), Some(HandshakeKind::Full));
+    second.1.handshake_kind() == Some(HandshakeKind::Resumed)
+}
+
+/// A client of one version with sessions of its own.
+fn client_of(tls: &UpstreamTls, old: bool) -> Arc<ClientConfig> {
+    let mut config = ClientConfig::clone(&client_config(tls, false).unwrap());
+    config.resumption = Resumption::in_memory_sessions(8);
+    if old {
+        let built = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&version::TLS12])
+            .unwrap();
+        let Authorities::File(file) = &tls.ca else { panic!() };
+        let roots = file.roots.store().clone();
+        config = built.with_root_certificates(roots).with_no_client_auth();
+    }
+    Arc::new(config)
+}
+
+#[test]
+fn the_name_asked_for_chooses_the_certificate() {
+    let authority = Authority::new("ca");
+    let tls = listener(&authority, &[&["a.test"], &["*.b.test", "c.test"], &["x.b.test"]]);
+    let server = serve(&Store::default(), &tls);
+    // Not verified here: the default does not have the names of strangers.
+    let client = client_config(&UpstreamTls { verify: false, ..trusting(&authority) }, false);
+    let client = client.unwrap();
+    for (name, expected) in [
+        ("a.test", "a.test"),
+        ("A.TEST", "a.test"),
+        ("c.test", "*.b.test"),
+        ("any.b.test", "*.b.test"),
+        ("ANY.B.test", "*.b.test"),
+        ("x.b.test", "x.b.test"),
+        ("two.any.b.test", "a.test"),
+        ("b.test", "a.test"),
+        ("stranger", "a.test"),
+        // An address is no SNI (RFC 6066 §3).
+        ("10.0.0.1", "a.test"),
+    ] {
+        assert_eq!(first_name(&shake(&client, &server, name).unwrap()), expected, "{name}");
+    }
+}
+
+#[test]
+fn alpn_and_versions_are_as_configured() {
+    let authority = Authority::new("ca");
+    let tls = listener(&authority, &[&["a.test"]]);
+    let store = Store::default();
+    let agreed = |tls: &ListenerTls, http2| {
+        let client = client_config(&trusting(&authority), http2).unwrap();
+        let ends = shake(&client, &serve(&store, tls), "a.test").ok()?;
+        ends.0.alpn_protocol().map(|name| String::from_utf8_lossy(name).into_owned())
+    };
+    assert_eq!(agreed(&tls, true).as_deref(), Some("h2"));
+    assert_eq!(agreed(&tls, false).as_deref(), Some("http/1.1"));
+    let only_h1 = ListenerTls { alpn: vec![Alpn::Http11], ..tls.clone() };
+    assert_eq!(agreed(&only_h1, true).as_deref(), Some("http/1.1"));
+    let only_h2 = ListenerTls { alpn: vec![Alpn::H2], ..tls.clone() };
+    assert_eq!(agreed(&only_h2, false), None, "nothing in common");
+    let old = client_of(&trusting(&authority), true);
+    let ends = shake(&old, &serve(&store, &tls), "a.test").unwrap();
+    assert_eq!(ends.1.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_2));
+    let from_13 = ListenerTls { min_version: TlsVersion::V13, ..tls };
+    assert!(shake(&old, &serve(&store, &from_13), "a.test").is_err());
+}
+
+#[test]
+fn clients_show_who_they_are() {
+    let (authority, other) = (Authority::new("ca"), Authority::new("other"));
+    let open = listener(&authority, &[&["a.test"]]);
+    let require = ListenerTls { client_ca: Some(trust(&authority)), ..open.clone() };
+    let request = ListenerTls { client_auth: ClientAuth::Request, ..require.clone() };
+    let nobody = trusting(&authority);
+    let with = |authority: &Authority| UpstreamTls {
+        client: Some(pair(authority.sign("app", &["client"]))),
+        ..nobody.clone()
+    };
+    let (known, stranger) = (with(&authority), with(&other));
+    for (tls, client, expected) in [
+        (&open, &known, Ok(None)),
+        (&require, &known, Ok(Some("app"))),
+        (&require, &nobody, Err(())),
+        (&require, &stranger, Err(())),
+        (&request, &known, Ok(Some("app"))),
+        (&request, &nobody, Ok(None)),
+        (&request, &stranger, Err(())),
+    ] {
+        let server = serve(&Store::default(), tls);
+        let ends = shake(&client_config(client, false).unwrap(), &server, "a.test");
+        let name = ends.map_err(|_| ()).map(|(_, server)| {
+            server.peer_certificates().and_then(|chain| client_name(chain.first()?))
+        });
+        assert_eq!(name, expected.map(|name| name.map(str::to_owned)), "{:?}", tls.client_auth);
+    }
+}
+
+#[test]
+fn a_server_is_verified() {
+    let authority = Authority::new("ca");
+    let good = listener(&authority, &[&["a.test"]]);
+    let late = authority.sign_until("late", &["a.test"], 2021);
+    let expired = ListenerTls { pairs: vec![pair(late)], ..good.clone() };
+    let trusted = trusting(&authority);
+    let strangers = trusting(&Authority::new("other"));
+    let said = |tls: &ListenerTls, client: &UpstreamTls, name: &str| {
+        let server = serve(&Store::default(), tls);
+        shake(&client_config(client, false).unwrap(), &server, name).err().map(|error| why(&error))
+    };
+    assert_eq!(said(&good, &trusted, "a.test"), None);
+    for (tls, client, name, part) in [
+        (&good, &strangers, "a.test", "signed by nobody we trust"),
+        (&good, &UpstreamTls::default(), "a.test", "signed by nobody we trust"),
+        (&good, &trusted, "b.test", "not valid for name \"b.test\""),
+        (&expired, &trusted, "a.test", "expired"),
+    ] {
+        let said_why = said(tls, client, name).unwrap_or_default();
+        assert!(said_why.contains(part), "{part}: {said_why}");
+        let unverified = UpstreamTls { verify: false, ..client.clone() };
+        assert_eq!(said(tls, &unverified, name), None);
+    }
+}
+
+#[test]
+fn sessions_resume_over_listeners_of_a_process_and_over_a_restart() {
+    let authority = Authority::new("ca");
+    let tls = listener(&authority, &[&["a.test"]]);
+    let folder = Folder::new("resume");
+    for old in [false, true] {
+        let client = client_of(&trusting(&authority), old);
+        let (first, told) = Store::open(Some(&folder.0));
+        assert_eq!(told, None);
+        let ends = shake(&client, &serve(&first, &tls), "a.test").unwrap();
+        let again = shake(&client, &serve(&first, &tls), "a.test").unwrap();
+        assert!(resumes(&ends, &again));
+        drop(first);
+        let (second, _) = Store::open(Some(&folder.0));
+        assert!(resumes(&ends, &shake(&client, &serve(&second, &tls), "a.test").unwrap()));
+        let elsewhere = shake(&client, &serve(&Store::default(), &tls), "a.test").unwrap();
+        assert!(!resumes(&ends, &elsewhere), "other keys");
+    }
+}
+
+#[test]
+fn a_session_does_not_open_where_more_is_demanded() {
+    let authority = Authority::new("ca");
+    let open = listener(&authority, &[&["a.test"]]);
+    let request = ListenerTls {
+        client_ca: Some(trust(&authority)),
+        client_auth: ClientAuth::Request,
+        ..open.clone()
+    };
+    let require = ListenerTls { client_auth: ClientAuth::Require, ..request.clone() };
+    for old in [false, true] {
+        for tls in [&open, &request] {
+            let store = Store::default();
+            let client = client_of(&trusting(&authority), old);
+            let server = |name, tls: &ListenerTls| store.server(name, tls).unwrap().config();
+            let first = shake(&client, &server("less", tls), "a.test").unwrap();
+            assert!(shake(&client, &server("more", &require), "a.test").is_err(), "{old}");
+            // A failed handshake costs the client its sessions; with a fresh one it goes on.
+            let next = shake(&client, &server("less", tls), "a.test").unwrap();
+            assert_eq!(first.1.alpn_protocol(), next.1.alpn_protocol());
+        }
+    }
+    let store = Store::default();
+    let tls =
+        UpstreamTls { client: Some(pair(authority.sign("app", &["c"]))), ..trusting(&authority) };
+    let client = client_of(&tls, false);
+    let server = serve(&store, &require);
+    let first = shake(&client, &server, "a.test").unwrap();
+    let second = shake(&client, &server, "a.test").unwrap();
+    assert!(resumes(&first, &second));
+    let name = second.1.peer_certificates().and_then(|chain| client_name(chain.first()?));
+    assert_eq!(name.as_deref(), Some("app"), "who resumes is still known");
+}
+
+#[test]
+fn a_reload_replaces_the_certificate_and_drops_nobody() {
+    let authority = Authority::new("ca");
+    let store = Store::default();
+    let before = listener(&authority, &[&["a.test"]]);
+    let after = listener(&authority, &[&["b.test", "a.test"]]);
+    let holder = store.server("l", &before).unwrap();
+    let client = client_of(&trusting(&authority), false);
+    let mut ends = shake(&client, &holder.config(), "a.test").unwrap();
+    assert!(Arc::ptr_eq(&holder, &store.server("l", &before.clone()).unwrap()), "nothing new");
+    let config = holder.config();
+    assert!(Arc::ptr_eq(&holder, &store.server("l", &after).unwrap()), "the same holder");
+    assert!(!Arc::ptr_eq(&config, &holder.config()));
+    let fresh = client_of(&trusting(&authority), false);
+    let renewed = shake(&fresh, &holder.config(), "a.test").unwrap();
+    assert_eq!((first_name(&ends), first_name(&renewed)), ("a.test".into(), "b.test".into()));
+    use std::io::{Read as _, Write as _};
+    ends.0.writer().write_all(b"still here").unwrap();
+    let mut wire = Vec::new();
+    ends.0.write_tls(&mut wire).unwrap();
+    ends.1.read_tls(&mut &wire[..]).unwrap();
+    ends.1.process_new_packets().unwrap();
+    let mut got = [0; 10];
+    ends.1.reader().read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"still here");
+}
+
+fn upstream(lines: &str) -> Upstream {
+    let text = format!(
+        "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+         [[upstream]]\nname = \"u\"\n{lines}\n"
+    );
+    let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+    config.upstreams[0].clone()
+}
+
+#[test]
+fn the_same_settings_give_the_same_client() {
+    let store = Store::default();
+    let made = |lines: &str, http2| store.client(&upstream(lines), http2).unwrap();
+    assert_eq!(made("url = \"http://a\"", false), None);
+    let first = made("url = \"https://a\"", false).unwrap();
+    assert_eq!(made("url = \"https://a:1/base\"", false).as_deref(), Some(&*first));
+    let other = made("url = \"https://b\"", false).unwrap();
+    assert!(Arc::ptr_eq(&first.config, &other.config), "sessions are kept by name");
+    assert_ne!(first, other);
+    let named = made("url = \"https://b\"\ntls = { server_name = \"a\" }", false).unwrap();
+    assert_eq!(first, named);
+    let unverified = made("url = \"https://a\"\ntls = { verify = false }", false).unwrap();
+    let http2 = made("url = \"https://a\"", true).unwrap();
+    assert!(first != unverified && first != http2 && unverified != http2);
+    let by_address = made("url = \"https://[::1]\"", false).unwrap();
+    assert_eq!(by_address.name, ServerName::try_from("::1").unwrap());
+}
+
+#[test]
+fn ticket_keys_are_kept_in_a_file_that_nobody_else_reads() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = Folder::new("keys");
+    let file = folder.0.join("made/tls-tickets");
+    let open = || Tickets::open(file.parent());
+    assert_eq!(open().1, None);
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let keys = std::fs::read(&file).unwrap();
+    assert_eq!(open().1, None);
+    assert_eq!(std::fs::read(&file).unwrap(), keys, "a young key is used on");
+    std::fs::write(&file, "garbage").unwrap();
+    assert!(open().1.unwrap().contains("holds no ticket keys"));
+    assert!(Keyring::from_bytes(&std::fs::read(&file).unwrap()).is_some(), "mended");
+    let (_, told) = Tickets::open(Some(&file));
+    assert!(told.unwrap().contains("TLS sessions end with the process"), "a file is no folder");
+    let others = std::fs::read_dir(file.parent().unwrap()).unwrap().count();
+    assert_eq!(others, 1, "nothing half written is left");
+}
+
+/// A folder that goes with the test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path =
+            std::env::temp_dir().join(format!("tokenring-tls-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all::<&Path>(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
