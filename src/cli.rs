@@ -102,12 +102,19 @@ pub fn load(path: &Path) -> Result<Loaded, LoadFault> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|why| LoadFault::Unreadable(format!("{shown}: {why}\n")))?;
+    load_text(&shown, &text).map_err(|report| LoadFault::Refused(Box::new(report)))
+}
+
+/// Checks the text of a config, with this process's environment and files.
+///
+/// Shape: `shown` is its name in complaints.
+pub fn load_text(shown: &str, text: &str) -> Result<Loaded, Report> {
     let outside = Outside {
         env: &|name| std::env::var(name).ok(),
         read: &|path| std::fs::read_to_string(path).map_err(|why| why.to_string()),
         now_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     };
-    config::load(&shown, &text, &outside).map_err(|report| LoadFault::Refused(Box::new(report)))
+    config::load(shown, text, &outside)
 }
 
 /// Why there is no config.

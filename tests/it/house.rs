@@ -9,7 +9,7 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::config::Config;
+use tokenring::cli;
 use tokenring::control;
 use tokenring::net::dial::Address;
 use tokenring::server::{self, Server};
@@ -117,8 +117,8 @@ impl Proxy {
 
     /// Starts what `text` describes, with a control thread that differs from the usual.
     pub(crate) fn start_with(text: &str, differs: control::Options) -> Proxy {
-        let config = Config::from_toml_str(text, &|_| None)
-            .unwrap_or_else(|report| panic!("{report}\n{text}"));
+        let loaded = cli::load_text("config.toml", text);
+        let config = loaded.unwrap_or_else(|report| panic!("{report}\n{text}")).config;
         let started = server::start_with(&config, differs);
         Proxy::of(started.unwrap_or_else(|why| panic!("{why}\n{text}")).server)
     }

@@ -14,6 +14,7 @@ mod abort;
 mod abuse;
 mod auth;
 mod bodies;
+mod certs;
 mod connections;
 mod cuts;
 mod discovery;
