@@ -4,6 +4,7 @@
 //! it, and the pipe is read no further than the stream's window allows one buffer to go. A body
 //! that ends before its framing does is a fault on either side, never an end.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::task::{Poll, ready};
 
@@ -29,11 +30,13 @@ pub enum Broken {
 
 /// Relays a body from a stream into a pipe, framed as its head announced.
 ///
+/// Shape: `taken` counts the body bytes that the pipe has taken.
 /// Errors: which side broke; the pipe is left as it is.
 pub async fn into_pipe(
     body: &mut RecvStream,
     framing: BodyFraming,
     pipe: &End,
+    taken: &Cell<u64>,
 ) -> Result<(), Broken> {
     let mut size = Vec::new();
     while let Some(data) = poll_fn(|cx| body.poll_data(cx)).await {
@@ -50,6 +53,7 @@ pub async fn into_pipe(
                 send(pipe, b"\r\n").await?;
             }
         }
+        taken.set(taken.get() + data.len() as u64);
         // Fails when the stream is gone, which shows in the next receive.
         let _ = body.flow_control().release_capacity(data.len());
     }
@@ -64,7 +68,10 @@ pub async fn into_pipe(
     Ok(())
 }
 
-async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
+/// Sends all bytes into a pipe.
+///
+/// Errors: nobody reads them.
+pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
     while !bytes.is_empty() {
         let sent = poll_fn(|cx| pipe.poll_send(cx, bytes)).await.map_err(|_| Broken::Pipe)?;
         bytes = &bytes[sent..];

@@ -9,6 +9,7 @@
 //! ends the pipe, which to the exchange is a client that has left; an exchange that cannot end
 //! its answer ends the pipe before the framing is complete, which resets the stream.
 
+use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -120,7 +121,7 @@ fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
 async fn feed(body: &mut RecvStream, framing: BodyFraming, pipe: &End) -> Result<(), Broken> {
     match framing {
         BodyFraming::None => Ok(()),
-        _ => h2body::into_pipe(body, framing, pipe).await,
+        _ => h2body::into_pipe(body, framing, pipe, &Cell::default()).await,
     }
 }
 

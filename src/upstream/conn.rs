@@ -5,9 +5,11 @@
 //! unexpected byte while nobody is served, which is how a stale connection is told from a good
 //! one before it is used.
 
+use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -35,6 +37,9 @@ pub struct UpConn {
     /// Where it is kept while it idles.
     pub pool: PoolId,
     armed: Option<Frame<'static, Received>>,
+    /// Of an exchange on an HTTP/2 link: whether the end of its stream without an answer says
+    /// nothing of the server.
+    excuse: Option<Rc<Cell<bool>>>,
     /// Requests answered on it.
     pub served: u32,
     /// What the upstream promised.
@@ -48,7 +53,20 @@ impl UpConn {
     #[must_use]
     pub fn new(socket: Stream, pool: PoolId) -> Self {
         let lifetime = Lifetime::default();
-        Self { socket, pool, armed: None, served: 0, lifetime, idle_since: None }
+        let (armed, excuse, idle_since) = (None, None, None);
+        Self { socket, pool, armed, excuse, served: 0, lifetime, idle_since }
+    }
+
+    /// The exchange's end of a pipe to a stream of HTTP/2: for one request.
+    #[must_use]
+    pub fn bridged(pipe: Stream, pool: PoolId, excuse: Rc<Cell<bool>>) -> Self {
+        Self { excuse: Some(excuse), ..Self::new(pipe, pool) }
+    }
+
+    /// Whether it is for one request only, which something else than a pool then looks after.
+    #[must_use]
+    pub fn is_bridged(&self) -> bool {
+        self.excuse.is_some()
     }
 
     /// The socket, for sends and for the ticker.
@@ -58,10 +76,10 @@ impl UpConn {
     }
 
     /// Tells whether it has served a request before: then its death without a byte says nothing
-    /// about the upstream.
+    /// about the upstream. Of a stream of HTTP/2 the answer may change with its end.
     #[must_use]
     pub fn reused(&self) -> bool {
-        self.served > 0
+        self.served > 0 || self.excuse.as_ref().is_some_and(|excuse| excuse.get())
     }
 
     /// Tells whether a receive is in flight.

@@ -1,0 +1,33 @@
+//! A panic in one future costs that future alone: the runtime would not catch it.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::task::Poll;
+
+/// Runs a future to its end or to its panic, which is `None`.
+pub async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(move |cx| {
+        // What the future held is dropped after a panic, not looked at again.
+        match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),
+            Err(_) => Poll::Ready(None),
+        }
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::race::poll_idle;
+
+    #[test]
+    fn a_panic_is_an_end() {
+        assert_eq!(poll_idle(pin!(caught(async { 7 }))), Poll::Ready(Some(7)));
+        let panics = caught(async { std::panic::resume_unwind(Box::new(())) });
+        assert_eq!(poll_idle(pin!(panics)), Poll::Ready(None::<()>));
+    }
+}

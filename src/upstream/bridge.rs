@@ -1,0 +1,273 @@
+//! One exchange on an HTTP/2 link: what it says in HTTP/1.1 through a pipe becomes a stream.
+//!
+//! ```text
+//! exchange → pipe → request head, body, trailers → stream
+//! exchange ← pipe ← answer head, body, trailers  ← stream
+//! ```
+//! Both directions run at once. An exchange that closes its end of the pipe before the answer is
+//! whole has given up: the stream is reset (CANCEL) in the same turn. A stream or link that ends
+//! before the answer is whole ends the pipe before the framing does, so that the exchange sees a
+//! cut and never a clean end.
+//!
+//! Each window is opened again only for what the pipe has taken: a client that does not read
+//! holds one stream window and one pipe. Allocates per request what the `h2` crate needs for heads.
+
+use std::cell::Cell;
+use std::future::{Future as _, poll_fn};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use h2::client::ResponseFuture;
+use h2::{Reason, RecvStream};
+use http::Response;
+
+use super::conn::UpConn;
+use super::links::{HEAD_BYTES_MAX, Links, Seat};
+use super::roster::PoolId;
+use crate::base::buf::SMALL_BYTES;
+use crate::http::head::RequestHead;
+use crate::http::method::Method;
+use crate::http1::body::BodyReader;
+use crate::http1::framing::request_framing;
+use crate::http1::parse::{HeadLimits, Parse, parse_request};
+use crate::http2::{BodyFraming, Ends, outgoing};
+use crate::net::buffers;
+use crate::net::frame::Frame;
+use crate::net::h2body::{self, Broken};
+use crate::net::pipe::{self, End};
+use crate::net::race::{First, race};
+use crate::net::rt;
+use crate::net::stream::Stream;
+use crate::net::sys::Shut;
+
+/// What the pipe holds in each direction.
+const PIPE_BYTES: usize = 64 * 1024;
+/// Bounds of the head that the exchange writes: larger than any it lets through.
+const REQUEST_HEAD: HeadLimits =
+    HeadLimits { head_bytes_max: 1 << 20, fields_max: 1024, target_bytes_max: 512 * 1024 };
+/// Bounds of the answer's head, as in HTTP/1.1.
+const ANSWER_HEAD: HeadLimits =
+    HeadLimits { head_bytes_max: HEAD_BYTES_MAX, fields_max: 256, target_bytes_max: 0 };
+/// For the end of a stream whose bytes have all come: a reset would look like an abort.
+const LAST_FRAME: Duration = Duration::from_secs(1);
+/// What the exchange reads as bad HTTP: a translation of the answer would be a lie.
+const NO_ANSWER: &[u8] = b"HTTP/2 malformed\r\n\r\n";
+/// The answer to a request that HTTP/2 has no words for: the client's doing, not the server's.
+const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n\
+    content-length: 105\r\n\r\n{\"error\":{\"message\":\"The request cannot be sent over HTTP/2.\",\
+    \"type\":\"invalid_request_error\",\"code\":400}}";
+
+/// Whether the end of a stream without an answer says nothing of its server.
+type Excuse = Rc<Cell<bool>>;
+
+/// Seats an exchange: what it writes to the connection goes out as a stream.
+#[must_use]
+pub fn open(links: &Rc<Links>, seat: Seat, pool: PoolId) -> UpConn {
+    let (ours, theirs) = pipe::pair(PIPE_BYTES);
+    // As with a pooled connection: it may have been closed while the request was on its way.
+    let excuse = Rc::new(Cell::new(!seat.is_fresh()));
+    let conn = UpConn::bridged(Stream::Pipe(theirs), pool, excuse.clone());
+    links.spawn(async move { run(&ours, &seat, &excuse).await });
+    conn
+}
+
+/// Relays one exchange.
+async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
+    let mut head = RequestHead::new();
+    let mut buffer = buffers::take(SMALL_BYTES);
+    if !read_head(pipe, &mut head, &mut buffer).await {
+        return buffers::give_back(buffer);
+    }
+    let request = outgoing::read_request(&head, &buffer, seat.scheme());
+    let framing = request_framing(&head, &buffer);
+    let (Ok(request), Ok(framing)) = (request, framing) else {
+        let _ = pipe.send_now(NO_REQUEST);
+        return buffers::give_back(buffer);
+    };
+    buffer.drain(..head.len as usize);
+    let reader = BodyReader::new(framing);
+    let mut requests = seat.requests();
+    let unread = poll_fn(|cx| pipe.poll_unread(cx));
+    let ready = poll_fn(|cx| requests.poll_ready(cx));
+    if !matches!(first(ready, unread).await, Some(Ok(()))) {
+        // It has not been sent.
+        excuse.set(true);
+        return buffers::give_back(buffer);
+    }
+    let Ok((response, mut stream)) = requests.send_request(request, reader.is_done()) else {
+        excuse.set(true);
+        return buffers::give_back(buffer);
+    };
+    let told = Told::default();
+    let answer = pin!(answer(pipe, response, head.method, &told, excuse));
+    if reader.is_done() {
+        buffers::give_back(buffer);
+        drop(stream);
+        both_ways(pipe, pin!(async { Ok(()) }), answer, &told).await;
+    } else {
+        let upload = pin!(h2body::into_stream(pipe, buffer, reader, &mut stream));
+        both_ways(pipe, upload, answer, &told).await;
+    }
+}
+
+/// Awaits the left future, unless the right one ends first. Both are dropped.
+async fn first<T>(left: impl Future<Output = T>, right: impl Future<Output = ()>) -> Option<T> {
+    match race(pin!(left), pin!(right)).await {
+        First::Left(value) => Some(value),
+        First::Right(()) => None,
+    }
+}
+
+/// Receives the head that the exchange has written; false when it does not come to that.
+async fn read_head(pipe: &End, head: &mut RequestHead, buffer: &mut Vec<u8>) -> bool {
+    let mut searched = 0;
+    loop {
+        match parse_request(buffer, &mut searched, &REQUEST_HEAD, head) {
+            Ok(Parse::Done) => return true,
+            Err(_) => return false,
+            Ok(Parse::More) => {}
+        }
+        if buffer.len() == buffer.capacity() {
+            buffer.reserve(buffer.len());
+        }
+        if poll_fn(|cx| pipe.poll_recv(cx, buffer)).await == 0 {
+            return false;
+        }
+    }
+}
+
+/// How much of an answer the exchange has.
+#[derive(Default)]
+struct Told {
+    /// How the body is delimited, once the head has been written.
+    framing: Cell<Option<BodyFraming>>,
+    body_bytes: Cell<u64>,
+}
+
+impl Told {
+    /// Whether the exchange has the whole answer, though the stream may still be open.
+    fn is_whole(&self) -> bool {
+        match self.framing.get() {
+            Some(BodyFraming::None) => true,
+            Some(BodyFraming::Length(bytes)) => self.body_bytes.get() >= bytes,
+            Some(BodyFraming::Chunked) | None => false,
+        }
+    }
+}
+
+/// Runs request and answer at once, until the answer is over or the exchange gives up.
+///
+/// What is left of the stream is reset when it is dropped.
+async fn both_ways(
+    pipe: &End,
+    mut upload: Pin<&mut impl Future<Output = Result<(), Broken>>>,
+    mut answer: Pin<&mut impl Future<Output = Result<(), Broken>>>,
+    told: &Told,
+) {
+    let (mut sent, mut answered) = (false, false);
+    let mut last_frame = None;
+    poll_fn(|cx| {
+        if !sent && let Poll::Ready(end) = upload.as_mut().poll(cx) {
+            sent = true;
+            match end {
+                Ok(()) => {}
+                // The answer tells why the server reads no more, if there is one.
+                Err(Broken::Stream) => pipe.shutdown(Shut::Read),
+                Err(Broken::Pipe) => return Poll::Ready(()),
+            }
+        }
+        if !answered && let Poll::Ready(end) = answer.as_mut().poll(cx) {
+            answered = true;
+            if end.is_err() {
+                return Poll::Ready(());
+            }
+        }
+        if sent && answered {
+            return Poll::Ready(());
+        }
+        ready!(pipe.poll_unread(cx));
+        if !sent || !told.is_whole() {
+            return Poll::Ready(());
+        }
+        let last_frame = last_frame.get_or_insert_with(|| Frame::new(rt::sleep(LAST_FRAME)));
+        Pin::new(last_frame).poll(cx)
+    })
+    .await;
+}
+
+/// Writes the answer into the pipe.
+///
+/// Errors: it did not come to its end, or nobody reads it.
+async fn answer(
+    pipe: &End,
+    response: ResponseFuture,
+    method: Method,
+    told: &Told,
+    excuse: &Excuse,
+) -> Result<(), Broken> {
+    let mut out = buffers::take(SMALL_BYTES);
+    let begun = begin(pipe, response, method, told, excuse, &mut out).await;
+    buffers::give_back(out);
+    let (mut body, framing) = begun?;
+    h2body::into_pipe(&mut body, framing, pipe, &told.body_bytes).await
+}
+
+/// Writes the head, and those of interim answers before it.
+async fn begin(
+    pipe: &End,
+    mut response: ResponseFuture,
+    method: Method,
+    told: &Told,
+    excuse: &Excuse,
+    out: &mut Vec<u8>,
+) -> Result<(RecvStream, BodyFraming), Broken> {
+    loop {
+        let came = next_head(&mut response).await.map_err(|error| {
+            note_unprocessed(&error, excuse);
+            Broken::Stream
+        })?;
+        out.clear();
+        let (parts, body) = came.into_parts();
+        let ends = Ends::of(body.as_ref().is_some_and(RecvStream::is_end_stream));
+        let (status, fields) = (parts.status, &parts.headers);
+        let written =
+            outgoing::write_response_head(out, status, fields, method, ends, &ANSWER_HEAD);
+        let Ok(framing) = written else {
+            let _ = pipe.send_now(NO_ANSWER);
+            return Err(Broken::Stream);
+        };
+        h2body::send(pipe, out).await?;
+        if let Some(body) = body {
+            told.framing.set(Some(framing));
+            return Ok((body, framing));
+        }
+    }
+}
+
+/// Waits for the next head; an interim one has no body.
+async fn next_head(
+    response: &mut ResponseFuture,
+) -> Result<Response<Option<RecvStream>>, h2::Error> {
+    poll_fn(|cx| {
+        // In this order: the future of the response throws interim ones away.
+        if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+            return Poll::Ready(interim.map(|head| head.map(|()| None)));
+        }
+        let last = ready!(Pin::new(&mut *response).poll(cx));
+        Poll::Ready(last.map(|head| head.map(Some)))
+    })
+    .await
+}
+
+/// A request that the server has not looked at is sent again, whatever link it was on; one that
+/// it has thrown out by itself is not (RFC 9113 §8.7).
+fn note_unprocessed(error: &h2::Error, excuse: &Excuse) {
+    if !error.is_remote() {
+        return;
+    }
+    // Of a GOAWAY only the streams above its last one are told.
+    let untouched = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
+    excuse.set(untouched);
+}

@@ -1,0 +1,314 @@
+//! The HTTP/2 connections of one core, by address of an upstream.
+//!
+//! A link carries many exchanges at once, so it is not taken and put back as a pooled connection
+//! is: an exchange gets a seat on it. New ones go to the first link with room, so that what a burst
+//! has opened beyond need idles and ends. While one exchange dials, the others that came for the
+//! same address wait for what it finds: fifty exchanges do not make fifty connections.
+//!
+//! A task of its own runs each connection. It ends when the last seat and the list have let go of
+//! the link: GOAWAY and close are then the `h2` crate's. A link that its server has told to go
+//! leaves the list at once, and the exchanges on it end in peace.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use h2::client::{Builder, SendRequest};
+use http::uri::Scheme;
+
+use super::roster::PoolId;
+use crate::net::caught::caught;
+use crate::net::frame::Frame;
+use crate::net::h2io::{Chunk, H2Io};
+use crate::net::rt;
+use crate::net::stream::Stream;
+use crate::net::ticker::Timer;
+
+/// Exchanges on one link at once; the server may want fewer.
+pub const SEATS_MAX: usize = 128;
+/// Links per address and core. Beyond them exchanges wait for the server to let them begin.
+pub const LINKS_MAX: usize = 64;
+/// What a stream may receive before its exchange has taken it.
+const STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same for all streams of a link: as much as they may hold together, or a few clients that
+/// do not read would stop all others.
+const LINK_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * SEATS_MAX as u32;
+/// What a stream may have waiting to be sent.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// Largest head that a server may send: as wide as in HTTP/1.1.
+pub(super) const HEAD_BYTES_MAX: usize = 256 << 10;
+/// Streams that we have cancelled and whose last frames are still on their way.
+const CANCELLED_MAX: usize = 1024;
+/// For a server that does not read.
+const WRITE_IDLE: Duration = Duration::from_secs(30);
+
+/// The links of one core.
+#[derive(Default)]
+pub struct Links {
+    lines: RefCell<BTreeMap<PoolId, Line>>,
+    panics: Cell<u64>,
+}
+
+/// What is known of one address.
+#[derive(Default)]
+struct Line {
+    live: Vec<Rc<Link>>,
+    opening: Option<Rc<Opening>>,
+}
+
+/// One connection.
+pub struct Link {
+    requests: SendRequest<Chunk>,
+    scheme: Scheme,
+    seated: Cell<usize>,
+    served: Cell<u64>,
+    idle_since: Cell<Instant>,
+}
+
+/// One exchange's place on a link.
+pub struct Seat {
+    link: Rc<Link>,
+    fresh: bool,
+}
+
+/// What an exchange has to do for its seat.
+pub enum Find {
+    /// Nothing: here it is.
+    Seat(Seat),
+    /// Dial, and say how that ended.
+    Dial(Lead),
+    /// Wait for the one that dials.
+    Wait(Rc<Opening>),
+}
+
+/// A dial in progress, for which others wait.
+#[derive(Default)]
+pub struct Opening {
+    ended: Cell<Option<Opened>>,
+    waiting: RefCell<Vec<Waker>>,
+}
+
+/// How a dial ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opened {
+    /// There is a link, or whoever dialled has left: ask again.
+    AskAgain,
+    /// The server speaks HTTP/1.1: everyone dials a connection of their own.
+    Http1,
+    /// Nobody answered; the one that dialled knows why, and who waited may try.
+    Failed,
+}
+
+/// The right to dial for everyone; dropped without a word it passes on.
+pub struct Lead {
+    links: Rc<Links>,
+    pool: PoolId,
+    opening: Rc<Opening>,
+    opened: Opened,
+}
+
+impl Links {
+    /// Looks for a seat; `fresh` takes none on a link that is there already.
+    pub fn find(self: &Rc<Self>, pool: PoolId, fresh: bool) -> Find {
+        let mut lines = self.lines.borrow_mut();
+        let line = lines.entry(pool).or_default();
+        line.live.retain(|link| link.is_usable());
+        if let Some(link) = line.live.iter().find(|link| !fresh && link.has_room()) {
+            return Find::Seat(link.seat());
+        }
+        if let Some(opening) = &line.opening {
+            return Find::Wait(opening.clone());
+        }
+        if line.live.len() >= LINKS_MAX
+            && let Some(link) = line.live.iter().min_by_key(|link| link.seated.get())
+        {
+            return Find::Seat(link.seat());
+        }
+        let opening = Rc::new(Opening::default());
+        line.opening = Some(opening.clone());
+        Find::Dial(Lead { links: self.clone(), pool, opening, opened: Opened::AskAgain })
+    }
+
+    /// Begins HTTP/2 on a connection and takes the first seat.
+    ///
+    /// Shape: `timer` bounds sends to a server that does not read. A link that is not `listed` is
+    /// for this seat alone.
+    /// Errors: the connection is gone.
+    pub async fn begin(
+        self: &Rc<Self>,
+        pool: PoolId,
+        stream: Stream,
+        timer: Timer,
+        listed: bool,
+    ) -> Result<Seat, h2::Error> {
+        let scheme = match stream {
+            Stream::Tls(_) => Scheme::HTTPS,
+            Stream::Plain(_) | Stream::Pipe(_) => Scheme::HTTP,
+        };
+        // The server is the operator's own: nothing is counted here.
+        let io = H2Io::new(stream, Vec::new(), Box::new(|_| true), timer, WRITE_IDLE);
+        let (requests, connection) = settings().handshake::<_, Chunk>(io).await?;
+        let link = Rc::new(Link {
+            requests,
+            scheme,
+            seated: Cell::new(0),
+            served: Cell::new(0),
+            idle_since: Cell::new(Instant::now()),
+        });
+        if listed {
+            self.lines.borrow_mut().entry(pool).or_default().live.push(link.clone());
+        }
+        let (links, of) = (self.clone(), Rc::downgrade(&link));
+        self.spawn(async move {
+            // Its error is told to each of its streams.
+            let _ = connection.await;
+            links.forget(pool, &of);
+        });
+        Ok(link.seat())
+    }
+
+    /// Runs a task of a link; a panic costs that task alone.
+    pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
+        let links = self.clone();
+        rt::spawn(Frame::with(move || async move {
+            if caught(task).await.is_none() {
+                links.panics.set(links.panics.get() + 1);
+            }
+        }));
+    }
+
+    fn forget(&self, pool: PoolId, link: &Weak<Link>) {
+        if let Some(line) = self.lines.borrow_mut().get_mut(&pool) {
+            line.live.retain(|live| !std::ptr::eq(Rc::as_ptr(live), link.as_ptr()));
+        }
+    }
+
+    /// Ends links that have idled too long, or lead nowhere any more; called by the ticker.
+    ///
+    /// Shape: `idle_max` is `None` for a pool that is in no plan any more.
+    pub fn sweep(&self, idle_max: impl Fn(PoolId) -> Option<Duration>, now: Instant) {
+        self.lines.borrow_mut().retain(|pool, line| {
+            let idle_max = idle_max(*pool);
+            line.live.retain(|link| {
+                let rested = now.saturating_duration_since(link.idle_since.get());
+                let idles = link.seated.get() == 0;
+                link.is_usable() && idle_max.is_some_and(|max| !idles || rested < max)
+            });
+            !line.live.is_empty() || line.opening.is_some()
+        });
+    }
+
+    /// Ends every link as soon as its last exchange has: the core is leaving.
+    pub fn close_all(&self) {
+        self.lines.borrow_mut().clear();
+    }
+
+    /// Links to one address.
+    #[must_use]
+    pub fn live(&self, pool: PoolId) -> usize {
+        self.lines.borrow().get(&pool).map_or(0, |line| line.live.len())
+    }
+
+    /// Panics since the last call.
+    #[must_use]
+    pub fn take_panics(&self) -> u64 {
+        self.panics.take()
+    }
+}
+
+fn settings() -> Builder {
+    let mut settings = Builder::new();
+    settings
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(LINK_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_send_buffer_size(SEND_BUFFER_BYTES)
+        .max_concurrent_reset_streams(CANCELLED_MAX)
+        // Counted over the life of a connection, and clients that leave make some of them.
+        .max_local_error_reset_streams(None);
+    settings
+}
+
+impl Link {
+    /// Whether streams can still be begun: no GOAWAY, no error, numbers left.
+    fn is_usable(&self) -> bool {
+        let polled = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
+        !matches!(polled, Poll::Ready(Err(_)))
+    }
+
+    fn has_room(&self) -> bool {
+        self.seated.get() < SEATS_MAX.min(self.requests.current_max_send_streams())
+    }
+
+    fn seat(self: &Rc<Self>) -> Seat {
+        self.seated.set(self.seated.get() + 1);
+        let served = self.served.replace(self.served.get() + 1);
+        Seat { link: self.clone(), fresh: served == 0 }
+    }
+}
+
+impl Seat {
+    /// What begins streams.
+    #[must_use]
+    pub fn requests(&self) -> SendRequest<Chunk> {
+        self.link.requests.clone()
+    }
+
+    /// `http` or `https`.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        self.link.scheme.clone()
+    }
+
+    /// Whether nobody has sat on this link before.
+    #[must_use]
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let link = &self.link;
+        link.seated.set(link.seated.get() - 1);
+        link.idle_since.set(Instant::now());
+    }
+}
+
+impl Opening {
+    /// Waits for the end of the dial. Free to drop.
+    pub async fn ended(&self) -> Opened {
+        poll_fn(|cx| match self.ended.get() {
+            Some(opened) => Poll::Ready(opened),
+            None => {
+                let mut waiting = self.waiting.borrow_mut();
+                if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
+                    waiting.push(cx.waker().clone());
+                }
+                Poll::Pending
+            }
+        })
+        .await
+    }
+}
+
+impl Lead {
+    /// Tells those who wait how it ended.
+    pub fn tell(mut self, opened: Opened) {
+        self.opened = opened;
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        if let Some(line) = self.links.lines.borrow_mut().get_mut(&self.pool) {
+            line.opening = None;
+        }
+        self.opening.ended.set(Some(self.opened));
+        self.opening.waiting.take().into_iter().for_each(Waker::wake);
+    }
+}
