@@ -138,6 +138,8 @@ pub enum Kind {
     UpstreamConnect,
     /// A connection to the upstream was not made within `connect`.
     UpstreamConnectTimeout,
+    /// The TLS handshake with the upstream failed: its certificate, or the connection.
+    UpstreamTls,
     /// The upstream closed or reset before its response head was complete.
     UpstreamReset,
     /// The upstream's response breaks HTTP.
@@ -415,7 +417,7 @@ const fn no_room(kind: Kind, message: &'static str, log: &'static str) -> Row {
 
 /// THE table. One row a kind, in the order of `Kind`.
 #[rustfmt::skip]
-const ROWS: [Row; 46] = [
+const ROWS: [Row; 47] = [
     broken(Kind::HeadMalformed, 400, "Malformed request head.", "malformed head"),
     broken(Kind::TargetTooLong, 414, "Request target is too long.", "target too long"),
     broken(Kind::HeadTooLarge, 431, "Request head is too large.", "head too large"),
@@ -463,6 +465,7 @@ const ROWS: [Row; 46] = [
         ..broken(Kind::ClientStalled, 408, "The client does not read.", "client stalled") },
     upstream(Kind::UpstreamConnect, 502, "The upstream refused the connection.", "connect failed", RetryClass::Connect, Finish::UpstreamConnect),
     upstream(Kind::UpstreamConnectTimeout, 504, "The upstream did not accept the connection in time.", "connect timeout", RetryClass::Connect, Finish::Timeout),
+    upstream(Kind::UpstreamTls, 502, "The TLS handshake with the upstream failed.", "tls handshake failed", RetryClass::Connect, Finish::UpstreamConnect),
     upstream(Kind::UpstreamReset, 502, "The upstream closed the connection without an answer.", "reset before answer", RetryClass::Reset, Finish::UpstreamReset),
     upstream(Kind::UpstreamBadHttp, 502, "The upstream sent an invalid response.", "bad response", RetryClass::Reset, Finish::UpstreamBad),
     upstream(Kind::UpstreamFirstByteTimeout, 504, "The upstream did not answer in time.", "first byte timeout", RetryClass::Timeout, Finish::Timeout),
@@ -563,6 +566,7 @@ mod tests {
             (Kind::FieldsTooMany, 431),
             (Kind::Internal, 500),
             (Kind::UpstreamConnect, 502),
+            (Kind::UpstreamTls, 502),
             (Kind::UpstreamReset, 502),
             (Kind::UpstreamBadHttp, 502),
             (Kind::NobodyAvailable, 503),

@@ -7,7 +7,6 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::io;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -25,15 +24,12 @@ use super::upload::{Sent, Upload, Uploaded};
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
 use crate::http::head::ResponseHead;
-use crate::net::dial;
-use crate::net::race::{First, race};
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
-use crate::upstream::roster::Endpoint;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
@@ -68,6 +64,8 @@ pub enum Attempted {
         reused: bool,
         /// A complete head with this status, to be tried elsewhere.
         status: Option<u16>,
+        /// A more exact word than the kind's.
+        told: Option<String>,
     },
     /// The request broke before the answer began: the client can still be told.
     Refused(Refusal),
@@ -126,8 +124,8 @@ impl Attempt<'_> {
         let mut conn = match self.acquire(down, turn.body, &up_timer).await {
             Ok(conn) => conn,
             Err(failed) => {
-                if let Attempted::Failed { kind, .. } = failed {
-                    self.judge.ended(kind, turn.settle.now_us());
+                if let Attempted::Failed { kind, .. } = &failed {
+                    self.judge.ended(*kind, turn.settle.now_us());
                 }
                 return failed;
             }
@@ -157,17 +155,20 @@ impl Attempt<'_> {
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
+                // Once: a server that refuses every stream is no stale connection.
+                let reused = conn.reused() && !self.fresh;
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
                 if !stale {
                     self.judge.ended(kind, turn.settle.now_us());
                 }
-                Attempted::Failed { kind, answered, reused, status: None }
+                Attempted::Failed { kind, answered, reused, status: None, told: None }
             }
             Downloaded::Elsewhere { status } => Attempted::Failed {
                 kind: Kind::NobodyAvailable,
                 answered: true,
                 reused,
                 status: Some(status),
+                told: None,
             },
             Downloaded::Cut(kind) => {
                 self.judge.ended(kind, turn.settle.now_us());
@@ -306,48 +307,6 @@ impl Attempt<'_> {
         client.shutdown(Shut::Write);
     }
 
-    /// Takes a connection out of the pool or makes one.
-    async fn acquire(
-        &self,
-        down: &mut Downstream,
-        body: &RequestBody,
-        timer: &Timer,
-    ) -> Result<UpConn, Attempted> {
-        let core = self.core;
-        if !self.fresh && self.upstream.reuse != Reuse::Never {
-            let now = core.ticker.now();
-            for endpoint in &self.upstream.endpoints {
-                if let Some(conn) = core.pool.take(endpoint.pool, self.plan.pool_idle, now) {
-                    return Ok(conn);
-                }
-            }
-        }
-        let mut kind = Kind::UpstreamConnect;
-        for Endpoint { address, pool } in self.upstream.endpoints.iter().map(AsRef::as_ref) {
-            let dialing =
-                dial::connect(address, self.plan.tcp_keepalive, timer, self.timeouts.connect);
-            let dialed = if body.reader.is_done() {
-                let gone = down.watch.gone(&down.timer);
-                match race(pin!(dialing), pin!(gone)).await {
-                    First::Left(dialed) => dialed,
-                    First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
-                }
-            } else {
-                dialing.await
-            };
-            match dialed {
-                Ok(socket) => return Ok(UpConn::new(Stream::Plain(socket), *pool)),
-                Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    kind = Kind::UpstreamConnectTimeout;
-                }
-                Err(_) => kind = Kind::UpstreamConnect,
-            }
-        }
-        // Its models must leave the table if it is gone: the control thread finds out.
-        self.upstream.state.suspect();
-        Err(Attempted::Failed { kind, answered: false, reused: false, status: None })
-    }
-
     /// Writes the head, and the first part of the held body behind it.
     ///
     /// Shape: also returns the offset in `held` of the first body byte that is not in it.
@@ -364,6 +323,9 @@ impl Attempt<'_> {
 
     /// Puts a connection back into the pool, unless it is near the end of its life.
     fn give_back(&self, mut conn: UpConn, streamed: bool) {
+        if conn.is_bridged() {
+            return;
+        }
         conn.served += 1;
         let spent = conn.lifetime.requests_max.is_some_and(|max| conn.served + 1 >= max);
         let unwanted = match self.upstream.reuse {

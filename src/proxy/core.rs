@@ -23,6 +23,7 @@ use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
+use crate::upstream::links::Links;
 use crate::upstream::pool::Pool;
 use crate::upstream::room::Wake;
 
@@ -221,6 +222,8 @@ pub struct Core {
     pub ticker: Rc<Ticker>,
     /// Idle upstream connections.
     pub pool: Pool,
+    /// HTTP/2 connections to upstreams.
+    pub links: Rc<Links>,
     /// Empty pipes.
     pub pipes: Pipes,
     /// Free readers of usage.
@@ -263,6 +266,7 @@ impl Core {
             buffers: Buffers::new(),
             ticker: Ticker::new(started),
             pool: Pool::default(),
+            links: Rc::default(),
             pipes: Pipes::default(),
             taps: Taps::default(),
             bells: Bells::new(index),

@@ -38,8 +38,8 @@ struct Dispatch<'d> {
     forced: Option<u16>,
     tried: Tried,
     retries: u32,
-    /// What the last attempt failed by.
-    failed: Option<Kind>,
+    /// What the client is told if nobody else can be tried.
+    failed: Option<Refusal>,
 }
 
 /// Serves a routed request.
@@ -104,16 +104,16 @@ pub async fn dispatch(
             match group.retry.next(&failed.at(at.retries, resendable), &failed.why(), core.chance())
             {
                 Verdict::FreshConnection => attempt.fresh = true,
-                Verdict::GiveUp => return Err(failed.kind.into()),
+                Verdict::GiveUp => return Err(failed.into()),
                 Verdict::AnotherMember { after } => break (failed, after),
             }
         };
         drop(lease);
-        at.failed = Some(failed.kind);
         // A status was charged to the budget before its answer was thrown away.
         if !another || (failed.status.is_none() && !take_retry(core, route.group)) {
-            return Err(failed.kind.into());
+            return Err(failed.into());
         }
+        at.failed = Some(failed.into());
         at.retries += 1;
         if !after.is_zero() && pause(down, after).await == Paused::Gone {
             turn.settle.fault(Kind::ClientGone);
@@ -167,7 +167,7 @@ impl<'d> Dispatch<'d> {
             };
             let next = self.fallback.next().filter(|_| resendable || self.failed.is_none());
             let Some(&next) = next else {
-                return Err(self.failed.map_or(refusal, Refusal::from));
+                return Err(self.failed.take().unwrap_or(refusal));
             };
             (self.group, self.forced, self.tried) = (next, None, Tried::NONE);
         }
@@ -180,6 +180,13 @@ struct Failed {
     answered: bool,
     reused: bool,
     status: Option<u16>,
+    told: Option<String>,
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        Self { message: failed.told, ..failed.kind.into() }
+    }
 }
 
 impl Failed {
@@ -220,8 +227,8 @@ async fn end(
             turn.settle.outcome.response_bytes += received;
             Ok(Next::Close)
         }
-        Attempted::Failed { kind, answered, reused, status } => {
-            return Err(Failed { kind, answered, reused, status });
+        Attempted::Failed { kind, answered, reused, status, told } => {
+            return Err(Failed { kind, answered, reused, status, told });
         }
     })
 }

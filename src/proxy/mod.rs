@@ -11,6 +11,7 @@
 //! (`compile` makes it), `core` what a
 //! core owns.
 
+mod acquire;
 pub mod admit;
 pub mod attempt;
 pub mod compile;

@@ -122,7 +122,10 @@ impl Running {
             core.look();
             let plan = core.plan();
             let known = |pool| plan.pools.binary_search(&pool).is_ok();
-            core.pool.sweep(|pool| known(pool).then_some(plan.pool_idle), &core.buffers, now);
+            let idle_max = |pool| known(pool).then_some(plan.pool_idle);
+            core.pool.sweep(idle_max, &core.buffers, now);
+            core.links.sweep(idle_max, now);
+            core.shared.panics.fetch_add(core.links.take_panics(), Ordering::Relaxed);
             drop(plan);
             if tick % PUBLISH_TICKS == 0 {
                 core.publish();
@@ -147,6 +150,7 @@ impl Running {
             }
         }
         core.pool.close_all();
+        core.links.close_all();
         core.publish();
     }
 }

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
 
+use super::connect::Missed;
 use super::roster::PoolId;
 use crate::net::caught::caught;
 use crate::net::frame::Frame;
@@ -87,19 +88,19 @@ pub enum Find {
 /// A dial in progress, for which others wait.
 #[derive(Default)]
 pub struct Opening {
-    ended: Cell<Option<Opened>>,
+    ended: RefCell<Option<Opened>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
 /// How a dial ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Opened {
     /// There is a link, or whoever dialled has left: ask again.
     AskAgain,
     /// The server speaks HTTP/1.1: everyone dials a connection of their own.
     Http1,
-    /// Nobody answered; the one that dialled knows why, and who waited may try.
-    Failed,
+    /// There is no connection.
+    Failed(Missed),
 }
 
 /// The right to dial for everyone; dropped without a word it passes on.
@@ -282,8 +283,8 @@ impl Drop for Seat {
 impl Opening {
     /// Waits for the end of the dial. Free to drop.
     pub async fn ended(&self) -> Opened {
-        poll_fn(|cx| match self.ended.get() {
-            Some(opened) => Poll::Ready(opened),
+        poll_fn(|cx| match &*self.ended.borrow() {
+            Some(opened) => Poll::Ready(opened.clone()),
             None => {
                 let mut waiting = self.waiting.borrow_mut();
                 if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
@@ -308,7 +309,7 @@ impl Drop for Lead {
         if let Some(line) = self.links.lines.borrow_mut().get_mut(&self.pool) {
             line.opening = None;
         }
-        self.opening.ended.set(Some(self.opened));
+        *self.opening.ended.borrow_mut() = Some(self.opened.clone());
         self.opening.waiting.take().into_iter().for_each(Waker::wake);
     }
 }

@@ -1,12 +1,13 @@
 //! Floor 5: the servers behind us. Read in this order:
 //! `state` (what all cores share about one server, and the lease that counts a request in
 //! flight), `slots` (how many may be in flight), `room` (who waits for a slot), `conn` (one
-//! connection and its armed receive), `pool` (a core's idle connections), `links`
+//! connection and its armed receive), `connect` (TLS), `pool` (a core's idle connections), `links`
 //! (its HTTP/2 connections), `bridge` (one exchange on such a link), `held` (the
 //! process-wide budget of held bodies), `roster` (who is known across plans).
 
 pub mod bridge;
 pub mod conn;
+pub mod connect;
 pub mod held;
 pub mod links;
 pub mod pool;

@@ -6,6 +6,7 @@
 //! Whatever makes an upstream usable again lets those who wait for it go.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::slots::Slots;
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
@@ -22,6 +23,8 @@ pub struct UpstreamState {
     down: AtomicBool,
     /// A connection to it failed since the control thread last looked.
     suspect: AtomicBool,
+    /// What the operator should know of that.
+    complaint: Mutex<Option<String>>,
     /// It asked to be left alone until then, milliseconds since the process's origin.
     resting_until_ms: AtomicU64,
     /// Changes of the breaker to Closed, Open and HalfOpen.
@@ -41,6 +44,7 @@ impl UpstreamState {
             attempts: AtomicU64::new(0),
             down: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            complaint: Mutex::default(),
             resting_until_ms: AtomicU64::new(0),
             breaker_changes: Default::default(),
             breaker: Breaker::new(breaker),
@@ -128,6 +132,19 @@ impl UpstreamState {
     /// Asks the control thread to look: a connection to it failed.
     pub fn suspect(&self) {
         self.suspect.store(true, Ordering::Relaxed);
+    }
+
+    /// Leaves word for the operator; of several only the last is kept.
+    ///
+    /// Takes a lock: for failures that no load makes frequent.
+    pub fn complain(&self, why: String) {
+        *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    /// The word left since the last call.
+    #[must_use]
+    pub fn take_complaint(&self) -> Option<String> {
+        self.complaint.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether it was suspected since the last call.

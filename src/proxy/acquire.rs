@@ -1,0 +1,150 @@
+//! Where the connection of an attempt comes from: the pool, an HTTP/2 link, or a dial.
+//!
+//! A dial is connect, then TLS where the upstream is `https`, within one timeout. What the server
+//! then speaks is its choice (ALPN) where we offer HTTP/2 over TLS; without TLS it is as the
+//! operator says. While it runs the client is watched: one that leaves ends it.
+
+use std::pin::pin;
+use std::time::Instant;
+
+use super::attempt::{Attempt, Attempted};
+use super::conn_h1::Downstream;
+use super::hold::RequestBody;
+use super::plan::Reuse;
+use crate::error::Kind;
+use crate::net::dial;
+use crate::net::frame::Frame;
+use crate::net::race::{First, race};
+use crate::net::stream::Stream;
+use crate::net::ticker::{TICK, Timer};
+use crate::upstream::bridge;
+use crate::upstream::conn::UpConn;
+use crate::upstream::connect::{Missed, secure};
+use crate::upstream::links::{Find, Lead, Opened};
+use crate::upstream::roster::Endpoint;
+
+impl Attempt<'_> {
+    /// Takes a connection out of the pool, a seat on a link, or makes a connection.
+    pub(super) async fn acquire(
+        &self,
+        down: &mut Downstream,
+        body: &RequestBody,
+        timer: &Timer,
+    ) -> Result<UpConn, Attempted> {
+        if let Some(conn) = self.take_pooled() {
+            return Ok(conn);
+        }
+        let mut missed = Missed::Unreachable;
+        for endpoint in &self.upstream.endpoints {
+            let connecting = self.connect(endpoint, timer);
+            let connected = if body.reader.is_done() {
+                let gone = down.watch.gone(&down.timer);
+                match race(pin!(connecting), pin!(gone)).await {
+                    First::Left(connected) => connected,
+                    First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
+                }
+            } else {
+                connecting.await
+            };
+            match connected {
+                Ok(conn) => return Ok(conn),
+                Err(why) => missed = why,
+            }
+        }
+        Err(self.no_connection(missed))
+    }
+
+    fn take_pooled(&self) -> Option<UpConn> {
+        if self.fresh || self.upstream.reuse == Reuse::Never {
+            return None;
+        }
+        let (core, idle_max) = (self.core, self.plan.pool_idle);
+        let now = core.ticker.now();
+        let mut endpoints = self.upstream.endpoints.iter();
+        endpoints.find_map(|endpoint| core.pool.take(endpoint.pool, idle_max, now))
+    }
+
+    /// Makes a connection to one address.
+    async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+        if self.upstream.http2 {
+            // Boxed by the frame: an exchange in HTTP/1.1 must not carry it.
+            return Frame::with(|| self.seat(endpoint, timer)).await;
+        }
+        Ok(UpConn::new(self.dial(endpoint, timer).await?, endpoint.pool))
+    }
+
+    /// Makes a stream on which HTTP is next.
+    async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, Missed> {
+        let (keepalive, timeout) = (self.plan.tcp_keepalive, self.timeouts.connect);
+        let begun = self.upstream.tls.as_ref().map(|tls| (tls, Instant::now()));
+        let socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await?;
+        let Some((tls, begun)) = begun else { return Ok(Stream::Plain(socket)) };
+        // Zero would mean no limit.
+        let left = timeout.saturating_sub(begun.elapsed()).max(TICK);
+        // Boxed by the frame, as above.
+        let secured = Frame::new(secure(socket, tls, timer, left)).await?;
+        Ok(Stream::Tls(secured))
+    }
+
+    /// Takes a seat on a link to one address, or makes the link; or a connection of its own if
+    /// the server wants HTTP/1.1.
+    async fn seat(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+        let (links, pool) = (&self.core.links, endpoint.pool);
+        let mut fresh = self.fresh;
+        let lead = loop {
+            if self.upstream.reuse == Reuse::Never {
+                break None;
+            }
+            match links.find(pool, fresh) {
+                Find::Seat(seat) => return Ok(bridge::open(links, seat, pool)),
+                Find::Dial(lead) => break Some(lead),
+                Find::Wait(opening) => match opening.ended().await {
+                    // What has been opened meanwhile is fresh.
+                    Opened::AskAgain => fresh = false,
+                    Opened::Http1 => break None,
+                    Opened::Failed(why) => return Err(why),
+                },
+            }
+        };
+        let dialed = self.begin(endpoint, timer).await;
+        if let Some(lead) = lead {
+            Lead::tell(
+                lead,
+                match &dialed {
+                    Ok(conn) if conn.is_bridged() => Opened::AskAgain,
+                    Ok(_) => Opened::Http1,
+                    Err(why) => Opened::Failed(why.clone()),
+                },
+            );
+        }
+        dialed
+    }
+
+    /// Dials, and takes the first seat if that is HTTP/2.
+    async fn begin(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+        let stream = self.dial(endpoint, timer).await?;
+        if matches!(&stream, Stream::Tls(tls) if !tls.speaks_h2()) {
+            return Ok(UpConn::new(stream, endpoint.pool));
+        }
+        let (links, pool) = (&self.core.links, endpoint.pool);
+        let listed = self.upstream.reuse != Reuse::Never;
+        let seat = links.begin(pool, stream, self.core.ticker.timer(), listed).await;
+        Ok(bridge::open(links, seat.map_err(|_| Missed::Unreachable)?, pool))
+    }
+
+    /// Tells the control thread and the client why nobody could be connected.
+    fn no_connection(&self, missed: Missed) -> Attempted {
+        let (kind, told) = match missed {
+            Missed::Unreachable => (Kind::UpstreamConnect, None),
+            Missed::Late => (Kind::UpstreamConnectTimeout, None),
+            Missed::Tls(why) => {
+                self.upstream.state.complain(format!("tls handshake failed: {why}"));
+                let told = format!("The TLS handshake with the upstream failed: {why}.");
+                (Kind::UpstreamTls, Some(told))
+            }
+        };
+        // Its models must leave the table if it is gone: the control thread finds out.
+        self.upstream.state.suspect();
+        Attempted::Failed { kind, answered: false, reused: false, status: None, told }
+    }
+}

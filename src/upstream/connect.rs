@@ -1,0 +1,100 @@
+//! From a connected socket to a connection on which HTTP is next: the TLS handshake.
+//!
+//! A handshake receives and sends, so its future must not be dropped while it runs (`rt::socket`).
+//! An exchange that is given up drops it all the same: then the socket is shut down and the
+//! handshake ends in a task of its own.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use crate::net::frame::Frame;
+use crate::net::rt::{self, Socket};
+use crate::net::stream::Handle;
+use crate::net::sys::Shut;
+use crate::net::ticker::Timer;
+use crate::net::tls::{TlsClient, TlsStream};
+
+/// Why there is no connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Missed {
+    /// Nobody is there, or nobody answers in a way that is understood.
+    Unreachable,
+    /// It was not made in time.
+    Late,
+    /// The handshake failed, and why.
+    Tls(Rc<str>),
+}
+
+impl From<io::Error> for Missed {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Missed::Late,
+            _ => Missed::Unreachable,
+        }
+    }
+}
+
+/// Shakes hands on a fresh connection; the timer bounds it. Free to drop.
+///
+/// Errors: `Late`; `Tls` with the words of rustls, or what became of the connection.
+pub async fn secure(
+    socket: Socket,
+    tls: &TlsClient,
+    timer: &Timer,
+    timeout: Duration,
+) -> Result<TlsStream, Missed> {
+    timer.arm(Handle::Fd(socket.fd()), Shut::Both, timeout);
+    let shaken = Handshake::new(socket, tls).await;
+    let late = timer.expired();
+    timer.disarm();
+    shaken.map_err(|error| if late { Missed::Late } else { Missed::Tls(why(&error).into()) })
+}
+
+/// What a person is told of a failed handshake.
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::InvalidData => error.to_string(),
+        io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
+        _ => format!("the connection broke: {error}"),
+    }
+}
+
+/// A handshake that may be dropped.
+struct Handshake {
+    socket: Socket,
+    running: Option<Frame<'static, io::Result<TlsStream>>>,
+}
+
+impl Handshake {
+    fn new(socket: Socket, tls: &TlsClient) -> Self {
+        let (config, name) = (tls.config.clone(), tls.name.clone());
+        let running = Frame::new(TlsStream::connect(socket.clone(), config, name));
+        Self { socket, running: Some(running) }
+    }
+}
+
+impl Future for Handshake {
+    type Output = io::Result<TlsStream>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(running) = &mut self.running else { return Poll::Pending };
+        let done = Pin::new(running).poll(cx);
+        if done.is_ready() {
+            self.running = None;
+        }
+        done
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take().filter(|_| rt::is_running()) {
+            self.socket.shutdown(Shut::Both);
+            rt::spawn(async move { drop(running.await) });
+        }
+    }
+}
