@@ -32,6 +32,8 @@ use crate::upstream::roster::{Identity, Roster, Site};
 pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// From one look at what the cores suspect to the next.
 const LOOK: Duration = Duration::from_millis(100);
+/// From one line about what the cores complain of to the next, per upstream.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
 /// Facts that may wait to be taken; who brings more waits.
 pub const EVENTS_MAX: usize = 1024;
 
@@ -102,6 +104,8 @@ struct Server {
     /// It has answered, or failed to, since it is known where it is.
     told: bool,
     failed: bool,
+    /// When the operator was last told what the cores complain of.
+    complained_at: Option<Instant>,
     asker: Option<Task>,
     _prober: Option<Task>,
 }
@@ -194,10 +198,11 @@ impl Fleet {
             while let Ok(event) = self.inbox.try_recv() {
                 self.take(event);
             }
-            for server in self.servers.values() {
+            for server in self.servers.values_mut() {
                 if server.watched.state.take_suspicion() {
                     server.watched.poke.notify_one();
                 }
+                self.complaints.extend(server.complaint(Instant::now()));
             }
             if std::mem::take(&mut self.changed) {
                 self.rebuild();
@@ -337,6 +342,7 @@ impl Fleet {
                     models: None,
                     told: false,
                     failed: false,
+                    complained_at: None,
                     asker: None,
                 }
             });
@@ -398,6 +404,17 @@ impl Server {
         why.filter(|_| !before)
     }
 
+    /// What the cores complain of, as often as a person wants to read it; the record has it all.
+    fn complaint(&mut self, now: Instant) -> Option<String> {
+        let why = self.watched.state.take_complaint()?;
+        self.watched.note(Some(&why));
+        let due = self.complained_at.is_none_or(|at| now.duration_since(at) >= COMPLAINT_PAUSE);
+        due.then(|| {
+            self.complained_at = Some(now);
+            format!("upstream {}: {why}", self.watched.upstream.name)
+        })
+    }
+
     /// The models that may be routed there.
     fn models(&self) -> Option<Vec<String>> {
         let asked = self.watched.upstream.models == ModelsFrom::Discover;
@@ -436,8 +453,22 @@ mod tests {
             models: None,
             told: false,
             failed: false,
+            complained_at: None,
             asker: None,
             _prober: None,
+        }
+    }
+
+    #[test]
+    fn what_the_cores_complain_of_is_recorded_and_told_now_and_then() {
+        let mut server = server();
+        let now = Instant::now();
+        assert_eq!(server.complaint(now), None);
+        for (after, told) in [(0, true), (1, false), (40, true)] {
+            server.watched.state.complain(format!("broken {after}"));
+            let line = server.complaint(now + Duration::from_secs(after));
+            assert_eq!(line, told.then(|| format!("upstream u: broken {after}")));
+            assert_eq!(server.watched.checked().last_error, Some(format!("broken {after}")));
         }
     }
 

@@ -136,7 +136,7 @@ impl UpstreamState {
 
     /// Leaves word for the operator; of several only the last is kept.
     ///
-    /// Takes a lock: for failures that no load makes frequent.
+    /// Takes a lock for a moment, as no good path does.
     pub fn complain(&self, why: String) {
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
