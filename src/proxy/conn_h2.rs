@@ -14,11 +14,11 @@ use h2::server::{Builder, Connection};
 
 use super::conn_h1::Client;
 use super::core::Core;
-use super::guard::guarded;
 use super::h2_stream;
 use super::plan::ClientTimeouts;
 use crate::config::H2Limits;
 use crate::http2::flood::FrameCounter;
+use crate::net::caught::caught;
 use crate::net::frame::Frame;
 use crate::net::h2io::{Chunk, Flooded, H2Io};
 use crate::net::rt;
@@ -133,7 +133,7 @@ async fn accept(
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
             let serving = Frame::with(|| h2_stream::serve(&core, &shared, request, respond));
-            guarded(&core, serving).await;
+            core.count_panic(caught(serving).await.is_none());
             drop(open);
         });
     }

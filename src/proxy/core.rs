@@ -404,6 +404,13 @@ impl Core {
         }
     }
 
+    /// Counts a panic, if there was one.
+    pub fn count_panic(&self, panicked: bool) {
+        if panicked {
+            self.shared.panics.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Counts a client connection of this core in or out.
     pub fn count_connection(&self, delta: i32) {
         let Some(Padded(active)) = self.shared.active.get(self.index) else { return };

@@ -23,7 +23,6 @@ pub mod dispatch;
 pub mod download;
 pub mod exchange;
 pub mod forward;
-pub mod guard;
 pub mod h2_stream;
 pub mod hold;
 pub mod judge;

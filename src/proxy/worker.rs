@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use super::conn;
 use super::core::{Core, Padded, Shared};
-use super::guard::guarded;
 use crate::net::buffers;
+use crate::net::caught::caught;
 use crate::net::listener::Listening;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
@@ -229,7 +229,8 @@ fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
     core.count_connection(1);
     let core = core.clone();
     rt::spawn(async move {
-        guarded(&core, conn::serve(core.clone(), socket, peer, usize::from(listener))).await;
+        let serving = conn::serve(core.clone(), socket, peer, usize::from(listener));
+        core.count_panic(caught(serving).await.is_none());
         core.count_connection(-1);
     });
 }

@@ -11,7 +11,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -21,6 +22,7 @@ use http::uri::Scheme;
 
 use super::connect::Missed;
 use super::roster::PoolId;
+use crate::http2::flood::{FloodLimits, FrameCounter};
 use crate::net::caught::caught;
 use crate::net::frame::Frame;
 use crate::net::h2io::{Chunk, H2Io};
@@ -149,9 +151,10 @@ impl Links {
             Stream::Tls(_) => Scheme::HTTPS,
             Stream::Plain(_) | Stream::Pipe(_) => Scheme::HTTP,
         };
-        // The server is the operator's own: nothing is counted here.
-        let io = H2Io::new(stream, Vec::new(), Box::new(|_| true), timer, WRITE_IDLE);
-        let (requests, connection) = settings().handshake::<_, Chunk>(io).await?;
+        let frames = FrameCounter::upstream(FloodLimits::default(), Instant::now());
+        let io = H2Io::new(stream, Vec::new(), frames, timer, WRITE_IDLE);
+        let flooded = io.flooded();
+        let (requests, mut connection) = settings().handshake::<_, Chunk>(io).await?;
         let link = Rc::new(Link {
             requests,
             scheme,
@@ -165,7 +168,12 @@ impl Links {
         let (links, of) = (self.clone(), Rc::downgrade(&link));
         self.spawn(async move {
             // Its error is told to each of its streams.
-            let _ = connection.await;
+            poll_fn(|cx| match flooded.by() {
+                Some(_) => Poll::Ready(()),
+                None => Pin::new(&mut connection).poll(cx).map(drop),
+            })
+            .await;
+            drop(connection);
             links.forget(pool, &of);
         });
         Ok(link.seat())
