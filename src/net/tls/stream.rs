@@ -19,7 +19,9 @@ use std::sync::Arc;
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
+};
 use rustls::{ClientConfig, ServerConfig};
 
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
@@ -285,8 +287,7 @@ impl TlsStream {
     fn send_alert(&self) {
         self.state(|state| {
             state.wire.ended = Some(Ended::Failed);
-            state.wire.from = state.wire.incoming.len();
-            let _ = state.drive(None, &[]);
+            state.queue_alert();
             state.silent = true;
         });
         self.send_outgoing_now();
@@ -469,6 +470,14 @@ impl State {
         driven
     }
 
+    fn queue_alert(&mut self) {
+        let Self { session, wire, .. } = self;
+        match session {
+            Session::Server(session) => alert(session, wire),
+            Session::Client(session) => alert(session, wire),
+        }
+    }
+
     fn queue_close_notify(&mut self) {
         let Self { session, wire, .. } = self;
         match session {
@@ -550,13 +559,7 @@ fn drive<C: Records>(
                 }
             }
             Ok(ConnectionState::EncodeTlsData(mut handshake)) => {
-                let room = match handshake.encode(&mut []) {
-                    Err(EncodeError::InsufficientSize(needed)) => needed.required_size,
-                    _ => 0,
-                };
-                if wire.append(room, |out| handshake.encode(out)).is_err() {
-                    result = Err(rustls::Error::General("a handshake record has no room".into()));
-                }
+                encode(wire, &mut handshake);
             }
             // It is sealed; `flush` sends it before anything else.
             Ok(ConnectionState::TransmitTlsData(sealed)) => sealed.done(),
@@ -583,12 +586,34 @@ fn drive<C: Records>(
     }
 }
 
+/// Takes over a record that rustls has made itself.
+fn encode<D>(wire: &mut Wire, record: &mut EncodeTlsData<'_, D>) {
+    // Asked with no room, it says how much it wants; given that, it cannot fail.
+    if let Err(EncodeError::InsufficientSize(needed)) = record.encode(&mut []) {
+        let _ = wire.append(needed.required_size, |out| record.encode(out));
+    }
+}
+
+/// Seals the alert that an error left behind, if it left one.
+///
+/// What has been received is shown again as it is: rustls remembers where in it messages lie.
+fn alert<C: Records>(session: &mut C, wire: &mut Wire) {
+    let mut incoming = std::mem::take(&mut wire.incoming);
+    let status = session.process(&mut incoming[wire.from..]);
+    if let Ok(ConnectionState::EncodeTlsData(mut last)) = status.state {
+        encode(wire, &mut last);
+    }
+    wire.incoming = incoming;
+}
+
 /// Seals close_notify, if the session is where that can be done.
 fn goodbye<C: Records>(session: &mut C, wire: &mut Wire) {
-    let status = session.process(&mut []);
+    let mut incoming = std::mem::take(&mut wire.incoming);
+    let status = session.process(&mut incoming[wire.from..]);
     if let Ok(ConnectionState::WriteTraffic(mut traffic)) = status.state {
         // Nothing is lost without it: the socket is going away.
         let _: Result<(), EncryptError> =
             wire.append(RECORD_OVERHEAD, |out| traffic.queue_close_notify(out));
     }
+    wire.incoming = incoming;
 }
