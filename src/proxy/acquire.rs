@@ -48,7 +48,7 @@ impl Attempt<'_> {
             };
             match connected {
                 Ok(conn) => return Ok(conn),
-                Err(why) => missed = why,
+                Err(why) => missed = missed.or(why),
             }
         }
         Err(self.no_connection(missed))

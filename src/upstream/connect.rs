@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use crate::net::caught::caught;
 use crate::net::frame::Frame;
 use crate::net::rt::{self, Socket};
 use crate::net::stream::Handle;
@@ -27,6 +28,17 @@ pub enum Missed {
     Late,
     /// The handshake failed, and why.
     Tls(Rc<str>),
+}
+
+impl Missed {
+    /// Of two addresses that failed, what says more of the server.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        match (&self, &other) {
+            (Missed::Tls(_), _) | (Missed::Late, Missed::Unreachable) => self,
+            _ => other,
+        }
+    }
 }
 
 impl From<io::Error> for Missed {
@@ -94,7 +106,8 @@ impl Drop for Handshake {
     fn drop(&mut self) {
         if let Some(running) = self.running.take().filter(|_| rt::is_running()) {
             self.socket.shutdown(Shut::Both);
-            rt::spawn(async move { drop(running.await) });
+            // What has panicked before would do so again.
+            rt::spawn(async move { drop(caught(running).await) });
         }
     }
 }

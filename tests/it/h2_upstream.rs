@@ -315,7 +315,7 @@ fn a_server_that_takes_few_streams_gets_more_connections() {
 #[test]
 fn a_link_that_idles_is_closed() {
     let server = H2Server::start(Ways::default());
-    let rest = "[timeouts]\npool_idle = \"1s\"\n";
+    let rest = "[timeouts]\npool_idle = \"5s\"\n";
     let setup = Setup { upstream: "http2 = true\n", rest, ..Setup::default() };
     let proxy = setup.start_on(&[server.url()]);
     assert_eq!(proxy.client().send(get("/echo", "")).answer().status, 200);

@@ -1,5 +1,6 @@
 //! SPEC §2, §9: servers behind TLS, and what is wrong with some of them.
 
+use std::io::Read;
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,8 +25,9 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Authority {
+    fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
@@ -73,7 +75,7 @@ const CA_H2: &str = "tls = { ca = \"ca.pem\" }\nhttp2 = true\n";
 const BOTH: &[&str] = &["h2", "http/1.1"];
 
 fn check(alpn: &[&str], upstream: &str, version: &str) {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let server = authority.start("localhost", 2099, alpn);
     let proxy = authority.proxy(Setup { upstream, ..Setup::default() }, &[server.url()]);
     let mut client = proxy.client();
@@ -100,7 +102,7 @@ fn the_server_chooses_the_version() {
 
 #[test]
 fn bodies_pass_tls_and_http2() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let server = authority.start("localhost", 2099, BOTH);
     let setup = Setup { upstream: CA_H2, ..Setup::default() };
     let proxy = authority.proxy(setup, &[server.url()]);
@@ -119,7 +121,7 @@ fn bodies_pass_tls_and_http2() {
 #[test]
 fn a_crowd_shares_what_the_server_speaks() {
     for (alpn, most) in [(BOTH, 1), (&["http/1.1"][..], 30)] {
-        let authority = Authority::new();
+        let authority = Authority::new("ours");
         let server = authority.start("localhost", 2099, alpn);
         let setup = Setup { upstream: CA_H2, ..Setup::default() };
         let proxy = authority.proxy(setup, &[server.url()]);
@@ -150,7 +152,7 @@ fn refused(server: &H2Server, authority: &Authority, upstream: &str, why: &str) 
 
 #[test]
 fn an_unfit_certificate_is_a_502_with_its_reason() {
-    let (authority, other) = (Authority::new(), Authority::new());
+    let (authority, other) = (Authority::new("ours"), Authority::new("another"));
     for upstream in [CA, CA_H2] {
         let expired = authority.start("localhost", 2021, BOTH);
         refused(&expired, &authority, upstream, "expired");
@@ -166,7 +168,7 @@ fn an_unfit_certificate_is_a_502_with_its_reason() {
 
 #[test]
 fn another_name_can_be_verified_or_none() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let server = authority.start("example.org", 2021, BOTH);
     for (upstream, status) in [
         ("tls = { verify = false }\n", 200),
@@ -185,7 +187,7 @@ fn another_name_can_be_verified_or_none() {
 fn a_server_without_tls_is_a_502() {
     let mock = super::house::mock();
     let url = mock.url().replace("http:", "https:");
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let proxy = authority.proxy(Setup { upstream: CA, ..Setup::default() }, &[url]);
     let answer = proxy.client().send(get("/echo", "")).answer();
     assert_eq!(answer.status, 502);
@@ -199,7 +201,7 @@ fn a_handshake_that_hangs_ends_with_the_connect_timeout_or_the_client() {
     let rest = "[timeouts]\nconnect = \"1s\"\n";
     for upstream in [CA, CA_H2] {
         let setup = Setup { upstream, rest, ..Setup::default() };
-        let proxy = Authority::new().proxy(setup, &[url.clone()]);
+        let proxy = Authority::new("ours").proxy(setup, &[url.clone()]);
         let begun = Instant::now();
         assert_eq!(proxy.client().send(get("/echo", "")).answer().status, 504);
         let took = begun.elapsed();
@@ -210,19 +212,21 @@ fn a_handshake_that_hangs_ends_with_the_connect_timeout_or_the_client() {
         let mut client = proxy.client();
         client.send(get("/echo", ""));
         let (mut stream, _) = silent.accept().unwrap();
-        let left = Instant::now();
-        drop(client);
         stream.set_read_timeout(Some(LIMIT)).unwrap();
         let mut hello = Vec::new();
-        let _ = std::io::Read::read_to_end(&mut stream, &mut hello);
-        assert!(!hello.is_empty() && left.elapsed() < Duration::from_millis(500));
+        stream.by_ref().take(5).read_to_end(&mut hello).unwrap();
+        assert_eq!(hello[0], 22, "a handshake record");
+        let left = Instant::now();
+        drop(client);
+        let _ = stream.read_to_end(&mut hello);
+        assert!(left.elapsed() < Duration::from_millis(500), "{:?}", left.elapsed());
         proxy.wait_until_empty();
     }
 }
 
 #[test]
 fn the_operator_reads_why() {
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     let server = authority.start("localhost", 2021, BOTH);
     let rest = "[admin]\nbind = \"127.0.0.1:0\"\n";
     let setup = Setup { upstream: CA, rest, ..Setup::default() };
