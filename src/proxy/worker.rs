@@ -137,7 +137,8 @@ impl Running {
             if core.draining.get() {
                 let by = *drained_by.get_or_insert(now + drain);
                 let Padded(active) = &core.shared.active[core.index];
-                if active.load(Ordering::Relaxed) == 0 {
+                let linked = core.links.close_all();
+                if active.load(Ordering::Relaxed) == 0 && !linked {
                     break;
                 }
                 if now >= by || cut.get() {
@@ -150,7 +151,6 @@ impl Running {
             }
         }
         core.pool.close_all();
-        core.links.close_all();
         core.publish();
     }
 }

@@ -21,6 +21,7 @@ use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
 
 use super::connect::Missed;
+use super::pulse::Pulse;
 use super::roster::PoolId;
 use crate::http2::flood::{FloodLimits, FrameCounter};
 use crate::net::caught::caught;
@@ -69,6 +70,7 @@ pub struct Link {
     seated: Cell<usize>,
     served: Cell<u64>,
     idle_since: Cell<Instant>,
+    pulse: Option<Rc<Pulse>>,
 }
 
 /// One exchange's place on a link.
@@ -155,22 +157,29 @@ impl Links {
         let io = H2Io::new(stream, Vec::new(), frames, timer, WRITE_IDLE);
         let flooded = io.flooded();
         let (requests, mut connection) = settings().handshake::<_, Chunk>(io).await?;
+        let pulse = connection.ping_pong().map(|ping| Rc::new(Pulse::new(ping, Instant::now())));
         let link = Rc::new(Link {
             requests,
             scheme,
             seated: Cell::new(0),
             served: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
+            pulse: pulse.clone(),
         });
         if listed {
             self.lines.borrow_mut().entry(pool).or_default().live.push(link.clone());
         }
         let (links, of) = (self.clone(), Rc::downgrade(&link));
         self.spawn(async move {
-            // Its error is told to each of its streams.
-            poll_fn(|cx| match flooded.by() {
-                Some(_) => Poll::Ready(()),
-                None => Pin::new(&mut connection).poll(cx).map(drop),
+            // Its error is told to each of its streams; one that floods or has died is dropped
+            // with them.
+            poll_fn(|cx| {
+                let dead = pulse.as_ref().is_some_and(|pulse| pulse.poll_dead(cx).is_ready());
+                match flooded.by() {
+                    Some(_) => Poll::Ready(()),
+                    None if dead => Poll::Ready(()),
+                    None => Pin::new(&mut connection).poll(cx).map(drop),
+                }
             })
             .await;
             drop(connection);
@@ -202,6 +211,9 @@ impl Links {
         self.lines.borrow_mut().retain(|pool, line| {
             let idle_max = idle_max(*pool);
             line.live.retain(|link| {
+                if let Some(pulse) = link.pulse.as_ref().filter(|_| link.seated.get() > 0) {
+                    pulse.beat(now);
+                }
                 let rested = now.saturating_duration_since(link.idle_since.get());
                 let idles = link.seated.get() == 0;
                 link.is_usable() && idle_max.is_some_and(|max| !idles || rested < max)
@@ -211,8 +223,11 @@ impl Links {
     }
 
     /// Ends every link as soon as its last exchange has: the core is leaving.
-    pub fn close_all(&self) {
-        self.lines.borrow_mut().clear();
+    ///
+    /// Shape: returns whether there were any; they say goodbye in their next turn.
+    pub fn close_all(&self) -> bool {
+        let mut lines = self.lines.borrow_mut();
+        lines.values_mut().fold(false, |any, line| any | !std::mem::take(&mut line.live).is_empty())
     }
 
     /// Links to one address.

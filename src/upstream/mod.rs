@@ -2,7 +2,7 @@
 //! `state` (what all cores share about one server, and the lease that counts a request in
 //! flight), `slots` (how many may be in flight), `room` (who waits for a slot), `conn` (one
 //! connection and its armed receive), `connect` (TLS), `pool` (a core's idle connections), `links`
-//! (its HTTP/2 connections), `bridge` (one exchange on such a link), `held` (the
+//! (its HTTP/2 connections), `pulse` (whether one still lives), `bridge` (one exchange on such a link), `held` (the
 //! process-wide budget of held bodies), `roster` (who is known across plans).
 
 pub mod bridge;
@@ -12,6 +12,7 @@ pub mod held;
 pub mod links;
 pub mod pool;
 pub mod room;
+pub mod pulse;
 pub mod roster;
 pub mod slots;
 pub mod state;

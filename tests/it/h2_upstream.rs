@@ -329,6 +329,21 @@ fn a_link_that_idles_is_closed() {
 }
 
 #[test]
+fn a_drain_closes_links_and_lets_streams_end() {
+    let (server, proxy) = house(Ways::default());
+    let mut client = proxy.client();
+    client.send(get("/echo", "x-do: sse=2\r\n"));
+    client.through(b"\r\n\r\n").unwrap();
+    proxy.drain();
+    server.seen.go.add_permits(2);
+    let rest = client.rest().unwrap();
+    let rest = String::from_utf8_lossy(&rest);
+    assert!(rest.contains("data: 1\n\n") && rest.ends_with("0\r\nx-events: 2\r\n\r\n"), "{rest}");
+    proxy.join();
+    wait_until("the link is closed", || server.seen.open.load(SeqCst) == 0);
+}
+
+#[test]
 fn a_server_without_http2_is_a_502() {
     let mock = super::house::mock();
     let setup = Setup { upstream: "http2 = true\n", ..Setup::default() };

@@ -201,7 +201,7 @@ fn a_handshake_that_hangs_ends_with_the_connect_timeout_or_the_client() {
     let rest = "[timeouts]\nconnect = \"1s\"\n";
     for upstream in [CA, CA_H2] {
         let setup = Setup { upstream, rest, ..Setup::default() };
-        let proxy = Authority::new("ours").proxy(setup, &[url.clone()]);
+        let proxy = Authority::new("ours").proxy(setup, std::slice::from_ref(&url));
         let begun = Instant::now();
         assert_eq!(proxy.client().send(get("/echo", "")).answer().status, 504);
         let took = begun.elapsed();
