@@ -140,6 +140,13 @@ pub enum Kind {
     UpstreamConnectTimeout,
     /// The TLS handshake with the upstream failed: its certificate, or the connection.
     UpstreamTls,
+    /// The outbound proxy could not be connected, or broke off before its answer.
+    OutboundConnect,
+    /// The outbound proxy was not connected within `connect`, or did not answer to CONNECT
+    /// within `proxy_connect`.
+    OutboundTimeout,
+    /// The outbound proxy refused: our credentials (407), or the way to the upstream.
+    OutboundRefused,
     /// The upstream closed or reset before its response head was complete.
     UpstreamReset,
     /// The upstream's response breaks HTTP.
@@ -417,7 +424,7 @@ const fn no_room(kind: Kind, message: &'static str, log: &'static str) -> Row {
 
 /// THE table. One row a kind, in the order of `Kind`.
 #[rustfmt::skip]
-const ROWS: [Row; 47] = [
+const ROWS: [Row; 50] = [
     broken(Kind::HeadMalformed, 400, "Malformed request head.", "malformed head"),
     broken(Kind::TargetTooLong, 414, "Request target is too long.", "target too long"),
     broken(Kind::HeadTooLarge, 431, "Request head is too large.", "head too large"),
@@ -466,6 +473,9 @@ const ROWS: [Row; 47] = [
     upstream(Kind::UpstreamConnect, 502, "The upstream refused the connection.", "connect failed", RetryClass::Connect, Finish::UpstreamConnect),
     upstream(Kind::UpstreamConnectTimeout, 504, "The upstream did not accept the connection in time.", "connect timeout", RetryClass::Connect, Finish::Timeout),
     upstream(Kind::UpstreamTls, 502, "The TLS handshake with the upstream failed.", "tls handshake failed", RetryClass::Connect, Finish::UpstreamConnect),
+    upstream(Kind::OutboundConnect, 502, "The outbound proxy could not be connected.", "outbound proxy failed", RetryClass::Connect, Finish::UpstreamConnect),
+    upstream(Kind::OutboundTimeout, 504, "The outbound proxy did not answer in time.", "outbound proxy timeout", RetryClass::Connect, Finish::Timeout),
+    upstream(Kind::OutboundRefused, 502, "The outbound proxy refused to pass the request on.", "outbound proxy refused", RetryClass::Connect, Finish::UpstreamConnect),
     upstream(Kind::UpstreamReset, 502, "The upstream closed the connection without an answer.", "reset before answer", RetryClass::Reset, Finish::UpstreamReset),
     upstream(Kind::UpstreamBadHttp, 502, "The upstream sent an invalid response.", "bad response", RetryClass::Reset, Finish::UpstreamBad),
     upstream(Kind::UpstreamFirstByteTimeout, 504, "The upstream did not answer in time.", "first byte timeout", RetryClass::Timeout, Finish::Timeout),
@@ -568,10 +578,13 @@ mod tests {
             (Kind::UpstreamConnect, 502),
             (Kind::UpstreamTls, 502),
             (Kind::UpstreamReset, 502),
+            (Kind::OutboundConnect, 502),
+            (Kind::OutboundRefused, 502),
             (Kind::UpstreamBadHttp, 502),
             (Kind::NobodyAvailable, 503),
             (Kind::HeldTooMuch, 503),
             (Kind::UpstreamConnectTimeout, 504),
+            (Kind::OutboundTimeout, 504),
             (Kind::UpstreamFirstByteTimeout, 504),
             (Kind::VersionUnsupported, 505),
         ];

@@ -36,7 +36,6 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("log.access", Unless("\"off\"")),
     ("ratelimit_store.url", Rediss),
     ("upstream.protocol", Unless("\"openai\"")),
-    ("upstream.proxy", Unless("\"\"")),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.affinity", Present),

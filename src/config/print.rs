@@ -177,9 +177,10 @@ fn client_times(t: &ClientTimeouts) -> Times<6> {
     ]
 }
 
-fn upstream_times(t: &UpstreamTimeouts) -> Times<6> {
+fn upstream_times(t: &UpstreamTimeouts) -> Times<7> {
     [
         ("connect", t.connect),
+        ("proxy_connect", t.proxy_connect),
         ("first_byte", t.first_byte),
         ("stream_idle", t.stream_idle),
         ("total", t.total.unwrap_or_default()),
@@ -402,12 +403,8 @@ fn print_headers(ops: &[HeaderOp]) -> String {
 }
 
 fn print_proxy(proxy: &OutboundProxy) -> String {
-    let OutboundProxy { host, port, credentials } = proxy;
-    let user = if credentials.is_some() { "***@" } else { "" };
-    match host.contains(':') {
-        true => format!("http://{user}[{host}]:{port}"),
-        false => format!("http://{user}{host}:{port}"),
-    }
+    let user = if proxy.credentials.is_some() { "***@" } else { "" };
+    format!("http://{user}{}", proxy.authority())
 }
 
 fn print_health(health: &Health) -> String {

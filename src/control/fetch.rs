@@ -1,11 +1,12 @@
 //! One question to an upstream, asked on the control thread: a fresh connection, one request,
 //! the answer or why there was none.
 //!
-//! Probes and model lists go the way a client's request would: the entry's credential, its
-//! edits of the head, its base path. Connections are not kept: a question is rare, and a fresh
-//! connection also tells whether the server still accepts.
+//! Probes and model lists go the way a client's request would: the entry's outbound proxy, its
+//! credential, its edits of the head, its base path. Connections are not kept: a question is rare,
+//! and a fresh connection also tells whether the server still accepts.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,6 +15,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -21,10 +23,15 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::watched::Watched;
-use crate::config::{HeaderAction, HeaderOp, HostRule, PathMode, Secret, Upstream, UpstreamAuth};
+use crate::config::{
+    HeaderAction, HeaderOp, HostRule, OutboundProxy, PathMode, Secret, Upstream, UpstreamAuth,
+    UpstreamUrl,
+};
+use crate::http1::connect;
 use crate::net::dial::Address;
 use crate::net::tls::{TlsClient, explain};
 use crate::policy::query;
+use crate::upstream::via::{NoWay, is_open};
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -61,7 +68,8 @@ pub struct Question<'a> {
     pub headers: &'a [HeaderOp],
 }
 
-/// Asks an upstream at the first of its addresses that answers.
+/// Asks an upstream at the first of its addresses that answers; behind an outbound proxy these
+/// are the proxy's.
 ///
 /// Errors: `Dead` when none does, `Late` when the time is over.
 pub async fn fetch(
@@ -74,7 +82,7 @@ pub async fn fetch(
     let mut silence = Silence::Dead("no address".to_owned());
     for address in &watched.addresses() {
         let request = request(&watched.upstream, question).map_err(Silence::Dead)?;
-        match at(address, tls.as_deref(), request, by, limit).await {
+        match at(&watched.upstream, address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
             Err(why) => silence = why,
         }
@@ -83,6 +91,7 @@ pub async fn fetch(
 }
 
 async fn at(
+    upstream: &Upstream,
     address: &Address,
     tls: Option<&TlsClient>,
     request: Request<Full<Bytes>>,
@@ -92,18 +101,26 @@ async fn at(
     let late = |what: &str| format!("{what} within {limit:?}");
     let dead = |error: &dyn std::fmt::Display| Silence::Dead(error.to_string());
     match address {
-        Address::Tcp(addr) => match timeout_at(by, TcpStream::connect(addr)).await {
-            Ok(Ok(stream)) => match tls {
+        Address::Tcp(addr) => {
+            let stream = reach(upstream, *addr, by, &late).await?;
+            let answered = match tls {
                 None => exchange(TokioIo::new(stream), request, by, &late).await,
                 Some(tls) => match timeout_at(by, secured(tls, stream)).await {
                     Ok(Ok(stream)) => exchange(TokioIo::new(stream), request, by, &late).await,
                     Ok(Err(error)) => Err(Silence::Dead(format!("tls: {}", explain(&error)))),
                     Err(_) => Err(Silence::Dead(late("no TLS"))),
                 },
-            },
-            Ok(Err(error)) => Err(dead(&error)),
-            Err(_) => Err(Silence::Dead(late("no connection"))),
-        },
+            };
+            match (answered, &upstream.proxy) {
+                // About our credentials: the proxy's own word, never the server's.
+                (Ok((StatusCode::PROXY_AUTHENTICATION_REQUIRED, _)), Some(proxy))
+                    if !upstream.tunnels() =>
+                {
+                    Err(no_way(NoWay::Refused(407), proxy))
+                }
+                (answered, _) => answered,
+            }
+        }
         Address::Unix(path) => match UnixStream::connect(path).await {
             Ok(stream) => exchange(TokioIo::new(stream), request, by, &late).await,
             Err(error) => Err(dead(&error)),
@@ -114,6 +131,65 @@ async fn at(
 /// TLS over a connection, the server's certificate verified.
 async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
     TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await
+}
+
+/// A connection on which the server is next, or the proxy that reads the request.
+async fn reach(
+    upstream: &Upstream,
+    addr: SocketAddr,
+    by: Instant,
+    late: &(dyn Fn(&str) -> String + Sync),
+) -> Result<TcpStream, Silence> {
+    let dialed = timeout_at(by, TcpStream::connect(addr)).await;
+    let Some(proxy) = &upstream.proxy else {
+        return match dialed {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(Silence::Dead(error.to_string())),
+            Err(_) => Err(Silence::Dead(late("no connection"))),
+        };
+    };
+    let mut stream = match dialed {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(_)) => return Err(no_way(NoWay::Unreachable, proxy)),
+        Err(_) => return Err(no_way(NoWay::ConnectLate, proxy)),
+    };
+    if upstream.tunnels() {
+        let opened = timeout_at(by, tunnel(&mut stream, &upstream.url, proxy)).await;
+        opened.unwrap_or(Err(NoWay::AnswerLate)).map_err(|why| no_way(why, proxy))?;
+    }
+    Ok(stream)
+}
+
+/// Opens a tunnel to the server of `url` on a connection to `proxy`; what is spoken in it, TLS
+/// for one, is the caller's.
+///
+/// Shape: the caller bounds the time. When it returns, the next byte each way is the tunnel's.
+/// Errors: all but those of connecting and of time.
+pub async fn tunnel<S>(
+    stream: &mut S,
+    url: &UpstreamUrl,
+    proxy: &OutboundProxy,
+) -> Result<(), NoWay>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut request = Vec::new();
+    let credentials = proxy.credentials.as_ref().map(Secret::expose);
+    connect::request(&mut request, &connect::host_port(&url.host, url.port), credentials);
+    stream.write_all(&request).await.map_err(|_| NoWay::Closed)?;
+    let mut answer = connect::Answer::default();
+    let mut bytes = Vec::new();
+    while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {
+        if is_open(&mut answer, &bytes)? {
+            return Ok(());
+        }
+    }
+    Err(NoWay::Closed)
+}
+
+/// A proxy that does not let us through is a server that nobody reaches.
+fn no_way(why: NoWay, proxy: &OutboundProxy) -> Silence {
+    Silence::Dead(why.why(&proxy.authority()))
 }
 
 async fn exchange<S>(
@@ -170,7 +246,15 @@ fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Full<
             HeaderAction::Remove => fields.retain(|(name, _)| *name != op.name),
         }
     }
-    let mut request = Request::builder().method(question.method).uri(path);
+    let mut target = path;
+    if let (Some(proxy), false) = (&upstream.proxy, upstream.tunnels()) {
+        target = format!("http://{}{target}", upstream.url.authority());
+        if let Some(credentials) = &proxy.credentials {
+            let value = connect::basic(credentials.expose());
+            put(&mut fields, "proxy-authorization", value.into_bytes());
+        }
+    }
+    let mut request = Request::builder().method(question.method).uri(target);
     for (name, value) in fields {
         request = request.header(name, value);
     }
@@ -306,8 +390,44 @@ mod tests {
         ] {
             assert_eq!(with(&format!("auth = {auth}")), expected);
         }
+        let proxied = "proxy = \"http://u:p@q:8080\"";
+        assert_eq!(
+            with(proxied),
+            "http://127.0.0.1:1/x?a=1 host=127.0.0.1:1 proxy-authorization=Basic dTpw"
+        );
         let edits = "headers = [{ op = \"insert\", key = \"v\", value = \"1\" }, \
                      { op = \"remove\", key = \"accept\" }]\nuser_agent = \"me\"";
         assert_eq!(with(edits), format!("/x?a=1 {host} user-agent=me v=1"));
+    }
+
+    /// What a tunnel through a proxy with this answer comes to, and what the proxy was sent.
+    fn tunnelled(answer: &'static [u8]) -> (Result<(), NoWay>, String) {
+        let entry = upstream("url = \"https://[::1]/x\"\nproxy = \"http://u:p@q:8080\"");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async move {
+            let (mut ours, mut theirs) = tokio::io::duplex(1024);
+            theirs.write_all(answer).await.unwrap();
+            theirs.shutdown().await.unwrap();
+            let proxy = entry.proxy.as_ref().unwrap();
+            let opened = tunnel(&mut ours, &entry.url, proxy).await;
+            drop(ours);
+            let mut sent = String::new();
+            theirs.read_to_string(&mut sent).await.unwrap();
+            (opened, sent)
+        })
+    }
+
+    #[test]
+    fn asks_for_a_tunnel_and_hears_the_answer() {
+        let head = "CONNECT [::1]:443 HTTP/1.1\r\nHost: [::1]:443\r\n\
+                    Proxy-Authorization: Basic dTpw\r\n\r\n";
+        for (answer, expected) in [
+            (&b"HTTP/1.1 200 OK\r\n\r\n"[..], Ok(())),
+            (b"HTTP/1.1 200 OK\r\n\r\nx", Err(NoWay::Unasked)),
+            (b"HTTP/1.1 407 No\r\nContent-Length: 1\r\n\r\nx", Err(NoWay::Refused(407))),
+            (b"HTTP/1.1 200 OK\r\n", Err(NoWay::Closed)),
+        ] {
+            assert_eq!(tunnelled(answer), (expected, head.to_owned()));
+        }
     }
 }

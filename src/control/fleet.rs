@@ -296,7 +296,7 @@ impl Fleet {
     fn look_up_names(&mut self, config: &Config) {
         let mut needed: HashMap<&str, ()> = HashMap::new();
         for upstream in config.upstreams.iter().filter(|upstream| has_name(upstream)) {
-            needed.insert(&upstream.url.host, ());
+            needed.insert(upstream.first_hop().0, ());
         }
         self.names.retain(|host, _| needed.contains_key(host.as_str()));
         for host in needed.into_keys() {
@@ -309,16 +309,14 @@ impl Fleet {
     }
 
     fn addresses(&self, upstream: &Upstream) -> Vec<Address> {
-        let url = &upstream.url;
-        if url.unix {
-            return vec![Address::Unix(url.host.clone().into())];
+        let (host, port) = upstream.first_hop();
+        if upstream.url.unix {
+            return vec![Address::Unix(host.into())];
         }
-        let at = |ip: &IpAddr| Address::Tcp(SocketAddr::new(*ip, url.port));
-        match url.host.parse() {
+        let at = |ip: &IpAddr| Address::Tcp(SocketAddr::new(*ip, port));
+        match host.parse() {
             Ok(ip) => vec![at(&ip)],
-            Err(_) => {
-                self.names.get(&url.host).map_or(Vec::new(), |n| n.value.iter().map(at).collect())
-            }
+            Err(_) => self.names.get(host).map_or(Vec::new(), |n| n.value.iter().map(at).collect()),
         }
     }
 
@@ -422,10 +420,11 @@ impl Server {
     }
 }
 
-/// Whether an upstream's host must be looked up.
+/// Whether the host that is connected to must be looked up; behind a proxy the server's own name
+/// is the proxy's to look up.
 fn has_name(upstream: &Upstream) -> bool {
-    let url = &upstream.url;
-    upstream.enabled && !url.unix && url.host.parse::<IpAddr>().is_err()
+    let is_name = upstream.first_hop().0.parse::<IpAddr>().is_err();
+    upstream.enabled && !upstream.url.unix && is_name
 }
 
 /// The order of addresses changes with every answer of some servers, and means nothing.

@@ -1,6 +1,7 @@
 //! Where the connection of an attempt comes from: the pool, an HTTP/2 link, or a dial.
 //!
-//! A dial is connect, then TLS where the upstream is `https`, within one timeout. What the server
+//! A dial is connect, then TLS where the upstream is `https`, within one timeout; between them,
+//! behind an outbound proxy, the tunnel, within one of its own. What the server
 //! then speaks is its choice (ALPN) where we offer HTTP/2 over TLS; without TLS it is as the
 //! operator says. While it runs the client is watched: one that leaves ends it.
 
@@ -10,7 +11,7 @@ use std::time::Instant;
 use super::attempt::{Attempt, Attempted};
 use super::conn_h1::Downstream;
 use super::hold::RequestBody;
-use super::plan::Reuse;
+use super::plan::{Reuse, ViaPlan, Way};
 use crate::error::Kind;
 use crate::net::dial;
 use crate::net::frame::Frame;
@@ -22,6 +23,7 @@ use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{Missed, secure};
 use crate::upstream::links::{Find, Lead, Opened};
 use crate::upstream::roster::Endpoint;
+use crate::upstream::via::{NoWay, connect_through};
 
 impl Attempt<'_> {
     /// Takes a connection out of the pool, a seat on a link, or makes a connection.
@@ -34,7 +36,7 @@ impl Attempt<'_> {
         if let Some(conn) = self.take_pooled() {
             return Ok(conn);
         }
-        let mut missed = Missed::Unreachable;
+        let mut missed = self.missed(Missed::Unreachable);
         for endpoint in &self.upstream.endpoints {
             let connecting = self.connect(endpoint, timer);
             let connected = if body.reader.is_done() {
@@ -77,13 +79,28 @@ impl Attempt<'_> {
     async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, Missed> {
         let (keepalive, timeout) = (self.plan.tcp_keepalive, self.timeouts.connect);
         let begun = self.upstream.tls.as_ref().map(|tls| (tls, Instant::now()));
-        let socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await?;
-        let Some((tls, begun)) = begun else { return Ok(Stream::Plain(socket)) };
-        // Zero would mean no limit.
-        let left = timeout.saturating_sub(begun.elapsed()).max(TICK);
-        // Boxed by the frame, as above.
-        let secured = Frame::new(secure(socket, tls, timer, left)).await?;
+        let socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
+        let socket = socket.map_err(|error| self.missed(error.into()))?;
+        let secure_in = begun.map(|(tls, begun)| (tls, timeout.saturating_sub(begun.elapsed())));
+        if let Some(ViaPlan { way: Way::Tunnel { request }, .. }) = &self.upstream.via {
+            let limit = self.timeouts.proxy_connect;
+            // Boxed by the frame, as above.
+            let opened = Frame::with(|| connect_through(&socket, request, timer, limit)).await;
+            opened.map_err(Missed::Proxy)?;
+        }
+        let Some((tls, left)) = secure_in else { return Ok(Stream::Plain(socket)) };
+        // Zero would mean no limit. Boxed by the frame, as above.
+        let secured = Frame::new(secure(socket, tls, timer, left.max(TICK))).await?;
         Ok(Stream::Tls(secured))
+    }
+
+    /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
+    fn missed(&self, why: Missed) -> Missed {
+        match (why, &self.upstream.via) {
+            (Missed::Unreachable, Some(_)) => Missed::Proxy(NoWay::Unreachable),
+            (Missed::Late, Some(_)) => Missed::Proxy(NoWay::ConnectLate),
+            (why, _) => why,
+        }
     }
 
     /// Takes a seat on a link to one address, or makes the link; or a connection of its own if
@@ -142,9 +159,16 @@ impl Attempt<'_> {
                 let told = format!("The TLS handshake with the upstream failed: {why}.");
                 (Kind::UpstreamTls, Some(told))
             }
+            Missed::Proxy(why) => (why.kind(), self.told_of(Some(why))),
         };
         // Its models must leave the table if it is gone: the control thread finds out.
         self.upstream.state.suspect();
         Attempted::Failed { kind, answered: false, reused: false, status: None, told }
+    }
+    /// What the operator and the client are told of the outbound proxy.
+    pub(super) fn told_of(&self, why: Option<NoWay>) -> Option<String> {
+        let why = why?.why(&self.upstream.via.as_ref()?.proxy);
+        self.upstream.state.complain(why.clone());
+        Some(format!("The {why}."))
     }
 }

@@ -17,7 +17,7 @@ use super::download::{Download, Downloaded};
 use super::forward::{self, Request};
 use super::hold::{RequestBody, Scanner};
 use super::judge::Judge;
-use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts};
+use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way};
 use super::reply::{self, Refusal};
 use super::settle::Settle;
 use super::upload::{Sent, Upload, Uploaded};
@@ -30,6 +30,7 @@ use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
+use crate::upstream::via::NoWay;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
@@ -161,7 +162,10 @@ impl Attempt<'_> {
                 if !stale {
                     self.judge.ended(kind, turn.settle.now_us());
                 }
-                Attempted::Failed { kind, answered, reused, status: None, told: None }
+                // Of an answer only a 407 is known to be the proxy's own.
+                let refused = (kind == Kind::OutboundRefused).then_some(NoWay::Refused(407));
+                let told = self.told_of(refused);
+                Attempted::Failed { kind, answered, reused, status: None, told }
             }
             Downloaded::Elsewhere { status } => Attempted::Failed {
                 kind: Kind::NobodyAvailable,
@@ -234,6 +238,7 @@ impl Attempt<'_> {
             retry_on: self.retry_on,
             budget: self.budget,
             judge: self.judge,
+            via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
         };
         let held = std::mem::take(&mut turn.held);
         let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner));

@@ -11,12 +11,13 @@ use base64::Engine as _;
 use super::limit::{IpLimit, KeyLimit};
 use super::plan::{
     ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
-    RouteTarget, UpstreamPlan, UpstreamTimeouts,
+    RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way,
 };
 use crate::config::{
     self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
+use crate::http1::connect;
 use crate::http1::parse::HeadLimits;
 use crate::net::tls::Store;
 use crate::policy::auth::Carrier;
@@ -43,7 +44,6 @@ pub fn compile(
     tls: &Store,
     loaded_unix_s: u64,
 ) -> Result<Plan, String> {
-    refuse_what_is_missing(config)?;
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
     let groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
@@ -88,16 +88,6 @@ fn pools(sites: &[Site]) -> Vec<PoolId> {
     let mut pools: Vec<PoolId> = endpoints.map(|endpoint| endpoint.pool).collect();
     pools.sort_unstable();
     pools
-}
-
-/// Refuses what would be unsafe to ignore: a direct connection where a proxy was asked for.
-fn refuse_what_is_missing(config: &Config) -> Result<(), String> {
-    for upstream in config.upstreams.iter().filter(|upstream| upstream.enabled) {
-        if upstream.proxy.is_some() {
-            return Err(format!("upstream.{}.proxy is not implemented yet", upstream.name));
-        }
-    }
-    Ok(())
 }
 
 fn to_usize(bytes: u64) -> usize {
@@ -157,6 +147,7 @@ fn group(group: &config::Group) -> GroupPlan {
         room: None,
         timeouts: UpstreamTimeouts {
             connect: group.timeouts.connect,
+            proxy_connect: group.timeouts.proxy_connect,
             first_byte: group.timeouts.first_byte,
             stream_idle: group.timeouts.stream_idle,
             total: group.timeouts.total.unwrap_or_default(),
@@ -291,7 +282,26 @@ fn upstream_plan(
             config::Reuse::NoAfterStream => Reuse::NoAfterStream,
             config::Reuse::Never => Reuse::Never,
         },
+        via: upstream.proxy.as_ref().map(|proxy| via(upstream, proxy)),
     })
+}
+
+fn via(upstream: &config::Upstream, proxy: &config::OutboundProxy) -> ViaPlan {
+    let url = &upstream.url;
+    let credentials = proxy.credentials.as_ref().map(config::Secret::expose);
+    let way = if upstream.tunnels() {
+        let mut request = Vec::new();
+        connect::request(&mut request, &connect::host_port(&url.host, url.port), credentials);
+        Way::Tunnel { request }
+    } else {
+        let mut authorization = Vec::new();
+        if let Some(credentials) = credentials {
+            connect::authorization(&mut authorization, credentials);
+        }
+        // As Host says it by default (RFC 9112 §3.2).
+        Way::Forward { origin: format!("http://{}", url.authority()).into_bytes(), authorization }
+    };
+    ViaPlan { proxy: proxy.authority(), way }
 }
 
 fn host_line(host: &str) -> Vec<u8> {

@@ -71,6 +71,8 @@ pub struct Download<'a> {
     pub budget: usize,
     /// Judges the upstream.
     pub judge: &'a Judge<'a>,
+    /// An outbound proxy reads the request and may answer by itself.
+    pub via_proxy: bool,
 }
 
 /// How a download ended.
@@ -117,6 +119,10 @@ impl Download<'_> {
             Ok(buffer) => buffer,
             Err(end) => return end,
         };
+        if self.via_proxy && response.status == 407 {
+            // About our credentials, not the client's (RFC 9110 §15.5.8).
+            return self.no_answer(Kind::OutboundRefused, true, buffer);
+        }
         let elapsed_us = settle.elapsed_us();
         settle.outcome.first_byte_us = Some(elapsed_us);
         settle.outcome.status = response.status;

@@ -6,7 +6,7 @@
 
 use super::admit::Permit;
 use super::core::Core;
-use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan};
+use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan, ViaPlan, Way};
 use super::reply::Caller;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
@@ -59,6 +59,9 @@ pub fn head(
     match &upstream.host_line {
         Some(line) => out.extend_from_slice(line),
         None => encode::field(out, b"Host", request_head.authority(bytes).unwrap_or_default()),
+    }
+    if let Some(ViaPlan { way: Way::Forward { authorization, .. }, .. }) = &upstream.via {
+        out.extend_from_slice(authorization);
     }
     let own_credentials = !permit.credentials_pass(&upstream.credential);
     encode::copy_request_fields(out, request_head, bytes, |field| match field.name_kind {
@@ -113,6 +116,11 @@ fn request_line(
     let target = request.target;
     out.extend_from_slice(request.head.method_text.of(bytes));
     out.push(b' ');
+    let origin = match &upstream.via {
+        Some(ViaPlan { way: Way::Forward { origin, .. }, .. }) => origin.as_slice(),
+        _ => b"",
+    };
+    out.extend_from_slice(origin);
     let from = out.len();
     match &upstream.path {
         PathPlan::Fixed(fixed) => out.extend_from_slice(fixed),
@@ -128,7 +136,12 @@ fn request_line(
             out.extend_from_slice(rest.unwrap_or(target));
         }
     }
-    if out.get(from) != Some(&b'/') && target != b"*" {
+    if target == b"*" {
+        // To a proxy `*` is a URL without a path (RFC 9112 §3.2.4).
+        if !origin.is_empty() && out.get(from..) == Some(b"*") {
+            out.truncate(from);
+        }
+    } else if out.get(from) != Some(&b'/') {
         out.insert(from, b'/');
     }
     rewrite_credential_query(out, from, core, upstream, request);

@@ -143,6 +143,8 @@ pub struct ClientTimeouts {
 pub struct UpstreamTimeouts {
     /// For a connection to be made.
     pub connect: Duration,
+    /// For an outbound proxy to open a tunnel.
+    pub proxy_connect: Duration,
     /// From the request sent to the response head.
     pub first_byte: Duration,
     /// Between two reads of a response body.
@@ -227,6 +229,32 @@ pub struct UpstreamPlan {
     pub user_agent: bool,
     /// Connection reuse.
     pub reuse: Reuse,
+    /// The outbound proxy that its connections go through.
+    pub via: Option<ViaPlan>,
+}
+
+/// An outbound proxy, as one upstream uses it.
+pub struct ViaPlan {
+    /// Its `host:port`, for messages.
+    pub proxy: String,
+    /// What it is asked for.
+    pub way: Way,
+}
+
+/// What an outbound proxy is asked for.
+pub enum Way {
+    /// To pass each request on: its target is a whole URL (RFC 9112 §3.2.2).
+    Forward {
+        /// `http://host:port`, in front of the path.
+        origin: Vec<u8>,
+        /// `Proxy-Authorization: …\r\n`, or nothing.
+        authorization: Vec<u8>,
+    },
+    /// For a tunnel on each new connection (RFC 9110 §9.3.6).
+    Tunnel {
+        /// The whole CONNECT.
+        request: Vec<u8>,
+    },
 }
 
 /// What stands in for the client's credential.

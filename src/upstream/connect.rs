@@ -18,6 +18,7 @@ use crate::net::stream::Handle;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 use crate::net::tls::{TlsClient, TlsStream};
+use crate::upstream::via::NoWay;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub enum Missed {
     Late,
     /// The handshake failed, and why.
     Tls(Rc<str>),
+    /// There is no way through the outbound proxy.
+    Proxy(NoWay),
 }
 
 impl Missed {

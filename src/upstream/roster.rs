@@ -13,8 +13,9 @@ use std::hash::Hash;
 use std::sync::{Arc, Weak};
 
 use super::state::UpstreamState;
-use crate::config::{Config, Upstream, UpstreamTls};
+use crate::config::{Config, OutboundProxy, Upstream, UpstreamTls};
 use crate::net::dial::Address;
+use crate::policy::keys::KeyDigest;
 
 /// The number under which the connections to one address of one upstream are pooled.
 ///
@@ -52,6 +53,23 @@ pub struct Identity {
     /// Of an `https` URL: who is trusted, what is shown, which name is asked for.
     tls_settings: Option<UpstreamTls>,
     http2: bool,
+    via: Option<Via>,
+}
+
+/// The proxy that connections go through, as far as it makes two of them different.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Via {
+    host: String,
+    port: u16,
+    /// Digest of the credentials: a proxy may treat two users differently.
+    credentials: Option<KeyDigest>,
+}
+
+impl Via {
+    fn of(proxy: &OutboundProxy) -> Self {
+        let credentials = proxy.credentials.as_ref().map(|pair| KeyDigest::of(pair.expose()));
+        Self { host: proxy.host.clone(), port: proxy.port, credentials }
+    }
 }
 
 impl Identity {
@@ -67,6 +85,7 @@ impl Identity {
             port: url.port,
             tls_settings: url.tls.then(|| upstream.tls.clone()),
             http2: upstream.http2,
+            via: upstream.proxy.as_ref().map(Via::of),
         }
     }
 }
@@ -194,6 +213,22 @@ mod tests {
         let pooled = A.replace("[[upstream]]", "[[upstream]]\nreuse = \"never\"");
         let second = roster.sites(&config(&pooled), &[]);
         assert!(Arc::ptr_eq(&first[0].state, &second[0].state), "settings do not count");
+    }
+
+    #[test]
+    fn another_proxy_or_other_credentials_are_another_upstream() {
+        let mut roster = Roster::default();
+        let with = |proxy: &str| config(&format!("{A}proxy = \"{proxy}\"\n"));
+        let proxies = ["", "http://p:1", "http://p:2", "http://q:1", "http://u:CANARY@p:1"];
+        let sites: Vec<Site> =
+            proxies.iter().map(|p| roster.sites(&with(p), &[vec![at(1)]]).remove(0)).collect();
+        let mut pools: Vec<PoolId> = sites.iter().map(|site| site.endpoints[0].pool).collect();
+        pools.dedup();
+        assert_eq!(pools.len(), proxies.len());
+        let again = roster.sites(&with("http://u:CANARY@p:1"), &[vec![at(1)]]);
+        assert!(Arc::ptr_eq(&again[0].state, &sites[4].state));
+        let shown = format!("{:?}", Identity::of(&with("http://u:CANARY@p:1").upstreams[0]));
+        assert!(!shown.contains("CANARY"), "{shown}");
     }
 
     #[test]

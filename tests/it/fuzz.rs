@@ -98,6 +98,16 @@ fn heads_hold() {
 }
 
 #[test]
+fn answers_to_connect_hold() {
+    let seeds = &[
+        "HTTP/1.1 200 Connection established\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204\r\nVia: x\r\n\r\nmore",
+        "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=x\r\nContent-Length: 2\r\n\r\nno",
+    ];
+    drive("http1::connect", http1::connect::fuzz, seeds);
+}
+
+#[test]
 fn framing_holds() {
     drive("http1::framing", http1::framing::fuzz, HEADS);
 }

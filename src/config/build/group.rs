@@ -169,6 +169,7 @@ fn upstream_timeouts(
     let Some(At { value: raw, .. }) = &raw.timeouts else { return *defaults };
     UpstreamTimeouts {
         connect: connect(r, &raw.connect, defaults.connect),
+        proxy_connect: connect(r, &raw.proxy_connect, defaults.proxy_connect),
         first_byte: timeout(r, &raw.first_byte, defaults.first_byte),
         stream_idle: timeout(r, &raw.stream_idle, defaults.stream_idle),
         total: total(r, &raw.total, defaults.total),

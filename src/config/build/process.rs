@@ -149,6 +149,7 @@ pub(crate) fn timeouts(raw: &RawConfig, r: &mut Reader<'_>) -> Timeouts {
     };
     let upstream = UpstreamTimeouts {
         connect: connect(r, &raw.connect, secs(10)),
+        proxy_connect: connect(r, &raw.proxy_connect, secs(10)),
         first_byte: timeout(r, &raw.first_byte, secs(600)),
         stream_idle: timeout(r, &raw.stream_idle, secs(300)),
         total: total(r, &raw.total, None),

@@ -97,6 +97,11 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
     let auth = auth(r, raw, protocol, &api_keys);
     let tls = upstream_tls(r, raw, &url);
     warn_of_plaintext(r, raw, &at.spot, &url, &auth);
+    let proxy = raw.proxy.as_ref().and_then(|at| proxy(r, at));
+    let discover = filled(&raw.discover).and_then(|at| discover(r, at));
+    if proxy.is_some() {
+        check_proxied(r, raw, &url, discover.as_ref());
+    }
     Upstream {
         name: raw.name.as_ref().map_or_else(String::new, |at| at.value.clone()),
         url,
@@ -107,7 +112,7 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
         headers: header_ops(r, each(&raw.headers)),
         host: host_rule(r, raw),
         user_agent: filled(&raw.user_agent).and_then(|at| field_value(r, at)),
-        proxy: raw.proxy.as_ref().and_then(|at| proxy(r, at)),
+        proxy,
         tls,
         http2: value(&raw.http2, false),
         models: models_from(r, raw),
@@ -116,7 +121,7 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
         enabled: value(&raw.enabled, true),
         health: raw.health.as_ref().map(|at| health(r, at)),
         breaker: breaker(r, raw),
-        discover: filled(&raw.discover).and_then(|at| discover(r, at)),
+        discover,
         group: GroupId(0),
         implicit: false,
     }
@@ -174,17 +179,50 @@ fn proxy(r: &mut Reader<'_>, at: &At<UrlText>) -> Option<OutboundProxy> {
 }
 
 fn outbound_proxy(url: Url) -> Result<OutboundProxy, String> {
-    if url.scheme != "http" {
-        return Err("its scheme is not http".to_owned());
+    match url.scheme.as_str() {
+        "http" => {}
+        "https" => {
+            return Err("a proxy that is itself reached over TLS is not supported; write http://"
+                .to_owned());
+        }
+        _ => return Err("only http:// proxies are supported, no SOCKS".to_owned()),
     }
     if !matches!(url.rest.as_str(), "" | "/") {
         return Err("it has a path".to_owned());
     }
     let credentials = match &url.userinfo {
-        Some(userinfo) => Some(Secret::new(percent_decode(userinfo)?)),
+        Some(userinfo) => {
+            let mut pair = percent_decode(userinfo)?;
+            // RFC 7617 §2: the colon is there even when the password is empty.
+            if !pair.contains(&b':') {
+                pair.push(b':');
+            }
+            Some(Secret::new(pair))
+        }
         None => None,
     };
     Ok(OutboundProxy { host: url.host, port: url.port.unwrap_or(80), credentials })
+}
+
+/// What makes no sense, or another one, behind a proxy.
+fn check_proxied(
+    r: &mut Reader<'_>,
+    raw: &RawUpstream,
+    url: &UpstreamUrl,
+    discover: Option<&Discover>,
+) {
+    if let (true, Some(at)) = (url.unix, &raw.proxy) {
+        r.draft.fault(&at.spot, "a Unix socket is not reached through a proxy");
+    }
+    if let (Some(Discover::Dns { .. }), Some(at)) = (discover, &raw.discover) {
+        let message = "dns: and proxy exclude each other: the proxy looks names up, and would be \
+                       asked for bare addresses; use srv: or file:";
+        r.draft.fault(&at.spot, message);
+    }
+    if let (false, Some(at)) = (url.tls, filled(&raw.host).filter(|at| at.value != "upstream")) {
+        let message = "a proxy replaces Host by the URL's when the URL is http (RFC 9112 §3.2.2)";
+        r.draft.warn(&at.spot, message);
+    }
 }
 
 fn models_from(r: &mut Reader<'_>, raw: &RawUpstream) -> ModelsFrom {

@@ -207,6 +207,8 @@ pub struct ClientTimeouts {
 pub struct UpstreamTimeouts {
     /// To an established connection, TLS included.
     pub connect: Duration,
+    /// CONNECT sent to an outbound proxy to its answer.
+    pub proxy_connect: Duration,
     /// Request sent to response head.
     pub first_byte: Duration,
     /// Between two reads of a response body.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{CertPair, GroupId, Secret, TrustFile};
+use crate::http1::connect::host_port;
 pub use crate::policy::breaker::BreakerPolicy;
 
 /// One LLM server and how to speak with it.
@@ -53,6 +54,23 @@ pub struct Upstream {
     pub group: GroupId,
     /// True: made from `models.*.backend`, not declared.
     pub implicit: bool,
+}
+
+impl Upstream {
+    /// Whom connections are made to: the proxy, else the server itself.
+    ///
+    /// Shape: name or address, and port; for a Unix socket its path and 0.
+    pub fn first_hop(&self) -> (&str, u16) {
+        match &self.proxy {
+            Some(proxy) => (&proxy.host, proxy.port),
+            None => (&self.url.host, self.url.port),
+        }
+    }
+
+    /// Whether its proxy is asked for tunnels: what is not HTTP/1.1 in clear, it cannot read.
+    pub fn tunnels(&self) -> bool {
+        self.proxy.is_some() && (self.url.tls || self.http2)
+    }
 }
 
 /// A checked base URL.
@@ -220,6 +238,13 @@ pub struct OutboundProxy {
     pub port: u16,
     /// `user:password`, for `Proxy-Authorization: Basic`.
     pub credentials: Option<Secret>,
+}
+
+impl OutboundProxy {
+    /// `host:port`, for messages.
+    pub fn authority(&self) -> String {
+        host_port(&self.host, self.port)
+    }
 }
 
 /// TLS towards an upstream; equal when the settings and the files' content are.

@@ -86,6 +86,8 @@ mirror! {
         tls_handshake: Time,
         /// To an established connection, 1s..120s.
         connect: Time,
+        /// CONNECT sent to an outbound proxy to its answer, 1s..120s.
+        proxy_connect: Time,
         /// Request sent to response head.
         first_byte: Time,
         /// Between two reads of a response body.

@@ -179,6 +179,8 @@ mirror! {
         /// See [timeouts].
         connect: Time,
         /// See [timeouts].
+        proxy_connect: Time,
+        /// See [timeouts].
         first_byte: Time,
         /// See [timeouts].
         stream_idle: Time,

@@ -1,0 +1,236 @@
+//! The way through an outbound proxy, once it is connected.
+//!
+//! A tunnel is asked for on the bare socket and lasts as long as the connection: pooled and
+//! reused like a direct one, without another word to the proxy. Only readiness polls wait here,
+//! so that the exchange may be dropped at any time, as a connect may.
+//!
+//! Inside a tunnel the client speaks first (TLS does), so a byte behind the proxy's answer
+//! cannot come from the server and ends the attempt.
+
+use std::time::Duration;
+
+use crate::error::Kind;
+use crate::http1::connect::{Answer, Told};
+use crate::http1::parse::HeadFault;
+use crate::net::rt::Socket;
+use crate::net::stream::Handle;
+use crate::net::sys::{self, Shut};
+use crate::net::ticker::Timer;
+
+/// First size of the buffer for an answer.
+const ANSWER_BYTES: usize = 1024;
+
+/// Why there is no way through a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoWay {
+    /// It could not be connected.
+    Unreachable,
+    /// It was not connected in time.
+    ConnectLate,
+    /// It did not answer in time.
+    AnswerLate,
+    /// It ended the connection before its answer.
+    Closed,
+    /// Its answer is no HTTP.
+    Malformed(HeadFault),
+    /// Bytes came behind its answer.
+    Unasked,
+    /// It answered, with another status than 2xx.
+    Refused(u16),
+}
+
+impl NoWay {
+    /// The fault that this is.
+    #[must_use]
+    pub fn kind(self) -> Kind {
+        match self {
+            NoWay::Unreachable | NoWay::Closed | NoWay::Malformed(_) | NoWay::Unasked => {
+                Kind::OutboundConnect
+            }
+            NoWay::ConnectLate | NoWay::AnswerLate => Kind::OutboundTimeout,
+            NoWay::Refused(_) => Kind::OutboundRefused,
+        }
+    }
+
+    /// For a person; `proxy` is its `host:port`.
+    #[must_use]
+    pub fn why(self, proxy: &str) -> String {
+        let what = match self {
+            NoWay::Unreachable => "could not be connected".to_owned(),
+            NoWay::ConnectLate => "could not be connected in time".to_owned(),
+            NoWay::AnswerLate => "did not answer in time".to_owned(),
+            NoWay::Closed => "ended the connection before its answer".to_owned(),
+            NoWay::Malformed(fault) => format!("answered with bad HTTP: {fault}"),
+            NoWay::Unasked => "sent more than its answer".to_owned(),
+            NoWay::Refused(407) => "wants other credentials: status 407".to_owned(),
+            NoWay::Refused(status) => format!("refused: status {status}"),
+        };
+        format!("outbound proxy {proxy} {what}")
+    }
+}
+
+/// Whether the tunnel is open, by all that has come of the answer.
+///
+/// Errors: `Malformed`, `Unasked`, `Refused`.
+pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, NoWay> {
+    match answer.push(bytes).map_err(NoWay::Malformed)? {
+        Told::More => Ok(false),
+        Told::Tunnel { head_bytes } if head_bytes == bytes.len() => Ok(true),
+        Told::Tunnel { .. } => Err(NoWay::Unasked),
+        Told::Refused { status } => Err(NoWay::Refused(status)),
+    }
+}
+
+/// Opens a tunnel on a connection to a proxy; the timer bounds it.
+///
+/// Shape: `request` is a whole CONNECT; when it returns, the next byte each way is the tunnel's.
+/// Free to drop.
+/// Errors: all but `Unreachable` and `ConnectLate`.
+pub async fn connect_through(
+    socket: &Socket,
+    request: &[u8],
+    timer: &Timer,
+    timeout: Duration,
+) -> Result<(), NoWay> {
+    timer.arm(Handle::Fd(socket.fd()), Shut::Both, timeout);
+    let opened = open(socket, request).await;
+    let late = timer.expired();
+    timer.disarm();
+    if late { Err(NoWay::AnswerLate) } else { opened }
+}
+
+async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
+    while !request.is_empty() {
+        match sys::send_now(socket.fd(), request) {
+            Ok(0) => socket.writable().await,
+            Ok(sent) => request = request.get(sent..).unwrap_or_default(),
+            Err(_) => return Err(NoWay::Closed),
+        }
+    }
+    let mut answer = Answer::default();
+    // Bounded by the answer's own limit: what is too long is refused before the next growth.
+    let mut bytes = Vec::with_capacity(ANSWER_BYTES);
+    loop {
+        if bytes.len() == bytes.capacity() {
+            bytes.reserve(bytes.len());
+        }
+        match sys::recv_now(socket.fd(), &mut bytes) {
+            Ok(None) => socket.readable().await,
+            Ok(Some(0)) | Err(_) => return Err(NoWay::Closed),
+            Ok(Some(_)) => {
+                if is_open(&mut answer, &bytes)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+    use std::time::Instant;
+
+    use crate::net::rt::{self, Part, Wanted};
+    use crate::net::ticker::{TICK, Ticker};
+
+    /// Asks a proxy that is `serve` for a tunnel.
+    fn check(serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<(), NoWay> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let proxy = std::thread::spawn(move || serve(theirs));
+        let opened = rt::block_on(Wanted::Auto.with_environment(), |driver| {
+            rt::note_driver(driver);
+            async move {
+                let keepalive = Duration::from_secs(30);
+                let socket = Socket::adopt(OwnedFd::from(ours), keepalive).unwrap();
+                let ticker = Ticker::new(Instant::now());
+                let (timer, walking) = (ticker.timer(), ticker.clone());
+                rt::spawn(async move {
+                    loop {
+                        rt::sleep(TICK).await;
+                        walking.walk(Instant::now());
+                    }
+                });
+                let limit = Duration::from_millis(300);
+                let opened = connect_through(&socket, b"CONNECT h:1\r\n\r\n", &timer, limit).await;
+                if opened.is_ok() {
+                    let (sent, _) = socket.send_all(Part::whole(b"hello".to_vec())).await;
+                    sent.unwrap();
+                    let (_, got) = socket.recv(Vec::with_capacity(64)).await;
+                    assert_eq!(got, b"server");
+                }
+                opened
+            }
+        });
+        proxy.join().unwrap();
+        opened.unwrap()
+    }
+
+    fn take_request(stream: &mut UnixStream) {
+        let mut request = [0; 15];
+        stream.read_exact(&mut request).unwrap();
+        assert_eq!(&request, b"CONNECT h:1\r\n\r\n");
+    }
+
+    #[test]
+    fn opens_on_a_2xx_that_drips_in() {
+        let opened = check(|mut stream| {
+            take_request(&mut stream);
+            for byte in b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\nContent-Length: 7\r\n\r\n"
+            {
+                stream.write_all(&[*byte]).unwrap();
+            }
+            // The server speaks when it has been spoken to.
+            let mut hello = [0; 5];
+            stream.read_exact(&mut hello).unwrap();
+            stream.write_all(b"server").unwrap();
+        });
+        assert_eq!(opened, Ok(()));
+    }
+
+    #[test]
+    fn says_why_there_is_no_tunnel() {
+        let answers: [(&'static [u8], NoWay); 5] = [
+            (b"HTTP/1.1 407 No\r\nContent-Length: 3\r\n\r\nno", NoWay::Refused(407)),
+            (b"HTTP/1.1 503 No\r\n\r\n", NoWay::Refused(503)),
+            (b"HTTP/1.1 200 OK\r\n\r\nhello", NoWay::Unasked),
+            (b"220 smtp\r\n", NoWay::Malformed(HeadFault::BadStartLine)),
+            (b"HTTP/1.1 200 OK\r\n", NoWay::Closed),
+        ];
+        for (answer, expected) in answers {
+            let opened = check(move |mut stream| {
+                take_request(&mut stream);
+                stream.write_all(answer).unwrap();
+            });
+            assert_eq!(opened, Err(expected));
+        }
+    }
+
+    #[test]
+    fn does_not_wait_for_ever() {
+        let begun = Instant::now();
+        let opened = check(|mut stream| {
+            take_request(&mut stream);
+            // Ends when the other side gives up.
+            let _ = stream.read(&mut [0; 1]);
+        });
+        assert_eq!(opened, Err(NoWay::AnswerLate));
+        assert!(begun.elapsed() >= Duration::from_millis(300));
+    }
+
+    #[test]
+    fn names_the_proxy_and_the_status() {
+        for (way, kind, why) in [
+            (NoWay::Refused(407), Kind::OutboundRefused, "wants other credentials: status 407"),
+            (NoWay::Refused(503), Kind::OutboundRefused, "refused: status 503"),
+            (NoWay::Unreachable, Kind::OutboundConnect, "could not be connected"),
+            (NoWay::AnswerLate, Kind::OutboundTimeout, "did not answer in time"),
+        ] {
+            assert_eq!(way.kind(), kind);
+            assert_eq!(way.why("p:8080"), format!("outbound proxy p:8080 {why}"));
+        }
+    }
+}
