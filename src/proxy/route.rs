@@ -230,8 +230,8 @@ impl Route {
     /// Writes path and query as they go upstream, before the upstream's own mapping.
     pub fn write_target(&self, out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8]) {
         let path = head.path(bytes);
-        if path.is_empty() {
-            // `OPTIONS *`.
+        if path == b"*" {
+            // Of OPTIONS alone, and no path.
             return out.extend_from_slice(head.target.of(bytes));
         }
         match (&self.in_target, &self.rename) {

@@ -35,6 +35,7 @@ mod limits;
 mod listeners;
 mod models;
 mod pool;
+mod proxied;
 mod queue;
 mod ratelimits;
 mod redis_store;

@@ -115,7 +115,18 @@ fn names_the_culprit_of_upstreams() {
     check(&up("discover=\"consul:x\""), &["upstream.u.discover"]);
     check(&up("ports=[1]\ndiscover=\"srv:x\""), &["upstream.u.ports: ports and discover exclude"]);
     check(&up("tls={cert=\"c.pem\"}"), &["upstream.u.tls: cert and key need each other"]);
-    check(&up("proxy=\"socks5://x\""), &["upstream.u.proxy: no proxy URL"]);
+    check(&up("proxy=\"socks5://x\""), &["upstream.u.proxy: no proxy URL: only http://"]);
+    check(&up("proxy=\"https://x\""), &["upstream.u.proxy: no proxy URL", "write http://"]);
+    check(&up("proxy=\"http://x/path\""), &["upstream.u.proxy: no proxy URL: it has a path"]);
+    check(&up("proxy=\"http://u:%4@x\""), &["upstream.u.proxy: no proxy URL: a \"%\""]);
+    check(
+        &up("proxy=\"http://x\"\ndiscover=\"dns:a:80\""),
+        &["upstream.u.discover: dns: and proxy exclude each other"],
+    );
+    check(
+        "[[upstream]]\nname=\"u\"\nurl=\"unix:/x\"\nproxy=\"http://x\"",
+        &["upstream.u.proxy: a Unix socket is not reached through a proxy"],
+    );
     check(&up("host=\"a b\""), &["upstream.u.host"]);
     check(&up("path_mode=\"prefix\""), &["upstream.u.path_mode"]);
     check(&up("reuse=\"sometimes\""), &["upstream.u.reuse"]);
@@ -198,6 +209,10 @@ fn names_the_culprit_of_the_rest() {
     check("[process]\ncores=\"all\"", &["process.cores: \"all\" is neither"]);
     check("[process]\nio=\"iouringg\"", &["did you mean"]);
     check("[timeouts]\nconnect=\"121s\"", &["timeouts.connect: 121s is out of range 1s..120s"]);
+    check(
+        "[timeouts]\nproxy_connect=\"500ms\"",
+        &["timeouts.proxy_connect: 500ms is out of range 1s..120s"],
+    );
     check("[timeouts]\ntcp_keepalive=\"4s\"", &["4s is out of range 5s..600s"]);
     check("[timeouts]\npool_idle=\"31min\"", &["1860s is out of range 5s..1800s"]);
     check(
