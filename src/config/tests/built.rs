@@ -175,6 +175,53 @@ fn what_is_printed_loads_and_prints_the_same() {
 }
 
 #[test]
+fn connections_go_to_the_proxy_where_there_is_one() {
+    let built = |lines: &str| {
+        let text = with(&format!("[[upstream]]\nname=\"u\"\nurl=\"http://a:1\"\n{lines}"));
+        good(&text).config.upstreams.remove(1)
+    };
+    assert_eq!(built("").first_hop(), ("a", 1));
+    let plain = built("proxy=\"http://[::1]/\"");
+    assert_eq!(
+        (plain.first_hop(), plain.proxy.as_ref().unwrap().credentials.is_none()),
+        (("::1", 80), true)
+    );
+    assert_eq!(plain.proxy.unwrap().authority(), "[::1]:80");
+    for (userinfo, pair) in
+        [("u:p", &b"u:p"[..]), ("u", b"u:"), ("u:%70%40%3a", b"u:p@:"), ("u:a@b", b"u:a@b")]
+    {
+        let proxy = built(&format!("proxy=\"http://{userinfo}@p:8080\"")).proxy.unwrap();
+        assert_eq!(proxy.authority(), "p:8080");
+        assert_eq!(proxy.credentials.unwrap().expose(), pair, "{userinfo}");
+    }
+    assert!(built("proxy=\"\"").proxy.is_none());
+}
+
+#[test]
+fn a_host_that_a_proxy_would_replace_is_warned_of() {
+    let warned = |url: &str, lines: &str| {
+        let up = format!("[[upstream]]\nname=\"u\"\nurl=\"{url}\"\nproxy=\"http://10.0.0.1\"\n");
+        warnings(&with(&format!("{up}{lines}"))).iter().any(|line| line.contains("upstream.u.host"))
+    };
+    assert!(warned("http://10.0.0.2", "host=\"client\""));
+    assert!(warned("http://10.0.0.2", "host=\"a.test\""));
+    assert!(!warned("http://10.0.0.2", "host=\"upstream\""));
+    assert!(!warned("https://10.0.0.2", "host=\"a.test\""), "in a tunnel it stays");
+}
+
+#[test]
+fn proxy_connect_may_differ_by_group() {
+    let text = with(
+        "[timeouts]\nproxy_connect=\"3s\"\n[[group]]\nname=\"g\"\nmembers=[\"gpu0\"]\n\
+         timeouts={proxy_connect=\"4s\"}\n",
+    );
+    let times: Vec<u64> =
+        good(&text).config.groups.iter().map(|g| g.timeouts.proxy_connect.as_secs()).collect();
+    assert_eq!(times, [3, 4, 3]);
+    assert_eq!(good(BASE).config.groups[0].timeouts.proxy_connect.as_secs(), 10);
+}
+
+#[test]
 fn keys_have_rights_and_an_end() {
     let text = with(
         "[[key]]\nname=\"k\"\nkey=\"0123456789abcdef\"\nmodels=[\"a\",\"gpt-*\"]\nexpires=2030-01-01\n\
