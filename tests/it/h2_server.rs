@@ -95,6 +95,11 @@ impl H2Server {
         H2Server { addr, tls, seen, stop: Some(stop), thread: Some(thread) }
     }
 
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
     /// Its base URL; with TLS by the name that the usual certificate has.
     pub(crate) fn url(&self) -> String {
         match self.tls {

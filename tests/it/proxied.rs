@@ -9,11 +9,14 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokenring::control;
 
 use super::fake::{Fake, NameServer, Records};
-use super::house::{Proxy, Setup, mock, wait_until};
+use super::h2_server::{H2Server, Ways};
+use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
+use super::tls_upstream::{Authority, BOTH, CA, CA_H2};
 use super::wire::{Answer, chat, get, post};
 
 /// What a hop does with a request.
@@ -23,6 +26,8 @@ enum Mood {
     Passes,
     /// Answers with this status.
     Refuses(u16),
+    /// Says nothing.
+    Stalls,
     /// Closes without a word.
     Closes,
 }
@@ -125,6 +130,10 @@ impl Inner {
                     );
                     writer.write_all(answer.as_bytes()).ok()?;
                     return client.shutdown(Shutdown::Write).ok();
+                }
+                Mood::Stalls => {
+                    let _ = reader.read(&mut [0; 1]);
+                    return None;
                 }
                 Mood::Closes => return client.shutdown(Shutdown::Both).ok(),
             }
@@ -399,4 +408,143 @@ fn the_name_that_is_looked_up_is_the_proxys() {
     assert_eq!(proxy.client().send(get("/echo", "")).answer().status, 200);
     // The server's own name is unknown here, and nobody has missed it.
     assert!(said.lock().unwrap().is_empty(), "{:?}", said.lock().unwrap());
+}
+
+/// One server of which the URL says `https`, behind one hop.
+fn through_a_tunnel(hop: &Hop, more: Setup<'_>) -> Proxy {
+    let upstream = format!("{}\n{}", hop.line(), more.upstream);
+    Setup { upstream: &upstream, ..more }.start_on(&["https://model.test:8443".to_owned()])
+}
+
+#[test]
+fn a_refused_tunnel_is_502_with_the_proxys_status() {
+    let mock = mock();
+    let hop = Hop::start(mock.addr());
+    let proxy = through_a_tunnel(&hop, Setup::default());
+    for (status, words) in [
+        (407, "wants other credentials: status 407"),
+        (403, "refused: status 403"),
+        (503, "refused: status 503"),
+    ] {
+        hop.set(Mood::Refuses(status));
+        let answer = proxy.client().send(chat("", false)).answer();
+        check(&answer, 502, &format!("proxy {} {words}", hop.addr));
+    }
+    for head in hop.heads() {
+        let line = "CONNECT model.test:8443 HTTP/1.1\r\nHost: model.test:8443\r\n";
+        assert_eq!(head, format!("{line}Proxy-Authorization: {OURS}\r\n\r\n"));
+    }
+    assert_eq!(mock.stats().connections_total, 0);
+}
+
+#[test]
+fn a_tunnel_that_does_not_open_in_time_is_504() {
+    let mock = mock();
+    let hop = Hop::start(mock.addr());
+    let rest = "[timeouts]\nproxy_connect = \"1s\"\n";
+    let proxy = through_a_tunnel(&hop, Setup { rest, ..Setup::default() });
+    hop.set(Mood::Stalls);
+    let begun = Instant::now();
+    let answer = proxy.client().send(chat("", false)).answer();
+    check(&answer, 504, &format!("proxy {} did not answer in time", hop.addr));
+    assert!(
+        (Duration::from_secs(1)..LIMIT / 2).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn a_proxy_that_leaves_before_the_tunnel_is_502() {
+    let mock = mock();
+    let hop = Hop::start(mock.addr());
+    let proxy = through_a_tunnel(&hop, Setup::default());
+    hop.set(Mood::Closes);
+    let answer = proxy.client().send(chat("", false)).answer();
+    check(&answer, 502, &format!("proxy {} ended the connection before its answer", hop.addr));
+}
+
+#[test]
+fn a_client_that_leaves_ends_the_wait_for_a_tunnel() {
+    let mock = mock();
+    let hop = Hop::start(mock.addr());
+    let proxy = through_a_tunnel(&hop, Setup::default());
+    hop.set(Mood::Stalls);
+    let mut client = proxy.client();
+    client.send(chat("", false));
+    wait_until("the tunnel was asked for", || hop.heads().len() == 1);
+    drop(client);
+    proxy.wait_until_empty();
+}
+
+/// What the hop is sent for a tunnel.
+fn connect_head(authority: &str) -> String {
+    format!(
+        "CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\nProxy-Authorization: {OURS}\r\n\r\n"
+    )
+}
+
+#[test]
+fn tls_and_http2_pass_a_tunnel_that_is_opened_once() {
+    let authority = Authority::new("ours");
+    for (upstream, version) in [(CA, "1"), (CA_H2, "2")] {
+        let server = authority.start("model.test", 2099, BOTH);
+        let hop = Hop::start(server.addr());
+        let upstream = format!("{}\n{upstream}", hop.line());
+        let setup = Setup { upstream: &upstream, ..Setup::default() };
+        let proxy = authority.proxy(setup, &["https://model.test:8443".to_owned()]);
+        for _ in 0..5 {
+            let answer = proxy.client().send(get("/echo", "")).answer();
+            let got = (answer.status, answer.field("x-version"));
+            assert_eq!(got, (200, Some(version)), "{}", answer.text());
+        }
+        assert_eq!(hop.heads(), [connect_head("model.test:8443")]);
+        assert_eq!((hop.connections(), server.connections(), server.requests()), (1, 1, 5));
+        for head in server.seen.heads.lock().unwrap().iter() {
+            assert_eq!(head.uri.authority().unwrap(), "model.test:8443");
+            assert!(!head.headers.contains_key("proxy-authorization"));
+        }
+    }
+}
+
+#[test]
+fn http2_in_clear_needs_a_tunnel_too() {
+    let server = H2Server::start(Ways::default());
+    let hop = Hop::start(server.addr());
+    let proxy = through(&hop, Setup { upstream: "http2 = true", ..Setup::default() });
+    for _ in 0..3 {
+        let answer = proxy.client().send(get("/echo", "")).answer();
+        assert_eq!((answer.status, answer.field("x-version")), (200, Some("2")));
+    }
+    assert_eq!(hop.heads(), [connect_head("model.test:8000")]);
+}
+
+#[test]
+fn what_is_wrong_inside_the_tunnel_is_the_servers_trouble() {
+    let authority = Authority::new("ours");
+    let server = authority.start("other.test", 2099, BOTH);
+    let hop = Hop::start(server.addr());
+    let upstream = format!("{}\n{CA}", hop.line());
+    let setup = Setup { upstream: &upstream, ..Setup::default() };
+    let proxy = authority.proxy(setup, &["https://model.test:8443".to_owned()]);
+    check(&proxy.client().send(get("/echo", "")).answer(), 502, "not valid for name");
+}
+
+#[test]
+fn probes_pass_the_tunnel() {
+    let authority = Authority::new("ours");
+    let server = authority.start("model.test", 2099, BOTH);
+    let hop = Hop::start(server.addr());
+    let health = "health = { path = \"/health\", interval = \"1s\", fall = 1 }";
+    let upstream = format!("{}\n{health}\n{CA}", hop.line());
+    let setup = Setup { upstream: &upstream, ..Setup::default() };
+    let proxy = authority.proxy(setup, &["https://model.test:8443".to_owned()]);
+    wait_until("it was probed", || server.requests() > 0);
+    let state = || proxy.shared().slot.plan().0.upstreams[0].state.healthy();
+    assert!(state());
+    hop.set(Mood::Refuses(407));
+    wait_until("it is down", || !state());
+    hop.set(Mood::Passes);
+    wait_until("it is up", state);
+    assert!(hop.heads().iter().all(|head| *head == connect_head("model.test:8443")));
 }

@@ -19,13 +19,13 @@ use super::house::{LIMIT, Proxy, Setup, wait_until};
 use super::wire::{get, noise, post, sha256};
 
 /// Who signs the certificates of a test.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Authority {
+    pub(crate) fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -51,12 +51,12 @@ impl Authority {
         Arc::new(config)
     }
 
-    fn start(&self, name: &str, year: i32, alpn: &[&str]) -> H2Server {
+    pub(crate) fn start(&self, name: &str, year: i32, alpn: &[&str]) -> H2Server {
         H2Server::start(Ways { tls: Some(self.server(name, year, alpn)), ..Ways::default() })
     }
 
     /// A proxy that believes this authority alone.
-    fn proxy(&self, setup: Setup<'_>, urls: &[String]) -> Proxy {
+    pub(crate) fn proxy(&self, setup: Setup<'_>, urls: &[String]) -> Proxy {
         let text = setup.text(urls);
         let read = |path: &Path| match path.to_str() {
             Some("ca.pem") => Ok(self.pem.clone()),
@@ -70,9 +70,9 @@ impl Authority {
     }
 }
 
-const CA: &str = "tls = { ca = \"ca.pem\" }\n";
-const CA_H2: &str = "tls = { ca = \"ca.pem\" }\nhttp2 = true\n";
-const BOTH: &[&str] = &["h2", "http/1.1"];
+pub(crate) const CA: &str = "tls = { ca = \"ca.pem\" }\n";
+pub(crate) const CA_H2: &str = "tls = { ca = \"ca.pem\" }\nhttp2 = true\n";
+pub(crate) const BOTH: &[&str] = &["h2", "http/1.1"];
 
 fn check(alpn: &[&str], upstream: &str, version: &str) {
     let authority = Authority::new("ours");

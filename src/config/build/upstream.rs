@@ -219,7 +219,8 @@ fn check_proxied(
                        asked for bare addresses; use srv: or file:";
         r.draft.fault(&at.spot, message);
     }
-    if let (false, Some(at)) = (url.tls, filled(&raw.host).filter(|at| at.value != "upstream")) {
+    let tunnels = url.tls || value(&raw.http2, false);
+    if let (false, Some(at)) = (tunnels, filled(&raw.host).filter(|at| at.value != "upstream")) {
         let message = "a proxy replaces Host by the URL's when the URL is http (RFC 9112 §3.2.2)";
         r.draft.warn(&at.spot, message);
     }
