@@ -95,7 +95,7 @@ class Checks:
             frames = [f for f in traceback.extract_tb(why.__traceback__) if "bed.py" not in f.filename]
             where = f" [line {frames[-1].lineno}]" if frames else ""
             why = str(why).strip() or type(why).__name__
-        print(f"FAIL  {name}: {str(why)[:600]}{where}", flush=True)
+        print(f"FAIL  {name}: {str(why)[:300]}{where}", flush=True)
 
     def skip(self, name, why):
         print(f"skip  {name}: {why}", flush=True)
@@ -319,7 +319,7 @@ class Listener:
 
 
 class Upstream:
-    """A server behind the proxy, reached at /NAME/…; also by `models`. The prefix stays in the path."""
+    """A server behind the proxy, reached at /NAME/… (the prefix stays); with `models` also by them and at /echo."""
 
     def __init__(self, name, url, tls=None, http2=False, models=()):
         self.name, self.url, self.tls, self.http2, self.models = name, url, tls or {}, http2, list(models)
@@ -328,9 +328,10 @@ class Upstream:
 class Setup:
     """What is to run, in the words that tokenring and nginx share."""
 
-    def __init__(self, listeners, upstreams, cores=1, state_dir=None, drain="30s", limits=None, keys=()):
+    def __init__(self, listeners, upstreams, cores=1, state_dir=None, drain="30s", limits=None, keys=(), pool_idle=None):
         self.listeners, self.upstreams, self.cores = listeners, upstreams, cores
         self.state_dir, self.drain, self.limits, self.keys = state_dir, drain, limits or {}, list(keys)
+        self.pool_idle = pool_idle
 
 
 def _toml(value):
@@ -379,6 +380,8 @@ class Tokenring(Process):
                 out.append(f"timeouts = {_toml(listener.timeouts)}")
             for upstream in s.upstreams:
                 out += ["[[listener.route]]", f'path = "/{upstream.name}/*"', f'group = "{upstream.name}"']
+                if upstream.models:
+                    out += ["[[listener.route]]", 'path = "/echo"', f'group = "{upstream.name}"']
         for name, key in s.keys:
             out += ["[[key]]", f'name = "{name}"', f'key = "{key}"']
         for upstream in s.upstreams:
@@ -388,6 +391,8 @@ class Tokenring(Process):
             if upstream.http2:
                 out.append("http2 = true")
             out += ["[[group]]", f'name = "{upstream.name}"', f'members = ["{upstream.name}"]']
+            if s.pool_idle:
+                out.append(f"timeouts = {_toml({'pool_idle': s.pool_idle})}")
         out += ["[admin]", f'bind = "127.0.0.1:{self.admin}"', ""]
         return "\n".join(out)
 
