@@ -197,6 +197,17 @@ class Process:
                 total += len(os.listdir(f"/proc/{pid}/fd"))
         return total
 
+    def sockets(self):
+        """Its TCP sockets as (local port, remote port, state in hex), for messages."""
+        owned = set()
+        for pid in self.tree():
+            with contextlib.suppress(OSError):
+                for fd in os.scandir(f"/proc/{pid}/fd"):
+                    with contextlib.suppress(OSError):
+                        owned.update(re.findall(r"socket:\[(\d+)\]", os.readlink(fd.path)))
+        rows = [line.split() for line in open("/proc/net/tcp").read().splitlines()[1:]]
+        return [(int(r[1][-4:], 16), int(r[2][-4:], 16), r[3]) for r in rows if r[9] in owned]
+
     def cpu_seconds(self):
         ticks = 0
         for pid in self.tree():
@@ -365,6 +376,8 @@ class Tokenring(Process):
         if s.state_dir:
             out.append(f"state_dir = {_toml(s.state_dir)}")
         out += ["[log]", f'level = "{log_level}"', "[limits]", *(f"{k} = {_toml(v)}" for k, v in s.limits.items())]
+        if s.pool_idle:
+            out += ["[timeouts]", f'pool_idle = "{s.pool_idle}"']
         for number, listener in enumerate(s.listeners):
             out += ["[[listener]]", f'name = "l{number}"', f'bind = "127.0.0.1:{listener.port}"', f'auth = "{listener.auth}"']
             if listener.certs:
@@ -391,8 +404,6 @@ class Tokenring(Process):
             if upstream.http2:
                 out.append("http2 = true")
             out += ["[[group]]", f'name = "{upstream.name}"', f'members = ["{upstream.name}"]']
-            if s.pool_idle:
-                out.append(f"timeouts = {_toml({'pool_idle': s.pool_idle})}")
         out += ["[admin]", f'bind = "127.0.0.1:{self.admin}"', ""]
         return "\n".join(out)
 

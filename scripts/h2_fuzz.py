@@ -31,6 +31,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 
 import hpack
 from hyperframe.frame import (ContinuationFrame, DataFrame, Frame, GoAwayFrame, HeadersFrame, PingFrame, PriorityFrame,
@@ -743,7 +744,12 @@ def main():
     with check("descriptors are back where they were"):
         # Idle connections to the server behind go after 5 s; nginx keeps 64.
         room = 2 if OURS else 64
-        until(f"{descriptors} and at most {room} more", 15, lambda: proxy.fds() <= descriptors + room)
+        try:
+            until(f"{descriptors} and at most {room} more", 15, lambda: proxy.fds() <= descriptors + room)
+        except TimeoutError as why:
+            flight = re.findall(r"^tokenring_in_flight.*", proxy.metrics(), re.M) if OURS else ""
+            raise AssertionError(f"{why}, but {proxy.fds()}; {flight}; by state {Counter(s[2] for s in proxy.sockets())}, client port {port}: "
+                                 f"{proxy.sockets()[:12]}") from why
     with check(f"memory grew by less than {args.rss_kb} KB"):
         grown = proxy.rss_kb() - memory
         print(f"      {memory} KB before, {grown:+} KB since")
