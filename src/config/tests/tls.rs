@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::*;
-use crate::pki::testing::Authority;
+use crate::pki::tests::authority::Authority;
 
 /// The files there are.
 pub(super) fn files() -> &'static HashMap<&'static str, String> {

@@ -10,7 +10,7 @@ use rustls::{Error, version};
 
 use super::*;
 use crate::config::*;
-use crate::pki::testing::Authority;
+use crate::pki::tests::authority::Authority;
 use crate::pki::{Pair, Roots, facts};
 
 fn pair(texts: (String, String)) -> CertPair {

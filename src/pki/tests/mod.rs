@@ -1,5 +1,9 @@
-use super::testing::Authority;
+//! Pairs, roots and facts of certificates that are made on the spot.
+
+pub(crate) mod authority;
+
 use super::*;
+use authority::Authority;
 
 #[test]
 fn a_pair_is_what_fits_together() {
