@@ -22,7 +22,8 @@ pub fn banner(started: &Started) -> String {
     for (number, address) in &server.addresses {
         let listener = &config.listeners[usize::from(*number)];
         let auth = if listener.auth == ListenerAuth::Keys { "keys" } else { "open" };
-        let _ = writeln!(out, "  listener   {} on {} ({auth})", listener.name, show(address));
+        let tls = if listener.tls.is_some() { ", tls" } else { "" };
+        let _ = writeln!(out, "  listener   {} on {} ({auth}{tls})", listener.name, show(address));
     }
     if let Some(address) = server.admin() {
         let token = config.admin.as_ref().is_some_and(|admin| admin.token.is_some());
