@@ -271,3 +271,40 @@ fn note_unprocessed(error: &h2::Error, excuse: &Excuse) {
     let untouched = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
     excuse.set(untouched);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::head::ResponseHead;
+    use crate::http1::framing::{Framing, response_framing};
+    use crate::http1::parse::parse_response;
+
+    #[test]
+    fn what_we_answer_ourselves_is_read_as_meant() {
+        let mut head = ResponseHead::new();
+        let parsed = parse_response(NO_REQUEST, &mut 0, &ANSWER_HEAD, &mut head);
+        assert_eq!((parsed, head.status), (Ok(Parse::Done), 400));
+        let body = &NO_REQUEST[head.len as usize..];
+        let framing = response_framing(Method::Get, &head, NO_REQUEST);
+        assert_eq!(framing, Ok(Framing::Length(body.len() as u64)));
+        assert!(serde_json::from_slice::<serde_json::Value>(body).is_ok());
+        let mut head = ResponseHead::new();
+        assert!(parse_response(NO_ANSWER, &mut 0, &ANSWER_HEAD, &mut head).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_whole_when_its_framing_is() {
+        let told = Told::default();
+        assert!(!told.is_whole());
+        for (framing, body_bytes, whole) in [
+            (BodyFraming::None, 0, true),
+            (BodyFraming::Length(3), 2, false),
+            (BodyFraming::Length(3), 3, true),
+            (BodyFraming::Chunked, 3, false),
+        ] {
+            told.framing.set(Some(framing));
+            told.body_bytes.set(body_bytes);
+            assert_eq!(told.is_whole(), whole, "{framing:?}");
+        }
+    }
+}

@@ -336,3 +336,57 @@ impl Drop for Lead {
         self.opening.waiting.take().into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::race::poll_idle;
+    use std::pin::pin;
+
+    const POOL: PoolId = PoolId(7);
+
+    fn lead(links: &Rc<Links>) -> Lead {
+        match links.find(POOL, false) {
+            Find::Dial(lead) => lead,
+            Find::Seat(_) | Find::Wait(_) => panic!("nobody has dialled"),
+        }
+    }
+
+    fn wait(links: &Rc<Links>) -> Rc<Opening> {
+        match links.find(POOL, true) {
+            Find::Wait(opening) => opening,
+            Find::Seat(_) | Find::Dial(_) => panic!("somebody dials"),
+        }
+    }
+
+    #[test]
+    fn one_dials_and_the_others_learn_how_it_ended() {
+        let links = Rc::new(Links::default());
+        for told in [Opened::AskAgain, Opened::Http1, Opened::Failed(Missed::Late)] {
+            let dialling = lead(&links);
+            let (first, second) = (wait(&links), wait(&links));
+            let mut waiting = pin!(first.ended());
+            assert!(poll_idle(waiting.as_mut()).is_pending());
+            dialling.tell(told.clone());
+            assert_eq!(poll_idle(waiting), Poll::Ready(told.clone()));
+            assert_eq!(poll_idle(pin!(second.ended())), Poll::Ready(told));
+        }
+    }
+
+    #[test]
+    fn a_dial_that_is_given_up_passes_on() {
+        let links = Rc::new(Links::default());
+        let dialling = lead(&links);
+        let waiting = wait(&links);
+        // A sweep and a drain leave those who wait alone.
+        links.sweep(|_| None, Instant::now());
+        assert!(!links.close_all());
+        let still = wait(&links);
+        assert!(Rc::ptr_eq(&waiting, &still));
+        drop(dialling);
+        assert_eq!(poll_idle(pin!(waiting.ended())), Poll::Ready(Opened::AskAgain));
+        drop(lead(&links));
+        links.sweep(|_| None, Instant::now());
+        assert_eq!((links.lines.borrow().len(), links.live(POOL)), (0, 0));
+    }
+}

@@ -350,3 +350,15 @@ fn a_server_without_http2_is_a_502() {
     let proxy = setup.start_on(&[mock.url()]);
     assert_eq!(proxy.client().send(get("/echo", "")).answer().status, 502);
 }
+
+#[test]
+fn a_target_that_http2_cannot_say_is_the_clients_fault() {
+    let (server, proxy) = house(Ways::default());
+    let mut client = proxy.client();
+    let answer = client.send(get("/echo?a=<b>", "")).answer();
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.message(), "The request cannot be sent over HTTP/2.");
+    assert_eq!(server.requests(), 0);
+    assert_eq!(client.send(get("/echo?a={b}", "")).answer().status, 200);
+    assert_eq!(server.connections(), 1);
+}
