@@ -76,9 +76,33 @@ pub fn hung_up(fd: RawFd) -> bool {
 /// Shape: `Ok(Some(0))` is the end of the stream (or a full buffer: leave room), `Ok(None)` means
 /// that it would have to wait.
 pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    received(fd, buffer, usize::MAX, 0)
+}
+
+/// As `recv_now`, at most `bytes_max`.
+pub fn recv_some_now(
+    fd: RawFd,
+    buffer: &mut Vec<u8>,
+    bytes_max: usize,
+) -> io::Result<Option<usize>> {
+    received(fd, buffer, bytes_max, 0)
+}
+
+/// As `recv_now`, and leaves the bytes there to be received again.
+pub fn peek_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    received(fd, buffer, usize::MAX, libc::MSG_PEEK)
+}
+
+fn received(
+    fd: RawFd,
+    buffer: &mut Vec<u8>,
+    bytes_max: usize,
+    flags: i32,
+) -> io::Result<Option<usize>> {
     let room = buffer.spare_capacity_mut();
-    // SAFETY: pointer and length come from one live slice; the kernel writes only into it.
-    let n = unsafe { libc::recv(fd, room.as_mut_ptr().cast(), room.len(), libc::MSG_DONTWAIT) };
+    let (start, bytes) = (room.as_mut_ptr().cast(), room.len().min(bytes_max));
+    // SAFETY: pointer and length stay within one live slice; the kernel writes only into it.
+    let n = unsafe { libc::recv(fd, start, bytes, libc::MSG_DONTWAIT | flags) };
     match n {
         0.. => {
             // SAFETY: the kernel has written `n` bytes behind the length, within the capacity.

@@ -4,8 +4,8 @@
 //! reused like a direct one, without another word to the proxy. Only readiness polls wait here,
 //! so that the exchange may be dropped at any time, as a connect may.
 //!
-//! Inside a tunnel the client speaks first (TLS does), so a byte behind the proxy's answer
-//! cannot come from the server and ends the attempt.
+//! Not a byte behind the proxy's answer is taken: it may be the server's first, since HTTP/2 in
+//! clear lets both sides begin (RFC 9113 §3.4).
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ pub enum NoWay {
     Closed,
     /// Its answer is no HTTP.
     Malformed(HeadFault),
-    /// Bytes came behind its answer.
+    /// Bytes came behind its answer where the server may not speak first.
     Unasked,
     /// It answered, with another status than 2xx.
     Refused(u16),
@@ -69,7 +69,7 @@ impl NoWay {
     }
 }
 
-/// Whether the tunnel is open, by all that has come of the answer.
+/// Whether the tunnel is open, by all that has come of the answer; for those who take what comes.
 ///
 /// Errors: `Malformed`, `Unasked`, `Refused`.
 pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, NoWay> {
@@ -85,7 +85,7 @@ pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, NoWay> {
 ///
 /// Shape: `request` is a whole CONNECT; when it returns, the next byte each way is the tunnel's.
 /// Free to drop.
-/// Errors: all but `Unreachable` and `ConnectLate`.
+/// Errors: all but `Unreachable`, `ConnectLate` and `Unasked`.
 pub async fn connect_through(
     socket: &Socket,
     request: &[u8],
@@ -114,16 +114,25 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
         if bytes.len() == bytes.capacity() {
             bytes.reserve(bytes.len());
         }
-        match sys::recv_now(socket.fd(), &mut bytes) {
+        let known = bytes.len();
+        match sys::peek_now(socket.fd(), &mut bytes) {
             Ok(None) => socket.readable().await,
             Ok(Some(0)) | Err(_) => return Err(NoWay::Closed),
-            Ok(Some(_)) => {
-                if is_open(&mut answer, &bytes)? {
-                    return Ok(());
+            Ok(Some(_)) => match answer.push(&bytes).map_err(NoWay::Malformed)? {
+                Told::More => take(socket, bytes.len() - known)?,
+                Told::Tunnel { head_bytes } => {
+                    return take(socket, head_bytes.saturating_sub(known));
                 }
-            }
+                Told::Refused { status } => return Err(NoWay::Refused(status)),
+            },
         }
     }
+}
+
+/// Takes bytes that have been looked at.
+fn take(socket: &Socket, count: usize) -> Result<(), NoWay> {
+    let taken = sys::recv_some_now(socket.fd(), &mut Vec::with_capacity(count), count);
+    if matches!(taken, Ok(Some(n)) if n == count) { Ok(()) } else { Err(NoWay::Closed) }
 }
 
 #[cfg(test)]
@@ -192,11 +201,20 @@ mod tests {
     }
 
     #[test]
+    fn leaves_what_the_server_says_first() {
+        let opened = check(|mut stream| {
+            take_request(&mut stream);
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nserver").unwrap();
+            let _ = stream.read_exact(&mut [0; 5]);
+        });
+        assert_eq!(opened, Ok(()));
+    }
+
+    #[test]
     fn says_why_there_is_no_tunnel() {
-        let answers: [(&'static [u8], NoWay); 5] = [
+        let answers: [(&'static [u8], NoWay); 4] = [
             (b"HTTP/1.1 407 No\r\nContent-Length: 3\r\n\r\nno", NoWay::Refused(407)),
             (b"HTTP/1.1 503 No\r\n\r\n", NoWay::Refused(503)),
-            (b"HTTP/1.1 200 OK\r\n\r\nhello", NoWay::Unasked),
             (b"220 smtp\r\n", NoWay::Malformed(HeadFault::BadStartLine)),
             (b"HTTP/1.1 200 OK\r\n", NoWay::Closed),
         ];
