@@ -42,6 +42,7 @@ def in_environment():
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
         (home / "ready").write_text("\n".join(PACKAGES))
+    WORK.rmdir()  # The one that goes on makes its own.
     os.execv(python, [str(python), *sys.argv])
 
 

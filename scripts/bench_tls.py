@@ -274,6 +274,7 @@ def alone():
         print("needs root: a network namespace and cgroups", file=sys.stderr)
         sys.exit(2)
     if os.environ.get("BENCH_TLS_ALONE") != "1":
+        WORK.rmdir()  # The one that goes on makes its own.
         os.execvpe("unshare", ["unshare", "-n", sys.executable, *sys.argv], os.environ | {"BENCH_TLS_ALONE": "1"})
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         request = struct.pack("16sh14x", b"lo", 0x1 | 0x40)  # IFF_UP, IFF_RUNNING by SIOCSIFFLAGS
