@@ -17,6 +17,7 @@ use crate::net::dial;
 use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::stream::Stream;
+use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
@@ -60,7 +61,7 @@ impl Attempt<'_> {
         if self.fresh || self.upstream.reuse == Reuse::Never {
             return None;
         }
-        let (core, idle_max) = (self.core, self.plan.pool_idle);
+        let (core, idle_max) = (self.core, self.timeouts.pool_idle);
         let now = core.ticker.now();
         let mut endpoints = self.upstream.endpoints.iter();
         endpoints.find_map(|endpoint| core.pool.take(endpoint.pool, idle_max, now))
@@ -145,8 +146,12 @@ impl Attempt<'_> {
         }
         let (links, pool) = (&self.core.links, endpoint.pool);
         let listed = self.upstream.reuse != Reuse::Never;
+        timer.arm(stream.handle(), Shut::Both, self.timeouts.connect);
         let seat = links.begin(pool, stream, self.core.ticker.timer(), listed).await;
-        Ok(bridge::open(links, seat.map_err(|_| Missed::Unreachable)?, pool))
+        let late = timer.expired();
+        timer.disarm();
+        let missed = if late { Missed::Late } else { Missed::Unreachable };
+        Ok(bridge::open(links, seat.map_err(|_| missed)?, pool))
     }
 
     /// Tells the control thread and the client why nobody could be connected.

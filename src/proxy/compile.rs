@@ -5,6 +5,7 @@
 
 use std::hash::RandomState;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine as _;
 
@@ -77,15 +78,24 @@ pub fn compile(
         body_bytes_max: config.limits.body,
         body_held_bytes_max: config.limits.body_held,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
-        pool_idle: config.timeouts.upstream.pool_idle,
-        pools: pools(sites),
+        pools: pools(config, sites),
         loaded_unix_s,
     })
 }
 
-fn pools(sites: &[Site]) -> Vec<PoolId> {
-    let endpoints = sites.iter().flat_map(|site| &site.endpoints);
-    let mut pools: Vec<PoolId> = endpoints.map(|endpoint| endpoint.pool).collect();
+/// Every pool with the longest time that a group of its upstream keeps a connection.
+fn pools(config: &Config, sites: &[Site]) -> Vec<(PoolId, Duration)> {
+    let mut idle_max = vec![Duration::ZERO; sites.len()];
+    for group in &config.groups {
+        for member in &group.members {
+            let longest = &mut idle_max[usize::from(member.upstream.0)];
+            *longest = group.timeouts.pool_idle.max(*longest);
+        }
+    }
+    let mut pools = Vec::new();
+    for (site, idle_max) in sites.iter().zip(idle_max) {
+        pools.extend(site.endpoints.iter().map(|endpoint| (endpoint.pool, idle_max)));
+    }
     pools.sort_unstable();
     pools
 }
@@ -146,6 +156,7 @@ fn group(group: &config::Group) -> GroupPlan {
         queue_wait: group.queue.wait,
         room: None,
         timeouts: UpstreamTimeouts {
+            pool_idle: group.timeouts.pool_idle,
             connect: group.timeouts.connect,
             proxy_connect: group.timeouts.proxy_connect,
             first_byte: group.timeouts.first_byte,

@@ -51,10 +51,8 @@ pub struct Plan {
     pub body_held_bytes_max: u64,
     /// Probe period of idle TCP connections.
     pub tcp_keepalive: Duration,
-    /// How long an idle upstream connection is kept.
-    pub pool_idle: Duration,
-    /// Pools of all endpoints, sorted.
-    pub pools: Vec<PoolId>,
+    /// Pools of all endpoints, sorted, and how long an idle connection stays in each.
+    pub pools: Vec<(PoolId, Duration)>,
     /// When the config was loaded, seconds since 1970; `created` of the models listed.
     pub loaded_unix_s: u64,
 }
@@ -141,6 +139,8 @@ pub struct ClientTimeouts {
 /// Timeouts towards upstreams.
 #[derive(Clone, Copy, Debug)]
 pub struct UpstreamTimeouts {
+    /// For a connection without a request.
+    pub pool_idle: Duration,
     /// For a connection to be made.
     pub connect: Duration,
     /// For an outbound proxy to open a tunnel.

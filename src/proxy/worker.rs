@@ -121,8 +121,10 @@ impl Running {
             // Should the word of a new plan not have fitted into the mailbox.
             core.look();
             let plan = core.plan();
-            let known = |pool| plan.pools.binary_search(&pool).is_ok();
-            let idle_max = |pool| known(pool).then_some(plan.pool_idle);
+            let idle_max = |pool| {
+                let at = plan.pools.binary_search_by_key(&pool, |&(pool, _)| pool).ok()?;
+                Some(plan.pools[at].1)
+            };
             core.pool.sweep(idle_max, &core.buffers, now);
             core.links.sweep(idle_max, now);
             core.shared.panics.fetch_add(core.links.take_panics(), Ordering::Relaxed);

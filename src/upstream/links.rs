@@ -17,6 +17,7 @@ use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use h2::Reason;
 use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
 
@@ -137,7 +138,7 @@ impl Links {
         Find::Dial(Lead { links: self.clone(), pool, opening, opened: Opened::AskAgain })
     }
 
-    /// Begins HTTP/2 on a connection and takes the first seat.
+    /// Begins HTTP/2 on a connection, waits for the server's SETTINGS, and takes the first seat.
     ///
     /// Shape: `timer` bounds sends to a server that does not read. A link that is not `listed` is
     /// for this seat alone.
@@ -157,6 +158,13 @@ impl Links {
         let io = H2Io::new(stream, Vec::new(), frames, timer, WRITE_IDLE);
         let flooded = io.flooded();
         let (requests, mut connection) = settings().handshake::<_, Chunk>(io).await?;
+        // How many streams it takes is known when its SETTINGS have come, and not before.
+        poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            _ if requests.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
+            Poll::Ready(ended) => Poll::Ready(ended.and(Err(Reason::NO_ERROR.into()))),
+            Poll::Pending => Poll::Pending,
+        })
+        .await?;
         let pulse = connection.ping_pong().map(|ping| Rc::new(Pulse::new(ping, Instant::now())));
         let link = Rc::new(Link {
             requests,
@@ -247,6 +255,7 @@ fn settings() -> Builder {
     let mut settings = Builder::new();
     settings
         .enable_push(false)
+        .initial_max_send_streams(0)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(LINK_WINDOW_BYTES)
         .max_header_list_size(HEAD_BYTES_MAX as u32)

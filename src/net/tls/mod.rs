@@ -1,13 +1,16 @@
 //! TLS of both sides. Read in this order: `server` and `client` (what rustls needs, made from the
-//! config), `stream` (a connection), `tickets` (resumption over cores and restarts), `store` (what is kept across plans).
+//! config), `stream` (a connection, made of `session` and `wire`), `tickets` (resumption over cores
+//! and restarts), `store` (what is kept across plans).
 //!
 //! Certificates and keys themselves are `pki`'s: they come in checked.
 
 mod client;
 mod server;
+mod session;
 mod store;
 mod stream;
 mod tickets;
+mod wire;
 
 pub use crate::pki::{client_name, provider};
 pub use client::{TlsClient, client_config, explain, why};

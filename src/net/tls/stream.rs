@@ -16,25 +16,20 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus,
-};
+use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, ServerConfig};
 
-use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+use super::session::{Inbox, RECORD_BYTES, Session};
+use super::wire::{Ended, Wire};
+use crate::base::buf::SMALL_BYTES;
 use crate::net::buffers;
 use crate::net::rt::{Part, Socket};
 use crate::net::sys::{self, Peek, Shut};
 
 /// Most plaintext sealed for one send: four records.
 const SEALED_MAX: usize = 4 * RECORD_BYTES;
-/// Most plaintext in a record (RFC 8446 §5.1).
-const RECORD_BYTES: usize = 16 * 1024;
-/// More than any header, nonce, padding and tag of a record.
-const RECORD_OVERHEAD: usize = 64;
 
 /// A connection whose handshake is done; clones share it, the last one closes it.
 #[derive(Clone)]
@@ -56,32 +51,6 @@ struct State {
     sending: bool,
     /// The close must not look like a clean end.
     silent: bool,
-}
-
-enum Session {
-    Server(UnbufferedServerConnection),
-    Client(UnbufferedClientConnection),
-}
-
-/// Ciphertext both ways.
-#[derive(Default)]
-struct Wire {
-    /// Received and not yet used, from `from`: part of a record, once `drive` has run.
-    incoming: Vec<u8>,
-    from: usize,
-    outgoing: Vec<u8>,
-    ended: Option<Ended>,
-    /// The last receive filled its buffer.
-    bulky: bool,
-}
-
-/// How the peer's bytes ended.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    Clean,
-    /// The connection ended without close_notify: bytes may be missing.
-    Truncated,
-    Failed,
 }
 
 impl TlsStream {
@@ -115,7 +84,7 @@ impl TlsStream {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             stream.flush().await?;
-            if !stream.state(|state| state.is_handshaking()) {
+            if !stream.state(|state| state.session.is_handshaking()) {
                 return Ok(stream);
             }
             if stream.state(|state| state.wire.ended.is_some()) || !stream.fill().await? {
@@ -133,20 +102,13 @@ impl TlsStream {
     /// The protocol both sides agreed on.
     #[must_use]
     pub fn speaks_h2(&self) -> bool {
-        self.state(|state| match &state.session {
-            Session::Server(session) => session.alpn_protocol() == Some(b"h2"),
-            Session::Client(session) => session.alpn_protocol() == Some(b"h2"),
-        })
+        self.state(|state| state.session.alpn() == Some(b"h2"))
     }
 
     /// The peer's own certificate, if it showed one.
     #[must_use]
     pub fn peer_certificate(&self) -> Option<CertificateDer<'static>> {
-        let owned = |chain: Option<&[CertificateDer<'static>]>| chain?.first().cloned();
-        self.state(|state| match &state.session {
-            Session::Server(session) => owned(session.peer_certificates()),
-            Session::Client(session) => owned(session.peer_certificates()),
-        })
+        self.state(|state| state.session.peer_certificates()?.first().cloned())
     }
 
     /// Receives into the spare capacity of `buffer`; 0 bytes is a clean end.
@@ -287,7 +249,7 @@ impl TlsStream {
     fn send_alert(&self) {
         self.state(|state| {
             state.wire.ended = Some(Ended::Failed);
-            state.queue_alert();
+            state.session.alert(&mut state.wire);
             state.silent = true;
         });
         self.send_outgoing_now();
@@ -345,11 +307,12 @@ impl Inner {
     /// Sends close_notify, once, if it can go at once.
     fn say_goodbye(&self) {
         let mut state = self.state.borrow_mut();
-        if state.silent || state.sending || state.is_handshaking() {
+        if state.silent || state.sending || state.session.is_handshaking() {
             return;
         }
         state.silent = true;
-        state.queue_close_notify();
+        let State { session, wire, .. } = &mut *state;
+        session.goodbye(wire);
         let _ = sys::send_now(self.socket.fd(), &state.wire.outgoing);
         buffers::give_back(std::mem::take(&mut state.wire.outgoing));
     }
@@ -365,68 +328,9 @@ impl Drop for Inner {
     }
 }
 
-impl Wire {
-    /// How much to receive next: a little, unless much is coming.
-    fn room(&self) -> usize {
-        if self.bulky || self.incoming.len() - self.from > SMALL_BYTES / 2 {
-            LARGE_BYTES
-        } else {
-            SMALL_BYTES
-        }
-    }
-
-    fn received(&mut self, n: usize, cipher: Vec<u8>) {
-        if n == 0 {
-            self.ended.get_or_insert(Ended::Truncated);
-        }
-        self.bulky = n > 0 && cipher.len() == cipher.capacity();
-        if self.incoming.is_empty() {
-            buffers::give_back(std::mem::replace(&mut self.incoming, cipher));
-            self.from = 0;
-        } else {
-            self.incoming.extend_from_slice(&cipher);
-            buffers::give_back(cipher);
-        }
-    }
-
-    /// Forgets what has been used.
-    fn tidy(&mut self) {
-        if self.from == self.incoming.len() {
-            buffers::give_back(std::mem::take(&mut self.incoming));
-            self.from = 0;
-        } else if self.from > 0 {
-            self.incoming.drain(..self.from);
-            self.from = 0;
-        }
-    }
-
-    /// Lets `write` seal into the end of `outgoing`, which has `room` bytes for it.
-    fn append<E>(
-        &mut self,
-        room: usize,
-        write: impl FnOnce(&mut [u8]) -> Result<usize, E>,
-    ) -> Result<(), E> {
-        let begin = self.outgoing.len();
-        if self.outgoing.capacity() == 0 {
-            self.outgoing = buffers::take(room);
-        }
-        self.outgoing.resize(begin + room, 0);
-        let written = write(&mut self.outgoing[begin..]);
-        self.outgoing.truncate(begin + *written.as_ref().unwrap_or(&0));
-        written.map(drop)
-    }
-}
-
 impl State {
     fn plain_left(&self) -> usize {
         self.plain.len() - self.plain_from
-    }
-
-    fn is_handshaking(&self) -> bool {
-        match &self.session {
-            Session::Server(session) => session.is_handshaking(),
-            Session::Client(session) => session.is_handshaking(),
-        }
     }
 
     fn take_plain(&mut self, buffer: &mut Vec<u8>) {
@@ -462,158 +366,8 @@ impl State {
             *plain_from = 0;
         }
         let mut inbox = Inbox { sink, plain };
-        let driven = match session {
-            Session::Server(session) => drive(session, wire, &mut inbox, data),
-            Session::Client(session) => drive(session, wire, &mut inbox, data),
-        };
+        let driven = session.drive(wire, &mut inbox, data);
         wire.tidy();
         driven
     }
-
-    fn queue_alert(&mut self) {
-        let Self { session, wire, .. } = self;
-        match session {
-            Session::Server(session) => alert(session, wire),
-            Session::Client(session) => alert(session, wire),
-        }
-    }
-
-    fn queue_close_notify(&mut self) {
-        let Self { session, wire, .. } = self;
-        match session {
-            Session::Server(session) => goodbye(session, wire),
-            Session::Client(session) => goodbye(session, wire),
-        }
-    }
-}
-
-/// Where plaintext goes.
-struct Inbox<'a> {
-    sink: Option<&'a mut Vec<u8>>,
-    plain: &'a mut Vec<u8>,
-}
-
-impl Inbox<'_> {
-    fn put(&mut self, payload: &[u8]) {
-        let mut rest = payload;
-        if let Some(sink) = self.sink.as_mut().filter(|_| self.plain.is_empty()) {
-            let n = rest.len().min(sink.capacity() - sink.len());
-            sink.extend_from_slice(&rest[..n]);
-            rest = &rest[n..];
-        }
-        if !rest.is_empty() {
-            if self.plain.capacity() == 0 {
-                *self.plain = buffers::take(rest.len());
-            }
-            self.plain.extend_from_slice(rest);
-        }
-    }
-}
-
-/// What the two kinds of session have in common.
-trait Records {
-    type Data;
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data>;
-}
-
-impl Records for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-}
-
-impl Records for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
-    fn process<'c, 'i>(
-        &'c mut self,
-        incoming: &'i mut [u8],
-    ) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-}
-
-/// Runs the session until it wants more bytes.
-fn drive<C: Records>(
-    session: &mut C,
-    wire: &mut Wire,
-    inbox: &mut Inbox<'_>,
-    data: &[u8],
-) -> Result<(), rustls::Error> {
-    loop {
-        let mut incoming = std::mem::take(&mut wire.incoming);
-        let UnbufferedStatus { mut discard, state } = session.process(&mut incoming[wire.from..]);
-        let mut done = false;
-        let mut result = Ok(());
-        match state {
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(Ok(record)) = traffic.next_record() {
-                    discard += record.discard;
-                    inbox.put(record.payload);
-                }
-            }
-            Ok(ConnectionState::EncodeTlsData(mut handshake)) => {
-                encode(wire, &mut handshake);
-            }
-            // It is sealed; `flush` sends it before anything else.
-            Ok(ConnectionState::TransmitTlsData(sealed)) => sealed.done(),
-            Ok(ConnectionState::PeerClosed) => wire.ended = Some(Ended::Clean),
-            Ok(ConnectionState::WriteTraffic(mut traffic)) => {
-                if !data.is_empty() {
-                    let room = data.len() + (data.len() / RECORD_BYTES + 1) * RECORD_OVERHEAD;
-                    if wire.append(room, |out| traffic.encrypt(data, out)).is_err() {
-                        result = Err(rustls::Error::EncryptError);
-                    }
-                }
-                done = true;
-            }
-            // No more can be sealed, and nobody may think that it was.
-            Ok(_) if !data.is_empty() => result = Err(rustls::Error::EncryptError),
-            Ok(_) => done = true,
-            Err(error) => result = Err(error),
-        }
-        wire.incoming = incoming;
-        wire.from += discard;
-        if done || result.is_err() {
-            return result;
-        }
-    }
-}
-
-/// Takes over a record that rustls has made itself.
-fn encode<D>(wire: &mut Wire, record: &mut EncodeTlsData<'_, D>) {
-    // Asked with no room, it says how much it wants; given that, it cannot fail.
-    if let Err(EncodeError::InsufficientSize(needed)) = record.encode(&mut []) {
-        let _ = wire.append(needed.required_size, |out| record.encode(out));
-    }
-}
-
-/// Seals the alert that an error left behind, if it left one.
-///
-/// What has been received is shown again as it is: rustls remembers where in it messages lie.
-fn alert<C: Records>(session: &mut C, wire: &mut Wire) {
-    let mut incoming = std::mem::take(&mut wire.incoming);
-    let status = session.process(&mut incoming[wire.from..]);
-    if let Ok(ConnectionState::EncodeTlsData(mut last)) = status.state {
-        encode(wire, &mut last);
-    }
-    wire.incoming = incoming;
-}
-
-/// Seals close_notify, if the session is where that can be done.
-fn goodbye<C: Records>(session: &mut C, wire: &mut Wire) {
-    let mut incoming = std::mem::take(&mut wire.incoming);
-    let status = session.process(&mut incoming[wire.from..]);
-    if let Ok(ConnectionState::WriteTraffic(mut traffic)) = status.state {
-        // Nothing is lost without it: the socket is going away.
-        let _: Result<(), EncryptError> =
-            wire.append(RECORD_OVERHEAD, |out| traffic.queue_close_notify(out));
-    }
-    wire.incoming = incoming;
 }
