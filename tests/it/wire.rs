@@ -9,13 +9,18 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::{ClientConfig, ClientConnection};
+
 use super::house::LIMIT;
+use super::secure::shake;
 
 /// A connection and what has been read of it and not yet used.
 pub(crate) struct Client {
     stream: TcpStream,
+    tls: Option<Box<ClientConnection>>,
     input: Vec<u8>,
 }
 
@@ -35,7 +40,8 @@ pub(crate) struct Answer {
 /// An answer that was not completed.
 #[derive(Debug)]
 pub(crate) struct Broken {
-    /// How it ended: `UnexpectedEof` for an end without a reset, `InvalidData` for bad framing.
+    /// How it ended: `UnexpectedEof` for an end without a reset, `InvalidData` for bad framing,
+    /// `ConnectionAborted` for TLS that ended without close_notify.
     pub why: ErrorKind,
     /// The head, if it was complete.
     pub head: String,
@@ -61,7 +67,28 @@ impl Client {
         stream.set_write_timeout(Some(LIMIT)).unwrap();
         // A Unix socket knows no delays.
         let _ = stream.set_nodelay(true);
-        Client { stream, input: Vec::new() }
+        Client { stream, tls: None, input: Vec::new() }
+    }
+
+    /// Connects over TLS; what is sent and read from now on is what is inside.
+    pub(crate) fn connect_tls(addr: SocketAddr, config: &Arc<ClientConfig>) -> Client {
+        let (stream, session) = shake(addr, config);
+        Client { tls: Some(Box::new(session)), ..Client::of(stream) }
+    }
+
+    /// The protocol that was agreed on.
+    pub(crate) fn alpn(&self) -> Option<&str> {
+        self.tls.as_ref()?.alpn_protocol().and_then(|name| std::str::from_utf8(name).ok())
+    }
+
+    /// Says by TLS alone that nothing more will be sent.
+    pub(crate) fn notify_close(&mut self) -> &mut Client {
+        let tls = self.tls.as_mut().expect("it is TLS");
+        tls.send_close_notify();
+        while tls.wants_write() {
+            tls.write_tls(&mut self.stream).unwrap();
+        }
+        self
     }
 
     /// The same connection, for a second thread.
@@ -71,13 +98,19 @@ impl Client {
 
     /// Sends everything.
     pub(crate) fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Client {
-        self.stream.write_all(bytes.as_ref()).expect("the proxy reads");
+        self.try_send(bytes.as_ref()).expect("the proxy reads");
         self
     }
 
     /// Sends as much as is taken.
     pub(crate) fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.write_all(bytes)
+        match &mut self.tls {
+            None => self.stream.write_all(bytes),
+            Some(tls) => {
+                let mut tls = rustls::Stream::new(tls.as_mut(), &mut self.stream);
+                tls.write_all(bytes).and_then(|()| tls.flush())
+            }
+        }
     }
 
     /// Sends every byte alone.
@@ -215,7 +248,18 @@ impl Client {
     fn more(&mut self) -> Result<(), ErrorKind> {
         let mut buffer = [0; 65_536];
         loop {
-            match self.stream.read(&mut buffer) {
+            let read = match &mut self.tls {
+                None => self.stream.read(&mut buffer),
+                Some(tls) => {
+                    let read = rustls::Stream::new(tls.as_mut(), &mut self.stream).read(&mut buffer);
+                    // Only here it is an error of reading: the end came without close_notify.
+                    read.map_err(|error| match error.kind() {
+                        ErrorKind::UnexpectedEof => ErrorKind::ConnectionAborted.into(),
+                        _ => error,
+                    })
+                }
+            };
+            match read {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof),
                 Ok(count) => {
                     self.input.extend_from_slice(&buffer[..count]);
