@@ -5,8 +5,10 @@
 //! that ends before its framing does is a fault on either side, never an end.
 
 use std::cell::Cell;
-use std::future::poll_fn;
-use std::task::{Poll, ready};
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Buf;
 use h2::{RecvStream, SendStream};
@@ -14,6 +16,9 @@ use h2::{RecvStream, SendStream};
 use super::buffers;
 use super::h2io::Chunk;
 use super::pipe::End;
+use super::stream::Handle;
+use super::sys::Shut;
+use super::ticker::Timer;
 use crate::base::buf::SMALL_BYTES;
 use crate::http1::body::BodyReader;
 use crate::http1::encode;
@@ -24,8 +29,72 @@ use crate::http2::{BodyFraming, trailers};
 pub enum Broken {
     /// The HTTP/2 side reset the stream or lost the connection.
     Stream,
+    /// The HTTP/2 side took nothing for too long.
+    Stalled,
     /// The HTTP/1.1 side ended too early, or reads no more.
     Pipe,
+}
+
+/// How long a peer may take nothing.
+///
+/// Shape: an expired timer shuts the pipe, which ends the exchange on its other side too.
+pub struct Patience<'a> {
+    timer: &'a Timer,
+    pipe: &'a End,
+    limit: Duration,
+}
+
+impl<'a> Patience<'a> {
+    /// Waits so long each time.
+    #[must_use]
+    pub fn new(timer: &'a Timer, pipe: &'a End, limit: Duration) -> Self {
+        Self { timer, pipe, limit }
+    }
+
+    /// Waits for one thing that hangs on the peer.
+    ///
+    /// Errors: `Stalled` when it did not come in time.
+    async fn wait<T>(
+        &self,
+        mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<T, Broken>>,
+    ) -> Result<T, Broken> {
+        self.timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.limit);
+        let waited = poll_fn(|cx| {
+            if let Poll::Ready(result) = poll(cx) {
+                return Poll::Ready(result);
+            }
+            ready!(self.pipe.poll_shut(cx));
+            Poll::Ready(Err(Broken::Stalled))
+        });
+        let waited = waited.await;
+        self.timer.disarm();
+        waited
+    }
+}
+
+/// Waits until all that was sent has gone out; a reset would throw it away.
+///
+/// Errors: it never will.
+pub async fn flush(stream: &mut SendStream<Chunk>, patience: &Patience<'_>) -> Result<(), Broken> {
+    let (mark, told) = Chunk::mark();
+    stream.send_data(mark, false).map_err(|_| Broken::Stream)?;
+    let mut told = pin!(told);
+    patience
+        .wait(|cx| {
+            if stream.poll_reset(cx).is_ready() {
+                return Poll::Ready(Err(Broken::Stream));
+            }
+            // The sender is dropped, never used.
+            told.as_mut().poll(cx).map(|_| Ok(()))
+        })
+        .await
+}
+
+fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    Poll::Ready(match ready!(stream.poll_capacity(cx)) {
+        Some(Ok(_)) => Ok(()),
+        Some(Err(_)) | None => Err(Broken::Stream),
+    })
 }
 
 /// Relays a body from a stream into a pipe, framed as its head announced.
@@ -81,13 +150,15 @@ pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
 
 /// Relays a body from a pipe into a stream, which it ends.
 ///
-/// Shape: `buffer` holds what has been received behind the head.
+/// Shape: `buffer` holds what has been received behind the head. Without `patience` the window is
+/// waited for as long as it takes.
 /// Errors: which side broke; the stream is not reset here.
 pub async fn into_stream(
     pipe: &End,
     mut buffer: Vec<u8>,
     mut reader: BodyReader,
     stream: &mut SendStream<Chunk>,
+    patience: Option<&Patience<'_>>,
 ) -> Result<(), Broken> {
     let mut lines = Vec::new();
     loop {
@@ -95,7 +166,7 @@ pub async fn into_stream(
         let last = reader.is_done();
         let ends = last && lines.is_empty();
         if !buffer.is_empty() || ends {
-            send_data(stream, buffer, ends).await?;
+            send_data(stream, buffer, ends, patience).await?;
         } else {
             buffers::give_back(buffer);
         }
@@ -119,7 +190,7 @@ pub async fn into_stream(
         if n == 0 {
             buffers::give_back(buffer);
             reader.end_of_input().map_err(|_| Broken::Pipe)?;
-            return send_data(stream, Vec::new(), true).await;
+            return send_data(stream, Vec::new(), true, patience).await;
         }
     }
 }
@@ -147,15 +218,17 @@ async fn send_data(
     stream: &mut SendStream<Chunk>,
     bytes: Vec<u8>,
     ends: bool,
+    patience: Option<&Patience<'_>>,
 ) -> Result<(), Broken> {
     let mut chunk = Chunk::new(bytes);
     while chunk.has_remaining() {
         stream.reserve_capacity(chunk.remaining());
         if stream.capacity() == 0 {
-            match poll_fn(|cx| stream.poll_capacity(cx)).await {
-                Some(Ok(_)) => continue,
-                Some(Err(_)) | None => return Err(Broken::Stream),
+            match patience {
+                Some(patience) => patience.wait(|cx| poll_capacity(stream, cx)).await?,
+                None => poll_fn(|cx| poll_capacity(stream, cx)).await?,
             }
+            continue;
         }
         let n = stream.capacity();
         if n >= chunk.remaining() {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::buffers;
 use super::frame::Frame;
@@ -222,13 +223,22 @@ impl Drop for H2Io {
 pub struct Chunk {
     bytes: Vec<u8>,
     from: usize,
+    /// Told by being dropped.
+    gone: Option<oneshot::Sender<()>>,
 }
 
 impl Chunk {
     /// The whole buffer.
     #[must_use]
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, from: 0 }
+        Self { bytes, from: 0, gone: None }
+    }
+
+    /// Nothing, which tells when it has been sent, and with it all that was sent before.
+    #[must_use]
+    pub fn mark() -> (Self, oneshot::Receiver<()>) {
+        let (gone, told) = oneshot::channel();
+        (Self { bytes: Vec::new(), from: 0, gone: Some(gone) }, told)
     }
 
     /// Takes the first bytes off, by a copy; a window that is nearly full asks for little.
@@ -258,5 +268,6 @@ impl Buf for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         buffers::give_back(std::mem::take(&mut self.bytes));
+        drop(self.gone.take());
     }
 }

@@ -213,6 +213,16 @@ impl End {
         Poll::Pending
     }
 
+    /// Done when this end has been shut for reading, by the ticker for one.
+    pub fn poll_shut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut lane = self.incoming().borrow_mut();
+        if lane.closed {
+            return Poll::Ready(());
+        }
+        lane.watcher = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
     /// Looks without taking.
     #[must_use]
     pub fn peek(&self) -> Peek {

@@ -55,8 +55,16 @@ impl Shared {
 
     /// Nothing is open: the connection has so long to live.
     fn rest(&self) {
-        let timeout = if self.leaving.get() { LAST_WORDS } else { self.timeouts.keepalive };
-        self.timer.arm(self.handle(), Shut::Both, timeout);
+        match self.leaving.get() {
+            true => self.timer.arm(self.handle(), Shut::Both, LAST_WORDS),
+            // The receive side alone: the client is still to be told.
+            false => self.timer.arm(self.handle(), Shut::Read, self.timeouts.keepalive),
+        }
+    }
+
+    /// It has idled for too long.
+    fn is_tired(&self) -> bool {
+        !self.leaving.get() && self.streams.get() == 0 && self.timer.expired()
     }
 
     fn handle(&self) -> Handle {
@@ -122,6 +130,12 @@ async fn accept(
             if flooded.by().is_some() && !std::mem::replace(&mut ended, true) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                 shared.timer.arm(shared.handle(), Shut::Both, LAST_WORDS);
+            }
+            if shared.is_tired() {
+                // A request that crosses this on its way has not been served, and knows it.
+                shared.leaving.set(true);
+                connection.abrupt_shutdown(Reason::NO_ERROR);
+                shared.rest();
             }
             leave.wake_by(cx.waker());
             connection.poll_accept(cx)

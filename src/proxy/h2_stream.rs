@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::{Poll, ready};
 
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
 
 use super::conn_h1::Downstream;
@@ -33,7 +33,7 @@ use crate::http1::framing::{Framing, response_framing};
 use crate::http1::parse::{HeadLimits, Parse, parse_response};
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
 use crate::net::frame::Frame;
-use crate::net::h2body::{self, Broken};
+use crate::net::h2body::{self, Broken, Patience};
 use crate::net::h2io::Chunk;
 use crate::net::pipe::{self, End};
 use crate::net::stream::Stream;
@@ -74,7 +74,9 @@ pub async fn serve(
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
     let mut feed = pin!(feed(&mut body, framing, &ours));
-    let mut answer = pin!(answer(core, &ours, method, &mut respond));
+    let timer = core.ticker.timer();
+    let patience = Patience::new(&timer, &ours, shared.timeouts.write_idle);
+    let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
     let (mut fed, mut answered) = (false, false);
     poll_fn(|cx| {
         if !fed && let Poll::Ready(result) = feed.as_mut().poll(cx) {
@@ -126,22 +128,48 @@ async fn feed(body: &mut RecvStream, framing: BodyFraming, pipe: &End) -> Result
 }
 
 /// Relays the answer; resets the stream when it does not come to its end.
-async fn answer(core: &Core, pipe: &End, method: Method, respond: &mut SendResponse<Chunk>) {
+async fn answer(
+    core: &Core,
+    pipe: &End,
+    method: Method,
+    respond: &mut SendResponse<Chunk>,
+    patience: &Patience<'_>,
+) {
     let mut scratch = core.take_scratch();
-    let relayed = relay(core, pipe, method, respond, &mut scratch.response).await;
+    let head = &mut scratch.response;
+    let begun = begin(core, pipe, method, respond, head).await;
+    let reset = match begun {
+        Ok(None) | Err(Broken::Stream) => None,
+        Err(Broken::Pipe | Broken::Stalled) => Some(Reason::INTERNAL_ERROR),
+        Ok(Some((mut stream, buffer, reader))) => {
+            match h2body::into_stream(pipe, buffer, reader, &mut stream, Some(patience)).await {
+                Ok(()) | Err(Broken::Stream) => None,
+                Err(Broken::Stalled) => Some(Reason::CANCEL),
+                Err(Broken::Pipe) => {
+                    // A reset throws away what waits to be sent, an event that tells of the
+                    // error above all.
+                    let _ = h2body::flush(&mut stream, patience).await;
+                    Some(Reason::INTERNAL_ERROR)
+                }
+            }
+        }
+    };
     core.give_back_scratch(scratch);
-    if relayed == Err(Broken::Pipe) {
-        respond.send_reset(Reason::INTERNAL_ERROR);
+    if let Some(reason) = reset {
+        respond.send_reset(reason);
     }
 }
 
-async fn relay(
+/// Sends the head of the answer, and interim ones before it.
+///
+/// Shape: the stream, the beginning of the body and its framing; `None` without a body.
+async fn begin(
     core: &Core,
     pipe: &End,
     method: Method,
     respond: &mut SendResponse<Chunk>,
     head: &mut ResponseHead,
-) -> Result<(), Broken> {
+) -> Result<Option<(SendStream<Chunk>, Vec<u8>, BodyReader)>, Broken> {
     let mut buffer = core.buffers.take(SMALL_BYTES);
     let mut searched = 0;
     loop {
@@ -160,13 +188,13 @@ async fn relay(
     let response = response::read_head(head, &buffer).map_err(|_| Broken::Pipe)?;
     let framing = response_framing(method, head, &buffer).map_err(|_| Broken::Pipe)?;
     let bare = matches!(framing, Framing::None | Framing::Length(0));
-    let mut stream = respond.send_response(response, bare).map_err(|_| Broken::Stream)?;
+    let stream = respond.send_response(response, bare).map_err(|_| Broken::Stream)?;
     if bare {
         core.buffers.give_back(buffer);
-        return Ok(());
+        return Ok(None);
     }
     buffer.drain(..head.len as usize);
-    h2body::into_stream(pipe, buffer, BodyReader::new(framing), &mut stream).await
+    Ok(Some((stream, buffer, BodyReader::new(framing))))
 }
 
 /// Receives more of the answer's head, unless the client gives up.

@@ -107,7 +107,7 @@ async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
         drop(stream);
         both_ways(pipe, pin!(async { Ok(()) }), answer, &told).await;
     } else {
-        let upload = pin!(h2body::into_stream(pipe, buffer, reader, &mut stream));
+        let upload = pin!(h2body::into_stream(pipe, buffer, reader, &mut stream, None));
         both_ways(pipe, upload, answer, &told).await;
     }
 }
@@ -174,7 +174,7 @@ async fn both_ways(
             match end {
                 Ok(()) => {}
                 // The answer tells why the server reads no more, if there is one.
-                Err(Broken::Stream) => pipe.shutdown(Shut::Read),
+                Err(Broken::Stream | Broken::Stalled) => pipe.shutdown(Shut::Read),
                 Err(Broken::Pipe) => return Poll::Ready(()),
             }
         }

@@ -41,6 +41,13 @@ impl House {
     pub(crate) fn client(&self) -> H2Client {
         H2Client::connect(self.proxy.addr(), self.tls.as_ref())
     }
+
+    /// A client in which one stream that is not read leaves room for the others.
+    pub(crate) fn client_with_room(&self) -> H2Client {
+        let mut builder = h2::client::Builder::new();
+        builder.initial_connection_window_size(1 << 20);
+        H2Client::with(self.proxy.addr(), self.tls.as_ref(), &builder)
+    }
 }
 
 /// Both kinds, as they usually are.
@@ -293,7 +300,7 @@ fn an_upload_goes_no_further_than_the_server_reads() {
 #[test]
 fn a_stream_that_is_not_read_holds_a_window_and_stops_nobody() {
     for house in both() {
-        let client = house.client();
+        let client = house.client_with_room();
         let mut idle = client.get("/echo?mock=big=100_000_000,seed=5", &[]);
         assert_eq!(idle.head().unwrap().status(), 200);
         let written = settled(|| house.mock.stats().written_bytes_total);

@@ -156,6 +156,14 @@ impl Client {
         self.try_answer_to("GET")
     }
 
+    /// Reads one answer that may be of HTTP/1.0 and may end with the connection.
+    pub(crate) fn answer_any_version(&mut self) -> Result<Answer, ErrorKind> {
+        let mut answer = Answer::default();
+        answer.head = String::from_utf8_lossy(&self.through(b"\r\n\r\n")?).into_owned();
+        answer.body = self.rest()?;
+        Ok(answer)
+    }
+
     fn try_answer_to(&mut self, method: &str) -> Result<Answer, Broken> {
         let mut answer = Answer::default();
         match self.fill(&mut answer, method) {
@@ -251,7 +259,8 @@ impl Client {
             let read = match &mut self.tls {
                 None => self.stream.read(&mut buffer),
                 Some(tls) => {
-                    let read = rustls::Stream::new(tls.as_mut(), &mut self.stream).read(&mut buffer);
+                    let read =
+                        rustls::Stream::new(tls.as_mut(), &mut self.stream).read(&mut buffer);
                     // Only here it is an error of reading: the end came without close_notify.
                     read.map_err(|error| match error.kind() {
                         ErrorKind::UnexpectedEof => ErrorKind::ConnectionAborted.into(),
