@@ -202,6 +202,21 @@ fn a_stream_that_is_not_read_is_reset_after_client_write_idle() {
 }
 
 #[test]
+fn a_body_that_stops_coming_is_a_408() {
+    let listener = "timeouts = { client_body_idle = \"300ms\" }\n";
+    let setup = Setup { listener, ..Setup::default() };
+    for house in [House::plain(setup), House::secure(setup)] {
+        let client = house.client();
+        for fields in [&[("content-length", "100")][..], &[]] {
+            let mut stream = client.open("POST", "/v1/chat/completions", fields, false);
+            stream.send("{\"mod".into(), false).unwrap();
+            assert_eq!(stream.try_answer().expect("whole").status, 408);
+        }
+        assert_eq!(client.chat("", false).answer().status, 200, "the connection goes on");
+    }
+}
+
+#[test]
 fn resets_that_come_now_and_then_are_no_flood() {
     let house = House::plain(Setup::default());
     let client = house.client();

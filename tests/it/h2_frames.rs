@@ -16,6 +16,7 @@ const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
@@ -305,6 +306,11 @@ fn priorities_cost_the_connection() {
 }
 
 #[test]
+fn window_updates_cost_the_connection() {
+    flood(&frame(WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]).repeat(5_000));
+}
+
+#[test]
 fn empty_data_costs_the_connection() {
     let mut bytes = head(1, 0, &POST);
     bytes.extend(frame(DATA, 0, 1, &[]).repeat(5_000));
@@ -336,6 +342,24 @@ fn a_field_block_beyond_the_limit_is_refused() {
     assert_ne!(fate, OK);
     raw.send(&head(3, END_STREAM, &GET));
     assert_eq!(raw.fate(3), OK);
+    assert_eq!(mock.stats().requests_total, 0);
+}
+
+#[test]
+fn a_field_block_that_grows_when_it_is_unpacked_is_refused() {
+    // One field of 4000 bytes is put into the table, then named 12000 times, a byte each.
+    let (mock, proxy) = house();
+    let mut raw = Raw::connect(proxy.addr());
+    let mut bytes = block(&GET);
+    // A value of 127 + 33 + 30 * 128 bytes.
+    bytes.extend_from_slice(&[0x40, 1, b'x', 0x7f, 0x80 | 33, 30]);
+    bytes.extend_from_slice(&[b'v'; 4_000]);
+    bytes.extend_from_slice(&[0x80 | 62; 12_000]);
+    raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &bytes));
+    assert_ne!(raw.fate(1), OK);
+    let mut other = Raw::connect(proxy.addr());
+    other.send(&head(1, END_STREAM, &GET));
+    assert_eq!(other.fate(1), OK);
     assert_eq!(mock.stats().requests_total, 0);
 }
 
