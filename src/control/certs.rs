@@ -129,9 +129,9 @@ impl Watch {
                 parts.push((format!("upstream {}", upstream.name), part));
             }
         }
-        let mut watch = Self { store, parts, stamps: HashMap::new() };
-        watch.stamps = watch.now();
-        watch
+        // No stamp yet: the files may have changed since the config was read, so the first look
+        // reads them all.
+        Self { store, parts, stamps: HashMap::new() }
     }
 
     fn now(&self) -> HashMap<PathBuf, Option<Stamp>> {

@@ -62,10 +62,10 @@ impl Session {
     }
 
     /// Seals the alert that an error left behind, if it left one.
-    pub(super) fn alert(&mut self, wire: &mut Wire) {
+    pub(super) fn alert(&mut self, wire: &mut Wire, error: &rustls::Error) {
         match self {
-            Session::Server(session) => alert(session, wire),
-            Session::Client(session) => alert(session, wire),
+            Session::Server(session) => alert(session, wire, error),
+            Session::Client(session) => alert(session, wire, error),
         }
     }
 
@@ -188,7 +188,14 @@ fn encode<D>(wire: &mut Wire, record: &mut EncodeTlsData<'_, D>) {
 /// Seals the alert that an error left behind, if it left one.
 ///
 /// What has been received is shown again as it is: rustls remembers where in it messages lie.
-fn alert<C: Records>(session: &mut C, wire: &mut Wire) {
+fn alert<C: Records>(session: &mut C, wire: &mut Wire, error: &rustls::Error) {
+    // Bytes that were no record would be found bad a second time; nothing stands before them.
+    let last = matches!(
+        error,
+        rustls::Error::InvalidMessage(_)
+            | rustls::Error::DecryptError
+            | rustls::Error::PeerSentOversizedRecord
+    );
     loop {
         let mut incoming = std::mem::take(&mut wire.incoming);
         let UnbufferedStatus { discard, state } = session.process(&mut incoming[wire.from..]);
@@ -196,7 +203,7 @@ fn alert<C: Records>(session: &mut C, wire: &mut Wire) {
         let more = match state {
             Ok(ConnectionState::EncodeTlsData(mut record)) => {
                 encode(wire, &mut record);
-                true
+                !last
             }
             _ => false,
         };

@@ -80,7 +80,7 @@ impl TlsStream {
         loop {
             let driven = stream.state(|state| state.drive(None, &[]));
             if let Err(error) = driven {
-                stream.send_alert();
+                stream.send_alert(&error);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
             stream.flush().await?;
@@ -161,7 +161,7 @@ impl TlsStream {
         }
         match driven {
             Err(error) => {
-                self.send_alert();
+                self.send_alert(&error);
                 Err(io::Error::new(io::ErrorKind::InvalidData, error))
             }
             Ok((n, _)) if n > 0 => Ok(Some(n)),
@@ -246,10 +246,10 @@ impl TlsStream {
     }
 
     /// Tells the peer why; rustls has the alert ready after an error.
-    fn send_alert(&self) {
+    fn send_alert(&self, error: &rustls::Error) {
         self.state(|state| {
             state.wire.ended = Some(Ended::Failed);
-            state.session.alert(&mut state.wire);
+            state.session.alert(&mut state.wire, error);
             state.silent = true;
         });
         self.send_outgoing_now();
@@ -272,8 +272,8 @@ impl TlsStream {
                 Ok(None) => return Peek::Nothing,
                 Err(_) => return Peek::Gone,
             }
-            if self.state(|state| state.drive(None, &[])).is_err() {
-                self.send_alert();
+            if let Err(error) = self.state(|state| state.drive(None, &[])) {
+                self.send_alert(&error);
                 return Peek::Gone;
             }
         }
