@@ -187,6 +187,10 @@ async fn duplex(conn: &mut Conn, request: &Request) -> Result<End, Left> {
             chunk.extend_from_slice(b"\r\n");
             given = received.body.len();
             conn.write(&chunk).await?;
+            // More may have been read while this was written, perhaps the last of it.
+            if !done {
+                continue;
+            }
         }
         if done {
             break;
