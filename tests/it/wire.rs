@@ -158,10 +158,8 @@ impl Client {
 
     /// Reads one answer that may be of HTTP/1.0 and may end with the connection.
     pub(crate) fn answer_any_version(&mut self) -> Result<Answer, ErrorKind> {
-        let mut answer = Answer::default();
-        answer.head = String::from_utf8_lossy(&self.through(b"\r\n\r\n")?).into_owned();
-        answer.body = self.rest()?;
-        Ok(answer)
+        let head = String::from_utf8_lossy(&self.through(b"\r\n\r\n")?).into_owned();
+        Ok(Answer { head, body: self.rest()?, ..Answer::default() })
     }
 
     fn try_answer_to(&mut self, method: &str) -> Result<Answer, Broken> {
