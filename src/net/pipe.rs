@@ -334,6 +334,16 @@ mod tests {
     }
 
     #[test]
+    fn an_end_learns_that_it_was_shut() {
+        let (a, b) = pair(10);
+        a.send_now(b"unread").unwrap();
+        let mut shut = pin!(poll_fn(|cx| b.poll_shut(cx)));
+        assert!(poll_idle(shut.as_mut()).is_pending());
+        b.downgrade().shutdown(Shut::Both);
+        assert!(poll_idle(shut).is_ready());
+    }
+
+    #[test]
     fn the_last_bytes_are_read_before_the_end() {
         let (a, b) = pair(10);
         a.send_now(b"last").unwrap();
