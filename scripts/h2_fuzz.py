@@ -325,7 +325,10 @@ def converse(port, blob, limit=8.0):
         sock.settimeout(limit)
         with contextlib.suppress(ConnectionError):
             sock.sendall(blob)
-            sock.shutdown(socket.SHUT_WR)
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # it has been reset by now, which is an answer, too
         with contextlib.suppress(ConnectionError):
             while piece := sock.recv(65536):
                 got += piece

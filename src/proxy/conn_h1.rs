@@ -17,9 +17,9 @@ use crate::net::ticker::Timer;
 use crate::net::watch::Watch;
 
 /// How long a client that is still sending may go on after our last answer.
-const LINGER: Duration = Duration::from_secs(2);
+pub(super) const LINGER: Duration = Duration::from_secs(2);
 /// Most bytes read and thrown away while lingering.
-const LINGER_BYTES_MAX: usize = 16 << 20;
+pub(super) const LINGER_BYTES_MAX: usize = 16 << 20;
 
 /// The address of a client.
 #[derive(Clone, Debug)]

@@ -11,7 +11,7 @@
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, ready};
 
@@ -19,7 +19,7 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
 
-use super::conn_h1::Downstream;
+use super::conn_h1::{Downstream, LINGER, LINGER_BYTES_MAX};
 use super::conn_h2::Shared;
 use super::core::Core;
 use super::exchange;
@@ -36,7 +36,7 @@ use crate::net::frame::Frame;
 use crate::net::h2body::{self, Broken, Patience};
 use crate::net::h2io::Chunk;
 use crate::net::pipe::{self, End};
-use crate::net::stream::Stream;
+use crate::net::stream::{Handle, Stream};
 use crate::net::sys::Shut;
 
 /// What the pipe holds in each direction.
@@ -61,7 +61,8 @@ pub async fn serve(
         Ok(framing) => framing,
         Err(fault) => {
             core.buffers.give_back(head);
-            return refuse(core, fault, &mut respond);
+            refuse(core, fault, &mut respond);
+            return Frame::with(|| discard(core, &mut body)).await;
         }
     };
     let method = Method::of(method.as_str().as_bytes());
@@ -73,20 +74,22 @@ pub async fn serve(
         exchange::run(core, &mut down).await;
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
-    let mut feed = pin!(feed(&mut body, framing, &ours));
+    let mut feed = Some(Frame::with(|| feed(&mut body, framing, &ours)));
     let timer = core.ticker.timer();
     let patience = Patience::new(&timer, &ours, shared.timeouts.write_idle);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
-    let (mut fed, mut answered) = (false, false);
+    let mut answered = false;
     poll_fn(|cx| {
-        if !fed && let Poll::Ready(result) = feed.as_mut().poll(cx) {
-            fed = true;
+        if let Some(feeding) = &mut feed
+            && let Poll::Ready(result) = Pin::new(feeding).poll(cx)
+        {
+            feed = None;
             if result == Err(Broken::Stream) {
                 ours.shutdown(Shut::Both);
             }
         }
         if let Some(running) = &mut exchange
-            && std::pin::Pin::new(running).poll(cx).is_ready()
+            && Pin::new(running).poll(cx).is_ready()
         {
             exchange = None;
         }
@@ -98,6 +101,30 @@ pub async fn serve(
         if answered && exchange.is_none() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
+    drop(feed);
+    Frame::with(|| discard(core, &mut body)).await;
+}
+
+/// Reads on for a while and throws it away: the client is still sending, and to give its stream up
+/// now would reset it and destroy the answer on its way.
+async fn discard(core: &Core, body: &mut RecvStream) {
+    if body.is_end_stream() {
+        return;
+    }
+    // Only the ticker ends this pipe: it stands for the time that is left.
+    let (own, _far) = pipe::pair(1);
+    let timer = core.ticker.timer();
+    timer.arm(Handle::Pipe(own.downgrade()), Shut::Both, LINGER);
+    let mut left = LINGER_BYTES_MAX;
+    while left > 0 {
+        let data = poll_fn(|cx| match own.poll_shut(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => body.poll_data(cx),
+        });
+        let Some(Ok(data)) = data.await else { return };
+        left = left.saturating_sub(data.len());
+        let _ = body.flow_control().release_capacity(data.len());
+    }
 }
 
 /// Answers a head that HTTP/1.1 has no words for.
