@@ -170,6 +170,7 @@ impl Attempt<'_> {
         self.upstream.state.suspect();
         Attempted::Failed { kind, answered: false, reused: false, status: None, told }
     }
+
     /// What the operator and the client are told of the outbound proxy.
     pub(super) fn told_of(&self, why: Option<NoWay>) -> Option<String> {
         let why = why?.why(&self.upstream.via.as_ref()?.proxy);

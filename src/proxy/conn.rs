@@ -1,6 +1,7 @@
 //! What a client connection speaks is found out here, once, before its first request.
 //!
-//! Over TLS the handshake decides it (ALPN); HTTP/2 without TLS is known by its preface (RFC 9113 §3.4); everything else is HTTP/1.1.
+//! Over TLS the handshake decides it (ALPN); HTTP/2 without TLS is known by its preface (RFC 9113
+//! §3.4); everything else is HTTP/1.1.
 
 use std::net::SocketAddr;
 use std::rc::Rc;

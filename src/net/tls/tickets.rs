@@ -228,7 +228,11 @@ impl Tickets {
             }
         }
         let tickets = Self { ring: RwLock::new(ring), file: file.clone() };
-        if let Err(why) = tickets.rotate() {
+        // Keys that are not kept wait for somebody who seals: the first random bytes of a process
+        // cost more than the rest of its start.
+        if file.is_some()
+            && let Err(why) = tickets.renew()
+        {
             warning = Some(named(&why));
         }
         (Arc::new(tickets), warning)
@@ -239,6 +243,15 @@ impl Tickets {
     ///
     /// Errors: the file cannot be written; the keys are in use all the same.
     pub fn rotate(&self) -> io::Result<()> {
+        if self.is_empty() { Ok(()) } else { self.renew() }
+    }
+
+    /// Whether nobody has asked for keys yet.
+    fn is_empty(&self) -> bool {
+        self.ring.read().unwrap_or_else(PoisonError::into_inner).0.is_empty()
+    }
+
+    fn renew(&self) -> io::Result<()> {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
         if !ring.rotate(now_s(), &random) {
             return Ok(());
@@ -251,6 +264,10 @@ impl Tickets {
     /// What a listener with these demands on clients gives to rustls.
     #[must_use]
     pub fn for_context(self: &Arc<Self>, context: TicketContext) -> Arc<dyn ProducesTickets> {
+        if self.is_empty() {
+            // Fails only where there is a file, and then `open` has tried and told.
+            let _ = self.renew();
+        }
         Arc::new(Ticketer { tickets: self.clone(), context })
     }
 }
