@@ -6,10 +6,12 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
 use tokenring::cli;
+use tokenring::config::{self, Loaded, Outside, Report};
 use tokenring::control;
 use tokenring::net::dial::Address;
 use tokenring::server::{self, Server};
@@ -117,7 +119,25 @@ impl Proxy {
 
     /// Starts what `text` describes, with a control thread that differs from the usual.
     pub(crate) fn start_with(text: &str, differs: control::Options) -> Proxy {
-        let loaded = cli::load_text("config.toml", text);
+        Proxy::start_loaded(cli::load_text("config.toml", text), text, differs)
+    }
+
+    /// Starts what `text` describes, in a world that holds these files and no other.
+    pub(crate) fn start_beside(text: &str, files: &[(&str, &str)]) -> Proxy {
+        let read = |path: &Path| match files.iter().find(|(name, _)| path == Path::new(name)) {
+            Some((_, content)) => Ok((*content).to_owned()),
+            None => Err("no such file".to_owned()),
+        };
+        let outside = Outside { read: &read, ..Outside::NOTHING };
+        let loaded = config::load("test.toml", text, &outside);
+        Proxy::start_loaded(loaded, text, control::Options::default())
+    }
+
+    fn start_loaded(
+        loaded: Result<Loaded, Report>,
+        text: &str,
+        differs: control::Options,
+    ) -> Proxy {
         let config = loaded.unwrap_or_else(|report| panic!("{report}\n{text}")).config;
         let started = server::start_with(&config, differs);
         Proxy::of(started.unwrap_or_else(|why| panic!("{why}\n{text}")).server)

@@ -1,16 +1,13 @@
 //! A listener over TLS and its clients: an authority of the test's own, nothing on disk.
 
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
-use tokenring::config::{self, Outside};
 use tokenring::net::tls::provider;
-use tokenring::{control, server};
 
 use super::house::{Proxy, Setup};
 
@@ -38,17 +35,8 @@ impl Secure {
         let listener =
             format!("tls = {{ cert = \"cert.pem\", key = \"key.pem\"{tls} }}\n{}", setup.listener);
         let text = Setup { listener: &listener, ..setup }.text(urls);
-        let read = |path: &Path| match path.to_str() {
-            Some("ca.pem") => Ok(self.ca.clone()),
-            Some("cert.pem") => Ok(self.cert.clone()),
-            Some("key.pem") => Ok(self.key.clone()),
-            _ => Err("no such file".to_owned()),
-        };
-        let outside = Outside { read: &read, ..Outside::NOTHING };
-        let loaded = config::load("test.toml", &text, &outside);
-        let config = loaded.unwrap_or_else(|report| panic!("{report}\n{text}")).config;
-        let started = server::start_with(&config, control::Options::default());
-        Proxy::of(started.unwrap_or_else(|why| panic!("{why}\n{text}")).server)
+        let files = [("ca.pem", &*self.ca), ("cert.pem", &self.cert), ("key.pem", &self.key)];
+        Proxy::start_beside(&text, &files)
     }
 
     /// A client that offers these protocols.

@@ -2,17 +2,13 @@
 
 use std::io::Read;
 use std::net::TcpListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokenring::config::{self, Outside};
-use tokenring::control;
 use tokenring::net::dial::Address;
-use tokenring::server;
 
 use super::h2_server::{H2Server, Ways};
 use super::house::{LIMIT, Proxy, Setup, wait_until};
@@ -57,16 +53,7 @@ impl Authority {
 
     /// A proxy that believes this authority alone.
     pub(crate) fn proxy(&self, setup: Setup<'_>, urls: &[String]) -> Proxy {
-        let text = setup.text(urls);
-        let read = |path: &Path| match path.to_str() {
-            Some("ca.pem") => Ok(self.pem.clone()),
-            _ => Err("no such file".to_owned()),
-        };
-        let outside = Outside { read: &read, ..Outside::NOTHING };
-        let loaded = config::load("test.toml", &text, &outside);
-        let config = loaded.unwrap_or_else(|report| panic!("{report}\n{text}")).config;
-        let started = server::start_with(&config, control::Options::default());
-        Proxy::of(started.unwrap_or_else(|why| panic!("{why}\n{text}")).server)
+        Proxy::start_beside(&setup.text(urls), &[("ca.pem", &self.pem)])
     }
 }
 
