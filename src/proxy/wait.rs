@@ -130,13 +130,14 @@ impl<'p> Wait<'_, 'p> {
     }
 }
 
-/// The end of the wait, milliseconds from the process's origin.
+/// The end of the wait, milliseconds from the process's origin: rounded up, for a wait that ends
+/// a fraction early has not been as long as it was said to be.
 fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let of_queue = (settle.now_us() / 1000).saturating_add(millis(wait));
+    let of_queue = settle.now_us().div_ceil(1000).saturating_add(millis(wait));
     match total.is_zero() {
         true => of_queue,
-        false => of_queue.min((settle.begun_us() / 1000).saturating_add(millis(total))),
+        false => of_queue.min(settle.begun_us().div_ceil(1000).saturating_add(millis(total))),
     }
 }
 

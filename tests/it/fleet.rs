@@ -13,7 +13,7 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -345,15 +345,6 @@ impl Fleet {
 
 /// All that can happen to a fleet, one after the other.
 fn no_client_notices(balance: &str, cores: u32) {
-    // Two at a time, or they would be load for one another.
-    static ONE: Mutex<()> = Mutex::new(());
-    static FOUR: Mutex<()> = Mutex::new(());
-    let _alone = match cores {
-        1 => &ONE,
-        _ => &FOUR,
-    }
-    .lock()
-    .unwrap_or_else(PoisonError::into_inner);
     assert!(LIMIT >= 8 * COOLDOWN, "the longest cooldown is waited for");
     let mut fleet = Fleet::start(balance, cores);
     fleet.evens_out();
@@ -395,42 +386,31 @@ fn no_client_notices(balance: &str, cores: u32) {
     drop((proxy, engines));
 }
 
-#[test]
-fn round_robin_on_one_core() {
-    no_client_notices("round_robin", 1);
+/// One core and four at the same time: most of it is waiting.
+fn on_one_core_and_on_four(balance: &str) {
+    std::thread::scope(|scope| {
+        for cores in [1, 4] {
+            scope.spawn(move || no_client_notices(balance, cores));
+        }
+    });
 }
 
 #[test]
-fn round_robin_on_four_cores() {
-    no_client_notices("round_robin", 4);
+fn round_robin_loses_nobody() {
+    on_one_core_and_on_four("round_robin");
 }
 
 #[test]
-fn least_conn_on_one_core() {
-    no_client_notices("least_conn", 1);
+fn least_conn_loses_nobody() {
+    on_one_core_and_on_four("least_conn");
 }
 
 #[test]
-fn least_conn_on_four_cores() {
-    no_client_notices("least_conn", 4);
+fn response_aware_loses_nobody() {
+    on_one_core_and_on_four("response_aware");
 }
 
 #[test]
-fn response_aware_on_one_core() {
-    no_client_notices("response_aware", 1);
-}
-
-#[test]
-fn response_aware_on_four_cores() {
-    no_client_notices("response_aware", 4);
-}
-
-#[test]
-fn p2c_ewma_on_one_core() {
-    no_client_notices("p2c_ewma", 1);
-}
-
-#[test]
-fn p2c_ewma_on_four_cores() {
-    no_client_notices("p2c_ewma", 4);
+fn p2c_ewma_loses_nobody() {
+    on_one_core_and_on_four("p2c_ewma");
 }

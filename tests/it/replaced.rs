@@ -100,36 +100,45 @@ fn a_breaker_recovers_without_help_when_there_is_nobody_else() {
 /// wrapped, and the server looked like the busiest of all from its first failure on.
 #[test]
 fn one_failure_does_not_starve_a_server() {
-    for balance in ["response_aware", "least_conn", "p2c_ewma"] {
-        for how in ["status=500", "reset", "garbage"] {
-            let mocks: [Mock; 2] = std::array::from_fn(busy);
-            let group = format!("balance = \"{balance}\"\n{RETRY}");
-            let setup = Setup { group: &group, ..Setup::default() };
-            let proxy = setup.start(&[&mocks[0], &mocks[1]]);
-            // Response times begin at two seconds: both must be known as they are.
-            let mut client = proxy.client();
-            for forced in ["{\"model\":\"m@gpu0\"}", "{\"model\":\"m@gpu1\"}"] {
-                for _ in 0..40 {
-                    client.send(post("/v1/chat/completions", "", forced)).answer();
+    // At the same time: most of it is waiting.
+    std::thread::scope(|scope| {
+        for balance in ["response_aware", "least_conn", "p2c_ewma"] {
+            scope.spawn(move || {
+                for how in ["status=500", "reset", "garbage"] {
+                    has_its_share_after_one_failure(balance, how);
                 }
-            }
-            mocks[0].behave(how);
-            let before = attempts(&proxy, 0);
-            wait_until("it fails once", || {
-                all_succeed(&proxy, 1);
-                attempts(&proxy, 0) > before
             });
-            mocks[0].behave("");
-            none_in_flight(&proxy);
-            let before = mocks[0].stats().requests_total;
-            // A peak may be feared for some seconds; a count that has wrapped stays for ever.
-            wait_until("it has its share again", || {
-                all_succeed(&proxy, 5);
-                mocks[0].stats().requests_total >= before + 40
-            });
-            none_in_flight(&proxy);
+        }
+    });
+}
+
+fn has_its_share_after_one_failure(balance: &str, how: &str) {
+    let mocks: [Mock; 2] = std::array::from_fn(busy);
+    let group = format!("balance = \"{balance}\"\n{RETRY}");
+    let setup = Setup { group: &group, ..Setup::default() };
+    let proxy = setup.start(&[&mocks[0], &mocks[1]]);
+    // Response times begin at two seconds: both must be known as they are.
+    let mut client = proxy.client();
+    for forced in ["{\"model\":\"m@gpu0\"}", "{\"model\":\"m@gpu1\"}"] {
+        for _ in 0..40 {
+            client.send(post("/v1/chat/completions", "", forced)).answer();
         }
     }
+    mocks[0].behave(how);
+    let before = attempts(&proxy, 0);
+    wait_until("it fails once", || {
+        all_succeed(&proxy, 1);
+        attempts(&proxy, 0) > before
+    });
+    mocks[0].behave("");
+    none_in_flight(&proxy);
+    let before = mocks[0].stats().requests_total;
+    // A peak may be feared for some seconds; a count that has wrapped stays for ever.
+    wait_until("it has its share again", || {
+        all_succeed(&proxy, 5);
+        mocks[0].stats().requests_total >= before + 40
+    });
+    none_in_flight(&proxy);
 }
 
 /// Theirs counted failures only where a request could not be sent at all: thirty times 500 in
