@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::os::fd::RawFd;
+use std::task::Waker;
 
 use super::frame::Frame;
 use super::pipe::{End, WeakEnd};
@@ -25,13 +26,15 @@ pub enum Stream {
     Pipe(End),
 }
 
-/// What the ticker holds of a stream, to end it.
+/// What the ticker holds of a stream, to end it when its time has come.
 #[derive(Clone)]
 pub enum Handle {
     /// A descriptor.
     Fd(RawFd),
     /// An end of a pipe.
     Pipe(WeakEnd),
+    /// Who ends it himself once he is told: he has something to say before.
+    Owner(Waker),
 }
 
 impl Stream {
@@ -180,11 +183,12 @@ impl Stream {
 }
 
 impl Handle {
-    /// Ends one or both directions.
+    /// Ends one or both directions, or tells the owner.
     pub fn shutdown(&self, how: Shut) {
         match self {
             Handle::Fd(fd) => sys::shutdown(*fd, how),
             Handle::Pipe(end) => end.shutdown(how),
+            Handle::Owner(waker) => waker.wake_by_ref(),
         }
     }
 
@@ -194,6 +198,7 @@ impl Handle {
         match self {
             Handle::Fd(fd) => sys::hung_up(*fd),
             Handle::Pipe(end) => end.hung_up(),
+            Handle::Owner(_) => false,
         }
     }
 }

@@ -119,20 +119,21 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
         }
     };
     if next == Next::Linger {
-        linger(&core, &mut down).await;
+        Frame::with(|| linger(&core, &down.socket, &down.timer)).await;
     }
     core.buffers.give_back(std::mem::take(&mut down.recv));
 }
 
-/// Ends our side, then reads on until the client ends its own (RFC 9112 §9.6).
-async fn linger(core: &Core, down: &mut Downstream) {
-    down.socket.shutdown(Shut::Write);
-    down.timer.arm(down.socket.handle(), Shut::Both, LINGER);
+/// Ends our side, then reads on until the client ends its own (RFC 9112 §9.6): a socket closed over
+/// bytes that nobody read is reset, and the client may lose what we said last.
+pub(super) async fn linger(core: &Core, stream: &Stream, timer: &Timer) {
+    stream.shutdown(Shut::Write);
+    timer.arm(stream.handle(), Shut::Both, LINGER);
     let mut buffer = core.buffers.take(1);
     let mut left = LINGER_BYTES_MAX;
     while left > 0 {
         buffer.clear();
-        let (result, back) = down.socket.recv(buffer).await;
+        let (result, back) = stream.recv(buffer).await;
         buffer = back;
         match result {
             Ok(n) if n > 0 => left = left.saturating_sub(n),

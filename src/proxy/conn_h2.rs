@@ -7,12 +7,13 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::task::{Poll, Waker};
+use std::time::Instant;
 
 use h2::Reason;
 use h2::server::{Builder, Connection};
 
-use super::conn_h1::Client;
+use super::conn_h1::{Client, LINGER, linger};
 use super::core::Core;
 use super::h2_stream;
 use super::plan::ClientTimeouts;
@@ -28,8 +29,6 @@ use crate::net::ticker::Timer;
 
 /// What a stream may have waiting to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// How long a connection that we end may take for its last frames.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What the streams of a connection share.
 pub struct Shared {
@@ -40,6 +39,8 @@ pub struct Shared {
     timer: Timer,
     streams: Cell<usize>,
     leaving: Cell<bool>,
+    /// The connection's task, which sends the GOAWAY.
+    task: Waker,
 }
 
 /// Counts a stream for as long as it lives.
@@ -56,9 +57,11 @@ impl Shared {
     /// Nothing is open: the connection has so long to live.
     fn rest(&self) {
         match self.leaving.get() {
-            true => self.timer.arm(self.handle(), Shut::Both, LAST_WORDS),
-            // The receive side alone: the client is still to be told.
-            false => self.timer.arm(self.handle(), Shut::Read, self.timeouts.keepalive),
+            true => self.timer.arm(self.handle(), Shut::Both, LINGER),
+            false => {
+                let owner = Handle::Owner(self.task.clone());
+                self.timer.arm(owner, Shut::Both, self.timeouts.keepalive);
+            }
         }
     }
 
@@ -86,7 +89,9 @@ impl Drop for Open {
 pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let timeouts = core.with_listener(client.listener, |plan| plan.timeouts);
     let (timer, streams) = (core.ticker.timer(), Cell::new(0));
-    let shared = Rc::new(Shared { client, timeouts, timer, streams, leaving: Cell::new(false) });
+    let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
+    let leaving = Cell::new(false);
+    let shared = Rc::new(Shared { client, timeouts, timer, streams, leaving, task });
     let stream = shared.client.stream.clone();
     let limits = core.plan().h2;
     let frames = FrameCounter::downstream(limits.flood(), Instant::now());
@@ -96,6 +101,8 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     if let Ok(connection) = settings(&limits).handshake::<_, Chunk>(io).await {
         shared.rest();
         accept(&core, &shared, connection, &flooded).await;
+        // It may still be telling us what it has received, or opening a stream.
+        linger(&core, &shared.client.stream, &shared.timer).await;
     }
 }
 
@@ -129,7 +136,7 @@ async fn accept(
             }
             if flooded.by().is_some() && !std::mem::replace(&mut ended, true) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
-                shared.timer.arm(shared.handle(), Shut::Both, LAST_WORDS);
+                shared.timer.arm(shared.handle(), Shut::Both, LINGER);
             }
             if shared.is_tired() {
                 // A request that crosses this on its way has not been served, and knows it.

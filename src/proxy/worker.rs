@@ -140,19 +140,21 @@ impl Running {
                 let by = *drained_by.get_or_insert(now + drain);
                 let Padded(active) = &core.shared.active[core.index];
                 let linked = core.links.close_all();
-                if active.load(Ordering::Relaxed) == 0 && !linked {
-                    break;
-                }
-                if now >= by || cut.get() {
+                let done = active.load(Ordering::Relaxed) == 0 && !linked;
+                let late = now >= by || cut.get();
+                if late {
                     core.ticker.end_all();
-                    // One more turn, so that what was cut is counted.
+                }
+                if done || late {
+                    core.pool.close_all();
+                    // One more turn: what was cut is counted, and the sockets of those that have
+                    // ended close, which wait until the ring has let go of their polls.
                     rt::sleep(TICK).await;
                     break;
                 }
                 core.ticker.end_idle();
             }
         }
-        core.pool.close_all();
         core.publish();
     }
 }

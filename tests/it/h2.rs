@@ -208,7 +208,7 @@ fn a_hundred_streams_share_a_connection() {
     for house in both() {
         let client = house.client();
         let streams: Vec<_> = (0..100)
-            .map(|n| client.post("/echo", &[("x-mock", "delay=300ms")], &format!("body {n}")))
+            .map(|n| client.post("/echo", &[("x-mock", "delay=2s")], &format!("body {n}")))
             .collect();
         house.mock.wait_until(LIMIT, |stats| stats.in_flight == 100).expect("all at once");
         for (n, stream) in streams.into_iter().enumerate() {
