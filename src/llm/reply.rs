@@ -28,15 +28,21 @@ impl Dialect {
     /// Shape: `…/v1/messages` and below is Anthropic; `…/v1beta/…` and `…/models/{m}:verb`
     /// are Gemini, but for Gemini's own `/v1beta/openai/…`; all else is OpenAI.
     pub fn of_path(path: &[u8]) -> Self {
-        let path = path.split(|&b| b == b'?' || b == b'#').next().unwrap_or_default();
-        if has_segments(path, b"/v1/messages") {
-            return Dialect::Anthropic;
+        let end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
+        let path = &path[..end];
+        let (mut beta, mut openai, mut models) = (false, false, false);
+        // A path is short: one walk over its bytes costs less than preparing a search.
+        for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
+            let rest = &path[at..];
+            if begins(rest, b"/v1/messages") {
+                return Dialect::Anthropic;
+            }
+            beta |= begins(rest, b"/v1beta");
+            openai |= begins(rest, b"/v1beta/openai");
+            models |= rest.starts_with(b"/models/");
         }
-        if has_segments(path, b"/v1beta") && !has_segments(path, b"/v1beta/openai") {
-            return Dialect::Gemini;
-        }
-        let last = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
-        if last.contains(&b':') && path.windows(8).any(|at| at == b"/models/") {
+        let has_verb = || path.iter().rev().take_while(|&&b| b != b'/').any(|&b| b == b':');
+        if (beta && !openai) || (models && has_verb()) {
             return Dialect::Gemini;
         }
         Dialect::OpenAi
@@ -210,15 +216,9 @@ fn gemini_status(status: u16) -> &'static str {
     }
 }
 
-/// Tells whether `path` holds `wanted` as whole segments, at the start or below a prefix.
-///
-/// A path is short: walking its slashes costs a tenth of preparing a substring search.
-fn has_segments(path: &[u8], wanted: &[u8]) -> bool {
-    memchr::memchr_iter(b'/', path).any(|at| {
-        path[at..]
-            .strip_prefix(wanted)
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b':')))
-    })
+/// Tells whether `path` begins with `wanted` as whole segments.
+fn begins(path: &[u8], wanted: &[u8]) -> bool {
+    path.strip_prefix(wanted).is_some_and(|rest| matches!(rest.first(), None | Some(b'/' | b':')))
 }
 
 /// Appends a number in decimal without going through `fmt`.

@@ -365,6 +365,14 @@ impl ModelScan {
 
     /// Compares a top-level key with `model`, and leaves it to `text` once it differs.
     fn in_key(&mut self, bytes: &[u8], from: usize) -> Step {
+        // As good as every body writes it.
+        if self.matched == 0
+            && self.unescape.is_plain()
+            && bytes.get(from..).is_some_and(|rest| rest.starts_with(b"model\""))
+        {
+            self.state = State::Colon { of_model: true };
+            return Ok(from + KEY.len() + 1);
+        }
         for (at, &byte) in bytes.iter().enumerate().skip(from) {
             let piece = self.unescape.step(byte).map_err(|what| self.flaw(at, what))?;
             let agrees = match piece {
@@ -395,6 +403,12 @@ impl ModelScan {
 
     /// Copies the model's name, which replaces an earlier one at its closing quote.
     fn in_name(&mut self, bytes: &[u8], from: usize) -> Step {
+        let mut from = from;
+        if self.unescape.is_plain() {
+            let end = leap::text_end(bytes, from);
+            self.draft.add(bytes.get(from..end).unwrap_or_default())?;
+            from = end;
+        }
         for (at, &byte) in bytes.iter().enumerate().skip(from) {
             let piece = self.unescape.step(byte).map_err(|what| self.flaw(at, what))?;
             match piece {

@@ -37,6 +37,11 @@ enum Place {
 impl Unescape {
     pub(super) const START: Self = Self { place: Place::Plain, high: 0 };
 
+    /// Whether nothing of an escape is held: plain bytes stand for themselves.
+    pub(super) fn is_plain(&self) -> bool {
+        matches!(self.place, Place::Plain) && self.high == 0
+    }
+
     /// Takes the next byte of the string.
     pub(super) fn step(&mut self, byte: u8) -> Result<Piece, Flaw> {
         match self.place {

@@ -309,8 +309,12 @@ fn value_after(bytes: &[u8]) -> Option<&[u8]> {
 
 /// Reads the whole number that `value` begins with.
 fn number(value: &[u8]) -> Option<u64> {
-    let digits = value.iter().take_while(|b| b.is_ascii_digit()).count();
-    std::str::from_utf8(value.get(..digits)?).ok()?.parse().ok()
+    let digits = value.iter().map_while(|byte| byte.is_ascii_digit().then(|| byte - b'0'));
+    let mut number = None;
+    for digit in digits {
+        number = Some(number.unwrap_or(0u64).checked_mul(10)?.checked_add(u64::from(digit))?);
+    }
+    number
 }
 
 /// The keys of a piece of JSON and what follows each, at any depth, until the bracket that

@@ -2,12 +2,13 @@
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::task::Poll;
 
 /// Runs a future to its end or to its panic, which is `None`.
-pub async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
+///
+/// By reference: a future taken by value would be stored twice.
+pub async fn caught<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(move |cx| {
         // What the future held is dropped after a panic, not looked at again.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
@@ -23,11 +24,12 @@ pub async fn caught<T>(future: impl Future<Output = T>) -> Option<T> {
 mod tests {
     use super::*;
     use crate::net::race::poll_idle;
+    use std::pin::pin;
 
     #[test]
     fn a_panic_is_an_end() {
-        assert_eq!(poll_idle(pin!(caught(async { 7 }))), Poll::Ready(Some(7)));
-        let panics = caught(async { std::panic::resume_unwind(Box::new(())) });
-        assert_eq!(poll_idle(pin!(panics)), Poll::Ready(None::<()>));
+        assert_eq!(poll_idle(pin!(caught(pin!(async { 7 })))), Poll::Ready(Some(7)));
+        let panics = pin!(async { std::panic::resume_unwind(Box::new(())) });
+        assert_eq!(poll_idle(pin!(caught(panics))), Poll::Ready(None::<()>));
     }
 }

@@ -4,7 +4,7 @@
 //! receive needs a type that can be named. Both are put into blocks from a freelist of this
 //! thread: no allocation under load, and an idle connection gives its block back.
 //!
-//! Blocks are classed by size in steps of 256 bytes; what is larger than the largest class is
+//! Blocks are classed by size in steps of 128 bytes; what is larger than the largest class is
 //! allocated and freed each time.
 #![allow(unsafe_code)]
 
@@ -16,8 +16,8 @@ use std::pin::Pin;
 use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
-const STEP_BYTES: usize = 256;
-const CLASSES: usize = 64;
+const STEP_BYTES: usize = 128;
+const CLASSES: usize = 128;
 const ALIGN: usize = 128;
 /// Free blocks kept per class and core.
 const KEPT_MAX: usize = 1024;
@@ -76,6 +76,29 @@ impl<T> Drop for Frame<'_, T> {
 // The block does not move when the Frame does.
 impl<T> Unpin for Frame<'_, T> {}
 
+/// A future of one type, or of any other in a frame: the common case is polled without a detour
+/// and carries no other's state.
+pub enum OrFrame<F: Future> {
+    /// The common case.
+    Bare(F),
+    /// Another.
+    Framed(Frame<'static, F::Output>),
+}
+
+impl<F: Future> Future for OrFrame<F> {
+    type Output = F::Output;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        // SAFETY: a bare future is not moved out of the pinned enum, which has no Drop of its own.
+        match unsafe { self.get_unchecked_mut() } {
+            // SAFETY: see above.
+            Self::Bare(future) => unsafe { Pin::new_unchecked(future) }.poll(cx),
+            Self::Framed(frame) => Pin::new(frame).poll(cx),
+        }
+    }
+}
+
 /// SAFETY: `block` holds a live `F` that is never moved until it is dropped.
 unsafe fn poll_as<F: Future>(block: NonNull<u8>, cx: &mut Context<'_>) -> Poll<F::Output> {
     // SAFETY: see above; the block is the future's final place, so it is pinned.
@@ -130,6 +153,15 @@ mod tests {
         assert_eq!(poll_idle(pin!(first)), Poll::Ready(7));
         let second = Frame::new(async { 8 });
         assert_eq!(second.block, block);
+    }
+
+    #[test]
+    fn bare_or_framed_is_the_same() {
+        let bare = async { 7 };
+        assert_eq!(poll_idle(pin!(OrFrame::Bare(bare))), Poll::Ready(7));
+        let framed = Frame::new(async { 8 });
+        let framed = OrFrame::<std::future::Ready<i32>>::Framed(framed);
+        assert_eq!(poll_idle(pin!(framed)), Poll::Ready(8));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::task::Waker;
 
-use super::frame::Frame;
+use super::frame::{Frame, OrFrame};
 use super::pipe::{End, WeakEnd};
 use super::rt::{Part, Socket};
 use super::sys::{self, Peek, Shut};
@@ -64,14 +64,10 @@ impl Stream {
         &self,
         buffer: Vec<u8>,
     ) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> + use<> {
-        let stream = self.clone();
-        async move {
-            match stream {
-                Stream::Plain(socket) => socket.recv(buffer).await,
-                // Boxed by the frame: a plain receive must not carry its state.
-                Stream::Tls(tls) => Frame::new(tls.recv(buffer)).await,
-                Stream::Pipe(end) => end.recv(buffer).await,
-            }
+        match self {
+            Stream::Plain(socket) => OrFrame::Bare(socket.recv(buffer)),
+            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().recv(buffer))),
+            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.recv(buffer))),
         }
     }
 
@@ -88,31 +84,18 @@ impl Stream {
 
     /// Sends one part, as much of it as is taken at once.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
-        let stream = self.clone();
-        async move {
-            match stream {
-                Stream::Plain(socket) => socket.send(part).await,
-                Stream::Tls(tls) => Frame::new(tls.send(part)).await,
-                Stream::Pipe(end) => end.send(part).await,
-            }
+        match self {
+            Stream::Plain(socket) => OrFrame::Bare(socket.send(part)),
+            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().send(part))),
+            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.send(part))),
         }
     }
 
     /// Sends the whole part and gives its buffer back.
     pub fn send_all(&self, part: Part) -> impl Future<Output = (io::Result<()>, Vec<u8>)> + use<> {
-        let stream = self.clone();
-        async move {
-            let mut part = part;
-            while part.left() > 0 {
-                let (result, rest) = stream.send(part).await;
-                part = rest;
-                match result {
-                    Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), part.into_buffer()),
-                    Ok(n) => part.advance(n),
-                    Err(error) => return (Err(error), part.into_buffer()),
-                }
-            }
-            (Ok(()), part.into_buffer())
+        match self {
+            Stream::Plain(socket) => OrFrame::Bare(socket.send_all(part)),
+            other => OrFrame::Framed(Frame::new(send_all(other.clone(), part))),
         }
     }
 
@@ -142,13 +125,20 @@ impl Stream {
 
     /// Waits until a receive would not wait. Free to drop.
     pub fn readable(&self) -> impl Future<Output = ()> + use<> {
-        let stream = self.clone();
-        async move {
-            match stream {
-                Stream::Plain(socket) => socket.readable().await,
-                Stream::Tls(tls) => Frame::new(tls.readable()).await,
-                Stream::Pipe(end) => end.readable().await,
-            }
+        match self {
+            Stream::Plain(socket) => OrFrame::Bare(socket.readable()),
+            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().readable())),
+            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.readable())),
+        }
+    }
+
+    /// As `readable`, in a frame: to be kept.
+    #[must_use]
+    pub fn readable_frame(&self) -> Frame<'static, ()> {
+        match self {
+            Stream::Plain(socket) => Frame::new(socket.readable()),
+            Stream::Tls(tls) => Frame::new(tls.clone().readable()),
+            Stream::Pipe(end) => Frame::new(end.readable()),
         }
     }
 
@@ -180,6 +170,20 @@ impl Stream {
             Stream::Pipe(_) => {}
         }
     }
+}
+
+/// What a socket does by itself.
+async fn send_all(stream: Stream, mut part: Part) -> (io::Result<()>, Vec<u8>) {
+    while part.left() > 0 {
+        let (result, rest) = stream.send(part).await;
+        part = rest;
+        match result {
+            Ok(0) => return (Err(io::ErrorKind::WriteZero.into()), part.into_buffer()),
+            Ok(n) => part.advance(n),
+            Err(error) => return (Err(error), part.into_buffer()),
+        }
+    }
+    (Ok(()), part.into_buffer())
 }
 
 impl Handle {

@@ -73,7 +73,7 @@ impl Watch {
     }
 
     fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let armed = self.armed.get_or_insert_with(|| Frame::new(self.socket.readable()));
+        let armed = self.armed.get_or_insert_with(|| self.socket.readable_frame());
         let done = Pin::new(armed).poll(cx);
         if done.is_ready() {
             self.armed = None;

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustls::ServerConfig;
 
-use super::conn_h1::{self, Client, Peer};
+use super::conn_h1::{self, Client, Downstream, Peer};
 use super::conn_h2;
 use super::core::Core;
 use crate::base::buf::SMALL_BYTES;
@@ -24,29 +24,41 @@ use crate::net::tls::{TlsStream, client_name};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
-pub async fn serve(core: Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
+///
+/// All but HTTP/1.1 on an open connection lives in frames: idle clients are many, and small.
+pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
-    let mut client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
-    let tls = core.with_listener(listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
-    if let Some(config) = tls {
-        let Some(stream) = Frame::with(|| shake_hands(&core, &client, config)).await else {
-            return;
-        };
-        let certificate = stream.peer_certificate();
-        client.certified = certificate.and_then(|cert| client_name(&cert)).map(Into::into);
-        let speaks_h2 = stream.speaks_h2();
-        client.stream = Stream::Tls(stream);
-        if speaks_h2 {
-            return Frame::with(|| conn_h2::serve(core, client, Vec::new())).await;
+    let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
+    let Some((client, first)) = Frame::with(|| greet(core, client)).await else { return };
+    let mut down = Downstream::new(core, client, first);
+    conn_h1::serve(core, &mut down).await;
+}
+
+/// Finds out what a client speaks, and serves all that is not HTTP/1.1.
+///
+/// Shape: `None` when there is nothing left to serve; else what was received along the way.
+async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)> {
+    let tls = core.with_listener(client.listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
+    let (first, speaks_h2) = match tls {
+        Some(config) => {
+            let stream = Frame::with(|| shake_hands(core, &client, config)).await?;
+            let certificate = stream.peer_certificate();
+            client.certified = certificate.and_then(|cert| client_name(&cert)).map(Into::into);
+            let speaks_h2 = stream.speaks_h2();
+            client.stream = Stream::Tls(stream);
+            (Vec::new(), speaks_h2)
         }
-        return conn_h1::serve(core, client, Vec::new()).await;
+        None => {
+            let first = first_bytes(core, &client).await?;
+            let speaks_h2 = first.starts_with(PREFACE);
+            (first, speaks_h2)
+        }
+    };
+    if speaks_h2 {
+        Frame::with(|| conn_h2::serve(core.clone(), client, first)).await;
+        return None;
     }
-    let Some(first) = Frame::with(|| first_bytes(&core, &client)).await else { return };
-    if first.starts_with(PREFACE) {
-        Frame::with(|| conn_h2::serve(core, client, first)).await;
-    } else {
-        conn_h1::serve(core, client, first).await;
-    }
+    Some((client, first))
 }
 
 /// Shakes hands with a client, unless too many others are at it.

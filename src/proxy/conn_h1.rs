@@ -96,30 +96,28 @@ impl Downstream {
     }
 }
 
-/// Serves a connection to its end; `first` has been received on it already.
-pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
-    let listener = client.listener;
-    let mut down = Downstream::new(&core, client, first);
+/// Serves a connection to its end.
+pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
     let next = loop {
         if down.recv.is_empty() {
             core.buffers.give_back(std::mem::take(&mut down.recv));
             if core.draining.get() && down.served > 0 {
                 break Next::Close;
             }
-            let timeouts = core.with_listener(listener, |plan| plan.timeouts);
+            let timeouts = core.with_listener(down.listener, |plan| plan.timeouts);
             down.write_idle = timeouts.write_idle;
             let timeout = if down.served == 0 { timeouts.head } else { timeouts.keepalive };
             down.timer.arm_idle(down.socket.handle(), timeout);
             down.watch.readable().await;
             down.timer.disarm();
         }
-        match Frame::with(|| exchange::run(&core, &mut down)).await {
+        match Frame::with(|| exchange::run(core, down)).await {
             Next::KeepAlive => down.served += 1,
             next => break next,
         }
     };
     if next == Next::Linger {
-        Frame::with(|| linger(&core, &down.socket, &down.timer)).await;
+        Frame::with(|| linger(core, &down.socket, &down.timer)).await;
     }
     core.buffers.give_back(std::mem::take(&mut down.recv));
 }

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Instant;
@@ -153,7 +154,7 @@ async fn accept(
         let open = shared.open();
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
-            let serving = Frame::with(|| h2_stream::serve(&core, &shared, request, respond));
+            let serving = pin!(Frame::with(|| h2_stream::serve(&core, &shared, request, respond)));
             core.count_panic(caught(serving).await.is_none());
             drop(open);
         });

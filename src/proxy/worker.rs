@@ -8,6 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -233,7 +234,7 @@ fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
     core.count_connection(1);
     let core = core.clone();
     rt::spawn(async move {
-        let serving = conn::serve(core.clone(), socket, peer, usize::from(listener));
+        let serving = pin!(conn::serve(&core, socket, peer, usize::from(listener)));
         core.count_panic(caught(serving).await.is_none());
         core.count_connection(-1);
     });

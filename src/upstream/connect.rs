@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -110,7 +110,7 @@ impl Drop for Handshake {
         if let Some(running) = self.running.take().filter(|_| rt::is_running()) {
             self.socket.shutdown(Shut::Both);
             // What has panicked before would do so again.
-            rt::spawn(async move { drop(caught(running).await) });
+            rt::spawn(async move { drop(caught(pin!(running)).await) });
         }
     }
 }

@@ -12,7 +12,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -200,7 +200,7 @@ impl Links {
     pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let links = self.clone();
         rt::spawn(Frame::with(move || async move {
-            if caught(task).await.is_none() {
+            if caught(pin!(task)).await.is_none() {
                 links.panics.set(links.panics.get() + 1);
             }
         }));
