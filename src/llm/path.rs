@@ -56,10 +56,10 @@ pub enum Place {
 }
 
 /// A model named by the target.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PathModel {
-    bytes: [u8; NAME_BYTES_MAX],
-    len: usize,
+    /// Decoded; at most `NAME_BYTES_MAX` bytes.
+    name: Box<str>,
     start: usize,
     end: usize,
     place: Place,
@@ -121,8 +121,7 @@ impl PathModel {
 
     /// Tells the name, decoded.
     pub fn name(&self) -> &str {
-        let bytes = self.bytes.get(..self.len).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
+        &self.name
     }
 
     /// Tells the offsets of the name in the target, as it stands there, end exclusive.
@@ -157,22 +156,22 @@ impl PathModel {
     }
 
     fn read(target: &[u8], span: Range<usize>, place: Place) -> Result<Self, PathFault> {
-        let mut model =
-            Self { bytes: [0; NAME_BYTES_MAX], len: 0, start: span.start, end: span.end, place };
-        let is_query = place == Place::Query;
+        let (Range { start, end }, is_query) = (span.clone(), place == Place::Query);
+        let mut name = Vec::with_capacity(span.len().min(NAME_BYTES_MAX));
         for byte in decoded(target.get(span).unwrap_or_default(), is_query) {
-            let slot = model.bytes.get_mut(model.len).ok_or(PathFault::NameTooLong)?;
-            *slot = byte.ok_or(PathFault::BadEncoding)?;
-            model.len += 1;
+            if name.len() == NAME_BYTES_MAX {
+                return Err(PathFault::NameTooLong);
+            }
+            name.push(byte.ok_or(PathFault::BadEncoding)?);
         }
-        let name = model.bytes.get(..model.len).unwrap_or_default();
-        std::str::from_utf8(name).map_err(|_| PathFault::BadEncoding)?;
-        Ok(model)
+        let name = String::from_utf8(name).map_err(|_| PathFault::BadEncoding)?.into();
+        Ok(Self { name, start, end, place })
     }
 }
 
 fn path_of(target: &[u8]) -> &[u8] {
-    target.split(|&b| b == b'?' || b == b'#').next().unwrap_or_default()
+    let end = memchr::memchr2(b'?', b'#', target).unwrap_or(target.len());
+    target.get(..end).unwrap_or_default()
 }
 
 /// Tells where the name begins after one of the three prefixes.

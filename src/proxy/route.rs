@@ -36,7 +36,7 @@ pub struct Route {
     /// Bytes of the path that a host route strips.
     strip: usize,
     /// The model's place in the target, if it stood there.
-    in_target: Option<Box<PathModel>>,
+    in_target: Option<PathModel>,
 }
 
 /// What the head alone says about the way.
@@ -49,7 +49,7 @@ pub enum HeadRoute {
         strip: usize,
     },
     /// The model stands in the target.
-    Target(Box<PathModel>),
+    Target(PathModel),
     /// The model stands in the body.
     Body,
     /// Nothing names a model: the default group or nobody.
@@ -73,7 +73,7 @@ pub fn by_head(
     }
     let bodyless = matches!(permit.framing, Framing::None | Framing::Length(0));
     if let Some(found) = model_in_target(head, bytes).map_err(target_refusal)? {
-        return Ok(HeadRoute::Target(Box::new(found)));
+        return Ok(HeadRoute::Target(found));
     }
     let asks =
         !matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
