@@ -35,18 +35,27 @@ pub enum Ended {
     NoPipe(io::Error),
 }
 
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug)]
+pub enum Step {
+    /// The receiving side takes no more for now; nothing is read meanwhile.
+    Waits,
+    /// So many bytes have been moved.
+    Moved(u64),
+}
+
 impl Pipes {
-    /// Moves exactly `bytes`; tells `moved` of each step.
+    /// Moves exactly `bytes`; tells of each step.
     ///
     /// Free to drop at any await: only readiness polls are in flight. A pipe that still holds
     /// bytes is closed, never reused.
-    /// Errors: the side that ended it, with what had been moved already told to `moved`.
+    /// Errors: the side that ended it, with what had been moved already told.
     pub async fn splice(
         &self,
         from: &Socket,
         to: &Socket,
         bytes: u64,
-        mut moved: impl FnMut(u64),
+        mut tell: impl FnMut(Step),
     ) -> Result<(), Ended> {
         let pipe = match self.free.borrow_mut().pop() {
             Some(pipe) => pipe,
@@ -62,9 +71,9 @@ impl Pipes {
                 Ok(Some(0)) => return Err(Ended::From(None)),
                 Err(error) => return Err(Ended::From(Some(error))),
                 Ok(Some(n)) => {
-                    drain(&pipe.0, to, n).await.map_err(Ended::To)?;
+                    drain(&pipe.0, to, n, || tell(Step::Waits)).await.map_err(Ended::To)?;
                     left -= n as u64;
-                    moved(n as u64);
+                    tell(Step::Moved(n as u64));
                 }
             }
         }
@@ -93,11 +102,19 @@ impl Drop for NonBlocking<'_> {
     }
 }
 
-async fn drain(pipe: &OwnedFd, to: &Socket, bytes: usize) -> io::Result<()> {
+async fn drain(
+    pipe: &OwnedFd,
+    to: &Socket,
+    bytes: usize,
+    mut waits: impl FnMut(),
+) -> io::Result<()> {
     let mut left = bytes;
     while left > 0 {
         match sys::splice_now(pipe.as_raw_fd(), to.fd(), left)? {
-            None => to.writable().await,
+            None => {
+                waits();
+                to.writable().await;
+            }
             Some(0) => return Err(io::ErrorKind::WriteZero.into()),
             Some(n) => left -= n,
         }

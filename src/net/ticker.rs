@@ -10,6 +10,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use super::stream::Handle;
@@ -33,7 +34,9 @@ struct Slot {
     stream: Option<Handle>,
     how: Shut,
     expired: bool,
-    watch_hang_up: bool,
+    /// Who is told when the peer hangs up.
+    watcher: Option<Waker>,
+    hung_up: bool,
     /// Nothing is in flight: a drain may end it at once.
     idle: bool,
 }
@@ -43,7 +46,8 @@ const DISARMED: Slot = Slot {
     stream: None,
     how: Shut::Both,
     expired: false,
-    watch_hang_up: false,
+    watcher: None,
+    hung_up: false,
     idle: false,
 };
 
@@ -81,9 +85,10 @@ impl Ticker {
                 slot.deadline = None;
                 slot.expired = true;
                 slot.end(slot.how);
-            } else if slot.watch_hang_up && slot.stream.as_ref().is_some_and(Handle::hung_up) {
-                slot.watch_hang_up = false;
+            } else if slot.watcher.is_some() && slot.stream.as_ref().is_some_and(Handle::hung_up) {
+                slot.hung_up = true;
                 slot.end(Shut::Both);
+                slot.watcher.take().into_iter().for_each(Waker::wake);
             }
         }
     }
@@ -151,12 +156,21 @@ impl Timer {
         self.with(|slot| *slot = DISARMED);
     }
 
-    /// Shuts a stream down within a tick after its peer hangs up, besides any deadline.
-    pub fn watch_hang_up(&self, stream: Handle) {
+    /// Shuts a stream down within a tick after its peer hangs up, besides any deadline, and tells
+    /// `watcher`. Forgotten when armed or disarmed.
+    pub fn watch_hang_up(&self, stream: Handle, watcher: &Waker) {
         self.with(|slot| {
-            slot.stream = Some(stream);
-            slot.watch_hang_up = true;
+            if slot.watcher.is_none() {
+                slot.stream = Some(stream);
+                slot.watcher = Some(watcher.clone());
+            }
         });
+    }
+
+    /// Tells whether the peer was found to have hung up.
+    #[must_use]
+    pub fn hung_up(&self) -> bool {
+        self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.hung_up)
     }
 
     /// Tells whether the deadline came, since the last `arm`.
@@ -232,11 +246,13 @@ mod tests {
         let ticker = Ticker::new(start);
         let timer = ticker.timer();
         std::io::Write::write_all(&mut theirs, b"pipelined").unwrap();
-        timer.watch_hang_up(Handle::Fd(ours.as_raw_fd()));
+        timer.watch_hang_up(Handle::Fd(ours.as_raw_fd()), Waker::noop());
         ticker.walk(start);
+        assert!(!timer.hung_up());
         assert_eq!(sys::peek(ours.as_raw_fd()), sys::Peek::Data);
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
         ticker.walk(start);
+        assert!(timer.hung_up());
         // Our side was shut down: a send now fails.
         assert!(sys::send_now(ours.as_raw_fd(), b"x").is_err());
     }

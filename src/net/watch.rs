@@ -46,6 +46,11 @@ impl Watch {
     pub fn poll_gone(&mut self, cx: &mut Context<'_>, timer: &Timer) -> Poll<()> {
         loop {
             if self.pipelined {
+                if timer.hung_up() {
+                    return Poll::Ready(());
+                }
+                // Armed or disarmed since, it has forgotten us.
+                timer.watch_hang_up(self.socket.handle(), cx.waker());
                 return Poll::Pending;
             }
             if self.poll_armed(cx).is_pending() {
@@ -53,10 +58,7 @@ impl Watch {
             }
             match self.socket.peek() {
                 Peek::Gone => return Poll::Ready(()),
-                Peek::Data => {
-                    self.pipelined = true;
-                    timer.watch_hang_up(self.socket.handle());
-                }
+                Peek::Data => self.pipelined = true,
                 Peek::Nothing => {}
             }
         }

@@ -10,7 +10,6 @@ use std::time::Instant;
 
 use super::attempt::{Attempt, Attempted};
 use super::conn_h1::Downstream;
-use super::hold::RequestBody;
 use super::plan::{Reuse, ViaPlan, Way};
 use crate::error::Kind;
 use crate::net::dial;
@@ -31,7 +30,6 @@ impl Attempt<'_> {
     pub(super) async fn acquire(
         &self,
         down: &mut Downstream,
-        body: &RequestBody,
         timer: &Timer,
     ) -> Result<UpConn, Attempted> {
         if let Some(conn) = self.take_pooled() {
@@ -40,18 +38,11 @@ impl Attempt<'_> {
         let mut missed = self.missed(Missed::Unreachable);
         for endpoint in &self.upstream.endpoints {
             let connecting = self.connect(endpoint, timer);
-            let connected = if body.reader.is_done() {
-                let gone = down.watch.gone(&down.timer);
-                match race(pin!(connecting), pin!(gone)).await {
-                    First::Left(connected) => connected,
-                    First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
-                }
-            } else {
-                connecting.await
-            };
-            match connected {
-                Ok(conn) => return Ok(conn),
-                Err(why) => missed = missed.or(why),
+            let gone = down.watch.gone(&down.timer);
+            match race(pin!(connecting), pin!(gone)).await {
+                First::Left(Ok(conn)) => return Ok(conn),
+                First::Left(Err(why)) => missed = missed.or(why),
+                First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
             }
         }
         Err(self.no_connection(missed))

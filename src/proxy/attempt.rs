@@ -42,6 +42,8 @@ const DISCARD: Duration = Duration::from_secs(2);
 pub struct Progress {
     /// Every byte of the request has been received: the client may be watched.
     pub body_received: Cell<bool>,
+    /// Nobody reads from the client until the upstream takes more: it may be watched meanwhile.
+    pub upload_waits: Cell<bool>,
     /// A final response head has come.
     pub answer_begun: Cell<bool>,
     /// The client has its whole answer.
@@ -122,7 +124,7 @@ impl Attempt<'_> {
     pub async fn run(&self, down: &mut Downstream, turn: &mut Turn<'_, '_>) -> Attempted {
         let core = self.core;
         let up_timer = core.ticker.timer();
-        let mut conn = match self.acquire(down, turn.body, &up_timer).await {
+        let mut conn = match self.acquire(down, &up_timer).await {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = &failed {
@@ -244,7 +246,7 @@ impl Attempt<'_> {
         let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner));
         let mut download = pin!(download.run(conn, turn.response, turn.settle));
         let (mut uploaded, mut downloaded) = (None, None);
-        let mut gone = false;
+        let (mut gone, mut waited) = (false, true);
         poll_fn(|cx| {
             if uploaded.is_none()
                 && let Poll::Ready(sent) = upload.as_mut().poll(cx)
@@ -270,9 +272,14 @@ impl Attempt<'_> {
             if uploaded.is_some() && downloaded.is_some() {
                 return Poll::Ready(());
             }
+            let waits = progress.upload_waits.get();
+            if std::mem::replace(&mut waited, waits) && !waits {
+                // What the watch knows of unread bytes may no longer be true.
+                down.watch.received();
+            }
             if !gone
                 && downloaded.is_none()
-                && progress.body_received.get()
+                && (waits || progress.body_received.get())
                 && down.watch.poll_gone(cx, &down.timer).is_ready()
             {
                 gone = true;

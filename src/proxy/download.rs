@@ -29,7 +29,7 @@ use crate::http1::framing::{Framing, response_framing};
 use crate::http1::parse::{HeadLimits, Parse, parse_response};
 use crate::llm::reply::ErrorReply;
 use crate::net::rt::Part;
-use crate::net::splice::Ended;
+use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
@@ -370,6 +370,8 @@ impl Download<'_> {
     /// Sends one part; the client may take as long as it likes between two reads, up to a limit.
     async fn send(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
         let mut part = part;
+        // Slow is the client now, not the upstream.
+        self.up_timer.disarm();
         while part.left() > 0 {
             self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
             let (result, back) = self.client.send(part).await;
@@ -422,16 +424,19 @@ impl Download<'_> {
             return Ok(());
         };
         self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
-        self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
-        let result = self
-            .core
-            .pipes
-            .splice(up, client, bytes, |n| {
-                moved.set(moved.get() + n);
-                self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+        // One of the two is waited for, and only that one may be late.
+        let tell = |step| match step {
+            Step::Waits => {
+                self.up_timer.disarm();
                 self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
-            })
-            .await;
+            }
+            Step::Moved(n) => {
+                moved.set(moved.get() + n);
+                self.write_timer.disarm();
+                self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+            }
+        };
+        let result = self.core.pipes.splice(up, client, bytes, tell).await;
         let (late, stalled) = (self.late(Kind::UpstreamIdle), self.write_timer.expired());
         self.write_timer.disarm();
         reader.advance(moved.get());

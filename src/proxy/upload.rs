@@ -19,7 +19,7 @@ use crate::base::buf::LARGE_BYTES;
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::net::rt::Part;
-use crate::net::splice::Ended;
+use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
@@ -172,7 +172,11 @@ impl Upload<'_> {
             if self.progress.answer_done.get() {
                 break Uploaded::Refused;
             }
+            // Slow is the upstream now, not the client.
+            self.client_timer.disarm();
+            self.progress.upload_waits.set(true);
             let (result, back) = self.upstream.send_all(Part::range(buffer, 0, taken)).await;
+            self.progress.upload_waits.set(false);
             buffer = back;
             if result.is_err() {
                 break Uploaded::Refused;
@@ -225,15 +229,20 @@ impl Upload<'_> {
         let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);
         let moved = Cell::new(0u64);
         self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
-        let result = self
-            .core
-            .pipes
-            .splice(client, upstream, left, |n| {
+        let tell = |step| match step {
+            Step::Waits => {
+                self.client_timer.disarm();
+                self.progress.upload_waits.set(true);
+            }
+            Step::Moved(n) => {
                 moved.set(moved.get() + n);
+                self.progress.upload_waits.set(false);
                 self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
                 self.up_progress();
-            })
-            .await;
+            }
+        };
+        let result = self.core.pipes.splice(client, upstream, left, tell).await;
+        self.progress.upload_waits.set(false);
         let expired = self.client_timer.expired();
         self.client_timer.disarm();
         reader.advance(moved.get());

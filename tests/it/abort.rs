@@ -2,11 +2,13 @@
 //!
 //! The promise is 100 ms; 250 ms are asserted, because two cores run all of this at a time.
 
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockStats};
 
-use super::house::{LIMIT, Proxy, house, mock_with};
+use super::house::{LIMIT, Proxy, Setup, house, mock_with};
 use super::wire::{Client, chat, get, post};
 
 const PROMISE: Duration = Duration::from_millis(250);
@@ -96,6 +98,42 @@ fn stops_the_upstream_behind_pipelined_bytes() {
 }
 
 #[test]
+fn stops_the_upstream_behind_unread_bytes() {
+    // The next request comes while the first one is being served: nobody has read it yet.
+    for reset in [false, true] {
+        let (mock, proxy) = house();
+        let mut client = proxy.client();
+        client.send(chat("x-mock: delay=60s\r\n", true));
+        mock.wait_until(LIMIT, |stats| stats.in_flight == 1).expect("it thinks");
+        client.send(get("/health", ""));
+        leave(client, reset, &mock, &proxy);
+    }
+}
+
+/// A plain end would wait in the client's kernel behind what we do not take; a reset does not.
+#[test]
+fn stops_an_upstream_that_does_not_take_the_body() {
+    for framing in ["Content-Length: 9000000000", "Transfer-Encoding: chunked"] {
+        // Connections are made by the kernel; nobody ever reads from them.
+        let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let url = format!("http://{}", deaf.local_addr().unwrap());
+        let proxy = Setup::default().start_on(&[url]);
+        let mut client = proxy.client();
+        client.send(format!("POST /echo HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\nffffffff\r\n"));
+        // Until no buffer on the way takes more.
+        let mut stream = client.stream();
+        stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        while stream.write(&[b'a'; 65536]).is_ok() {}
+        drop(stream);
+        let left = Instant::now();
+        client.reset();
+        proxy.wait_until_empty();
+        let took = left.elapsed();
+        assert!(took < PROMISE, "{framing}, after {took:?}");
+    }
+}
+
+#[test]
 fn stops_the_upstream_before_a_large_answer_begins() {
     check(&get("/echo?mock=big=1_000_000_000,first_token=60s", ""), |stats| stats.in_flight == 1);
 }
@@ -104,7 +142,7 @@ fn stops_the_upstream_before_a_large_answer_begins() {
 fn stops_waiting_for_a_retry_when_the_client_leaves() {
     let mock = mock_with(|_| {});
     let other = mock_with(|_| {});
-    let proxy = super::house::Setup {
+    let proxy = Setup {
         group: "retry = { attempts = 100, initial = \"10s\", max = \"10s\", on = [\"503\"] }",
         ..Default::default()
     }

@@ -24,10 +24,10 @@ fn queued(mock: &Mock, upstream: &str, queue: &str, rest: &str) -> Proxy {
 
 /// Takes the only slot.
 fn hold(mock: &Mock, proxy: &Proxy, fields: &str) -> Client {
-    let before = mock.stats().in_flight;
+    let before = mock.stats().requests_total;
     let mut client = proxy.client();
     client.send(chat(&format!("{HELD}{fields}"), false));
-    mock.wait_until(LIMIT, |stats| stats.in_flight == before + 1).expect("in flight");
+    mock.wait_until(LIMIT, |stats| stats.requests_total == before + 1).expect("in flight");
     client
 }
 

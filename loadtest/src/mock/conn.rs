@@ -74,7 +74,6 @@ pub(super) async fn serve(sock: Sock, shared: Arc<Shared>) {
 /// One request and its answer.
 async fn exchange(conn: &mut Conn, request: &Request, number: u64) -> Result<End, Left> {
     conn.served += 1;
-    let arrived = Instant::now();
     let mut how = match request.path() {
         // Whoever watches an ill server must not catch its illness.
         "/mock/stats" => Behaviour::default(),
@@ -112,6 +111,8 @@ async fn exchange(conn: &mut Conn, request: &Request, number: u64) -> Result<End
             return refuse(conn, 400, why).await;
         }
     };
+    // It works from when it has noted the request, so what it notes tells how many it had at once.
+    let arrived = Instant::now();
     if how.reset {
         conn.sock.reset_on_close();
         return Ok(End::Close);
