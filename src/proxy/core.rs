@@ -108,6 +108,18 @@ impl Shared {
         sum
     }
 
+    /// Counts a client connection of a core in or out.
+    pub fn count_connection(&self, core: usize, delta: i32) {
+        let Some(Padded(active)) = self.active.get(core) else { return };
+        if delta > 0 {
+            active.fetch_add(1, Ordering::Relaxed);
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        } else {
+            active.fetch_sub(1, Ordering::Relaxed);
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// Puts another plan in force: every core takes it in its next turn, and an exchange keeps
     /// the one it began with.
     ///
@@ -408,18 +420,6 @@ impl Core {
     pub fn count_panic(&self, panicked: bool) {
         if panicked {
             self.shared.panics.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Counts a client connection of this core in or out.
-    pub fn count_connection(&self, delta: i32) {
-        let Some(Padded(active)) = self.shared.active.get(self.index) else { return };
-        if delta > 0 {
-            active.fetch_add(1, Ordering::Relaxed);
-            self.shared.connections.fetch_add(1, Ordering::Relaxed);
-        } else {
-            active.fetch_sub(1, Ordering::Relaxed);
-            self.shared.connections.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }

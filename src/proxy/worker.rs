@@ -217,25 +217,35 @@ fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
         && mine > least + IMBALANCE_MIN.max(least / 4)
         && idlest != core.index
     {
-        let message = Message::Connection { listener, fd, peer };
-        match shared.mailboxes[idlest].send(message) {
-            Ok(()) => return,
-            Err(Message::Connection { fd, .. }) => return begin(core, fd, peer, listener),
-            Err(_) => return,
+        // Counted before it arrives, or a burst would pile up on whoever was idlest.
+        shared.count_connection(idlest, 1);
+        match shared.mailboxes[idlest].send(Message::Connection { listener, fd, peer }) {
+            Ok(()) => {}
+            Err(back) => {
+                shared.count_connection(idlest, -1);
+                if let Message::Connection { fd, .. } = back {
+                    shared.count_connection(core.index, 1);
+                    begin(core, fd, peer, listener);
+                }
+            }
         }
+        return;
     }
+    shared.count_connection(core.index, 1);
     begin(core, fd, peer, listener);
 }
 
-/// Starts the task of a connection; a panic in it costs that connection alone.
+/// Starts the task of a connection that has been counted; a panic in it costs that connection
+/// alone.
 fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
     let keepalive = core.plan().tcp_keepalive;
-    let Ok(socket) = Socket::adopt(fd, keepalive) else { return };
-    core.count_connection(1);
+    let Ok(socket) = Socket::adopt(fd, keepalive) else {
+        return core.shared.count_connection(core.index, -1);
+    };
     let core = core.clone();
     rt::spawn(async move {
         let serving = pin!(conn::serve(&core, socket, peer, usize::from(listener)));
         core.count_panic(caught(serving).await.is_none());
-        core.count_connection(-1);
+        core.shared.count_connection(core.index, -1);
     });
 }
