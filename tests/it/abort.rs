@@ -4,11 +4,14 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockStats};
 
-use super::house::{LIMIT, Proxy, Setup, house, mock_with};
+use super::h2::settled;
+use super::h2_client::H2Client;
+use super::house::{LIMIT, Proxy, Setup, house, mock_with, wait_until};
 use super::wire::{Client, chat, get, post};
 
 const PROMISE: Duration = Duration::from_millis(250);
@@ -134,6 +137,28 @@ fn stops_an_upstream_that_does_not_take_the_body() {
 }
 
 #[test]
+fn stops_an_upstream_that_does_not_take_the_body_of_a_stream() {
+    let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("http://{}", deaf.local_addr().unwrap());
+    let proxy = Setup::default().start_on(&[url]);
+    let in_flight = || proxy.shared().slot.plan().0.upstreams[0].state.in_flight();
+    let client = H2Client::connect(proxy.addr(), None);
+    let mut stream = client.open("POST", "/echo", &[], false);
+    let sent = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        // It ends with its connection.
+        scope.spawn(|| stream.send_counted(vec![b'a'; 100_000_000].into(), true, &sent));
+        settled(|| sent.load(SeqCst));
+        assert_eq!(in_flight(), 1);
+        let left = Instant::now();
+        drop(client);
+        wait_until("the upstream is left", || in_flight() == 0);
+        let took = left.elapsed();
+        assert!(took < PROMISE, "after {took:?}");
+    });
+}
+
+#[test]
 fn stops_the_upstream_before_a_large_answer_begins() {
     check(&get("/echo?mock=big=1_000_000_000,first_token=60s", ""), |stats| stats.in_flight == 1);
 }
@@ -149,11 +174,9 @@ fn stops_waiting_for_a_retry_when_the_client_leaves() {
     .start(&[&mock, &other]);
     let mut client = proxy.client();
     client.send(post("/v1/chat/completions", "x-mock: status=503\r\n", r#"{"model":"m"}"#));
-    super::house::wait_until("one try", || {
-        mock.stats().requests_total + other.stats().requests_total >= 1
-    });
+    wait_until("one try", || mock.stats().requests_total + other.stats().requests_total >= 1);
     drop(client);
-    let took = super::house::wait_until("gone", || proxy.connections() == 0);
+    let took = wait_until("gone", || proxy.connections() == 0);
     assert!(took < Duration::from_secs(5), "{took:?}");
 }
 

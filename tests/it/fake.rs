@@ -66,10 +66,16 @@ impl Fake {
         });
         let shared = inner.clone();
         let thread = std::thread::spawn(move || {
-            while let Ok((stream, _)) = listener.accept() {
+            loop {
+                let accepted = listener.accept();
                 if shared.stop.load(Ordering::SeqCst) {
                     return;
                 }
+                let Ok((stream, _)) = accepted else {
+                    // One connection is lost, not the server.
+                    eprintln!("{}: {accepted:?}", shared.name);
+                    continue;
+                };
                 shared.open.lock().unwrap().push(stream.try_clone().unwrap());
                 let shared = shared.clone();
                 std::thread::spawn(move || shared.serve(stream));
