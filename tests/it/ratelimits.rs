@@ -51,6 +51,13 @@ fn retry_after(answer: &Answer) -> u64 {
 
 /// Sends a thousand requests at once and counts the answers: (200, 429).
 pub(crate) fn thousand(proxies: &[&Proxy], request: &[u8]) -> (usize, usize) {
+    let (passed, refused, denied) = thousand_with_store(proxies, request);
+    assert_eq!(denied, 0, "answers of 503");
+    (passed, refused)
+}
+
+/// The same where a store is asked, which may answer too late: (200, 429, 503).
+pub(crate) fn thousand_with_store(proxies: &[&Proxy], request: &[u8]) -> (usize, usize, usize) {
     const THREADS: usize = 8;
     const CONNECTIONS: usize = 25;
     const PIPELINED: usize = 5;
@@ -62,12 +69,13 @@ pub(crate) fn thousand(proxies: &[&Proxy], request: &[u8]) -> (usize, usize) {
         for client in &mut clients {
             client.send(request.repeat(PIPELINED));
         }
-        let mut counts = (0, 0);
+        let mut counts = (0, 0, 0);
         for client in &mut clients {
             for _ in 0..PIPELINED {
                 match client.answer().status {
                     200 => counts.0 += 1,
                     429 => counts.1 += 1,
+                    503 => counts.2 += 1,
                     other => panic!("status {other}"),
                 }
             }
@@ -77,7 +85,7 @@ pub(crate) fn thousand(proxies: &[&Proxy], request: &[u8]) -> (usize, usize) {
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(flood)).collect();
         let counts = threads.into_iter().map(|thread| thread.join().unwrap());
-        counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        counts.fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
     })
 }
 
