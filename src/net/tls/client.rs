@@ -1,7 +1,8 @@
 //! What is spoken towards an upstream: rustls's client side, made from the config.
 //!
 //! Who may vouch for the server: Mozilla's roots, those of the machine (read once), or those of
-//! a file and nobody else. Sessions are kept in memory for all cores together, per server name.
+//! a file and nobody else. Sessions are kept in memory for all cores together; a config belongs to
+//! one server (`Store`), since a session of another is of no use to it.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -21,13 +22,14 @@ use crate::pki::provider;
 
 use super::server::alpn_id;
 
-/// Server names whose sessions are kept, per config.
-const SESSIONS_MAX: usize = 256;
+/// TLS 1.3 tickets that are kept, per config; rustls keeps this many for one server name, and one
+/// session of TLS 1.2 beside them.
+const TICKETS_MAX: usize = 8;
 
 /// What is spoken with an upstream, and the name it is held to.
 #[derive(Debug, Clone)]
 pub struct TlsClient {
-    /// Shared by all upstreams with the same settings.
+    /// Shared by all entries of the same server with the same settings.
     pub config: Arc<ClientConfig>,
     /// Asked for (SNI) and verified.
     pub name: ServerName<'static>,
@@ -41,7 +43,7 @@ impl PartialEq for TlsClient {
 
 impl Eq for TlsClient {}
 
-/// Makes what is spoken with upstreams of these settings; the server name is not part of it.
+/// Makes what is spoken with one server of these settings; its name is not part of it.
 ///
 /// Errors: for a person: this machine has no roots, or a key that cannot be used.
 pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>, String> {
@@ -68,7 +70,7 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
     };
     let offered: &[Alpn] = if http2 { &[Alpn::H2, Alpn::Http11] } else { &[Alpn::Http11] };
     config.alpn_protocols = offered.iter().map(|protocol| alpn_id(*protocol).to_vec()).collect();
-    config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+    config.resumption = Resumption::in_memory_sessions(TICKETS_MAX);
     config.enable_early_data = false;
     Ok(Arc::new(config))
 }

@@ -23,7 +23,20 @@ use crate::config::{ListenerTls, Upstream, UpstreamTls};
 pub struct Store {
     tickets: Arc<Tickets>,
     servers: Mutex<HashMap<String, Arc<ReloadableServer>>>,
-    clients: Mutex<HashMap<(UpstreamTls, bool), Weak<ClientConfig>>>,
+    clients: Mutex<HashMap<Server, Weak<ClientConfig>>>,
+}
+
+/// A server and how it is spoken to.
+///
+/// By its place, not by its name alone: rustls keeps sessions by name, and offers a ticket of
+/// TLS 1.3 before it looks for a session of TLS 1.2. Two servers of one name, a machine with many
+/// ports for one, would use up each other's.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Server {
+    host: String,
+    port: u16,
+    tls: UpstreamTls,
+    http2: bool,
 }
 
 impl Default for Store {
@@ -86,16 +99,15 @@ impl Store {
         let name = upstream.tls.server_name.as_deref().unwrap_or(&upstream.url.host);
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| format!("{name:?} can stand in no certificate; set tls.server_name"))?;
-        // The name is not part of the config: sessions are kept by it.
-        let settings = UpstreamTls { server_name: None, ..upstream.tls.clone() };
+        let (host, port) = (upstream.url.host.clone(), upstream.url.port);
+        let server = Server { host, port, tls: upstream.tls.clone(), http2 };
         let mut clients = lock(&self.clients);
         clients.retain(|_, config| config.strong_count() > 0);
-        let key = (settings, http2);
-        let config = match clients.get(&key).and_then(Weak::upgrade) {
+        let config = match clients.get(&server).and_then(Weak::upgrade) {
             Some(known) => known,
             None => {
-                let made = client_config(&key.0, http2)?;
-                clients.insert(key, Arc::downgrade(&made));
+                let made = client_config(&server.tls, http2)?;
+                clients.insert(server, Arc::downgrade(&made));
                 made
             }
         };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 use rustls::{Error, version};
 
@@ -298,17 +299,41 @@ fn the_same_settings_give_the_same_client() {
     let made = |lines: &str, http2| store.client(&upstream(lines), http2).unwrap();
     assert_eq!(made("url = \"http://a\"", false), None);
     let first = made("url = \"https://a\"", false).unwrap();
-    assert_eq!(made("url = \"https://a:1/base\"", false).as_deref(), Some(&*first));
+    assert_eq!(made("url = \"https://a:443/base\"", false).as_deref(), Some(&*first));
     let other = made("url = \"https://b\"", false).unwrap();
-    assert!(Arc::ptr_eq(&first.config, &other.config), "sessions are kept by name");
-    assert_ne!(first, other);
+    let port = made("url = \"https://a:1\"", false).unwrap();
     let named = made("url = \"https://b\"\ntls = { server_name = \"a\" }", false).unwrap();
-    assert_eq!(first, named);
+    assert!(first != other && first != port && first != named && other != named);
+    assert_eq!(first.name, named.name);
     let unverified = made("url = \"https://a\"\ntls = { verify = false }", false).unwrap();
     let http2 = made("url = \"https://a\"", true).unwrap();
     assert!(first != unverified && first != http2 && unverified != http2);
     let by_address = made("url = \"https://[::1]\"", false).unwrap();
     assert_eq!(by_address.name, ServerName::try_from("::1").unwrap());
+}
+
+#[test]
+fn a_session_is_not_spent_on_another_server_of_the_same_name() {
+    let authority = Authority::new("ca");
+    let tls = listener(&authority, &[&["a.test"]]);
+    let new = serve(&Store::default(), &tls);
+    let own = SingleCertAndKey::from(tls.pairs[0].loaded.certified().clone());
+    let old = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&version::TLS12])
+        .unwrap()
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(own));
+    let old = Arc::new(old);
+    let store = Store::default();
+    let at = |port: u16| {
+        let mut upstream = upstream(&format!("url = \"https://a.test:{port}\""));
+        upstream.tls = trusting(&authority);
+        store.client(&upstream, false).unwrap().unwrap()
+    };
+    let (to_new, to_old) = (at(1), at(2));
+    let first = shake(&to_old.config, &old, "a.test").unwrap();
+    shake(&to_new.config, &new, "a.test").unwrap();
+    assert!(resumes(&first, &shake(&to_old.config, &old, "a.test").unwrap()));
 }
 
 #[test]
