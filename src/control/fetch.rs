@@ -2,26 +2,27 @@
 //! the answer or why there was none.
 //!
 //! Probes and model lists go the way a client's request would: the entry's outbound proxy, its
-//! credential, its edits of the head, its base path. Connections are not kept: a question is rare,
-//! and a fresh connection also tells whether the server still accepts.
+//! credential, its edits of the head, its base path, its version of HTTP (`talk`). Connections
+//! are not kept: a question is rare, and a fresh connection also tells whether the server still
+//! accepts.
 
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
-use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
+use hyper::http::uri::Scheme;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::talk::{Spoken, ask};
 use super::watched::Watched;
 use crate::config::{
     HeaderAction, HeaderOp, HostRule, OutboundProxy, PathMode, Secret, Upstream, UpstreamAuth,
@@ -32,9 +33,6 @@ use crate::net::dial::Address;
 use crate::net::tls::{TlsClient, explain};
 use crate::policy::query;
 use crate::upstream::via::{NoWay, is_open};
-
-/// Longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 4 << 20;
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,19 +92,26 @@ async fn at(
     upstream: &Upstream,
     address: &Address,
     tls: Option<&TlsClient>,
-    request: Request<Full<Bytes>>,
+    request: Request<Bytes>,
     by: Instant,
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), Silence> {
     let late = |what: &str| format!("{what} within {limit:?}");
-    let dead = |error: &dyn std::fmt::Display| Silence::Dead(error.to_string());
+    let answered = |answered: Result<Result<_, String>, Elapsed>| match answered {
+        Ok(answer) => answer.map_err(Silence::Dead),
+        Err(_) => Err(Silence::Late(late("no answer"))),
+    };
+    let known = if upstream.http2 { Spoken::Http2 } else { Spoken::Http1 };
     match address {
         Address::Tcp(addr) => {
             let stream = reach(upstream, *addr, by, &late).await?;
             let answered = match tls {
-                None => exchange(TokioIo::new(stream), request, by, &late).await,
+                None => answered(timeout_at(by, ask(stream, known, Scheme::HTTP, request)).await),
                 Some(tls) => match timeout_at(by, secured(tls, stream)).await {
-                    Ok(Ok(stream)) => exchange(TokioIo::new(stream), request, by, &late).await,
+                    Ok(Ok((stream, chosen))) => {
+                        let asked = ask(stream, chosen, Scheme::HTTPS, request);
+                        answered(timeout_at(by, asked).await)
+                    }
                     Ok(Err(error)) => Err(Silence::Dead(format!("tls: {}", explain(&error)))),
                     Err(_) => Err(Silence::Dead(late("no TLS"))),
                 },
@@ -122,15 +127,21 @@ async fn at(
             }
         }
         Address::Unix(path) => match UnixStream::connect(path).await {
-            Ok(stream) => exchange(TokioIo::new(stream), request, by, &late).await,
-            Err(error) => Err(dead(&error)),
+            Ok(stream) => answered(timeout_at(by, ask(stream, known, Scheme::HTTP, request)).await),
+            Err(error) => Err(Silence::Dead(error.to_string())),
         },
     }
 }
 
-/// TLS over a connection, the server's certificate verified.
-async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
-    TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await
+/// TLS over a connection, the server's certificate verified, and what the server chose to speak.
+async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Spoken)> {
+    let connector = TlsConnector::from(tls.config.clone());
+    let stream = connector.connect(tls.name.clone(), stream).await?;
+    let chosen = match stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Spoken::Http2,
+        _ => Spoken::Http1,
+    };
+    Ok((stream, chosen))
 }
 
 /// A connection on which the server is next, or the proxy that reads the request.
@@ -192,38 +203,8 @@ fn no_way(why: NoWay, proxy: &OutboundProxy) -> Silence {
     Silence::Dead(why.why(&proxy.authority()))
 }
 
-async fn exchange<S>(
-    stream: S,
-    request: Request<Full<Bytes>>,
-    by: Instant,
-    late: &(dyn Fn(&str) -> String + Sync),
-) -> Result<(StatusCode, Bytes), Silence>
-where
-    S: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let talk = async {
-        let (mut sender, connection) = http1::handshake(stream).await?;
-        // Ends with this function, however that ends.
-        let _driver = Task::of(tokio::spawn(async move {
-            // What it reports the sender has been told.
-            let _ = connection.await;
-        }));
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-        // An answer that is too long or breaks off has a status all the same.
-        let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        Ok::<_, hyper::Error>((status, body))
-    };
-    match timeout_at(by, talk).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(Silence::Dead(error.to_string())),
-        Err(_) => Err(Silence::Late(late("no answer"))),
-    }
-}
-
 /// Writes the request as the upstream's entry wants it.
-fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Full<Bytes>>, String> {
+fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Bytes>, String> {
     let mut path = format!("{}{}", base_of(upstream, question.path), question.path);
     let mut fields: Vec<(String, Vec<u8>)> = Vec::new();
     let host = match &upstream.host {
@@ -258,7 +239,7 @@ fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Full<
     for (name, value) in fields {
         request = request.header(name, value);
     }
-    let body = Full::new(Bytes::copy_from_slice(question.body));
+    let body = Bytes::copy_from_slice(question.body);
     request.body(body).map_err(|error| error.to_string())
 }
 

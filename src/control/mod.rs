@@ -4,8 +4,9 @@
 //!
 //! `fleet` (all that is known, and the config that follows), the tasks that feed it: `source`
 //! (targets and addresses, by `resolve`), `certs` (files of certificates), `probe` and `ask` (of
-//! one `watched` upstream, by `fetch`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the
-//! main thread. `redis` holds the rate limits that nodes share; it needs nothing of the others.
+//! one `watched` upstream, by `fetch`, which lets `talk` speak); then `admin` (the operator's HTTP
+//! interface) and `signals`, which stay with the main thread. `redis` holds the rate limits that
+//! nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`Links`).
 
@@ -19,6 +20,7 @@ pub mod redis;
 pub mod resolve;
 pub mod signals;
 pub mod source;
+mod talk;
 pub mod watched;
 
 use std::future::Future;

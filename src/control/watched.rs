@@ -20,7 +20,7 @@ use crate::upstream::state::UpstreamState;
 pub struct Watched {
     /// Its entry.
     pub upstream: Upstream,
-    /// What TLS is spoken with it by those who ask: HTTP/1.1 alone; or why none can be.
+    /// What TLS is spoken with it, the same as by the cores; or why none can be.
     pub tls: Result<Option<Arc<TlsClient>>, String>,
     /// What makes it the same in the next config.
     pub identity: Identity,

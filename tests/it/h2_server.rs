@@ -19,6 +19,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 
+/// The model that a server lists.
+pub(crate) const MODEL: &str = "model-of-http2";
+
 /// How a server differs from the usual.
 #[derive(Clone)]
 pub(crate) struct Ways {
@@ -191,6 +194,7 @@ async fn handle(
 ) -> Result<(), h2::Error> {
     let (parts, mut body) = request.into_parts();
     let what = parts.headers.get("x-do").and_then(|v| v.to_str().ok()).unwrap_or("").to_owned();
+    let lists = what.is_empty() && parts.uri.path() == "/v1/models";
     seen.heads.lock().unwrap().push(parts);
     let (what, number) = what.split_once('=').unwrap_or((&what, "0"));
     let number: usize = number.parse().unwrap_or(0);
@@ -261,6 +265,12 @@ async fn handle(
             let hints = Response::builder().status(103).header("link", "</a>").body(()).unwrap();
             respond.send_informational(hints)?;
             respond.send_response(ok().body(()).unwrap(), true).map(drop)
+        }
+        _ if lists => {
+            let mut stream = respond.send_response(ok().body(()).unwrap(), false)?;
+            let list = format!("{{\"data\":[{{\"id\":\"{MODEL}\"}}]}}");
+            send(&mut stream, list.into(), seen).await?;
+            stream.send_data(Bytes::new(), true)
         }
         _ => {
             let head = ok().header("content-length", 2).body(()).unwrap();

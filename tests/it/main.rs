@@ -31,6 +31,7 @@ mod h2;
 mod h2_client;
 mod h2_ends;
 mod h2_frames;
+mod h2_probes;
 mod h2_server;
 mod h2_upstream;
 mod health;

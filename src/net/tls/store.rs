@@ -85,8 +85,7 @@ impl Store {
 
     /// What is spoken with an upstream; `None` for one without TLS.
     ///
-    /// Shape: `http2` says what ALPN offers, which is not always what the upstream's entry says:
-    /// probes speak HTTP/1.1 alone.
+    /// Shape: `http2` says whether ALPN offers it.
     /// Errors: for a person.
     pub fn client(
         &self,

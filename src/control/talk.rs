@@ -1,0 +1,148 @@
+//! One request and its answer on a connection of its own, in HTTP/1.1 or in HTTP/2.
+//!
+//! A server that is spoken to in HTTP/2 is asked in HTTP/2: one that knows no other would seem
+//! dead. HTTP/1.1 is hyper's; one HTTP/2 stream is a few calls of the `h2` crate, which is here
+//! anyway, and needs no executor whose tasks outlive the question.
+//!
+//! Deliberately not here: time, which the caller bounds, and connections that are kept.
+
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::http::uri::{Authority, Scheme};
+use hyper::{Request, StatusCode, Uri, Version, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::fetch::Task;
+
+/// Longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// Largest head of an answer in HTTP/2, in bytes; hyper has its own bound for HTTP/1.1.
+const HEAD_BYTES_MAX: u32 = 256 << 10;
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Spoken {
+    Http1,
+    Http2,
+}
+
+/// Status and body of the answer to `request`; the connection ends with it.
+///
+/// Shape: a body that is too long or breaks off is empty, its status counts all the same.
+/// Errors: for a person.
+pub(super) async fn ask<S>(
+    stream: S,
+    spoken: Spoken,
+    scheme: Scheme,
+    request: Request<Bytes>,
+) -> Result<(StatusCode, Bytes), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match spoken {
+        Spoken::Http1 => http1(stream, request).await.map_err(|error| error.to_string()),
+        Spoken::Http2 => {
+            let (request, body) = as_http2(request, scheme)?;
+            http2(stream, request, body).await.map_err(|error| format!("http2: {error}"))
+        }
+    }
+}
+
+async fn http1<S>(stream: S, request: Request<Bytes>) -> hyper::Result<(StatusCode, Bytes)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with this function, however that ends.
+    let _driver = Task::of(tokio::spawn(async move {
+        // What it reports the sender has been told.
+        let _ = connection.await;
+    }));
+    let answer = sender.send_request(request.map(Full::new)).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    Ok((status, body.map(http_body_util::Collected::to_bytes).unwrap_or_default()))
+}
+
+async fn http2<S>(
+    stream: S,
+    request: Request<()>,
+    body: Bytes,
+) -> Result<(StatusCode, Bytes), h2::Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut builder = h2::client::Builder::new();
+    builder.enable_push(false).max_header_list_size(HEAD_BYTES_MAX);
+    let (sender, connection) = builder.handshake::<_, Bytes>(stream).await?;
+    let _driver = Task::of(tokio::spawn(async move {
+        let _ = connection.await;
+    }));
+    let mut sender = sender.ready().await?;
+    let (answer, mut upload) = sender.send_request(request, body.is_empty())?;
+    if !body.is_empty() {
+        // Held by the crate until the server's window takes it.
+        upload.send_data(body, true)?;
+    }
+    let answer = answer.await?;
+    let status = answer.status();
+    Ok((status, whole(answer.into_body()).await.unwrap_or_default()))
+}
+
+/// All of a body, unless it is too long or breaks off.
+async fn whole(mut body: h2::RecvStream) -> Option<Bytes> {
+    let mut all = Vec::new();
+    while let Some(data) = body.data().await {
+        let data = data.ok()?;
+        if all.len() + data.len() > ANSWER_BYTES_MAX {
+            return None;
+        }
+        all.extend_from_slice(&data);
+        body.flow_control().release_capacity(data.len()).ok()?;
+    }
+    Some(all.into())
+}
+
+/// The same request as HTTP/2 has it: a whole URI in the place of `Host`, and a length.
+///
+/// Shape: fields of one hop are not in it, the config takes none.
+/// Source: RFC 9113 §8.3.1.
+fn as_http2(request: Request<Bytes>, scheme: Scheme) -> Result<(Request<()>, Bytes), String> {
+    let (mut parts, body) = request.into_parts();
+    let host = parts.headers.remove(header::HOST);
+    let host = host.as_ref().map_or(&b""[..], |host| host.as_bytes());
+    let mut uri = parts.uri.into_parts();
+    uri.scheme = Some(scheme);
+    uri.authority = Some(Authority::try_from(host).map_err(|why| format!("host: {why}"))?);
+    parts.uri = Uri::from_parts(uri).map_err(|why| why.to_string())?;
+    parts.version = Version::HTTP_2;
+    if !body.is_empty() {
+        parts.headers.insert(header::CONTENT_LENGTH, body.len().into());
+    }
+    Ok((Request::from_parts(parts, ()), body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_in_http2_has_a_whole_uri_and_a_length_but_no_host() {
+        let made = |target: &str, host: &str, body: &'static str| {
+            let request = Request::get(target).header("host", host).header("a", "b");
+            as_http2(request.body(Bytes::from(body)).unwrap(), Scheme::HTTP)
+        };
+        let (request, body) = made("/v1/models?a=1", "h:8000", "").unwrap();
+        assert_eq!(request.uri(), "http://h:8000/v1/models?a=1");
+        let names: Vec<_> = request.headers().keys().map(|name| name.as_str()).collect();
+        assert_eq!((names, body.len()), (vec!["a"], 0));
+        let (request, body) = made("/", "[::1]:1", "{}").unwrap();
+        assert_eq!(
+            (request.headers()["content-length"].as_bytes(), &*body),
+            (&b"2"[..], &b"{}"[..])
+        );
+        assert!(made("/", "no host", "").unwrap_err().starts_with("host: "));
+    }
+}
