@@ -163,16 +163,42 @@ fn no_more_handshakes_than_the_limit() {
 }
 
 #[test]
-fn plain_http_to_a_tls_port_is_refused() {
+fn plain_http_to_a_tls_port_is_told_so() {
     let house = House::new();
-    for bytes in [&get("/health", "")[..], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01"] {
+    let long = post("/echo", "", noise(3, 300_000));
+    for request in [get("/health", ""), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), long] {
+        let mut client = Client::connect(house.proxy.addr());
+        client.send(request);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.field("connection")), (400, Some("close")));
+        assert!(answer.message().contains("HTTPS"), "{}", answer.message());
+        assert!(client.is_over());
+    }
+    // Who waits for more is not waited for.
+    wait_until("they are counted", || house.proxy.shared().handshakes_failed.load(Relaxed) == 3);
+    house.proxy.wait_until_empty();
+    assert_eq!(house.client().send(chat("", false)).answer().status, 200);
+}
+
+#[test]
+fn what_is_neither_tls_nor_http_gets_an_alert_at_most() {
+    let house = House::new();
+    for bytes in
+        [&b"\x16\x03\x01"[..], b"SSH-2.0-OpenSSH_9\r\n", b"get / HTTP/1.1\r\n\r\n", &[0; 50]]
+    {
         let mut client = Client::connect(house.proxy.addr());
         client.send(bytes).end();
         let answer = client.rest().unwrap_or_default();
-        // At most an alert.
         assert!(answer.first().is_none_or(|first| *first == 21), "{answer:?}");
     }
-    wait_until("they are counted", || house.proxy.shared().handshakes_failed.load(Relaxed) == 3);
+    // A request inside a handshake that has begun is no request.
+    let mut client = Client::connect(house.proxy.addr());
+    let mut hello = Vec::new();
+    session(&house.tls).write_tls(&mut hello).unwrap();
+    client.send([&hello[..], &get("/health", "")].concat());
+    let answer = client.rest().unwrap_or_default();
+    assert!(!answer.windows(8).any(|part| part == b"HTTP/1.1"), "{answer:?}");
+    wait_until("they are counted", || house.proxy.shared().handshakes_failed.load(Relaxed) == 5);
     assert_eq!(house.client().send(chat("", false)).answer().status, 200);
 }
 

@@ -21,6 +21,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::UnbufferedServerConnection;
 use rustls::{ClientConfig, ServerConfig};
 
+use super::plain;
 use super::session::{Inbox, RECORD_BYTES, Session};
 use super::wire::{Ended, Wire};
 use crate::base::buf::SMALL_BYTES;
@@ -77,12 +78,20 @@ impl TlsStream {
         let (plain_from, owed, sending, silent) = (0, 0, false, false);
         let state = State { session, wire, plain, plain_from, owed, sending, silent };
         let stream = Self(Rc::new(Inner { socket, state: RefCell::new(state) }));
+        let mut begun = false;
         loop {
+            // Before rustls uses up a message in front of the bytes that it does not like.
+            let is_http = !begun && stream.state(|state| plain::is_http(&state.wire.incoming));
             let driven = stream.state(|state| state.drive(None, &[]));
             if let Err(error) = driven {
-                stream.send_alert(&error);
+                if is_http {
+                    stream.refuse_plain().await;
+                } else {
+                    stream.send_alert(&error);
+                }
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
+            begun |= stream.state(|state| !state.wire.outgoing.is_empty());
             stream.flush().await?;
             if !stream.state(|state| state.session.is_handshaking()) {
                 return Ok(stream);
@@ -90,6 +99,21 @@ impl TlsStream {
             if stream.state(|state| state.wire.ended.is_some()) || !stream.fill().await? {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
+        }
+    }
+
+    /// Answers a client that speaks plain HTTP, and waits for it to leave.
+    async fn refuse_plain(&self) {
+        self.state(|state| state.silent = true);
+        let socket = &self.0.socket;
+        let (sent, _) = socket.send_all(Part::whole(plain::ANSWER.to_vec())).await;
+        socket.shutdown(Shut::Write);
+        let (mut left, mut reads) = (plain::DROPPED_BYTES_MAX, sent.is_ok());
+        while reads {
+            let (result, buffer) = socket.recv(buffers::take(SMALL_BYTES)).await;
+            buffers::give_back(buffer);
+            left = left.saturating_sub(*result.as_ref().unwrap_or(&0));
+            reads = left > 0 && result.is_ok_and(|n| n > 0);
         }
     }
 
