@@ -613,8 +613,8 @@ def upstream_side():
     else:
         check.skip("server: by address, verified and without a name sent", "nginx verifies no addresses")
     refusals = [("old", "expired", r"expired"), ("early", "not valid yet", r"not (yet )?valid|not valid yet"),
-                ("wronghost", "of another host", r"name|host"), ("foreign", "of an unknown authority", r"issuer|authority|unknown|unable to verify"),
-                ("system", "that the system's roots do not know", r"issuer|authority|unknown|unable to verify"),
+                ("wronghost", "of another host", r"name|host"), ("foreign", "of an unknown authority", r"issuer|authority|unknown|unable to verify|nobody we trust"),
+                ("system", "that the system's roots do not know", r"issuer|authority|unknown|unable to verify|nobody we trust"),
                 ("plain", "none at all (plain HTTP)", r"TLS|handshake")]
     for name, what, pattern in refusals:
         with check(f"server: a certificate {what} is 502, and message and log say why"):

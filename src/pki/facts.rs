@@ -22,6 +22,8 @@ pub struct Facts {
     pub common_name: Option<String>,
     /// DNS names of the subject, in lower case; `*.example.com` among them.
     pub dns_names: Vec<String>,
+    /// It names a host, by DNS name or address: without, no client takes it for a server's.
+    pub names_a_host: bool,
     /// Unix second of the first moment at which it is good.
     pub not_before: u64,
     /// Unix second of the last.
@@ -37,6 +39,9 @@ pub fn facts(cert: &CertificateDer<'_>) -> Option<Facts> {
         GeneralName::DnsName(name) => Some(name.as_str().to_ascii_lowercase()),
         _ => None,
     };
+    let host =
+        |name: &GeneralName| matches!(name, GeneralName::DnsName(_) | GeneralName::IpAddress(_));
+    let names = names.map_or_else(Vec::new, |(_, names)| names.0);
     let mut common = parsed
         .subject
         .0
@@ -50,10 +55,19 @@ pub fn facts(cert: &CertificateDer<'_>) -> Option<Facts> {
     };
     Some(Facts {
         common_name,
-        dns_names: names.map_or_else(Vec::new, |(_, n)| n.0.iter().filter_map(dns).collect()),
+        dns_names: names.iter().filter_map(dns).collect(),
+        names_a_host: names.iter().any(host),
         not_before: parsed.validity.not_before.to_unix_duration().as_secs(),
         not_after: parsed.validity.not_after.to_unix_duration().as_secs(),
     })
+}
+
+/// Whether one certificate says that it is of the issuer that the other is.
+pub(super) fn issued(issuer: &CertificateDer<'_>, cert: &CertificateDer<'_>) -> bool {
+    match (Certificate::from_der(issuer), Certificate::from_der(cert)) {
+        (Ok(issuer), Ok(cert)) => issuer.tbs_certificate.subject == cert.tbs_certificate.issuer,
+        _ => false,
+    }
 }
 
 /// The name by which a client's certificate calls its owner: the common name of its subject.

@@ -10,6 +10,7 @@ use rustls::sign::CertifiedKey;
 use rustls::{Error, InconsistentKeys};
 use sha2::{Digest as _, Sha256};
 
+use super::facts::issued;
 use super::provider;
 
 /// A chain and the key that belongs to its first certificate; equal when the bytes are.
@@ -30,17 +31,21 @@ pub enum PairFault {
     KeyMissing,
     /// It is encrypted, and nobody is there to type a passphrase.
     KeyEncrypted,
-    /// What is there is none, or of a kind nobody can use.
+    /// What is there cannot be read.
     KeyBroken(String),
+    /// It is none, or of a kind or size that is not used.
+    KeyUnfit,
     /// The key is another certificate's.
     Mismatch,
+    /// The key is that of a certificate further down the chain.
+    OwnNotFirst,
 }
 
 impl PairFault {
     /// Whether the text of the certificate is to blame, not that of the key.
     #[must_use]
     pub fn is_of_cert(&self) -> bool {
-        matches!(self, Self::CertMissing | Self::CertBroken(_))
+        matches!(self, Self::CertMissing | Self::CertBroken(_) | Self::OwnNotFirst)
     }
 }
 
@@ -52,6 +57,13 @@ impl fmt::Display for PairFault {
             Self::KeyMissing => f.write_str("no private key in it (PEM)"),
             Self::KeyEncrypted => f.write_str("the key is encrypted; write it without passphrase"),
             Self::KeyBroken(why) => write!(f, "no good private key: {why}"),
+            Self::KeyUnfit => f.write_str(
+                "no private key of a kind that is used: RSA of 2048 to 8192 bits, ECDSA on P-256, \
+                 P-384 or P-521, Ed25519",
+            ),
+            Self::OwnNotFirst => f.write_str(
+                "the certificate that the key belongs to must come first, its issuers after it",
+            ),
             Self::Mismatch => f.write_str("the key belongs to another certificate"),
         }
     }
@@ -80,11 +92,19 @@ impl Pair {
             sum.update(cert);
         }
         sum.update(key.secret_der());
-        let certified =
-            CertifiedKey::from_der(chain, key, &provider()).map_err(|why| match why {
-                Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => PairFault::Mismatch,
-                why => PairFault::KeyBroken(plain(&why)),
-            })?;
+        let belongs = |cert: &CertificateDer<'static>| {
+            CertifiedKey::from_der(vec![cert.clone()], key.clone_key(), &provider()).map(drop)
+        };
+        match belongs(own) {
+            Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
+                let another = chain.iter().skip(1).any(|cert| belongs(cert).is_ok());
+                return Err(if another { PairFault::OwnNotFirst } else { PairFault::Mismatch });
+            }
+            Err(_) => return Err(PairFault::KeyUnfit),
+            Ok(()) => {}
+        }
+        let certified = CertifiedKey::from_der(chain, key, &provider())
+            .map_err(|why| PairFault::KeyBroken(plain(&why)))?;
         Ok(Self { certified: Arc::new(certified), digest: sum.finalize().into() })
     }
 
@@ -98,6 +118,15 @@ impl Pair {
     #[must_use]
     pub fn own(&self) -> Option<&CertificateDer<'static>> {
         self.certified.cert.first()
+    }
+
+    /// The first certificate of the chain, counted from 1, that the next one has not issued.
+    ///
+    /// Source: RFC 5246 §7.4.2 demands the order; RFC 8446 §4.4.2 only advises it.
+    #[must_use]
+    pub fn broken_after(&self) -> Option<usize> {
+        let links = self.certified.cert.windows(2);
+        links.map(|link| issued(&link[1], &link[0])).position(|issued| !issued).map(|at| at + 1)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::net::rt::{self, Socket};
 use crate::net::stream::Handle;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
-use crate::net::tls::{TlsClient, TlsStream};
+use crate::net::tls::{TlsClient, TlsStream, explain};
 use crate::upstream::via::NoWay;
 
 /// Why there is no connection.
@@ -72,7 +72,7 @@ pub async fn secure(
 /// What a person is told of a failed handshake.
 fn why(error: &io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::InvalidData => error.to_string(),
+        io::ErrorKind::InvalidData => explain(error),
         io::ErrorKind::UnexpectedEof => "the server closed the connection".to_owned(),
         _ => format!("the connection broke: {error}"),
     }

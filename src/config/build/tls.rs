@@ -40,7 +40,11 @@ pub(crate) fn listener_tls(
         let cert = required(r, &at.value.cert, &at.spot, "cert");
         let key = required(r, &at.value.key, &at.spot, "key");
         if let (Some(cert), Some(key)) = (cert, key) {
-            pairs.extend(pair(r, cert, key));
+            let pair = pair(r, cert, key);
+            if let Some(pair) = &pair {
+                warn_of_names(r, &cert.spot, &pair.loaded);
+            }
+            pairs.extend(pair);
         }
     }
     let client_ca = list.iter().find_map(|pair| filled(&pair.value.client_ca));
@@ -123,6 +127,14 @@ fn pair(r: &mut Reader<'_>, cert: &At<String>, key: &At<String>) -> Option<CertP
     match load_pair(&paths.0, &paths.1, r.outside.read) {
         Ok(loaded) => {
             warn_of_dates(r, &cert.spot, &loaded);
+            if let Some(at) = loaded.broken_after() {
+                let next = at + 1;
+                let message = format!(
+                    "certificate {next} of the chain did not issue certificate {at}: not everybody \
+                     will find the way to the authority"
+                );
+                r.draft.warn(&cert.spot, message);
+            }
             Some(CertPair { cert: paths.0, key: paths.1, loaded })
         }
         Err(faults) => {
@@ -159,6 +171,13 @@ fn warn_of_dates(r: &mut Reader<'_>, spot: &Spot, pair: &Pair) {
     } else if now > 0 && now < facts.not_before {
         let date = format_date(facts.not_before);
         r.draft.warn(spot, format!("the certificate is not good before {date}"));
+    }
+}
+
+fn warn_of_names(r: &mut Reader<'_>, spot: &Spot, pair: &Pair) {
+    if pair.own().and_then(|cert| facts(cert)).is_some_and(|facts| !facts.names_a_host) {
+        let message = "the certificate names no host (subjectAltName): clients refuse it";
+        r.draft.warn(spot, message);
     }
 }
 

@@ -16,7 +16,12 @@ pub(super) fn files() -> &'static HashMap<&'static str, String> {
         let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let encrypted =
             "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n";
+        let (unnamed, unnamed_key) = authority.sign("a.test", &[]);
         HashMap::from([
+            ("reversed.pem", format!("{}{cert}", authority.cert)),
+            ("gap.pem", format!("{cert}{other}")),
+            ("unnamed.pem", unnamed),
+            ("unnamed.key", unnamed_key),
             ("ca.pem", authority.cert),
             ("c.pem", cert),
             ("c.key", key),
@@ -48,6 +53,7 @@ fn a_file_that_cannot_be_used_is_a_fault_at_its_key() {
         ("garbage.pem", "c.key", "cert", "\"garbage.pem\": no good certificate"),
         ("c.pem", "encrypted.key", "key", "\"encrypted.key\": the key is encrypted"),
         ("c.pem", "old.key", "key", "\"old.key\": the key belongs to another certificate"),
+        ("reversed.pem", "c.key", "cert", "\"reversed.pem\": the certificate that the key belongs"),
     ] {
         let one = format!("{{cert=\"{cert}\",key=\"{key}\"}}");
         check(&listener(&one), &[&format!("{tls}.{path}: {why}")]);
@@ -103,6 +109,16 @@ fn what_has_expired_or_is_not_verified_is_told() {
     assert_eq!(told(1_600_000_000), Vec::<String>::new());
     assert_eq!(told(1_700_000_000), ["the certificate expired on 2021-01-01T00:00:00Z"]);
     assert_eq!(told(1), ["the certificate is not good before 2020-01-01T00:00:00Z"]);
+    let chain = with(&listener("{cert=\"gap.pem\",key=\"c.key\"}"));
+    let [told] = &*warnings(&chain) else { panic!("{:?}", warnings(&chain)) };
+    assert!(told.starts_with("listener.t.tls.cert: certificate 2 of the chain did not"), "{told}");
+    let unnamed = "{cert=\"unnamed.pem\",key=\"unnamed.key\"}";
+    let expected = "listener.t.tls.cert: the certificate names no host (subjectAltName): clients \
+                    refuse it";
+    assert_eq!(warnings(&with(&listener(unnamed))), [expected]);
+    // A client's certificate is of somebody, not of a host.
+    let client = with(&upstream(&format!("url=\"https://h\"\ntls={unnamed}")));
+    assert_eq!(warnings(&client), Vec::<String>::new());
     let unverified = with(&upstream("url=\"https://h\"\ntls={verify=false}"));
     let expected = "upstream.u.tls.verify: not verified: anyone on the way can read and answer \
                     everything";

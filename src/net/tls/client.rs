@@ -6,19 +6,21 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::sign::SingleCertAndKey;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
-    version,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, OtherError,
+    RootCertStore, SignatureScheme, version,
 };
 
 use crate::config::{Alpn, Authorities, UpstreamTls};
-use crate::pki::provider;
+use crate::pki::{facts, provider};
 
 use super::server::alpn_id;
 
@@ -57,7 +59,14 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
             Authorities::File(file) => file.roots.store().clone(),
         };
         let verifier = WebPkiServerVerifier::builder_with_provider(roots, provider());
-        builder.with_webpki_verifier(verifier.build().map_err(|why| why.to_string())?)
+        let verifier = verifier.build().map_err(|why| why.to_string())?;
+        match &tls.ca {
+            Authorities::File(file) => {
+                let own = SelfSigned { roots: file.roots.store().clone(), verifier };
+                builder.dangerous().with_custom_certificate_verifier(Arc::new(own))
+            }
+            _ => builder.with_webpki_verifier(verifier),
+        }
     } else {
         builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider())))
     };
@@ -89,6 +98,15 @@ pub fn why(error: &Error) -> String {
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the certificate is signed by nobody we trust (tls.ca)".to_owned()
         }
+        Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
+            "what the other side speaks is no TLS".to_owned()
+        }
+        // The error itself is of a crate that is not ours to name.
+        Error::InvalidCertificate(CertificateError::Other(OtherError(why)))
+            if why.to_string() == "CaUsedAsEndEntity" =>
+        {
+            "the certificate is an authority's own, and not in tls.ca".to_owned()
+        }
         Error::InvalidCertificate(why) => format!("the certificate is refused: {why}"),
         Error::AlertReceived(alert) => format!("the other side refused: {alert:?}"),
         other => other.to_string(),
@@ -119,6 +137,82 @@ fn system() -> Result<Arc<RootCertStore>, String> {
         }
     };
     ROOTS.get_or_init(load).clone()
+}
+
+/// `ca` is a file: also a server whose own certificate stands in it is believed, as it is by
+/// OpenSSL. It is self-signed most often, and says of itself that it is an authority, which
+/// rustls takes from no server.
+///
+/// By name and key, like any authority: whoever holds the key of an authority could sign as it
+/// likes. Name and dates are verified all the same; one that is bound to names (RFC 5280
+/// §4.2.1.10) does not count.
+#[derive(Debug)]
+struct SelfSigned {
+    roots: Arc<RootCertStore>,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl SelfSigned {
+    fn is_root(&self, cert: &CertificateDer<'_>) -> bool {
+        let mut own = RootCertStore::empty();
+        own.add_parsable_certificates([cert.clone().into_owned()]);
+        let Some(own) = own.roots.first() else { return false };
+        self.roots.roots.iter().any(|root| {
+            (&root.subject, &root.subject_public_key_info)
+                == (&own.subject, &own.subject_public_key_info)
+                && root.name_constraints.is_none()
+        })
+    }
+}
+
+impl ServerCertVerifier for SelfSigned {
+    fn verify_server_cert(
+        &self,
+        cert: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let refused = match self.verifier.verify_server_cert(cert, chain, name, ocsp, now) {
+            Ok(verified) => return Ok(verified),
+            Err(refused) if !self.is_root(cert) => return Err(refused),
+            Err(refused) => refused,
+        };
+        let Some(facts) = facts(cert) else { return Err(refused) };
+        let at = |second| UnixTime::since_unix_epoch(Duration::from_secs(second));
+        let (not_before, not_after) = (at(facts.not_before), at(facts.not_after));
+        if now < not_before {
+            return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
+        }
+        if now > not_after {
+            return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+        }
+        verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
 }
 
 /// `verify = false`: any certificate will do, as long as its owner holds the key.

@@ -2,7 +2,7 @@
 //!
 //! The certificate is chosen by the name the client asks for (RFC 6066 §3): the first pair that
 //! has the name and whose key the client can verify, an exact name before a wildcard; for an
-//! unknown name or none the first pair of the list. Names are those of the certificates
+//! unknown name or none the first of the list whose key it can verify. Names are those of the certificates
 //! themselves. Resumption is by tickets alone, so that nothing is kept per session; early data
 //! (0-RTT) is never taken, since it can be replayed.
 
@@ -102,13 +102,16 @@ impl BySni {
         };
         let found = name.and_then(|name| {
             let name = name.to_ascii_lowercase();
-            let mut exact = self.exact.get(name.as_str()).into_iter().flatten();
+            // As a host in a URL may end; RFC 6066 has it left out.
+            let name = name.strip_suffix('.').unwrap_or(&name);
+            let mut exact = self.exact.get(name).into_iter().flatten();
             let rest = name.split_once('.').map(|(_, rest)| rest);
             let mut wild = rest.and_then(|rest| self.wild.get(rest)).into_iter().flatten();
             exact.find(usable).or_else(|| wild.find(usable))
         });
-        // The default is sent even to those who cannot verify it: they say so more clearly.
-        self.pairs.get(found.copied().unwrap_or(0)).cloned()
+        let usual = || (0..self.pairs.len()).find(|index| usable(&index));
+        // One is sent even to those who can verify none: they say so more clearly.
+        self.pairs.get(found.copied().or_else(usual).unwrap_or(0)).cloned()
     }
 }
 

@@ -7,15 +7,24 @@ pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its certificate, PEM.
     pub(crate) cert: String,
+    /// Its key, PEM.
+    pub(crate) key: String,
 }
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Self {
-        let mut params = params(name, &[]);
+        Self::of(name, &[], 2099)
+    }
+
+    /// One that is also the server of these names, until this year.
+    pub(crate) fn of(name: &str, names: &[&str], year: i32) -> Self {
+        let mut params = params(name, names);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let key = KeyPair::generate().unwrap();
-        let cert = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), cert }
+        params.not_after = date_time_ymd(year, 1, 1);
+        let pair = KeyPair::generate().unwrap();
+        let cert = params.self_signed(&pair).unwrap().pem();
+        let key = pair.serialize_pem();
+        Self { issuer: Issuer::new(params, pair), cert, key }
     }
 
     /// Certificate and key of somebody, PEM.
@@ -33,6 +42,12 @@ impl Authority {
         let mut params = params(common_name, names);
         params.not_after = date_time_ymd(year, 1, 1);
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// Certificate and key of a server with this key.
+    pub(crate) fn sign_key(&self, key: &KeyPair, name: &str) -> (String, String) {
+        let params = params(name, &[name]);
+        (params.signed_by(key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 }
 

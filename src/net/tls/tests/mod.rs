@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rcgen::KeyPair;
+use rustls::SignatureScheme::ED25519;
 use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
@@ -114,6 +117,8 @@ fn the_name_asked_for_chooses_the_certificate() {
         ("any.b.test", "*.b.test"),
         ("ANY.B.test", "*.b.test"),
         ("x.b.test", "x.b.test"),
+        ("any.b.test.", "*.b.test"),
+        ("C.test.", "*.b.test"),
         ("two.any.b.test", "a.test"),
         ("b.test", "a.test"),
         ("stranger", "a.test"),
@@ -201,6 +206,57 @@ fn a_server_is_verified() {
         let unverified = UpstreamTls { verify: false, ..client.clone() };
         assert_eq!(said(tls, &unverified, name), None);
     }
+}
+
+#[test]
+fn a_server_that_signs_itself_is_believed_by_the_file_it_stands_in() {
+    let own = |names: &[&str], year| Authority::of("self", names, year);
+    let served = |authority: &Authority| {
+        let tls = listener(authority, &[&["unused"]]);
+        let pairs = vec![pair((authority.cert.clone(), authority.key.clone()))];
+        serve(&Store::default(), &ListenerTls { pairs, ..tls })
+    };
+    let said = |server: &Authority, client: &UpstreamTls, name: &str| {
+        let config = client_config(client, false).unwrap();
+        shake(&config, &served(server), name).err().map(|error| why(&error))
+    };
+    let good = own(&["a.test", "10.0.0.1"], 2099);
+    assert_eq!(said(&good, &trusting(&good), "a.test"), None);
+    assert_eq!(said(&good, &trusting(&good), "10.0.0.1"), None);
+    let late = own(&["a.test"], 2021);
+    // Its name is that of the good one, its key is not.
+    let stranger = own(&["a.test"], 2099);
+    for (server, client, name, part) in [
+        (&good, &trusting(&good), "b.test", "not valid for name \"b.test\""),
+        (&late, &trusting(&late), "a.test", "expired"),
+        (&stranger, &trusting(&good), "a.test", "an authority's own, and not in tls.ca"),
+        (&good, &UpstreamTls::default(), "a.test", "an authority's own, and not in tls.ca"),
+    ] {
+        let said = said(server, client, name).unwrap_or_default();
+        assert!(said.contains(part), "{part}: {said}");
+    }
+}
+
+#[test]
+fn who_asks_for_no_name_gets_a_certificate_that_it_can_verify() {
+    let authority = Authority::new("ca");
+    let mut tls = listener(&authority, &[&["a.test"], &["b.test"]]);
+    let key = KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    tls.pairs[0] = pair(authority.sign_key(&key, "a.test"));
+    let mut without = CryptoProvider::clone(&provider());
+    let known = &mut without.signature_verification_algorithms;
+    let mapping = known.mapping.iter().copied();
+    let fewer: Vec<_> = mapping.filter(|(scheme, _)| *scheme != ED25519).collect();
+    known.mapping = fewer.leak();
+    let Authorities::File(file) = trusting(&authority).ca else { panic!() };
+    let mut client = ClientConfig::builder_with_provider(Arc::new(without))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(file.roots.store().clone())
+        .with_no_client_auth();
+    client.enable_sni = false;
+    let ends = shake(&Arc::new(client), &serve(&Store::default(), &tls), "b.test").unwrap();
+    assert_eq!(first_name(&ends), "b.test");
 }
 
 #[test]
