@@ -332,11 +332,11 @@ def hostile(proxy, port):
             pass
         return got
 
-    with check("plain HTTP on the TLS port is closed"):
+    with check("plain HTTP on the TLS port is a 400 that says so, and closed"):
         with socket.create_connection(("127.0.0.1", port), 5) as sock:
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            sock.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             got = closed_within(sock, 5)
-        expect(b" 200 " not in got, got[:200])
+        expect(got.startswith(b"HTTP/1.1 400 ") and b"HTTPS" in got, got[:200])
         answers(port)
     with check("200 pieces of garbage on the TLS port are closed"):
         rng = random.Random(4)
@@ -565,6 +565,11 @@ def upstream_side():
     elsewhere = good_ca.issue("other-name", "elsewhere.test", ["elsewhere.test"])
     foreign = other_ca.issue("foreign", "localhost", ["localhost"])
     client = good_ca.issue("proxy-client", "the-proxy")
+    # As openssl makes it: its own authority.
+    alone = (WORK / "alone.pem", WORK / "alone-key.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9",
+                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", alone[0], "-keyout", alone[1]],
+                   check=True, capture_output=True)
     ca = {"ca": good_ca.ca}
     mine = ca | {"cert": client[0], "key": client[1]}
     backends, ups = {}, []
@@ -582,6 +587,7 @@ def upstream_side():
     add("system", local, {})
     add("noverify", foreign, ca | {"verify": False})
     add("byip", local, ca, host="127.0.0.1")
+    add("alone", alone, {"ca": alone[0]})
     add("mutual", local, mine, client_ca=good_ca.ca)
     add("mutual12", local, mine, client_ca=good_ca.ca, version=ssl.TLSVersion.TLSv1_2)
     add("nocert", local, ca, client_ca=good_ca.ca)
@@ -603,6 +609,8 @@ def upstream_side():
 
     with check("server: a good certificate by ca; its name is sent"):
         tells("good", sni="localhost")
+    with check("server: a self-signed certificate that stands in ca itself"):
+        tells("alone")
     with check("server: TLS 1.2 alone"):
         tells("tls12", version="TLSv1.2")
     with check("server: TLS 1.3 alone"):

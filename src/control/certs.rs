@@ -4,16 +4,17 @@
 //! inode, length and times, and read again when these differ, or at once when the operator asks
 //! (SIGHUP). What can be used goes to the fleet as a fact and so into the next plan; what cannot
 //! changes nothing, is told in one line, and is read again when the files change again. A pair
-//! that is half renewed is such a case.
+//! that is half renewed is such a case. A certificate that nobody renews is told, once when its
+//! end is near and once when it has come.
 //!
 //! The keys of session tickets are rotated at the same beat: the one file that is written.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
@@ -22,7 +23,7 @@ use tokio::time::timeout;
 use super::Say;
 use super::fetch::Task;
 use super::fleet::Event;
-use crate::config::{Config, ListenerId, ListenerTls, UpstreamId, UpstreamTls};
+use crate::config::{CertPair, Config, ListenerId, ListenerTls, UpstreamId, UpstreamTls};
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
 /// From one look at the files to the next.
@@ -59,6 +60,13 @@ impl Renewed {
         match self {
             Self::Listener(_, tls) => tls.files(),
             Self::Upstream(_, tls) => tls.files(),
+        }
+    }
+
+    fn pairs(&self) -> &[CertPair] {
+        match self {
+            Self::Listener(_, tls) => &tls.pairs,
+            Self::Upstream(_, tls) => tls.client.as_slice(),
         }
     }
 
@@ -102,6 +110,8 @@ struct Watch {
     store: Arc<Store>,
     parts: Vec<(String, Renewed)>,
     stamps: HashMap<PathBuf, Option<Stamp>>,
+    /// What has been said of the ends of certificates.
+    ends: HashSet<String>,
 }
 
 /// What one look found: new settings, and lines for the operator.
@@ -113,7 +123,7 @@ struct Found {
 }
 
 impl Watch {
-    fn new(config: &Config, store: Arc<Store>) -> Self {
+    fn new(config: &Config, store: Arc<Store>, now_s: u64) -> Self {
         let mut parts = Vec::new();
         let number = |index: usize| u16::try_from(index).unwrap_or(u16::MAX);
         for (index, listener) in config.listeners.iter().enumerate() {
@@ -131,7 +141,18 @@ impl Watch {
         }
         // No stamp yet: the files may have changed since the config was read, so the first look
         // reads them all.
-        Self { store, parts, stamps: HashMap::new() }
+        let mut watch = Self { store, parts, stamps: HashMap::new(), ends: HashSet::new() };
+        // The report of the config has said these.
+        watch.ends = watch.ends(now_s);
+        watch
+    }
+
+    fn ends(&self, now_s: u64) -> HashSet<String> {
+        let ends = self.parts.iter().flat_map(|(name, part)| {
+            let ends = part.pairs().iter().filter_map(|pair| pair.told_of_end(now_s));
+            ends.map(move |end| format!("{name}: tls: {end}"))
+        });
+        ends.collect()
     }
 
     fn now(&self) -> HashMap<PathBuf, Option<Stamp>> {
@@ -140,7 +161,7 @@ impl Watch {
     }
 
     /// Reads what has changed, or everything when `asked`.
-    fn look(&mut self, asked: bool, read: Read<'_>) -> Found {
+    fn look(&mut self, asked: bool, read: Read<'_>, now_s: u64) -> Found {
         // Stamps first: what changes while it is read is read again.
         let stamps = self.now();
         let before = std::mem::replace(&mut self.stamps, stamps);
@@ -167,6 +188,9 @@ impl Watch {
         if asked && found.lines.is_empty() {
             found.lines.push("certificates: none has changed".to_owned());
         }
+        let ends = self.ends(now_s);
+        found.lines.extend(ends.difference(&self.ends).cloned());
+        self.ends = ends;
         if let Err(why) = self.store.tickets().rotate() {
             found.lines.push(format!("TLS ticket keys cannot be kept: {why}"));
         }
@@ -183,13 +207,13 @@ pub(super) fn keep_watch(
     events: mpsc::Sender<Event>,
     say: Say,
 ) -> Task {
-    let mut watch = Watch::new(config, store);
+    let mut watch = Watch::new(config, store, now_s());
     Task::of(tokio::spawn(async move {
         loop {
             let by_hand = timeout(LOOK, asked.notified()).await.is_ok();
             // A folder that is mounted from elsewhere can hang.
             let looked = spawn_blocking(move || {
-                let found = watch.look(by_hand, &read);
+                let found = watch.look(by_hand, &read, now_s());
                 (watch, found)
             });
             let Ok((back, found)) = looked.await else { return };
@@ -205,10 +229,57 @@ pub(super) fn keep_watch(
     }))
 }
 
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
 fn read(path: &Path) -> Result<String, String> {
     let told = |why: std::io::Error| why.to_string();
     if std::fs::metadata(path).map_err(told)?.len() > FILE_BYTES_MAX {
         return Err(format!("more than {FILE_BYTES_MAX} bytes"));
     }
     std::fs::read_to_string(path).map_err(told)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Outside, load};
+    use crate::pki::tests::authority::Authority;
+
+    /// 2030-01-01.
+    const END_S: u64 = 1_893_456_000;
+
+    #[test]
+    fn a_certificate_that_nobody_renews_is_told_when_its_end_is_near_and_when_it_has_come() {
+        let authority = Authority::new("ca");
+        let (cert, key) = authority.sign_until("a", &["a.test"], 2030);
+        let (renewed, renewed_key) = authority.sign("a", &["a.test"]);
+        let before = |path: &Path| Ok(if path.ends_with("k.pem") { &key } else { &cert }.clone());
+        let after =
+            |path: &Path| Ok(if path.ends_with("k.pem") { &renewed_key } else { &renewed }.clone());
+        let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+                    tls = { cert = \"c.pem\", key = \"k.pem\" }\n";
+        let outside = Outside { env: &|_| None, read: &before, now_s: 1 };
+        let config = load("f", text, &outside).unwrap_or_else(|why| panic!("{why}")).config;
+        let watch = |now_s| Watch::new(&config, Arc::new(Store::default()), now_s);
+        let day = 86_400;
+        let mut early = watch(END_S - 30 * day);
+        let mut told = |now_s, read: Read<'_>| early.look(false, read, now_s).lines;
+        assert_eq!(told(END_S - 8 * day, &before), Vec::<String>::new());
+        let soon = "listener l: tls: c.pem: the certificate expires on 2030-01-01T00:00:00Z and \
+                    has not been renewed";
+        assert_eq!(told(END_S - 6 * day, &before), [soon]);
+        assert_eq!(told(END_S, &before), Vec::<String>::new());
+        let over = "listener l: tls: c.pem: the certificate expired on 2030-01-01T00:00:00Z";
+        assert_eq!(told(END_S + 1, &before), [over]);
+        assert_eq!(told(END_S + 2, &before), Vec::<String>::new());
+        // What the start has said is not said again, nor is there anything to say once renewed.
+        let mut late = watch(END_S + 1);
+        assert_eq!(late.look(false, &before, END_S + 2).lines, Vec::<String>::new());
+        let lines = late.look(true, &after, END_S + 3).lines;
+        assert_eq!(lines, ["listener l: new certificates are in force"]);
+        assert_eq!(late.ends, HashSet::new());
+    }
 }

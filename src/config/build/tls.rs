@@ -15,7 +15,10 @@ use crate::config::model::*;
 use crate::config::raw::{RawListenerTls, RawUpstream};
 use crate::config::reader::{At, Reader};
 use crate::config::values::OneOrMany;
-use crate::pki::{Pair, Roots, facts};
+use crate::pki::{Facts, Pair, Roots, facts};
+
+/// Longest time before its end at which a certificate is told to end soon, in seconds.
+const SOON_S_MAX: u64 = 7 * 86_400;
 
 /// Reads a file of the machine.
 pub(crate) type Read<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
@@ -166,11 +169,26 @@ fn fault(r: &mut Reader<'_>, at: &At<String>, why: &str) {
 fn warn_of_dates(r: &mut Reader<'_>, spot: &Spot, pair: &Pair) {
     let Some(facts) = pair.own().and_then(|cert| facts(cert)) else { return };
     let now = r.outside.now_s;
-    if now > facts.not_after {
-        r.draft.warn(spot, format!("the certificate expired on {}", format_date(facts.not_after)));
+    if let Some(end) = end_of(&facts, now) {
+        r.draft.warn(spot, end);
     } else if now > 0 && now < facts.not_before {
         let date = format_date(facts.not_before);
         r.draft.warn(spot, format!("the certificate is not good before {date}"));
+    }
+}
+
+/// What an operator should know of a certificate's end; 0 is a clock that stands still.
+fn end_of(facts: &Facts, now_s: u64) -> Option<String> {
+    let life_s = facts.not_after.saturating_sub(facts.not_before);
+    // Who renews in time does so before: after two thirds of it, most often.
+    let little_s = (life_s / 10).min(SOON_S_MAX);
+    let date = || format_date(facts.not_after);
+    match facts.not_after.checked_sub(now_s) {
+        None => Some(format!("the certificate expired on {}", date())),
+        Some(left_s) if now_s > 0 && left_s < little_s => {
+            Some(format!("the certificate expires on {} and has not been renewed", date()))
+        }
+        Some(_) => None,
     }
 }
 
@@ -197,7 +215,7 @@ fn load_pair(cert: &Path, key: &Path, read: Read<'_>) -> Result<Pair, Vec<(Part,
         }),
         (chain, secret) => {
             let unread = |part, result: Result<String, String>| {
-                result.err().map(|why| (part, format!("cannot read: {why}")))
+                result.err().map(|why| (part, unreadable(&why)))
             };
             let faults = [unread(Part::Cert, chain), unread(Part::Key, secret)];
             Err(faults.into_iter().flatten().collect())
@@ -206,10 +224,25 @@ fn load_pair(cert: &Path, key: &Path, read: Read<'_>) -> Result<Pair, Vec<(Part,
 }
 
 fn load_roots(path: &Path, read: Read<'_>) -> Result<Roots, String> {
-    Roots::from_pem(&read(path).map_err(|why| format!("cannot read: {why}"))?)
+    Roots::from_pem(&read(path).map_err(|why| unreadable(&why))?)
+}
+
+/// Why a file was not read. Certificates that are not PEM are bytes, and a file is read as text.
+fn unreadable(why: &str) -> String {
+    let hint = if why.contains("UTF-8") { "; PEM is wanted, not DER or PKCS #12" } else { "" };
+    format!("cannot read: {why}{hint}")
 }
 
 impl CertPair {
+    /// Says that the certificate has expired or soon will; for a person.
+    ///
+    /// Units: Unix seconds. Soon is a tenth of its life before its end, a week at most.
+    #[must_use]
+    pub fn told_of_end(&self, now_s: u64) -> Option<String> {
+        let facts = facts(self.loaded.own()?)?;
+        Some(format!("{}: {}", self.cert.display(), end_of(&facts, now_s)?))
+    }
+
     fn reread(&self, read: Read<'_>) -> Result<Self, String> {
         let told = |faults: Vec<(Part, String)>| {
             let one = |(part, why): &(Part, String)| {

@@ -108,6 +108,10 @@ fn what_has_expired_or_is_not_verified_is_told() {
     assert_eq!(told(0), Vec::<String>::new());
     assert_eq!(told(1_600_000_000), Vec::<String>::new());
     assert_eq!(told(1_700_000_000), ["the certificate expired on 2021-01-01T00:00:00Z"]);
+    let end = 1_609_459_200;
+    assert_eq!(told(end - 7 * 86_400), Vec::<String>::new());
+    let soon = "the certificate expires on 2021-01-01T00:00:00Z and has not been renewed";
+    assert_eq!(told(end - 6 * 86_400), [soon]);
     assert_eq!(told(1), ["the certificate is not good before 2020-01-01T00:00:00Z"]);
     let chain = with(&listener("{cert=\"gap.pem\",key=\"c.key\"}"));
     let [told] = &*warnings(&chain) else { panic!("{:?}", warnings(&chain)) };
@@ -172,6 +176,8 @@ fn files_are_read_again() {
     assert_eq!(tls.files().len(), 3);
     assert!(tls.reread(&renewed).unwrap() != tls);
     let gone = |_: &std::path::Path| Err("gone".to_owned());
+    let bytes = |_: &std::path::Path| Err("stream did not contain valid UTF-8".to_owned());
+    assert!(tls.reread(&bytes).unwrap_err().ends_with("; PEM is wanted, not DER or PKCS #12"));
     assert_eq!(
         tls.reread(&gone),
         Err("ca.pem: cannot read: gone".to_owned()),

@@ -2,7 +2,7 @@
 //!
 //! Somebody has written `http://` for `https://`; an alert would tell a person nothing. Only the
 //! first bytes of a connection are judged: a handshake begins with a byte (22) that no method
-//! begins with. HTTP/2 by prior knowledge is answered the same way: its client shows the text.
+//! begins with. HTTP/2 by prior knowledge is answered in HTTP/1.1 too, which ends it as well as any.
 
 /// Longest method that is looked for, in bytes.
 const METHOD_BYTES_MAX: usize = 16;
