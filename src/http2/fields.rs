@@ -5,7 +5,7 @@
 //! Towards HTTP/2 the fields of one connection end here (RFC 9113 §8.2.2), and names are written
 //! in lower case, as the `http` crate has them anyway.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::fault::Fault;
 use crate::http::{
@@ -13,6 +13,11 @@ use crate::http::{
     head::Field,
     name::Name,
 };
+
+// Clones of these cost no allocation.
+static X_REQUEST_ID: HeaderName = HeaderName::from_static(Name::XRequestId.text());
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
+static EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 
 /// Tells which field it is, once it is known to be fit for HTTP/1.1.
 ///
@@ -35,13 +40,16 @@ pub(super) fn checked(name: &HeaderName, value: &HeaderValue) -> Result<Name, Fa
 
 /// A token without upper case; so neither a pseudo-field nor anything with a colon in it.
 pub(super) fn check_name(name: &[u8]) -> Result<(), Fault> {
-    let good = |&byte: &u8| is_token_byte(byte) && !byte.is_ascii_uppercase();
-    if name.is_empty() || !name.iter().all(good) { Err(Fault::NameBad) } else { Ok(()) }
+    // Without a way out of the loop: names and values are short, and nearly all are good.
+    let good = name.iter().fold(!name.is_empty(), |good, &byte| {
+        good & is_token_byte(byte) & !byte.is_ascii_uppercase()
+    });
+    if good { Ok(()) } else { Err(Fault::NameBad) }
 }
 
 /// No control byte but the tab, and no white space at either end.
 pub(super) fn check_value(value: &[u8]) -> Result<(), Fault> {
-    if !value.iter().all(|&byte| is_value_byte(byte)) {
+    if !value.iter().fold(true, |good, &byte| good & is_value_byte(byte)) {
         return Err(Fault::ValueBad);
     }
     match value {
@@ -66,16 +74,65 @@ pub(super) fn relayed(
         if is_hop_by_hop(field.name_kind) || connection.names(field) || drop(field)? {
             continue;
         }
-        append(&mut map, field.name.of(bytes), field.value.of(bytes))?;
+        let (name, value) = (field.name.of(bytes), field.value.of(bytes));
+        append_known(&mut map, field.name_kind, name, value)?;
     }
     Ok(map)
 }
 
 /// Adds one field; obs-text (bytes of 0x80 and above) stays as it is.
 pub(super) fn append(map: &mut HeaderMap, name: &[u8], value: &[u8]) -> Result<(), Fault> {
-    let name = HeaderName::from_bytes(name).map_err(|_| Fault::NameBad)?;
-    let value = HeaderValue::from_bytes(value).map_err(|_| Fault::ValueBad)?;
+    append_known(map, Name::of(name), name, value)
+}
+
+/// As `append`, for a name that has been told apart already.
+fn append_known(map: &mut HeaderMap, kind: Name, name: &[u8], value: &[u8]) -> Result<(), Fault> {
+    let name = match known(kind) {
+        Some(name) => name,
+        None => HeaderName::from_bytes(name).map_err(|_| Fault::NameBad)?,
+    };
+    let mut value = match (kind, value) {
+        (Name::ContentType, b"application/json") => JSON.clone(),
+        (Name::ContentType, b"text/event-stream") => EVENTS.clone(),
+        _ => HeaderValue::from_bytes(value).map_err(|_| Fault::ValueBad)?,
+    };
+    value.set_sensitive(never_repeats(kind, &name));
     map.try_append(name, value).map(|_| ()).map_err(|_| Fault::TooManyFields)
+}
+
+/// The name without a look at its bytes, for those that most messages have.
+fn known(kind: Name) -> Option<HeaderName> {
+    Some(match kind {
+        Name::ContentType => header::CONTENT_TYPE,
+        Name::ContentLength => header::CONTENT_LENGTH,
+        Name::ContentEncoding => header::CONTENT_ENCODING,
+        Name::Date => header::DATE,
+        Name::Server => header::SERVER,
+        Name::Authorization => header::AUTHORIZATION,
+        Name::UserAgent => header::USER_AGENT,
+        Name::XRequestId => X_REQUEST_ID.clone(),
+        _ => return None,
+    })
+}
+
+/// Whether a value is of this message alone, so that an HPACK table has no use for it.
+///
+/// Such values would push out the useful ones; and the `h2` crate, which compares a value with all
+/// that the table holds under its name, would walk a full table for each message. They go as
+/// literals that are never indexed (RFC 7541 §6.2.3).
+fn never_repeats(kind: Name, name: &HeaderName) -> bool {
+    match kind {
+        Name::XRequestId => true,
+        Name::Other => matches!(
+            name.as_str(),
+            "request-id"
+                | "traceparent"
+                | "cf-ray"
+                | "openai-processing-ms"
+                | "x-envoy-upstream-service-time"
+        ),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -136,5 +193,32 @@ mod tests {
         }
         assert_eq!(check("host", "h"), Ok(Name::Host));
         assert_eq!(check("x-connection", "h"), Ok(Name::Other));
+    }
+
+    #[test]
+    fn what_is_known_by_heart_is_what_its_bytes_say() {
+        for &kind in Name::ALL {
+            let mut map = HeaderMap::new();
+            for value in [&b"application/json"[..], b"text/event-stream", b"x"] {
+                append(&mut map, kind.text().to_ascii_uppercase().as_bytes(), value).unwrap();
+            }
+            let values: Vec<_> = map.get_all(kind.text()).iter().collect();
+            assert_eq!(values, ["application/json", "text/event-stream", "x"], "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_value_of_one_message_stays_out_of_the_tables() {
+        let is_sensitive = |name: &str| {
+            let mut map = HeaderMap::new();
+            append(&mut map, name.as_bytes(), b"v").unwrap();
+            map[name].is_sensitive()
+        };
+        for name in ["X-Request-Id", "request-id", "CF-RAY", "traceparent"] {
+            assert!(is_sensitive(name), "{name}");
+        }
+        for name in ["content-type", "server", "x-other"] {
+            assert!(!is_sensitive(name), "{name}");
+        }
     }
 }

@@ -7,10 +7,11 @@
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 
 use super::buffers;
@@ -18,11 +19,14 @@ use super::h2io::Chunk;
 use super::pipe::End;
 use super::stream::Handle;
 use super::sys::Shut;
-use super::ticker::Timer;
+use super::ticker::Ticker;
 use crate::base::buf::SMALL_BYTES;
 use crate::http1::body::BodyReader;
 use crate::http1::encode;
 use crate::http2::{BodyFraming, trailers};
+
+/// More than a chunk has around its data.
+const CHUNK_EXTRA: usize = 24;
 
 /// Why a body did not reach its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +43,7 @@ pub enum Broken {
 ///
 /// Shape: an expired timer shuts the pipe, which ends the exchange on its other side too.
 pub struct Patience<'a> {
-    timer: &'a Timer,
+    ticker: &'a Rc<Ticker>,
     pipe: &'a End,
     limit: Duration,
 }
@@ -47,8 +51,8 @@ pub struct Patience<'a> {
 impl<'a> Patience<'a> {
     /// Waits so long each time.
     #[must_use]
-    pub fn new(timer: &'a Timer, pipe: &'a End, limit: Duration) -> Self {
-        Self { timer, pipe, limit }
+    pub fn new(ticker: &'a Rc<Ticker>, pipe: &'a End, limit: Duration) -> Self {
+        Self { ticker, pipe, limit }
     }
 
     /// Waits for one thing that hangs on the peer.
@@ -58,17 +62,17 @@ impl<'a> Patience<'a> {
         &self,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<T, Broken>>,
     ) -> Result<T, Broken> {
-        self.timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.limit);
-        let waited = poll_fn(|cx| {
+        // Given back, and so disarmed, when the wait is over.
+        let timer = self.ticker.timer();
+        timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.limit);
+        poll_fn(|cx| {
             if let Poll::Ready(result) = poll(cx) {
                 return Poll::Ready(result);
             }
             ready!(self.pipe.poll_shut(cx));
             Poll::Ready(Err(Broken::Stalled))
-        });
-        let waited = waited.await;
-        self.timer.disarm();
-        waited
+        })
+        .await
     }
 }
 
@@ -97,19 +101,57 @@ fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<R
     })
 }
 
+/// Writes behind a head what has come of its body already, as far as there is room.
+///
+/// Shape: a short body goes with its head, and nothing waits for it. Returns what had no room, the
+/// first that `into_pipe` has to relay. Faults show there.
+pub fn take_ready(
+    body: &mut RecvStream,
+    framing: BodyFraming,
+    out: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+) -> Option<Bytes> {
+    while !body.is_end_stream() {
+        let Poll::Ready(Some(Ok(data))) = body.poll_data(cx) else { return None };
+        if out.len() + data.len() + CHUNK_EXTRA > out.capacity() {
+            return Some(data);
+        }
+        match framing {
+            BodyFraming::None => {}
+            BodyFraming::Length(_) => out.extend_from_slice(&data),
+            BodyFraming::Chunked if data.is_empty() => {}
+            BodyFraming::Chunked => {
+                encode::chunk_header(out, data.len() as u64);
+                out.extend_from_slice(&data);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
+        release(body, data.len());
+    }
+    None
+}
+
 /// Relays a body from a stream into a pipe, framed as its head announced.
 ///
-/// Shape: `taken` counts the body bytes that the pipe has taken.
+/// Shape: `first` has been received on the stream already. `taken` counts the body bytes that the
+/// pipe has taken.
 /// Errors: which side broke; the pipe is left as it is.
 pub async fn into_pipe(
     body: &mut RecvStream,
+    mut first: Option<Bytes>,
     framing: BodyFraming,
     pipe: &End,
     taken: &Cell<u64>,
 ) -> Result<(), Broken> {
     let mut size = Vec::new();
-    while let Some(data) = poll_fn(|cx| body.poll_data(cx)).await {
-        let data = data.map_err(|_| Broken::Stream)?;
+    loop {
+        let data = match first.take() {
+            Some(data) => data,
+            None => match poll_fn(|cx| body.poll_data(cx)).await {
+                Some(data) => data.map_err(|_| Broken::Stream)?,
+                None => break,
+            },
+        };
         match framing {
             BodyFraming::None => {}
             BodyFraming::Length(_) => send(pipe, &data).await?,
@@ -123,10 +165,15 @@ pub async fn into_pipe(
             }
         }
         taken.set(taken.get() + data.len() as u64);
-        // Fails when the stream is gone, which shows in the next receive.
-        let _ = body.flow_control().release_capacity(data.len());
+        release(body, data.len());
+        if body.is_end_stream() {
+            break;
+        }
     }
-    let tail = poll_fn(|cx| body.poll_trailers(cx)).await.map_err(|_| Broken::Stream)?;
+    let tail = match body.is_end_stream() {
+        true => None,
+        false => poll_fn(|cx| body.poll_trailers(cx)).await.map_err(|_| Broken::Stream)?,
+    };
     if framing == BodyFraming::Chunked {
         let mut end = buffers::take(SMALL_BYTES);
         trailers::write(&mut end, &tail.unwrap_or_default()).map_err(|_| Broken::Stream)?;
@@ -135,6 +182,12 @@ pub async fn into_pipe(
         sent?;
     }
     Ok(())
+}
+
+/// Opens the window for what has been passed on.
+fn release(body: &mut RecvStream, bytes: usize) {
+    // Fails when the stream is gone, which shows in the next receive.
+    let _ = body.flow_control().release_capacity(bytes);
 }
 
 /// Sends all bytes into a pipe.
@@ -150,23 +203,24 @@ pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
 
 /// Relays a body from a pipe into a stream, which it ends.
 ///
-/// Shape: `buffer` holds what has been received behind the head. Without `patience` the window is
-/// waited for as long as it takes.
+/// Shape: `buffer` holds what has been received, the body's part of it from `from`. Without
+/// `patience` the window is waited for as long as it takes.
 /// Errors: which side broke; the stream is not reset here.
 pub async fn into_stream(
     pipe: &End,
     mut buffer: Vec<u8>,
+    mut from: usize,
     mut reader: BodyReader,
     stream: &mut SendStream<Chunk>,
     patience: Option<&Patience<'_>>,
 ) -> Result<(), Broken> {
     let mut lines = Vec::new();
     loop {
-        keep_data(&mut buffer, &mut reader, &mut lines).map_err(|()| Broken::Pipe)?;
+        keep_data(&mut buffer, from, &mut reader, &mut lines).map_err(|()| Broken::Pipe)?;
         let last = reader.is_done();
         let ends = last && lines.is_empty();
-        if !buffer.is_empty() || ends {
-            send_data(stream, buffer, ends, patience).await?;
+        if buffer.len() > from || ends {
+            send_data(stream, Chunk::new(buffer, from), ends, patience).await?;
         } else {
             buffers::give_back(buffer);
         }
@@ -179,25 +233,29 @@ pub async fn into_stream(
                 }
             };
         }
-        buffer = buffers::take(SMALL_BYTES);
-        let n = poll_fn(|cx| {
+        from = 0;
+        buffer = poll_fn(|cx| {
             if stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Broken::Stream));
             }
-            Poll::Ready(Ok(ready!(pipe.poll_recv(cx, &mut buffer))))
+            pipe.poll_recv_whole(cx).map(Ok)
         })
         .await?;
-        if n == 0 {
-            buffers::give_back(buffer);
+        if buffer.is_empty() {
             reader.end_of_input().map_err(|_| Broken::Pipe)?;
-            return send_data(stream, Vec::new(), true, patience).await;
+            return send_data(stream, Chunk::new(buffer, 0), true, patience).await;
         }
     }
 }
 
-/// Moves the data to the front of the buffer and drops the framing; trailers are kept aside.
-fn keep_data(buffer: &mut Vec<u8>, reader: &mut BodyReader, lines: &mut Vec<u8>) -> Result<(), ()> {
-    let (mut at, mut kept) = (0, 0);
+/// Moves the data behind `from` together and drops the framing; trailers are kept aside.
+fn keep_data(
+    buffer: &mut Vec<u8>,
+    from: usize,
+    reader: &mut BodyReader,
+    lines: &mut Vec<u8>,
+) -> Result<(), ()> {
+    let (mut at, mut kept) = (from, from);
     while !reader.is_done() && at < buffer.len() {
         let before = *reader;
         let step = reader.step(&buffer[at..]).map_err(|_| ())?;
@@ -205,7 +263,9 @@ fn keep_data(buffer: &mut Vec<u8>, reader: &mut BodyReader, lines: &mut Vec<u8>)
         lines.extend_from_slice(reader.trailer_lines(&before, consumed));
         let data = at + step.data.start..at + step.data.end;
         let bytes = data.len();
-        buffer.copy_within(data, kept);
+        if data.start > kept {
+            buffer.copy_within(data, kept);
+        }
         kept += bytes;
         at += step.consumed;
     }
@@ -216,11 +276,10 @@ fn keep_data(buffer: &mut Vec<u8>, reader: &mut BodyReader, lines: &mut Vec<u8>)
 /// Sends one buffer as the windows allow.
 async fn send_data(
     stream: &mut SendStream<Chunk>,
-    bytes: Vec<u8>,
+    mut chunk: Chunk,
     ends: bool,
     patience: Option<&Patience<'_>>,
 ) -> Result<(), Broken> {
-    let mut chunk = Chunk::new(bytes);
     while chunk.has_remaining() {
         stream.reserve_capacity(chunk.remaining());
         if stream.capacity() == 0 {

@@ -228,10 +228,10 @@ pub struct Chunk {
 }
 
 impl Chunk {
-    /// The whole buffer.
+    /// The bytes from `from` on; `from <= bytes.len()`.
     #[must_use]
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes, from: 0, gone: None }
+    pub fn new(bytes: Vec<u8>, from: usize) -> Self {
+        Self { bytes, from, gone: None }
     }
 
     /// Nothing, which tells when it has been sent, and with it all that was sent before.
@@ -247,7 +247,7 @@ impl Chunk {
         let mut bytes = buffers::take(n);
         bytes.extend_from_slice(&self.chunk()[..n]);
         self.from += n;
-        Self::new(bytes)
+        Self::new(bytes, 0)
     }
 }
 

@@ -3,41 +3,63 @@
 //! It stands in for a socket where the bytes of an exchange do not come from one of their own: a
 //! stream of HTTP/2. Each direction holds at most `bytes_max`; a writer waits for room, so a
 //! reader that stalls holds one window and no more. Memory is taken when the first byte comes
-//! and given back when the last one has gone.
+//! and given back when the last one has gone; what is left of the pipe serves the next one.
 //!
 //! Ends are told as a socket tells them: a reader gets 0 bytes when the writer has ended, a
 //! writer gets `BrokenPipe` when nobody will read.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use super::buffers;
 use super::rt::Part;
 use super::sys::{Peek, Shut};
 
+/// Pipes without ends kept per thread, for the next streams.
+const KEPT_MAX: usize = 256;
+
+thread_local! {
+    static FREE: RefCell<Vec<Rc<Pipe>>> = const { RefCell::new(Vec::new()) };
+}
+
 /// Makes a pipe; each direction holds `bytes_max` bytes.
 #[must_use]
 pub fn pair(bytes_max: usize) -> (End, End) {
-    let lane = || RefCell::new(Lane { bytes_max, ..Lane::default() });
-    let lanes = Rc::new([lane(), lane()]);
-    let end = |side| End(Rc::new(Side { lanes: lanes.clone(), side }));
-    (end(0), end(1))
+    let pipe = FREE.with(|free| free.borrow_mut().pop()).unwrap_or_default();
+    for side in &pipe.sides {
+        side.holders.set(1);
+        side.outgoing.borrow_mut().bytes_max = bytes_max;
+    }
+    (End { pipe: pipe.clone(), side: 0 }, End { pipe, side: 1 })
 }
 
 /// One end; clones share it, the last one closes it.
-#[derive(Clone)]
-pub struct End(Rc<Side>);
+pub struct End {
+    pipe: Rc<Pipe>,
+    side: usize,
+}
 
 /// What the ticker holds of an end.
-#[derive(Clone, Default)]
-pub struct WeakEnd(Weak<Side>);
-
-struct Side {
-    lanes: Rc<[RefCell<Lane>; 2]>,
+#[derive(Clone)]
+pub struct WeakEnd {
+    pipe: Rc<Pipe>,
     side: usize,
+}
+
+#[derive(Default)]
+struct Pipe {
+    sides: [Side; 2],
+}
+
+#[derive(Default)]
+struct Side {
+    /// Clones of its end.
+    holders: Cell<usize>,
+    /// What this side sends.
+    outgoing: RefCell<Lane>,
 }
 
 /// One direction.
@@ -90,6 +112,17 @@ impl Lane {
         }
         self.wake_writer();
         Some(n)
+    }
+
+    /// Takes all of it without a copy; an empty buffer at the end, `None` while nothing has come.
+    fn take_whole(&mut self) -> Option<Vec<u8>> {
+        if self.closed || self.left() == 0 {
+            return (self.closed || self.ended).then(Vec::new);
+        }
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.drain(..std::mem::take(&mut self.from));
+        self.wake_writer();
+        Some(bytes)
     }
 
     /// Puts in what there is room for; 0 means that there is none.
@@ -150,6 +183,18 @@ impl End {
         let mut lane = self.incoming().borrow_mut();
         match lane.take(buffer) {
             Some(n) => Poll::Ready(n),
+            None => {
+                lane.receiver = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Receives all that is there, in a buffer of `net::buffers`; an empty one is the end.
+    pub fn poll_recv_whole(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
+        let mut lane = self.incoming().borrow_mut();
+        match lane.take_whole() {
+            Some(bytes) => Poll::Ready(bytes),
             None => {
                 lane.receiver = Some(cx.waker().clone());
                 Poll::Pending
@@ -236,53 +281,89 @@ impl End {
 
     /// Ends one or both directions.
     pub fn shutdown(&self, how: Shut) {
-        self.0.shutdown(how);
+        self.pipe.shutdown(self.side, how);
     }
 
     /// For those who must not keep it open.
     #[must_use]
     pub fn downgrade(&self) -> WeakEnd {
-        WeakEnd(Rc::downgrade(&self.0))
+        WeakEnd { pipe: self.pipe.clone(), side: self.side }
     }
 
     fn incoming(&self) -> &RefCell<Lane> {
-        &self.0.lanes[1 - self.0.side]
+        self.pipe.lane(1 - self.side)
     }
 
     fn outgoing(&self) -> &RefCell<Lane> {
-        &self.0.lanes[self.0.side]
+        self.pipe.lane(self.side)
     }
 }
 
 impl WeakEnd {
     /// Ends one or both directions, if the end still exists.
     pub fn shutdown(&self, how: Shut) {
-        if let Some(side) = self.0.upgrade() {
-            side.shutdown(how);
+        if self.pipe.sides[self.side].holders.get() > 0 {
+            self.pipe.shutdown(self.side, how);
         }
     }
 
     /// Whether the other end has ended, perhaps behind unread bytes.
     #[must_use]
     pub fn hung_up(&self) -> bool {
-        self.0.upgrade().is_none_or(|side| side.lanes[1 - side.side].borrow().ended)
+        self.pipe.sides[self.side].holders.get() == 0
+            || self.pipe.lane(1 - self.side).borrow().ended
     }
 }
 
-impl Side {
-    fn shutdown(&self, how: Shut) {
+impl Pipe {
+    fn lane(&self, side: usize) -> &RefCell<Lane> {
+        &self.sides[side].outgoing
+    }
+
+    fn shutdown(&self, side: usize, how: Shut) {
         if how != Shut::Read {
-            self.lanes[self.side].borrow_mut().end();
+            self.lane(side).borrow_mut().end();
         }
         if how != Shut::Write {
-            self.lanes[1 - self.side].borrow_mut().close();
+            self.lane(1 - side).borrow_mut().close();
         }
+    }
+
+    /// Whether nobody holds an end any more.
+    fn is_free(&self) -> bool {
+        self.sides.iter().all(|side| side.holders.get() == 0)
     }
 }
 
-impl Drop for Side {
+impl Clone for End {
+    fn clone(&self) -> Self {
+        let holders = &self.pipe.sides[self.side].holders;
+        holders.set(holders.get() + 1);
+        Self { pipe: self.pipe.clone(), side: self.side }
+    }
+}
+
+impl Drop for End {
     fn drop(&mut self) {
+        let holders = &self.pipe.sides[self.side].holders;
+        holders.set(holders.get() - 1);
+        if holders.get() > 0 {
+            return;
+        }
         self.shutdown(Shut::Both);
+        // A weak end must never meet another pair in the same memory.
+        if self.pipe.is_free() && Rc::strong_count(&self.pipe) == 1 {
+            for side in &self.pipe.sides {
+                side.outgoing.take();
+            }
+            // `try_with`: ends may be dropped while the thread's own storage is torn down.
+            let _ = FREE.try_with(|free| {
+                let mut free = free.borrow_mut();
+                if free.len() < KEPT_MAX {
+                    free.push(self.pipe.clone());
+                }
+            });
+        }
     }
 }
 
@@ -353,5 +434,56 @@ mod tests {
         assert_eq!(received(&b).unwrap(), b"last");
         assert_eq!(b.peek(), Peek::Gone);
         assert_eq!(received(&b), Some(Vec::new()));
+    }
+
+    #[test]
+    fn all_that_is_there_is_taken_without_a_copy() {
+        let (a, b) = pair(10);
+        let whole = |end: &End| match poll_idle(pin!(poll_fn(|cx| end.poll_recv_whole(cx)))) {
+            Poll::Ready(bytes) => Some(bytes),
+            Poll::Pending => None,
+        };
+        assert_eq!(whole(&b), None);
+        a.send_now(b"abcd").unwrap();
+        let mut one = Vec::with_capacity(1);
+        assert_eq!(b.recv_now(&mut one), Some(1));
+        let at = b.incoming().borrow().bytes.as_ptr();
+        let rest = whole(&b).unwrap();
+        assert_eq!((rest.as_slice(), rest.as_ptr()), (&b"bcd"[..], at));
+        assert_eq!(a.send_now(b"0123456789a").unwrap(), 10, "there is room for all again");
+        drop(a);
+        assert_eq!(whole(&b).unwrap(), b"0123456789");
+        assert_eq!(whole(&b), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_end_closes_with_its_last_clone() {
+        let (a, b) = pair(10);
+        let clone = a.clone();
+        drop(a);
+        assert!(b.send_now(b"x").is_ok());
+        drop(clone);
+        assert!(b.send_now(b"x").is_err());
+    }
+
+    #[test]
+    fn the_next_pipe_takes_the_memory_unless_someone_may_still_end_it() {
+        let (a, b) = pair(10);
+        let (memory, weak) = (Rc::as_ptr(&a.pipe), a.downgrade());
+        a.send_now(b"unread").unwrap();
+        drop((a, b));
+        let (c, d) = pair(10);
+        assert_ne!(Rc::as_ptr(&c.pipe), memory);
+        weak.shutdown(Shut::Both);
+        assert!(weak.hung_up() && c.peek() == Peek::Nothing);
+        let memory = Rc::as_ptr(&c.pipe);
+        c.send_now(b"unread").unwrap();
+        d.shutdown(Shut::Both);
+        drop((d, c));
+        let (e, f) = pair(4);
+        assert_eq!(Rc::as_ptr(&e.pipe), memory);
+        assert_eq!((e.peek(), f.peek()), (Peek::Nothing, Peek::Nothing));
+        assert_eq!(e.send_now(b"abcdef").unwrap(), 4);
+        assert_eq!(received(&f).unwrap(), b"abcd");
     }
 }

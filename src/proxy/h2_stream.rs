@@ -13,7 +13,7 @@ use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
@@ -32,6 +32,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::framing::{Framing, response_framing};
 use crate::http1::parse::{HeadLimits, Parse, parse_response};
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
+use crate::net::buffers;
 use crate::net::frame::Frame;
 use crate::net::h2body::{self, Broken, Patience};
 use crate::net::h2io::Chunk;
@@ -62,11 +63,18 @@ pub async fn serve(
         Err(fault) => {
             core.buffers.give_back(head);
             refuse(core, fault, &mut respond);
-            return Frame::with(|| discard(core, &mut body)).await;
+            if !body.is_end_stream() {
+                Frame::with(|| discard(core, &mut body)).await;
+            }
+            return;
         }
     };
     let method = Method::of(method.as_str().as_bytes());
     drop(parts);
+    // A body that came with its head goes with it.
+    let first =
+        poll_fn(|cx| Poll::Ready(h2body::take_ready(&mut body, framing, &mut head, cx))).await;
+    let fed = body.is_end_stream() && first.is_none() && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
     let mut down = Downstream::new(core, shared.client.with_stream(Stream::Pipe(theirs)), head);
     // Its end of the pipe closes with the exchange.
@@ -74,9 +82,10 @@ pub async fn serve(
         exchange::run(core, &mut down).await;
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
-    let mut feed = Some(Frame::with(|| feed(&mut body, framing, &ours)));
-    let timer = core.ticker.timer();
-    let patience = Patience::new(&timer, &ours, shared.timeouts.write_idle);
+    let taken = Cell::default();
+    let mut feed =
+        (!fed).then(|| Frame::with(|| h2body::into_pipe(&mut body, first, framing, &ours, &taken)));
+    let patience = Patience::new(&core.ticker, &ours, shared.timeouts.write_idle);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
     let mut answered = false;
     poll_fn(|cx| {
@@ -102,15 +111,14 @@ pub async fn serve(
     })
     .await;
     drop(feed);
-    Frame::with(|| discard(core, &mut body)).await;
+    if !body.is_end_stream() {
+        Frame::with(|| discard(core, &mut body)).await;
+    }
 }
 
 /// Reads on for a while and throws it away: the client is still sending, and to give its stream up
 /// now would reset it and destroy the answer on its way.
 async fn discard(core: &Core, body: &mut RecvStream) {
-    if body.is_end_stream() {
-        return;
-    }
     // Only the ticker ends this pipe: it stands for the time that is left.
     let (own, _far) = pipe::pair(1);
     let timer = core.ticker.timer();
@@ -147,13 +155,6 @@ fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
     }
 }
 
-async fn feed(body: &mut RecvStream, framing: BodyFraming, pipe: &End) -> Result<(), Broken> {
-    match framing {
-        BodyFraming::None => Ok(()),
-        _ => h2body::into_pipe(body, framing, pipe, &Cell::default()).await,
-    }
-}
-
 /// Relays the answer; resets the stream when it does not come to its end.
 async fn answer(
     core: &Core,
@@ -164,12 +165,13 @@ async fn answer(
 ) {
     let mut scratch = core.take_scratch();
     let head = &mut scratch.response;
-    let begun = begin(core, pipe, method, respond, head).await;
+    let begun = begin(pipe, method, respond, head).await;
     let reset = match begun {
         Ok(None) | Err(Broken::Stream) => None,
         Err(Broken::Pipe | Broken::Stalled) => Some(Reason::INTERNAL_ERROR),
-        Ok(Some((mut stream, buffer, reader))) => {
-            match h2body::into_stream(pipe, buffer, reader, &mut stream, Some(patience)).await {
+        Ok(Some(Begun { mut stream, buffer, from, reader })) => {
+            let limit = Some(patience);
+            match h2body::into_stream(pipe, buffer, from, reader, &mut stream, limit).await {
                 Ok(()) | Err(Broken::Stream) => None,
                 Err(Broken::Stalled) => Some(Reason::CANCEL),
                 Err(Broken::Pipe) => {
@@ -187,22 +189,37 @@ async fn answer(
     }
 }
 
+/// An answer whose head has been sent.
+struct Begun {
+    stream: SendStream<Chunk>,
+    /// What has been received; the body's part of it begins at `from`.
+    buffer: Vec<u8>,
+    from: usize,
+    reader: BodyReader,
+}
+
 /// Sends the head of the answer, and interim ones before it.
 ///
-/// Shape: the stream, the beginning of the body and its framing; `None` without a body.
+/// Shape: `None` without a body.
 async fn begin(
-    core: &Core,
     pipe: &End,
     method: Method,
     respond: &mut SendResponse<Chunk>,
     head: &mut ResponseHead,
-) -> Result<Option<(SendStream<Chunk>, Vec<u8>, BodyReader)>, Broken> {
-    let mut buffer = core.buffers.take(SMALL_BYTES);
+) -> Result<Option<Begun>, Broken> {
+    let mut buffer = Vec::new();
     let mut searched = 0;
     loop {
+        if buffer.is_empty() {
+            buffer = receive(pipe, respond).await?;
+        }
         match parse_response(&buffer, &mut searched, &ANSWER_HEAD, head) {
             Err(_) => return Err(Broken::Pipe),
-            Ok(Parse::More) => receive(pipe, respond, &mut buffer).await?,
+            Ok(Parse::More) => {
+                let more = receive(pipe, respond).await?;
+                buffer.extend_from_slice(&more);
+                buffers::give_back(more);
+            }
             Ok(Parse::Done) if head.status >= 200 => break,
             Ok(Parse::Done) => {
                 let interim = response::read_head(head, &buffer).map_err(|_| Broken::Pipe)?;
@@ -217,30 +234,23 @@ async fn begin(
     let bare = matches!(framing, Framing::None | Framing::Length(0));
     let stream = respond.send_response(response, bare).map_err(|_| Broken::Stream)?;
     if bare {
-        core.buffers.give_back(buffer);
+        buffers::give_back(buffer);
         return Ok(None);
     }
-    buffer.drain(..head.len as usize);
-    Ok(Some((stream, buffer, BodyReader::new(framing))))
+    let from = head.len as usize;
+    Ok(Some(Begun { stream, buffer, from, reader: BodyReader::new(framing) }))
 }
 
 /// Receives more of the answer's head, unless the client gives up.
-async fn receive(
-    pipe: &End,
-    respond: &mut SendResponse<Chunk>,
-    buffer: &mut Vec<u8>,
-) -> Result<(), Broken> {
-    if buffer.capacity() == buffer.len() {
-        buffer.reserve(buffer.len());
-    }
-    poll_fn(|cx| {
+async fn receive(pipe: &End, respond: &mut SendResponse<Chunk>) -> Result<Vec<u8>, Broken> {
+    let received = poll_fn(|cx| {
         if respond.poll_reset(cx).is_ready() {
             return Poll::Ready(Err(Broken::Stream));
         }
-        match ready!(pipe.poll_recv(cx, buffer)) {
-            0 => Poll::Ready(Err(Broken::Pipe)),
-            _ => Poll::Ready(Ok(())),
-        }
-    })
-    .await
+        pipe.poll_recv_whole(cx).map(Ok)
+    });
+    match received.await? {
+        end if end.is_empty() => Err(Broken::Pipe),
+        received => Ok(received),
+    }
 }

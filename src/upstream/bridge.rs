@@ -86,7 +86,6 @@ async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
         let _ = pipe.send_now(NO_REQUEST);
         return buffers::give_back(buffer);
     };
-    buffer.drain(..head.len as usize);
     let reader = BodyReader::new(framing);
     let mut requests = seat.requests();
     let unread = poll_fn(|cx| pipe.poll_unread(cx));
@@ -107,7 +106,8 @@ async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
         drop(stream);
         both_ways(pipe, pin!(async { Ok(()) }), answer, &told).await;
     } else {
-        let upload = pin!(h2body::into_stream(pipe, buffer, reader, &mut stream, None));
+        let from = head.len as usize;
+        let upload = pin!(h2body::into_stream(pipe, buffer, from, reader, &mut stream, None));
         both_ways(pipe, upload, answer, &told).await;
     }
 }
@@ -211,7 +211,7 @@ async fn answer(
     let begun = begin(pipe, response, method, told, excuse, &mut out).await;
     buffers::give_back(out);
     let (mut body, framing) = begun?;
-    h2body::into_pipe(&mut body, framing, pipe, &told.body_bytes).await
+    h2body::into_pipe(&mut body, None, framing, pipe, &told.body_bytes).await
 }
 
 /// Writes the head, and those of interim answers before it.
