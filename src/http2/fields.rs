@@ -24,9 +24,12 @@ static EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Errors: `NameBad`, `ValueBad`, `ValuePadded`, `ConnectionSpecific`, `TeBad`.
 /// Source: RFC 9113 §8.2.1, §8.2.2.
 pub(super) fn checked(name: &HeaderName, value: &HeaderValue) -> Result<Name, Fault> {
-    check_name(name.as_str().as_bytes())?;
-    check_value(value.as_bytes())?;
     let kind = Name::of(name.as_str().as_bytes());
+    // One that is known, and in lower case, needs no look at each byte.
+    if kind == Name::Other || name.as_str() != kind.text() {
+        check_name(name.as_str().as_bytes())?;
+    }
+    check_value(value.as_bytes())?;
     match kind {
         Name::Connection
         | Name::KeepAlive

@@ -101,20 +101,30 @@ fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<R
     })
 }
 
+/// What of a body went with its head.
+pub struct Ahead {
+    /// What had no room: the first that `into_pipe` has to relay.
+    pub first: Option<Bytes>,
+    /// The stream has ended, and without trailers.
+    pub ended: bool,
+}
+
 /// Writes behind a head what has come of its body already, as far as there is room.
 ///
-/// Shape: a short body goes with its head, and nothing waits for it. Returns what had no room, the
-/// first that `into_pipe` has to relay. Faults show there.
+/// Shape: a short body goes with its head, and nothing waits for it. Faults show in `into_pipe`.
 pub fn take_ready(
     body: &mut RecvStream,
     framing: BodyFraming,
     out: &mut Vec<u8>,
     cx: &mut Context<'_>,
-) -> Option<Bytes> {
+) -> Ahead {
     while !body.is_end_stream() {
-        let Poll::Ready(Some(Ok(data))) = body.poll_data(cx) else { return None };
+        let data = match body.poll_data(cx) {
+            Poll::Ready(Some(Ok(data))) => data,
+            _ => return Ahead { first: None, ended: false },
+        };
         if out.len() + data.len() + CHUNK_EXTRA > out.capacity() {
-            return Some(data);
+            return Ahead { first: Some(data), ended: false };
         }
         match framing {
             BodyFraming::None => {}
@@ -128,7 +138,7 @@ pub fn take_ready(
         }
         release(body, data.len());
     }
-    None
+    Ahead { first: None, ended: true }
 }
 
 /// Relays a body from a stream into a pipe, framed as its head announced.
@@ -282,14 +292,14 @@ async fn send_data(
 ) -> Result<(), Broken> {
     while chunk.has_remaining() {
         stream.reserve_capacity(chunk.remaining());
-        if stream.capacity() == 0 {
+        let n = stream.capacity();
+        if n == 0 {
             match patience {
                 Some(patience) => patience.wait(|cx| poll_capacity(stream, cx)).await?,
                 None => poll_fn(|cx| poll_capacity(stream, cx)).await?,
             }
             continue;
         }
-        let n = stream.capacity();
         if n >= chunk.remaining() {
             break;
         }

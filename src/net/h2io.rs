@@ -110,8 +110,9 @@ impl H2Io {
             let mut buffer = buffers::take(room);
             match self.stream.recv_now(&mut buffer)? {
                 Some(_) => {
-                    self.bulky = buffer.len() == buffer.capacity();
-                    self.drained = !self.bulky;
+                    // As long as as much comes, the next buffer is as large.
+                    self.bulky = buffer.len() >= SMALL_BYTES;
+                    self.drained = buffer.len() < buffer.capacity();
                     self.flooded.0.set(self.frames.push(&buffer, Instant::now()).err());
                     (self.received, self.taken) = (buffer, 0);
                     if self.flooded.by().is_some() {

@@ -72,9 +72,9 @@ pub async fn serve(
     let method = Method::of(method.as_str().as_bytes());
     drop(parts);
     // A body that came with its head goes with it.
-    let first =
+    let ahead =
         poll_fn(|cx| Poll::Ready(h2body::take_ready(&mut body, framing, &mut head, cx))).await;
-    let fed = body.is_end_stream() && first.is_none() && framing != BodyFraming::Chunked;
+    let fed = ahead.ended && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
     let mut down = Downstream::new(core, shared.client.with_stream(Stream::Pipe(theirs)), head);
     // Its end of the pipe closes with the exchange.
@@ -83,8 +83,8 @@ pub async fn serve(
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
     let taken = Cell::default();
-    let mut feed =
-        (!fed).then(|| Frame::with(|| h2body::into_pipe(&mut body, first, framing, &ours, &taken)));
+    let mut feed = (!fed)
+        .then(|| Frame::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken)));
     let patience = Patience::new(&core.ticker, &ours, shared.timeouts.write_idle);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
     let mut answered = false;
@@ -111,7 +111,7 @@ pub async fn serve(
     })
     .await;
     drop(feed);
-    if !body.is_end_stream() {
+    if !ahead.ended && !body.is_end_stream() {
         Frame::with(|| discard(core, &mut body)).await;
     }
 }
