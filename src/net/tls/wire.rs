@@ -14,7 +14,7 @@ pub(super) struct Wire {
     pub(super) from: usize,
     pub(super) outgoing: Vec<u8>,
     pub(super) ended: Option<Ended>,
-    /// The last receive filled its buffer.
+    /// The last receive was large, so the next may be.
     pub(super) bulky: bool,
 }
 
@@ -41,14 +41,21 @@ impl Wire {
         if n == 0 {
             self.ended.get_or_insert(Ended::Truncated);
         }
-        self.bulky = n > 0 && cipher.len() == cipher.capacity();
+        self.bulky = n >= SMALL_BYTES;
         if self.incoming.is_empty() {
             buffers::give_back(std::mem::replace(&mut self.incoming, cipher));
             self.from = 0;
-        } else {
-            self.incoming.extend_from_slice(&cipher);
-            buffers::give_back(cipher);
+            return;
         }
+        if self.incoming.capacity() - self.incoming.len() < cipher.len() {
+            let begun = &self.incoming[self.from..];
+            let mut larger = buffers::take(begun.len() + cipher.len());
+            larger.extend_from_slice(begun);
+            buffers::give_back(std::mem::replace(&mut self.incoming, larger));
+            self.from = 0;
+        }
+        self.incoming.extend_from_slice(&cipher);
+        buffers::give_back(cipher);
     }
 
     /// Forgets what has been used.
