@@ -330,7 +330,7 @@ impl Fleet {
             let mut server = before.remove(&identity).unwrap_or_else(|| {
                 let state = site.state.clone();
                 let (entry, places) = (upstream.clone(), addresses.clone());
-                let tls = self.tls.client(upstream, upstream.http2);
+                let tls = self.tls.client(upstream);
                 let events = self.events.clone();
                 let watched = Watched::new(entry, tls, state, places, events);
                 let prober = upstream.enabled.then(|| keep_probing(&watched, &mut self.rng));

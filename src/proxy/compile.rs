@@ -262,9 +262,8 @@ fn upstream_plan(
     if let Some(agent) = &upstream.user_agent {
         added.extend_from_slice(format!("User-Agent: {agent}\r\n").as_bytes());
     }
-    let tls = tls
-        .client(upstream, upstream.http2)
-        .map_err(|why| format!("upstream.{}.tls: {why}", upstream.name))?;
+    let tls =
+        tls.client(upstream).map_err(|why| format!("upstream.{}.tls: {why}", upstream.name))?;
     Ok(UpstreamPlan {
         name: upstream.name.clone(),
         tls,

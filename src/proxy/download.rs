@@ -290,7 +290,7 @@ impl Download<'_> {
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
         settle.outcome.response_bytes += out.len() as u64;
-        let (mut result, back) = self.send(Part::whole(out)).await;
+        let (mut result, back) = self.send_body(Part::whole(out)).await;
         out = back;
         while result.is_ok() && !done && fault.is_none() {
             if delivery == Delivery::AsIs {
@@ -335,7 +335,7 @@ impl Download<'_> {
                 let part = Part::range(buffer, 0, taken);
                 (result, buffer) = match streamed {
                     true => self.send_at_once(part).await,
-                    false => self.send(part).await,
+                    false => self.send_body(part).await,
                 };
             } else {
                 out.clear();
@@ -345,7 +345,7 @@ impl Download<'_> {
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
                 settle.outcome.response_bytes += out.len() as u64;
-                (result, out) = self.send(Part::whole(out)).await;
+                (result, out) = self.send_body(Part::whole(out)).await;
             }
         }
         self.up_timer.disarm();
@@ -367,11 +367,15 @@ impl Download<'_> {
         }
     }
 
+    /// Sends a part of the body: it is the client that may be slow now, not the upstream.
+    async fn send_body(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
+        self.up_timer.disarm();
+        self.send(part).await
+    }
+
     /// Sends one part; the client may take as long as it likes between two reads, up to a limit.
     async fn send(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
         let mut part = part;
-        // Slow is the client now, not the upstream.
-        self.up_timer.disarm();
         while part.left() > 0 {
             self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
             let (result, back) = self.client.send(part).await;
@@ -396,7 +400,7 @@ impl Download<'_> {
             Ok(n) if n == part.left() => (Ok(()), part.into_buffer()),
             Ok(n) => {
                 part.advance(n);
-                self.send(part).await
+                self.send_body(part).await
             }
             Err(_) => (Err(Kind::ClientGone), part.into_buffer()),
         }

@@ -1,6 +1,7 @@
 //! SPEC §5, §9: an upstream that dies never looks like a clean end; a slow reader holds little.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use super::house::{LIMIT, Setup, house, mock};
@@ -143,4 +144,34 @@ fn relays_a_large_answer_to_a_client_that_pauses() {
         got.extend_from_slice(&piece);
     }
     assert!(got == noise(8, 10_000_000));
+}
+
+#[test]
+fn a_server_that_falls_silent_after_an_interim_answer_is_late() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let proxy = Setup { group: "timeouts = { first_byte = \"300ms\" }", ..Setup::default() };
+    let proxy = proxy.start_on(&[url]);
+    let mut client = proxy.client();
+    client.send(chat("", false));
+    let (mut stream, _) = listener.accept().unwrap();
+    let _ = stream.read(&mut [0; 4096]).unwrap();
+    stream.write_all(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n").unwrap();
+    assert_eq!(client.answer().status, 103);
+    assert_eq!(client.answer().status, 504);
+}
+
+#[test]
+fn a_slow_reader_is_no_silent_server() {
+    let mock = mock();
+    let proxy = Setup { group: "timeouts = { stream_idle = \"300ms\" }", ..Setup::default() };
+    let proxy = proxy.start(&[&mock]);
+    // Moved by the kernel, and through a buffer.
+    for how in ["big=50_000_000", "big=50_000_000,chunked"] {
+        let mut client = proxy.client();
+        client.send(get(&format!("/echo?mock={how}"), ""));
+        // Longer than the server may be silent, and the buffers in between are full.
+        std::thread::sleep(Duration::from_secs(1));
+        assert_eq!(client.answer().body.len(), 50_000_000, "{how}");
+    }
 }

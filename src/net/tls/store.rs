@@ -85,13 +85,8 @@ impl Store {
 
     /// What is spoken with an upstream; `None` for one without TLS.
     ///
-    /// Shape: `http2` says whether ALPN offers it.
     /// Errors: for a person.
-    pub fn client(
-        &self,
-        upstream: &Upstream,
-        http2: bool,
-    ) -> Result<Option<Arc<TlsClient>>, String> {
+    pub fn client(&self, upstream: &Upstream) -> Result<Option<Arc<TlsClient>>, String> {
         if !upstream.url.tls {
             return Ok(None);
         }
@@ -99,6 +94,7 @@ impl Store {
         let name = ServerName::try_from(name.to_owned())
             .map_err(|_| format!("{name:?} can stand in no certificate; set tls.server_name"))?;
         let (host, port) = (upstream.url.host.clone(), upstream.url.port);
+        let http2 = upstream.http2;
         let server = Server { host, port, tls: upstream.tls.clone(), http2 };
         let mut clients = lock(&self.clients);
         clients.retain(|_, config| config.strong_count() > 0);

@@ -352,19 +352,19 @@ fn upstream(lines: &str) -> Upstream {
 #[test]
 fn the_same_settings_give_the_same_client() {
     let store = Store::default();
-    let made = |lines: &str, http2| store.client(&upstream(lines), http2).unwrap();
-    assert_eq!(made("url = \"http://a\"", false), None);
-    let first = made("url = \"https://a\"", false).unwrap();
-    assert_eq!(made("url = \"https://a:443/base\"", false).as_deref(), Some(&*first));
-    let other = made("url = \"https://b\"", false).unwrap();
-    let port = made("url = \"https://a:1\"", false).unwrap();
-    let named = made("url = \"https://b\"\ntls = { server_name = \"a\" }", false).unwrap();
+    let made = |lines: &str| store.client(&upstream(lines)).unwrap();
+    assert_eq!(made("url = \"http://a\""), None);
+    let first = made("url = \"https://a\"").unwrap();
+    assert_eq!(made("url = \"https://a:443/base\"").as_deref(), Some(&*first));
+    let other = made("url = \"https://b\"").unwrap();
+    let port = made("url = \"https://a:1\"").unwrap();
+    let named = made("url = \"https://b\"\ntls = { server_name = \"a\" }").unwrap();
     assert!(first != other && first != port && first != named && other != named);
     assert_eq!(first.name, named.name);
-    let unverified = made("url = \"https://a\"\ntls = { verify = false }", false).unwrap();
-    let http2 = made("url = \"https://a\"", true).unwrap();
+    let unverified = made("url = \"https://a\"\ntls = { verify = false }").unwrap();
+    let http2 = made("url = \"https://a\"\nhttp2 = true").unwrap();
     assert!(first != unverified && first != http2 && unverified != http2);
-    let by_address = made("url = \"https://[::1]\"", false).unwrap();
+    let by_address = made("url = \"https://[::1]\"").unwrap();
     assert_eq!(by_address.name, ServerName::try_from("::1").unwrap());
 }
 
@@ -384,7 +384,7 @@ fn a_session_is_not_spent_on_another_server_of_the_same_name() {
     let at = |port: u16| {
         let mut upstream = upstream(&format!("url = \"https://a.test:{port}\""));
         upstream.tls = trusting(&authority);
-        store.client(&upstream, false).unwrap().unwrap()
+        store.client(&upstream).unwrap().unwrap()
     };
     let (to_new, to_old) = (at(1), at(2));
     let first = shake(&to_old.config, &old, "a.test").unwrap();
