@@ -133,25 +133,32 @@ fn ask(client: &mut Client) -> Answer {
     client.send(chat(MINE, false)).answer()
 }
 
-/// Exactly five of a thousand, so many runs. A store that answers late shows as 503: then it is
-/// at most five, and such runs are few.
+/// Exactly five of a thousand, twenty times. A run in which the store answered late, which shows
+/// as 503, is made again: it says nothing about counting, but that no more than five pass.
 fn five_of_a_thousand(mode: &str) {
     let Some(redis) = Redis::start() else { return };
     let mock = mock();
     let store = format!("mode = \"{mode}\"\non_error = \"deny\"");
-    let mut late = 0;
-    for run in 0..20 {
+    let (mut exact, mut passed_late) = (0, 0);
+    for run in 0..30 {
         let key = format!("a{run}");
         let [one, two] = [0; 2].map(|_| redis.node(&mock, &key, "rpm = 5", &store));
         fresh_minute();
-        let counts = thousand_with_store(&[&one, &two], &chat(MINE, false));
-        let (passed, _, denied) = counts;
-        late += usize::from(denied > 0);
-        assert!(counts == (5, 995, 0) || (denied > 0 && passed <= 5), "{mode}, {run}: {counts:?}");
-        assert!(redis.counted(&key) <= 5);
+        let (passed, refused, denied) = thousand_with_store(&[&one, &two], &chat(MINE, false));
+        if denied > 0 {
+            assert!(passed <= 5, "{mode}, run {run}: {passed} passed, {denied} denied");
+            passed_late += passed;
+            continue;
+        }
+        assert_eq!((passed, refused), (5, 995), "{mode}, run {run}");
+        assert_eq!(redis.counted(&key), 5);
+        exact += 1;
+        if exact == 20 {
+            break;
+        }
     }
-    assert!(late <= 10, "{late} runs with a late store");
-    assert!(mock.stats().requests_total <= 100);
+    assert_eq!(exact, 20, "the store was late in the other runs");
+    assert_eq!(mock.stats().requests_total, 100 + passed_late as u64);
 }
 
 #[test]
@@ -188,14 +195,23 @@ fn tells_what_is_left_for_all_nodes() {
 fn a_large_budget_is_drawn_in_batches_and_never_exceeded() {
     let Some(redis) = Redis::start() else { return };
     let mock = mock();
-    let [one, two] = redis.nodes(&mock, "a", "rpm = 640", "mode = \"lease\"\non_error = \"deny\"");
-    fresh_minute();
-    let (passed, refused, denied) = thousand_with_store(&[&one, &two], &chat(MINE, false));
-    assert_eq!(passed + refused + denied, 1000);
-    // What lies idle at one node at the end may be missed at the other, and so may what was granted
-    // to somebody who had waited for too long, on a machine that does much besides.
-    assert!(passed <= 640 && passed + denied >= 600, "{passed} passed, {denied} denied");
-    assert!(redis.counted("a") <= 640);
+    let store = "mode = \"lease\"\non_error = \"deny\"";
+    // Again where the store answered late: what it granted then may be missed.
+    for key in ["a", "b", "c", "d", "e"] {
+        let [one, two] = redis.nodes(&mock, key, "rpm = 640", store);
+        fresh_minute();
+        let (passed, refused, denied) = thousand_with_store(&[&one, &two], &chat(MINE, false));
+        assert!(redis.counted(key) <= 640);
+        if denied > 0 {
+            assert!(passed <= 640, "{passed}");
+            continue;
+        }
+        assert_eq!(passed + refused, 1000);
+        // What lies idle at one node at the end may be missed at the other.
+        assert!((600..=640).contains(&passed), "{passed}");
+        return;
+    }
+    panic!("the store was late each time");
 }
 
 #[test]
