@@ -8,11 +8,11 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Loaded, Outside, Report};
+use crate::net::sys::unix_s;
 
 /// Where the config is looked for when `-c` is not given.
 pub const CONFIG_PATH: &str = "tokenring.toml";
@@ -112,7 +112,7 @@ pub fn load_text(shown: &str, text: &str) -> Result<Loaded, Report> {
     let outside = Outside {
         env: &|name| std::env::var(name).ok(),
         read: &|path| std::fs::read_to_string(path).map_err(|why| why.to_string()),
-        now_s: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        now_s: unix_s(),
     };
     config::load(shown, text, &outside)
 }

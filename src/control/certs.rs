@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
@@ -24,6 +24,7 @@ use super::Say;
 use super::fetch::Task;
 use super::fleet::Event;
 use crate::config::{CertPair, Config, ListenerId, ListenerTls, UpstreamId, UpstreamTls};
+use crate::net::sys::unix_s;
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
 /// From one look at the files to the next.
@@ -207,13 +208,13 @@ pub(super) fn keep_watch(
     events: mpsc::Sender<Event>,
     say: Say,
 ) -> Task {
-    let mut watch = Watch::new(config, store, now_s());
+    let mut watch = Watch::new(config, store, unix_s());
     Task::of(tokio::spawn(async move {
         loop {
             let by_hand = timeout(LOOK, asked.notified()).await.is_ok();
             // A folder that is mounted from elsewhere can hang.
             let looked = spawn_blocking(move || {
-                let found = watch.look(by_hand, &read, now_s());
+                let found = watch.look(by_hand, &read, unix_s());
                 (watch, found)
             });
             let Ok((back, found)) = looked.await else { return };
@@ -227,11 +228,6 @@ pub(super) fn keep_watch(
             found.lines.iter().for_each(|line| say(line));
         }
     }))
-}
-
-/// Seconds since 1970.
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn read(path: &Path) -> Result<String, String> {

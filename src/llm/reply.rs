@@ -9,6 +9,7 @@
 //! It deliberately writes bodies only; status line, `Content-Length`, `x-request-id`,
 //! `Retry-After` and the rest of the head belong to the trunk.
 
+use super::path::path_of;
 use super::quote::{quote, quote_inner};
 
 /// The shape of errors that the caller's SDK parses.
@@ -28,8 +29,7 @@ impl Dialect {
     /// Shape: `…/v1/messages` and below is Anthropic; `…/v1beta/…` and `…/models/{m}:verb`
     /// are Gemini, but for Gemini's own `/v1beta/openai/…`; all else is OpenAI.
     pub fn of_path(path: &[u8]) -> Self {
-        let end = memchr::memchr2(b'?', b'#', path).unwrap_or(path.len());
-        let path = &path[..end];
+        let path = path_of(path);
         let (mut beta, mut openai, mut models) = (false, false, false);
         // A path is short: one walk over its bytes costs less than preparing a search.
         for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {

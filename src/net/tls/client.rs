@@ -52,6 +52,7 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
         .map_err(|why| why.to_string())?;
+    let believing = |believes| Arc::new(Verifier { believes, provider: provider() });
     let builder = if tls.verify {
         let roots = match &tls.ca {
             Authorities::Mozilla => mozilla(),
@@ -63,12 +64,12 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
         match &tls.ca {
             Authorities::File(file) => {
                 let own = SelfSigned { roots: file.roots.store().clone(), verifier };
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(own))
+                builder.dangerous().with_custom_certificate_verifier(believing(Believes::File(own)))
             }
             _ => builder.with_webpki_verifier(verifier),
         }
     } else {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Anyone(provider())))
+        builder.dangerous().with_custom_certificate_verifier(believing(Believes::Anyone))
     };
     let mut config = match &tls.client {
         None => builder.with_no_client_auth(),
@@ -139,9 +140,26 @@ fn system() -> Result<Arc<RootCertStore>, String> {
     ROOTS.get_or_init(load).clone()
 }
 
-/// `ca` is a file: also a server whose own certificate stands in it is believed, as it is by
-/// OpenSSL. It is self-signed most often, and says of itself that it is an authority, which
-/// rustls takes from no server.
+/// Verifies servers where rustls's own rule is not the operator's. Whoever shows a certificate
+/// holds its key, in any case.
+#[derive(Debug)]
+struct Verifier {
+    believes: Believes,
+    provider: Arc<CryptoProvider>,
+}
+
+/// Which certificates are believed.
+#[derive(Debug)]
+enum Believes {
+    /// `verify = false`: any.
+    Anyone,
+    /// `ca` is a file.
+    File(SelfSigned),
+}
+
+/// Also a server whose own certificate stands in the file is believed, as it is by OpenSSL. It is
+/// self-signed most often, and says of itself that it is an authority, which rustls takes from no
+/// server.
 ///
 /// By name and key, like any authority: whoever holds the key of an authority could sign as it
 /// likes. Name and dates are verified all the same; one that is bound to names (RFC 5280
@@ -163,10 +181,8 @@ impl SelfSigned {
                 && root.name_constraints.is_none()
         })
     }
-}
 
-impl ServerCertVerifier for SelfSigned {
-    fn verify_server_cert(
+    fn verify(
         &self,
         cert: &CertificateDer<'_>,
         chain: &[CertificateDer<'_>],
@@ -191,44 +207,21 @@ impl ServerCertVerifier for SelfSigned {
         verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
         Ok(ServerCertVerified::assertion())
     }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
-    }
 }
 
-/// `verify = false`: any certificate will do, as long as its owner holds the key.
-#[derive(Debug)]
-struct Anyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anyone {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
+        cert: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
+        match &self.believes {
+            Believes::Anyone => Ok(ServerCertVerified::assertion()),
+            Believes::File(own) => own.verify(cert, chain, name, ocsp, now),
+        }
     }
 
     fn verify_tls12_signature(
@@ -237,7 +230,8 @@ impl ServerCertVerifier for Anyone {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, known)
     }
 
     fn verify_tls13_signature(
@@ -246,10 +240,11 @@ impl ServerCertVerifier for Anyone {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, known)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }

@@ -18,7 +18,6 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 #[cfg(feature = "aws-lc-rs")]
 use aws_lc_rs::aead;
@@ -28,6 +27,7 @@ use rustls::server::ProducesTickets;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{ClientAuth, ListenerTls};
+use crate::net::sys::unix_s;
 use crate::pki::provider;
 
 /// How long a key seals.
@@ -253,7 +253,7 @@ impl Tickets {
 
     fn renew(&self) -> io::Result<()> {
         let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
-        if !ring.rotate(now_s(), &random) {
+        if !ring.rotate(unix_s(), &random) {
             return Ok(());
         }
         let bytes = ring.to_bytes();
@@ -311,22 +311,17 @@ impl ProducesTickets for Ticketer {
 
     fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
         let ring = self.tickets.ring.read().unwrap_or_else(PoisonError::into_inner);
-        ring.seal(&self.context, plain, now_s(), &random)
+        ring.seal(&self.context, plain, unix_s(), &random)
     }
 
     fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
         let ring = self.tickets.ring.read().unwrap_or_else(PoisonError::into_inner);
-        ring.open(&self.context, cipher, now_s())
+        ring.open(&self.context, cipher, unix_s())
     }
 }
 
 fn random(bytes: &mut [u8]) -> bool {
     provider().secure_random.fill(bytes).is_ok()
-}
-
-/// Wall-clock time: tickets outlive the process and its monotonic clock.
-fn now_s() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[cfg(test)]
