@@ -52,9 +52,11 @@ const IMPURE: &[(&str, &str)] = &[
     ("Instant::now", "take `now` as an argument"),
     ("SystemTime", "take `now` as an argument"),
 ];
-/// Files that may hold `unsafe`, all under `src/net`.
+/// The one pure leaf that names an instruction set; a benchmark has earned it.
+const SIMD: &str = "src/llm/leap/avx2.rs";
+/// Files that may hold `unsafe`: some of `net`, and that leaf.
 const UNSAFE: &[&str] =
-    &["src/net/frame.rs", "src/net/rt/accept.rs", "src/net/rt/socket.rs", "src/net/sys.rs"];
+    &["src/net/frame.rs", "src/net/rt/accept.rs", "src/net/rt/socket.rs", "src/net/sys.rs", SIMD];
 /// Longest file, its test module not counted.
 const LINES_MAX: usize = 600;
 
@@ -445,8 +447,8 @@ fn every_fuzz_function_has_a_driver() {
 }
 
 #[test]
-fn unsafe_files_lie_under_net() {
-    assert!(UNSAFE.iter().all(|path| path.starts_with("src/net/")));
+fn unsafe_files_lie_under_net_but_one() {
+    assert!(UNSAFE.iter().all(|path| path.starts_with("src/net/") || *path == SIMD));
 }
 
 /// The rules themselves: each must find what it forbids, or a hole goes unseen.
