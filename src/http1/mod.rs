@@ -2,7 +2,8 @@
 //!
 //! Reading order: `parse` (bytes → head), `target` (whom a request asks), `framing` (head → how
 //! the body ends), `body` (wire bytes → which of them are body, and where the message ends),
-//! `encode` (head → bytes), `connect` (a tunnel through an outbound proxy); `smuggling` is the
+//! `encode` (head → bytes), `recut` (such
+//! bytes → head), `connect` (a tunnel through an outbound proxy); `smuggling` is the
 //! table of attacks that all of them are held to. None of them knows a socket: each takes what has
 //! arrived and says what it means or that more is needed. Whatever could be read in two ways is
 //! refused, in both directions.
@@ -12,6 +13,7 @@ pub mod connect;
 pub mod encode;
 pub mod framing;
 pub mod parse;
+pub mod recut;
 pub mod target;
 
 #[cfg(test)]

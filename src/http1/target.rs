@@ -14,8 +14,11 @@ use crate::http::{
     method::Method,
 };
 
-/// Sorts the target into one of the four forms (RFC 9112 §3.2) and cuts it.
-pub(super) fn cut_target(bytes: &[u8], head: &mut RequestHead) -> Result<(), HeadFault> {
+/// Sorts the target of `head` into one of the four forms (RFC 9112 §3.2) and cuts it.
+///
+/// Shape: `bytes` begins with the head, whose method and target are known.
+/// Errors: `BadTarget`.
+pub fn cut_target(bytes: &[u8], head: &mut RequestHead) -> Result<(), HeadFault> {
     let target = head.target.of(bytes);
     let offset = head.target.start as usize;
     // A fragment is never sent; one server would cut it off and another take it for the path.

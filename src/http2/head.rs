@@ -5,6 +5,10 @@
 //! pass them. They are those of the parser that reads the head next: what passes here passes there.
 
 use super::fault::Fault;
+use crate::http::{
+    head::{Field, Span},
+    name::Name,
+};
 use crate::http1::{encode, parse::HeadLimits};
 
 /// Bytes that a field line has beyond its name and value.
@@ -17,16 +21,21 @@ pub(super) struct Head<'a> {
     start: usize,
     lines: usize,
     limits: &'a HeadLimits,
+    /// Where each line stands, counted from `start`, for those who would have to parse it else.
+    cut: Option<&'a mut Vec<Field>>,
 }
 
 /// Writes a head with `write`, and takes it back when that fails.
+///
+/// Shape: `cut` gets the fields as our parser would find them in the bytes of this head.
 pub(super) fn write<T>(
     out: &mut Vec<u8>,
     limits: &HeadLimits,
+    cut: Option<&mut Vec<Field>>,
     write: impl FnOnce(&mut Head<'_>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let start = out.len();
-    let mut head = Head { out, start, lines: 0, limits };
+    let mut head = Head { out, start, lines: 0, limits, cut };
     let written = write(&mut head).and_then(|value| {
         head.room(2)?;
         encode::end_of_head(head.out);
@@ -64,9 +73,11 @@ impl Head<'_> {
     /// Writes one field line.
     ///
     /// Errors: `TooManyFields`, `HeadTooLarge`.
-    pub(super) fn field(&mut self, name: &[u8], value: &[u8]) -> Result<(), Fault> {
+    pub(super) fn field(&mut self, kind: Name, name: &[u8], value: &[u8]) -> Result<(), Fault> {
         self.line(name.len() + value.len())?;
+        let start = self.written();
         encode::field(self.out, name, value);
+        self.note(kind, start, name.len());
         Ok(())
     }
 
@@ -75,11 +86,13 @@ impl Head<'_> {
     /// Errors: `TooManyFields`, `HeadTooLarge`.
     pub(super) fn joined<'v>(
         &mut self,
+        kind: Name,
         name: &[u8],
         values: impl Iterator<Item = &'v [u8]>,
         between: &[u8],
     ) -> Result<(), Fault> {
         self.line(name.len())?;
+        let start = self.written();
         self.out.extend_from_slice(name);
         self.out.extend_from_slice(b": ");
         for (index, value) in values.enumerate() {
@@ -89,7 +102,23 @@ impl Head<'_> {
             self.out.extend_from_slice(value);
         }
         self.out.extend_from_slice(b"\r\n");
+        self.note(kind, start, name.len());
         Ok(())
+    }
+
+    /// Notes where the line stands that has just been written.
+    fn note(&mut self, name_kind: Name, start: usize, name_bytes: usize) {
+        let end = self.written();
+        if let Some(cut) = &mut self.cut {
+            let name = Span::new(start, start + name_bytes);
+            let value = Span::new(name.end as usize + ": ".len(), end - "\r\n".len());
+            cut.push(Field { name_kind, name, value, line: Span::new(start, end) });
+        }
+    }
+
+    /// Bytes of the head so far.
+    pub(super) fn written(&self) -> usize {
+        self.out.len() - self.start
     }
 
     /// Counts one line with so many bytes of name and value.
@@ -102,8 +131,7 @@ impl Head<'_> {
     }
 
     fn room(&self, bytes: usize) -> Result<(), Fault> {
-        let written = self.out.len() - self.start;
-        if written + bytes > self.limits.head_bytes_max {
+        if self.written() + bytes > self.limits.head_bytes_max {
             return Err(Fault::HeadTooLarge);
         }
         Ok(())

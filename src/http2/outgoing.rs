@@ -110,15 +110,15 @@ pub fn write_response_head(
     }
     let bodiless = interim || request == Method::Head || matches!(status.as_u16(), 204 | 304);
     let has_no_length = interim || status == StatusCode::NO_CONTENT;
-    head::write(out, limits, |head| {
+    head::write(out, limits, None, |head| {
         head.status_line(status.as_u16())?;
         let mut declared = Declared::default();
         for (name, value) in headers {
-            let is_length = checked(name, value)? == Name::ContentLength;
-            if is_length && (!declared.add(value.as_bytes())? || has_no_length) {
+            let kind = checked(name, value)?;
+            if kind == Name::ContentLength && (!declared.add(value.as_bytes())? || has_no_length) {
                 continue;
             }
-            head.field(name.as_str().as_bytes(), value.as_bytes())?;
+            head.field(kind, name.as_str().as_bytes(), value.as_bytes())?;
         }
         if bodiless {
             return Ok(BodyFraming::None);
@@ -126,11 +126,11 @@ pub fn write_response_head(
         match (declared.framing(ends)?, ends) {
             (Some(framing), _) => Ok(framing),
             (None, Ends::WithHead) => {
-                head.field(b"content-length", b"0")?;
+                head.field(Name::ContentLength, b"content-length", b"0")?;
                 Ok(BodyFraming::Length(0))
             }
             (None, Ends::Later) => {
-                head.field(b"transfer-encoding", b"chunked")?;
+                head.field(Name::TransferEncoding, b"transfer-encoding", b"chunked")?;
                 Ok(BodyFraming::Chunked)
             }
         }
@@ -191,7 +191,8 @@ fn fuzz_request(wire: &[u8]) {
     let roomy = HeadLimits { head_bytes_max: 1 << 20, fields_max: 1 << 10, ..limits };
     let mut again = Vec::new();
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let written = write_head(&mut again, method, uri, headers, Ends::Later, &roomy);
+    let written =
+        write_head(&mut again, &mut RequestHead::new(), method, uri, headers, Ends::Later, &roomy);
     assert!(written.is_ok(), "{written:?} {}", wire.escape_ascii());
     let mut second = RequestHead::new();
     assert_eq!(parse_request(&again, &mut 0, &roomy, &mut second), Ok(Parse::Done));

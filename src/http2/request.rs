@@ -1,9 +1,10 @@
 //! A request that came by HTTP/2 → the head of an HTTP/1.1 request.
 //!
-//! The one idea: what is written here is read again by our own parser, as if the client had spoken
-//! HTTP/1.1, and nothing else knows that it did not. So the head must say one thing only: whatever
-//! two readers could take in two ways is refused here, and whatever the parser would refuse is
-//! refused here first, under a better name.
+//! The one idea: what is written here is what our own parser would read, as if the client had
+//! spoken HTTP/1.1, and nothing else knows that it did not. So the head must say one thing only:
+//! whatever two readers could take in two ways is refused here, and whatever the parser would refuse
+//! is refused here first, under a better name. The parser itself need not run: where each part
+//! stands is noted while it is written, and the fuzzer holds the notes to what the parser finds.
 //!
 //! RFC 9113 §8.2 (fields), §8.3.1 (pseudo-fields), §8.1.1 (malformed), §10.3 (what HTTP/1.1 cannot
 //! carry); RFC 9112 §11.2 on smuggling, and the research that made it famous for HTTP/2: Kettle,
@@ -21,10 +22,14 @@ use super::{
     head::{self, Head},
 };
 use crate::{
-    http::name::Name,
+    http::{
+        head::{RequestHead, Span},
+        method,
+        name::Name,
+    },
     http1::{
         parse::{HeadLimits, METHOD_BYTES_MAX},
-        target::is_authority,
+        target::{cut_target, is_authority},
     },
 };
 
@@ -35,12 +40,14 @@ use crate::{
 /// §8.2.3). A length that was given stays where it was, once. Without one, a body is chunked; a
 /// request without a body says `content-length: 0` where the method leads to expect one. `te` is
 /// kept: whether the client reads trailers is for the exchange to know.
+/// `cut` becomes the head as `parse_request` would read it; after an error it is of no use.
 /// Returns how the bridge has to write the body.
 /// Errors: `MethodRefused` for CONNECT and TRACE; every other [`Fault`] but those of status and
 /// trailers.
 /// Source: RFC 9113 §8.1.1, §8.2, §8.3.1; RFC 9112 §3.2, §6.3.
 pub fn write_head(
     out: &mut Vec<u8>,
+    cut: &mut RequestHead,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
@@ -50,25 +57,38 @@ pub fn write_head(
     check_method(method)?;
     let target = target_of(method, uri)?;
     let authority = authority_of(uri, headers)?;
-    head::write(out, limits, |head| {
+    cut.clear();
+    let start = out.len();
+    let mut fields = std::mem::take(&mut cut.fields);
+    let framing = head::write(out, limits, Some(&mut fields), |head| {
         head.request_line(method.as_str().as_bytes(), target)?;
-        head.field(b"Host", authority)?;
+        cut.start_line_end = Span::new(0, head.written()).end;
+        head.field(Name::Host, b"Host", authority)?;
         let declared = write_fields(head, headers)?;
         if let Some(framing) = declared.framing(ends)? {
             return Ok(framing);
         }
         match (ends, method) {
             (Ends::Later, _) => {
-                head.field(b"transfer-encoding", b"chunked")?;
+                head.field(Name::TransferEncoding, b"transfer-encoding", b"chunked")?;
                 Ok(BodyFraming::Chunked)
             }
             (Ends::WithHead, &Method::POST | &Method::PUT | &Method::PATCH) => {
-                head.field(b"content-length", b"0")?;
+                head.field(Name::ContentLength, b"content-length", b"0")?;
                 Ok(BodyFraming::Length(0))
             }
             (Ends::WithHead, _) => Ok(BodyFraming::None),
         }
-    })
+    });
+    cut.fields = fields;
+    let framing = framing?;
+    cut.method = method::Method::of(method.as_str().as_bytes());
+    cut.method_text = Span::new(0, method.as_str().len());
+    let target_start = method.as_str().len() + 1;
+    cut.target = Span::new(target_start, target_start + target.len());
+    cut.len = Span::new(0, out.len() - start).end;
+    cut_target(&out[start..], cut).map_err(|_| Fault::TargetBad)?;
+    Ok(framing)
 }
 
 /// Writes every field but `host`; all cookies where the first one stands.
@@ -76,20 +96,21 @@ fn write_fields(head: &mut Head<'_>, headers: &HeaderMap) -> Result<Declared, Fa
     let mut declared = Declared::default();
     let mut cookies_written = false;
     for (name, value) in headers {
-        match checked(name, value)? {
+        let kind = checked(name, value)?;
+        match kind {
             Name::Host => continue,
             Name::ContentLength if !declared.add(value.as_bytes())? => continue,
             Name::Other if name == header::COOKIE => {
                 if !cookies_written {
                     cookies_written = true;
                     let all = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes());
-                    head.joined(b"cookie", all.filter(|value| !value.is_empty()), b"; ")?;
+                    head.joined(kind, b"cookie", all.filter(|value| !value.is_empty()), b"; ")?;
                 }
                 continue;
             }
             _ => {}
         }
-        head.field(name.as_str().as_bytes(), value.as_bytes())?;
+        head.field(kind, name.as_str().as_bytes(), value.as_bytes())?;
     }
     Ok(declared)
 }
@@ -162,10 +183,12 @@ pub fn fuzz(data: &[u8]) {
         _ => HeadLimits { head_bytes_max: 256, fields_max: 6, target_bytes_max: 32 },
     };
     let mut out = b"before".to_vec();
-    match write_head(&mut out, &method, &uri, &headers, ends, &limits) {
+    let mut cut = RequestHead::new();
+    match write_head(&mut out, &mut cut, &method, &uri, &headers, ends, &limits) {
         Err(_) => assert_eq!(out, b"before", "a refused request leaves nothing behind"),
         Ok(framing) => {
-            assert_reads_back(&out["before".len()..], &method, &uri, &headers, framing, &limits);
+            let wire = &out["before".len()..];
+            assert_reads_back(wire, &cut, &method, &uri, &headers, framing, &limits);
         }
     }
 }
@@ -180,9 +203,27 @@ fn uri_for_fuzz(authority: &[u8], path: &[u8]) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
+/// Holds what was noted while a head was written to what the parser finds in it.
+fn assert_same(cut: &RequestHead, parsed: &RequestHead, wire: &[u8]) {
+    assert_eq!((cut.method, cut.version, cut.len), (parsed.method, parsed.version, parsed.len));
+    assert_eq!((cut.method_text, cut.target), (parsed.method_text, parsed.target));
+    assert_eq!(cut.start_line_end, parsed.start_line_end);
+    assert_eq!(cut.target_authority, parsed.target_authority);
+    assert_eq!((cut.target_path, cut.target_query), (parsed.target_path, parsed.target_query));
+    assert_eq!(cut.fields.len(), parsed.fields.len());
+    for (cut, parsed) in cut.fields.iter().zip(&parsed.fields) {
+        assert_eq!(
+            (cut.name_kind, cut.name, cut.line),
+            (parsed.name_kind, parsed.name, parsed.line)
+        );
+        assert_eq!(cut.value.of(wire), parsed.value.of(wire));
+    }
+}
+
 /// Holds a written head to what was asked, by another way than it was written.
 fn assert_reads_back(
     wire: &[u8],
+    cut: &RequestHead,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
@@ -193,10 +234,11 @@ fn assert_reads_back(
         framing::{Framing, request_framing},
         parse::{Parse, parse_request},
     };
-    let mut head = crate::http::RequestHead::new();
+    let mut head = RequestHead::new();
     let parsed = parse_request(wire, &mut 0, limits, &mut head);
     assert_eq!(parsed, Ok(Parse::Done), "{}", wire.escape_ascii());
     assert_eq!(head.len as usize, wire.len());
+    assert_same(cut, &head, wire);
     let ends = wire.windows(4).filter(|window| window == b"\r\n\r\n").count();
     assert!(ends == 1 && wire.ends_with(b"\r\n\r\n"), "one end, at the end");
     assert_eq!(request_framing(&head, wire), Ok(Framing::from(framing)));
@@ -261,7 +303,15 @@ mod tests {
         let method = Method::from_bytes(method.as_bytes()).expect("a token");
         let uri: Uri = uri.parse().expect("a uri");
         let mut out = Vec::new();
-        let framing = write_head(&mut out, &method, &uri, &map(fields), ends, &LIMITS)?;
+        let framing = write_head(
+            &mut out,
+            &mut RequestHead::new(),
+            &method,
+            &uri,
+            &map(fields),
+            ends,
+            &LIMITS,
+        )?;
         Ok((String::from_utf8(out).expect("ascii"), framing))
     }
 
@@ -354,6 +404,7 @@ mod tests {
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
                 let got = write_head(
                     &mut Vec::new(),
+                    &mut RequestHead::new(),
                     &Method::POST,
                     &Uri::from_static("https://h/"),
                     &headers,
@@ -371,8 +422,15 @@ mod tests {
             let headers =
                 HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from_static(bad))]);
             let uri = Uri::from_static("https://h/");
-            let got =
-                write_head(&mut Vec::new(), &Method::POST, &uri, &headers, Ends::Later, &LIMITS);
+            let got = write_head(
+                &mut Vec::new(),
+                &mut RequestHead::new(),
+                &Method::POST,
+                &uri,
+                &headers,
+                Ends::Later,
+                &LIMITS,
+            );
             assert_eq!(got, Err(Fault::LengthBad), "{bad:?}");
         }
         refused(&[("x", " a")], Fault::ValuePadded);
@@ -429,8 +487,15 @@ mod tests {
         for bad in ["", "a b", "h/", "a,b", "h:x", "h:65536", "h\\", "[::1", " "] {
             let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(bad))]);
             let uri = Uri::from_static("/");
-            let got =
-                write_head(&mut Vec::new(), &Method::GET, &uri, &headers, Ends::WithHead, &LIMITS);
+            let got = write_head(
+                &mut Vec::new(),
+                &mut RequestHead::new(),
+                &Method::GET,
+                &uri,
+                &headers,
+                Ends::WithHead,
+                &LIMITS,
+            );
             assert_eq!(got, Err(Fault::AuthorityBad), "{bad:?}");
         }
         assert_eq!(got("https://a!b/", &[]), Err(Fault::AuthorityBad));
@@ -471,7 +536,15 @@ mod tests {
             .collect();
         let got = |uri: &Uri, headers: &HeaderMap, limits: &HeadLimits| {
             let mut out = b"kept".to_vec();
-            let got = write_head(&mut out, &Method::GET, uri, headers, Ends::Later, limits);
+            let got = write_head(
+                &mut out,
+                &mut RequestHead::new(),
+                &Method::GET,
+                uri,
+                headers,
+                Ends::Later,
+                limits,
+            );
             assert!(got.is_ok() || out == b"kept");
             (got, out.len() - 4)
         };

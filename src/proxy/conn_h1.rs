@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::core::Core;
+use super::core::{Core, Scratch};
 use super::exchange;
 use super::reply::Next;
 use crate::net::frame::Frame;
@@ -67,6 +67,9 @@ pub struct Downstream {
     pub listener: usize,
     /// Bytes received and not consumed; a message begins at 0.
     pub recv: Vec<u8>,
+    /// Working memory that holds the head at the front of `recv` already, if whoever wrote it
+    /// there knows its parts.
+    pub cut: Option<Box<Scratch>>,
     /// Its last body was large, so the next may be.
     pub bulky: bool,
     /// Requests taken from it.
@@ -88,6 +91,7 @@ impl Downstream {
             certified,
             listener,
             recv,
+            cut: None,
             bulky: false,
             served: 0,
             write_idle,

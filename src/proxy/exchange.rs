@@ -36,18 +36,25 @@ use crate::upstream::held::Held;
 
 /// Serves one request; the connection's receive buffer may hold its beginning already.
 pub async fn run(core: &Rc<Core>, down: &mut Downstream) -> Next {
-    let mut scratch = core.take_scratch();
-    let next = live(core, down, &mut scratch).await;
+    let cut = down.cut.take();
+    let is_read = cut.is_some();
+    let mut scratch = cut.unwrap_or_else(|| core.take_scratch());
+    let next = live(core, down, &mut scratch, is_read).await;
     core.give_back_scratch(scratch);
     next
 }
 
-async fn live(core: &Rc<Core>, down: &mut Downstream, scratch: &mut Scratch) -> Next {
+async fn live(
+    core: &Rc<Core>,
+    down: &mut Downstream,
+    scratch: &mut Scratch,
+    is_read: bool,
+) -> Next {
     // The exchange keeps the config it began with.
     let plan = core.plan();
     let listener = &plan.listeners[down.listener];
 
-    if let Err(end) = read_head(core, &plan, listener, down, scratch).await {
+    if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch).await {
         return match end {
             Some(refusal) => {
                 let mut settle = Settle::begin(core);

@@ -30,7 +30,8 @@ use crate::http::head::ResponseHead;
 use crate::http::method::Method;
 use crate::http1::body::BodyReader;
 use crate::http1::framing::{Framing, response_framing};
-use crate::http1::parse::{HeadLimits, Parse, parse_response};
+use crate::http1::parse::Parse;
+use crate::http1::recut::recut_response;
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
 use crate::net::buffers;
 use crate::net::frame::Frame;
@@ -42,10 +43,6 @@ use crate::net::sys::Shut;
 
 /// What the pipe holds in each direction.
 const PIPE_BYTES: usize = 16 * 1024;
-/// Bounds of the head that the exchange writes: larger than any it lets through.
-const ANSWER_HEAD: HeadLimits =
-    HeadLimits { head_bytes_max: 512 * 1024, fields_max: 512, target_bytes_max: 0 };
-
 /// Serves one stream.
 pub async fn serve(
     core: &Rc<Core>,
@@ -58,9 +55,13 @@ pub async fn serve(
     let ends = Ends::of(body.is_end_stream());
     let (method, uri) = (&parts.method, &parts.uri);
     let limits = core.plan().head;
-    let framing = match request::write_head(&mut head, method, uri, &parts.headers, ends, &limits) {
+    let mut scratch = core.take_scratch();
+    let cut = &mut scratch.request;
+    let written = request::write_head(&mut head, cut, method, uri, &parts.headers, ends, &limits);
+    let framing = match written {
         Ok(framing) => framing,
         Err(fault) => {
+            core.give_back_scratch(scratch);
             core.buffers.give_back(head);
             refuse(core, fault, &mut respond);
             if !body.is_end_stream() {
@@ -69,7 +70,7 @@ pub async fn serve(
             return;
         }
     };
-    let method = Method::of(method.as_str().as_bytes());
+    let method = scratch.request.method;
     drop(parts);
     // A body that came with its head goes with it.
     let ahead =
@@ -77,6 +78,7 @@ pub async fn serve(
     let fed = ahead.ended && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
     let mut down = Downstream::new(core, shared.client.with_stream(Stream::Pipe(theirs)), head);
+    down.cut = Some(scratch);
     // Its end of the pipe closes with the exchange.
     let mut exchange = Some(Frame::with(|| async move {
         exchange::run(core, &mut down).await;
@@ -208,12 +210,11 @@ async fn begin(
     head: &mut ResponseHead,
 ) -> Result<Option<Begun>, Broken> {
     let mut buffer = Vec::new();
-    let mut searched = 0;
     loop {
         if buffer.is_empty() {
             buffer = receive(pipe, respond).await?;
         }
-        match parse_response(&buffer, &mut searched, &ANSWER_HEAD, head) {
+        match recut_response(&buffer, head) {
             Err(_) => return Err(Broken::Pipe),
             Ok(Parse::More) => {
                 let more = receive(pipe, respond).await?;
@@ -225,7 +226,6 @@ async fn begin(
                 let interim = response::read_head(head, &buffer).map_err(|_| Broken::Pipe)?;
                 respond.send_informational(interim).map_err(|_| Broken::Stream)?;
                 buffer.drain(..head.len as usize);
-                searched = 0;
             }
         }
     }

@@ -98,6 +98,11 @@ fn heads_hold() {
 }
 
 #[test]
+fn heads_of_our_own_hold() {
+    drive("http1::recut", http1::recut::fuzz, HEADS);
+}
+
+#[test]
 fn answers_to_connect_hold() {
     let seeds = &[
         "HTTP/1.1 200 Connection established\r\n\r\n",
