@@ -9,11 +9,13 @@ use std::io;
 use std::os::fd::RawFd;
 use std::task::Waker;
 
+use super::buffers;
 use super::frame::{Frame, OrFrame};
 use super::pipe::{End, WeakEnd};
 use super::rt::{Part, Socket};
 use super::sys::{self, Peek, Shut};
 use super::tls::TlsStream;
+use crate::base::buf::SMALL_BYTES;
 
 /// A connected stream; clones share it, the last one closes it.
 #[derive(Clone)]
@@ -158,6 +160,22 @@ impl Stream {
             Stream::Plain(socket) => socket.shutdown(how),
             Stream::Tls(tls) => tls.shutdown(how),
             Stream::Pipe(end) => end.shutdown(how),
+        }
+    }
+
+    /// Ends our side, then reads on and throws it away until the peer ends its own, or so much has
+    /// come (RFC 9112 §9.6): a socket closed over bytes that nobody read is reset, and the peer may
+    /// lose what we said last. For how long is for the caller's timer.
+    pub async fn linger(&self, bytes_max: usize) {
+        self.shutdown(Shut::Write);
+        let mut left = bytes_max;
+        while left > 0 {
+            let (result, buffer) = self.recv(buffers::take(SMALL_BYTES)).await;
+            buffers::give_back(buffer);
+            match result {
+                Ok(n) if n > 0 => left = left.saturating_sub(n),
+                _ => break,
+            }
         }
     }
 

@@ -121,26 +121,13 @@ pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
         }
     };
     if next == Next::Linger {
-        Frame::with(|| linger(core, &down.socket, &down.timer)).await;
+        Frame::with(|| linger(&down.socket, &down.timer)).await;
     }
     core.buffers.give_back(std::mem::take(&mut down.recv));
 }
 
-/// Ends our side, then reads on until the client ends its own (RFC 9112 §9.6): a socket closed over
-/// bytes that nobody read is reset, and the client may lose what we said last.
-pub(super) async fn linger(core: &Core, stream: &Stream, timer: &Timer) {
-    stream.shutdown(Shut::Write);
+/// Gives the client time to read what we said last, and to end its side.
+pub(super) async fn linger(stream: &Stream, timer: &Timer) {
     timer.arm(stream.handle(), Shut::Both, LINGER);
-    let mut buffer = core.buffers.take(1);
-    let mut left = LINGER_BYTES_MAX;
-    while left > 0 {
-        buffer.clear();
-        let (result, back) = stream.recv(buffer).await;
-        buffer = back;
-        match result {
-            Ok(n) if n > 0 => left = left.saturating_sub(n),
-            _ => break,
-        }
-    }
-    core.buffers.give_back(buffer);
+    stream.linger(LINGER_BYTES_MAX).await;
 }

@@ -103,7 +103,7 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
         shared.rest();
         accept(&core, &shared, connection, &flooded).await;
         // It may still be telling us what it has received, or opening a stream.
-        linger(&core, &shared.client.stream, &shared.timer).await;
+        linger(&shared.client.stream, &shared.timer).await;
     }
 }
 

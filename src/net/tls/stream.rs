@@ -27,6 +27,7 @@ use super::wire::{Ended, Wire};
 use crate::base::buf::SMALL_BYTES;
 use crate::net::buffers;
 use crate::net::rt::{Part, Socket};
+use crate::net::stream::Stream;
 use crate::net::sys::{self, Peek, Shut};
 
 /// Most plaintext sealed for one send: four records.
@@ -107,13 +108,8 @@ impl TlsStream {
         self.state(|state| state.silent = true);
         let socket = &self.0.socket;
         let (sent, _) = socket.send_all(Part::whole(plain::ANSWER.to_vec())).await;
-        socket.shutdown(Shut::Write);
-        let (mut left, mut reads) = (plain::DROPPED_BYTES_MAX, sent.is_ok());
-        while reads {
-            let (result, buffer) = socket.recv(buffers::take(SMALL_BYTES)).await;
-            buffers::give_back(buffer);
-            left = left.saturating_sub(*result.as_ref().unwrap_or(&0));
-            reads = left > 0 && result.is_ok_and(|n| n > 0);
+        if sent.is_ok() {
+            Stream::Plain(socket.clone()).linger(plain::DROPPED_BYTES_MAX).await;
         }
     }
 
