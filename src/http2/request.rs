@@ -87,7 +87,10 @@ pub fn write_head(
     let target_start = method.as_str().len() + 1;
     cut.target = Span::new(target_start, target_start + target.len());
     cut.len = Span::new(0, out.len() - start).end;
-    cut_target(&out[start..], cut).map_err(|_| Fault::TargetBad)?;
+    if cut_target(&out[start..], cut).is_err() {
+        out.truncate(start);
+        return Err(Fault::TargetBad);
+    }
     Ok(framing)
 }
 
