@@ -216,6 +216,19 @@ fn count(fields: &[Field], name: Name) -> usize {
     fields.iter().filter(|field| field.name_kind == name).count()
 }
 
+/// For fuzzers: two ways to cut one head agree on its fields. Where a value without bytes stands is
+/// nobody's business.
+pub(crate) fn assert_same_fields(ours: &[Field], parsed: &[Field], bytes: &[u8]) {
+    assert_eq!(ours.len(), parsed.len());
+    for (ours, parsed) in ours.iter().zip(parsed) {
+        assert_eq!(
+            (ours.name_kind, ours.name, ours.line),
+            (parsed.name_kind, parsed.name, parsed.line)
+        );
+        assert_eq!(ours.value.of(bytes), parsed.value.of(bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

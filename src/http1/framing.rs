@@ -155,9 +155,6 @@ impl Coding {
 
 /// Adds one more `Content-Length` line: all numbers in all of them have to be the same.
 fn agreed(before: Option<Result<u64, FramingFault>>, value: &[u8]) -> Result<u64, FramingFault> {
-    if before.is_none() && !value.contains(&b',') {
-        return decimal(value).ok_or(FramingFault::LengthBad);
-    }
     let mut length = before.transpose()?;
     for number in list(value) {
         let number = decimal(number).ok_or(FramingFault::LengthBad)?;

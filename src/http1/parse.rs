@@ -386,9 +386,9 @@ fn cut_fields(
 }
 
 /// Where `part`, a slice of `whole`, stands in it.
-fn span_within(whole: &[u8], part: &[u8]) -> Span {
+pub(super) fn span_within(whole: &[u8], part: &[u8]) -> Span {
     let start = (part.as_ptr() as usize).wrapping_sub(whole.as_ptr() as usize);
-    debug_assert!(start + part.len() <= whole.len(), "httparse returns slices of its input");
+    debug_assert!(start + part.len() <= whole.len(), "a part of the whole");
     Span::new(start, start + part.len())
 }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     http::{
-        head::{RequestHead, Span},
+        head::{RequestHead, Span, assert_same_fields},
         method,
         name::Name,
     },
@@ -213,14 +213,7 @@ fn assert_same(cut: &RequestHead, parsed: &RequestHead, wire: &[u8]) {
     assert_eq!(cut.start_line_end, parsed.start_line_end);
     assert_eq!(cut.target_authority, parsed.target_authority);
     assert_eq!((cut.target_path, cut.target_query), (parsed.target_path, parsed.target_query));
-    assert_eq!(cut.fields.len(), parsed.fields.len());
-    for (cut, parsed) in cut.fields.iter().zip(&parsed.fields) {
-        assert_eq!(
-            (cut.name_kind, cut.name, cut.line),
-            (parsed.name_kind, parsed.name, parsed.line)
-        );
-        assert_eq!(cut.value.of(wire), parsed.value.of(wire));
-    }
+    assert_same_fields(&cut.fields, &parsed.fields, wire);
 }
 
 /// Holds a written head to what was asked, by another way than it was written.
@@ -318,6 +311,17 @@ mod tests {
         Ok((String::from_utf8(out).expect("ascii"), framing))
     }
 
+    /// How a request with these fields, good or not, has its body framed.
+    fn framed(
+        method: &Method,
+        uri: &'static str,
+        headers: &HeaderMap,
+        ends: Ends,
+    ) -> Result<BodyFraming, Fault> {
+        let (mut out, mut cut) = (Vec::new(), RequestHead::new());
+        write_head(&mut out, &mut cut, method, &Uri::from_static(uri), headers, ends, &LIMITS)
+    }
+
     fn check(method: &str, uri: &str, fields: Fields<'_>, ends: Ends, lines: &str) {
         let (head, _) = written(method, uri, fields, ends).expect("good");
         assert_eq!(head, format!("{lines}\r\n"));
@@ -405,15 +409,7 @@ mod tests {
             for value in ["", "chunked", "close", "identity", "h2c"] {
                 let mut headers = HeaderMap::new();
                 headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-                let got = write_head(
-                    &mut Vec::new(),
-                    &mut RequestHead::new(),
-                    &Method::POST,
-                    &Uri::from_static("https://h/"),
-                    &headers,
-                    Ends::Later,
-                    &LIMITS,
-                );
+                let got = framed(&Method::POST, "https://h/", &headers, Ends::Later);
                 assert_eq!(got, Err(Fault::ConnectionSpecific), "{name}: {value}");
             }
         }
@@ -424,16 +420,7 @@ mod tests {
         for bad in ["", "5, 5", "+5", "-5", "0x5", "5;a", "18446744073709551616", "5 5"] {
             let headers =
                 HeaderMap::from_iter([(header::CONTENT_LENGTH, HeaderValue::from_static(bad))]);
-            let uri = Uri::from_static("https://h/");
-            let got = write_head(
-                &mut Vec::new(),
-                &mut RequestHead::new(),
-                &Method::POST,
-                &uri,
-                &headers,
-                Ends::Later,
-                &LIMITS,
-            );
+            let got = framed(&Method::POST, "https://h/", &headers, Ends::Later);
             assert_eq!(got, Err(Fault::LengthBad), "{bad:?}");
         }
         refused(&[("x", " a")], Fault::ValuePadded);
@@ -489,16 +476,7 @@ mod tests {
         assert_eq!(got("/", &[("host", "u@h")]), Err(Fault::UserInfo));
         for bad in ["", "a b", "h/", "a,b", "h:x", "h:65536", "h\\", "[::1", " "] {
             let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static(bad))]);
-            let uri = Uri::from_static("/");
-            let got = write_head(
-                &mut Vec::new(),
-                &mut RequestHead::new(),
-                &Method::GET,
-                &uri,
-                &headers,
-                Ends::WithHead,
-                &LIMITS,
-            );
+            let got = framed(&Method::GET, "/", &headers, Ends::WithHead);
             assert_eq!(got, Err(Fault::AuthorityBad), "{bad:?}");
         }
         assert_eq!(got("https://a!b/", &[]), Err(Fault::AuthorityBad));

@@ -19,6 +19,15 @@ const BLOCK: usize = 64;
 /// Words tried first: long enough for a role, a key or a number.
 const WORDS_FIRST: usize = 2;
 
+/// A set of bytes to be found, told for one byte and for eight.
+trait Class {
+    /// Whether `b` is in the set.
+    fn has(b: u8) -> bool;
+
+    /// Sets the high bit of each byte in the set; only the lowest mark is to be trusted.
+    fn marks(word: u64) -> u64;
+}
+
 /// Finds the first byte at or after `from` that string text cannot run over: the quote,
 /// the backslash or a control byte; the length of `bytes` when there is none.
 #[inline]
@@ -27,51 +36,21 @@ pub(super) fn text_end(bytes: &[u8], from: usize) -> usize {
     if let Some(at) = avx2::text_end(bytes, from) {
         return at;
     }
-    portable_text_end(bytes, from)
+    portable::<TextStop>(bytes, from)
 }
 
-fn portable_text_end(bytes: &[u8], from: usize) -> usize {
-    let mut at = from;
-    for _ in 0..WORDS_FIRST {
-        let Some(word) = word_at(bytes, at) else { break };
-        let found = text_hits(word);
-        if found != 0 {
-            return at + first(found);
-        }
-        at += WORD;
+struct TextStop;
+
+impl Class for TextStop {
+    #[inline(always)]
+    fn has(b: u8) -> bool {
+        (b == b'"') | (b == b'\\') | (b < 0x20)
     }
-    long_text_end(bytes, at)
-}
 
-/// Looks at 64 bytes at a time without a branch on what they are, then for the place.
-fn long_text_end(bytes: &[u8], from: usize) -> usize {
-    let mut at = from;
-    while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
-        if block.iter().fold(false, |any, &b| any | is_text_stop(b)) {
-            break;
-        }
-        at += BLOCK;
+    #[inline(always)]
+    fn marks(word: u64) -> u64 {
+        equal(word, b'"') | equal(word, b'\\') | below(word, 0x20)
     }
-    short_text_end(bytes, at)
-}
-
-/// Looks at 8 bytes at a time, then at one.
-fn short_text_end(bytes: &[u8], from: usize) -> usize {
-    let mut at = from;
-    while let Some(word) = word_at(bytes, at) {
-        let found = text_hits(word);
-        if found != 0 {
-            return at + first(found);
-        }
-        at += WORD;
-    }
-    let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().position(|&b| is_text_stop(b)).unwrap_or(rest.len())
-}
-
-#[inline(always)]
-fn is_text_stop(b: u8) -> bool {
-    (b == b'"') | (b == b'\\') | (b < 0x20)
 }
 
 /// Finds the first bracket, brace, quote or slash at or after `from`, or the length.
@@ -84,45 +63,59 @@ pub(super) fn structure(bytes: &[u8], from: usize) -> usize {
     if let Some(at) = avx2::structure(bytes, from) {
         return at;
     }
-    portable_structure(bytes, from)
+    portable::<Structure>(bytes, from)
 }
 
-fn portable_structure(bytes: &[u8], from: usize) -> usize {
+struct Structure;
+
+/// Clearing 0x20 folds `{` onto `[`, and 0x06 folds `[` and `]` onto `Y`.
+const FOLD: u8 = !0x26;
+
+impl Class for Structure {
+    #[inline(always)]
+    fn has(b: u8) -> bool {
+        (b & FOLD == b'Y') | (b == b'"') | (b == b'/')
+    }
+
+    #[inline(always)]
+    fn marks(word: u64) -> u64 {
+        equal(word & every(FOLD), b'Y') | equal(word, b'"') | equal(word, b'/')
+    }
+}
+
+/// Finds the first byte of a class at or after `from`, or the length, without vectors named.
+fn portable<C: Class>(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     for _ in 0..WORDS_FIRST {
         let Some(word) = word_at(bytes, at) else { break };
-        let found = structure_hits(word);
+        let found = C::marks(word);
         if found != 0 {
             return at + first(found);
         }
         at += WORD;
     }
-    long_structure(bytes, at)
-}
-
-fn long_structure(bytes: &[u8], from: usize) -> usize {
-    let mut at = from;
+    // 64 bytes at a time without a branch on what they are, then for the place.
     while let Some(block) = bytes.get(at..).and_then(|rest| rest.first_chunk::<BLOCK>()) {
-        if block.iter().fold(false, |any, &b| any | is_structure(b)) {
+        if block.iter().fold(false, |any, &b| any | C::has(b)) {
             break;
         }
         at += BLOCK;
     }
-    short_structure(bytes, at)
+    by_word::<C>(bytes, at)
 }
 
 /// Looks at 8 bytes at a time, then at one.
-fn short_structure(bytes: &[u8], from: usize) -> usize {
+fn by_word<C: Class>(bytes: &[u8], from: usize) -> usize {
     let mut at = from;
     while let Some(word) = word_at(bytes, at) {
-        let found = structure_hits(word);
+        let found = C::marks(word);
         if found != 0 {
             return at + first(found);
         }
         at += WORD;
     }
     let rest = bytes.get(at..).unwrap_or_default();
-    at + rest.iter().position(|&b| is_structure(b)).unwrap_or(rest.len())
+    at + rest.iter().position(|&b| C::has(b)).unwrap_or(rest.len())
 }
 
 #[inline(always)]
@@ -134,14 +127,6 @@ fn word_at(bytes: &[u8], at: usize) -> Option<u64> {
 #[inline(always)]
 fn first(marks: u64) -> usize {
     (marks.trailing_zeros() / 8) as usize
-}
-
-/// Clearing 0x20 folds `{` onto `[`, and 0x06 folds `[` and `]` onto `Y`.
-const FOLD: u8 = !0x26;
-
-#[inline(always)]
-fn is_structure(b: u8) -> bool {
-    (b & FOLD == b'Y') | (b == b'"') | (b == b'/')
 }
 
 const ONES: u64 = u64::from_ne_bytes([0x01; 8]);
@@ -163,28 +148,18 @@ fn equal(word: u64, b: u8) -> u64 {
     below(word ^ every(b), 1)
 }
 
-#[inline(always)]
-fn text_hits(word: u64) -> u64 {
-    equal(word, b'"') | equal(word, b'\\') | below(word, 0x20)
-}
-
-#[inline(always)]
-fn structure_hits(word: u64) -> u64 {
-    equal(word & every(FOLD), b'Y') | equal(word, b'"') | equal(word, b'/')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// With and without vectors named, so that each is tested on a machine that has both.
-    const TEXT_ENDS: [fn(&[u8], usize) -> usize; 2] = [text_end, portable_text_end];
-    const STRUCTURES: [fn(&[u8], usize) -> usize; 2] = [structure, portable_structure];
+    const TEXT_ENDS: [fn(&[u8], usize) -> usize; 2] = [text_end, portable::<TextStop>];
+    const STRUCTURES: [fn(&[u8], usize) -> usize; 2] = [structure, portable::<Structure>];
 
     #[test]
     fn the_structure_class_is_the_one_documented() {
-        let hits: Vec<u8> = (0..=255).filter(|&b| is_structure(b)).collect();
+        let hits: Vec<u8> = (0..=255).filter(|&b| Structure::has(b)).collect();
         assert_eq!(hits, b"\"/Y[]_y{}\x7f");
     }
 
@@ -196,10 +171,10 @@ mod tests {
                 bytes[at] = b;
                 let want = |one: fn(u8) -> bool| if one(b) { at } else { 150 };
                 for text_end in TEXT_ENDS {
-                    assert_eq!(text_end(&bytes, 0), want(is_text_stop), "{b:#x} at {at}");
+                    assert_eq!(text_end(&bytes, 0), want(TextStop::has), "{b:#x} at {at}");
                 }
                 for structure in STRUCTURES {
-                    assert_eq!(structure(&bytes, 0), want(is_structure), "{b:#x} at {at}");
+                    assert_eq!(structure(&bytes, 0), want(Structure::has), "{b:#x} at {at}");
                 }
             }
         }
@@ -216,10 +191,10 @@ mod tests {
                 bytes[from..].iter().position(|&b| one(b)).map_or(bytes.len(), |n| from + n)
             };
             for text_end in TEXT_ENDS {
-                prop_assert_eq!(text_end(&bytes, from), walk(is_text_stop));
+                prop_assert_eq!(text_end(&bytes, from), walk(TextStop::has));
             }
             for structure in STRUCTURES {
-                prop_assert_eq!(structure(&bytes, from), walk(is_structure));
+                prop_assert_eq!(structure(&bytes, from), walk(Structure::has));
             }
         }
     }

@@ -18,7 +18,6 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::leap;
 use super::lines::{Line, Lines};
 use super::sse::SseSplitter;
 
@@ -374,12 +373,10 @@ impl<'a> Iterator for Pairs<'a> {
 fn string_end(bytes: &[u8], from: usize) -> Option<usize> {
     let mut at = from;
     loop {
-        at = leap::text_end(bytes, at.min(bytes.len()));
+        at += memchr::memchr2(b'"', b'\\', bytes.get(at..)?)?;
         match bytes.get(at)? {
             b'"' => return Some(at),
-            b'\\' => at += 2,
-            // A control byte does not belong there, and is not for us to judge.
-            _ => at += 1,
+            _ => at += 2,
         }
     }
 }

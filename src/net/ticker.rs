@@ -52,19 +52,6 @@ const DISARMED: Slot = Slot {
 };
 
 impl Slot {
-    /// Makes it as `DISARMED`. Done for every event of a stream, and mostly to a slot that is so
-    /// already: what costs something to drop is looked at before.
-    fn disarm(&mut self) {
-        if self.stream.is_some() {
-            self.stream = None;
-        }
-        if self.watcher.is_some() {
-            self.watcher = None;
-        }
-        let Slot { deadline, stream: _, how: _, expired, watcher: _, hung_up, idle } = self;
-        (*deadline, *expired, *hung_up, *idle) = (None, false, false, false);
-    }
-
     fn end(&self, how: Shut) {
         if let Some(stream) = &self.stream {
             stream.shutdown(how);
@@ -155,10 +142,7 @@ impl Timer {
     pub fn arm(&self, stream: Handle, how: Shut, timeout: Duration) {
         // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
         let deadline = (!timeout.is_zero()).then(|| self.ticker.now.get() + timeout + TICK);
-        self.with(|slot| {
-            slot.disarm();
-            (slot.deadline, slot.stream, slot.how) = (deadline, Some(stream), how);
-        });
+        self.with(|slot| *slot = Slot { deadline, stream: Some(stream), how, ..DISARMED });
     }
 
     /// As `arm` for both directions, for a connection with nothing in flight.
@@ -169,7 +153,7 @@ impl Timer {
 
     /// Forgets the deadline and whether it had expired.
     pub fn disarm(&self) {
-        self.with(Slot::disarm);
+        self.with(|slot| *slot = DISARMED);
     }
 
     /// Shuts a stream down within a tick after its peer hangs up, besides any deadline, and tells

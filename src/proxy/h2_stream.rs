@@ -43,6 +43,7 @@ use crate::net::sys::Shut;
 
 /// What the pipe holds in each direction.
 const PIPE_BYTES: usize = 16 * 1024;
+
 /// Serves one stream.
 pub async fn serve(
     core: &Rc<Core>,

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8,
 };
 
-use super::FOLD;
+use super::{Class, FOLD, Structure, TextStop, by_word};
 
 const BLOCK: usize = 32;
 
@@ -40,10 +40,7 @@ fn text_end_avx2(bytes: &[u8], from: usize) -> usize {
         let control = _mm256_cmpeq_epi8(_mm256_min_epu8(block, last_control), block);
         _mm256_or_si256(stop, control)
     };
-    match find(bytes, from, marks) {
-        Ok(at) => at,
-        Err(at) => super::short_text_end(bytes, at),
-    }
+    find::<TextStop>(bytes, from, marks)
 }
 
 #[target_feature(enable = "avx2")]
@@ -55,54 +52,53 @@ fn structure_avx2(bytes: &[u8], from: usize) -> usize {
             _mm256_or_si256(_mm256_cmpeq_epi8(block, quote), _mm256_cmpeq_epi8(block, slash));
         _mm256_or_si256(bracket, other)
     };
-    match find(bytes, from, marks) {
-        Ok(at) => at,
-        Err(at) => super::short_structure(bytes, at),
-    }
+    find::<Structure>(bytes, from, marks)
 }
 
-/// Finds the first marked byte at or after `from`, two blocks at a time once the first has none.
-///
-/// Errors: where to go on by other means, when less than a block is left in all of `bytes`.
+/// Finds the first byte of a class at or after `from`, or the length, two blocks at a time once
+/// the first has none. `marks` makes all bits of each byte of the class, and no other.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn find(bytes: &[u8], from: usize, marks: impl Fn(__m256i) -> __m256i) -> Result<usize, usize> {
+fn find<C: Class>(bytes: &[u8], from: usize, marks: impl Fn(__m256i) -> __m256i) -> usize {
     let mut at = from;
-    if let Some(block) = load(bytes, at) {
-        let found = mask(marks(block));
+    if let Some(block) = block_at(bytes, at) {
+        let found = mask(marks(load(block)));
         if found != 0 {
-            return Ok(at + found.trailing_zeros() as usize);
+            return at + found.trailing_zeros() as usize;
         }
         at += BLOCK;
     }
-    while let (Some(low), Some(high)) = (load(bytes, at), load(bytes, at + BLOCK)) {
-        let (low, high) = (marks(low), marks(high));
+    while let (Some(low), Some(high)) = (block_at(bytes, at), block_at(bytes, at + BLOCK)) {
+        let (low, high) = (marks(load(low)), marks(load(high)));
         if mask(_mm256_or_si256(low, high)) != 0 {
             let found = u64::from(mask(low)) | u64::from(mask(high)) << 32;
-            return Ok(at + found.trailing_zeros() as usize);
+            return at + found.trailing_zeros() as usize;
         }
         at += 2 * BLOCK;
     }
-    if let Some(block) = load(bytes, at) {
-        let found = mask(marks(block));
+    if let Some(block) = block_at(bytes, at) {
+        let found = mask(marks(load(block)));
         if found != 0 {
-            return Ok(at + found.trailing_zeros() as usize);
+            return at + found.trailing_zeros() as usize;
         }
         at += BLOCK;
     }
     // The rest is looked at in the last block that the input has, less what was seen of it.
-    let Some(begin) = bytes.len().checked_sub(BLOCK) else { return Err(at) };
-    let Some(block) = load(bytes, begin) else { return Err(at) };
-    let found = u64::from(mask(marks(block))) >> (at - begin);
-    Ok(if found == 0 { bytes.len() } else { at + found.trailing_zeros() as usize })
+    let Some(last) = bytes.last_chunk() else { return by_word::<C>(bytes, at) };
+    let found = u64::from(mask(marks(load(last)))) >> (at - (bytes.len() - BLOCK));
+    if found == 0 { bytes.len() } else { at + found.trailing_zeros() as usize }
+}
+
+#[inline]
+fn block_at(bytes: &[u8], at: usize) -> Option<&[u8; BLOCK]> {
+    bytes.get(at..)?.first_chunk()
 }
 
 #[target_feature(enable = "avx2")]
 #[inline]
-fn load(bytes: &[u8], at: usize) -> Option<__m256i> {
-    let block: &[u8; BLOCK] = bytes.get(at..)?.first_chunk()?;
+fn load(block: &[u8; BLOCK]) -> __m256i {
     // SAFETY: the reference is to 32 readable bytes, and this load asks for no alignment.
-    Some(unsafe { _mm256_loadu_si256(block.as_ptr().cast()) })
+    unsafe { _mm256_loadu_si256(block.as_ptr().cast()) }
 }
 
 /// One bit for each byte that is all ones.
