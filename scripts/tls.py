@@ -460,8 +460,20 @@ def resumption():
     proxy.stop()
 
 
+def self_signed(file, name):
+    """As `openssl req -x509` makes one by itself: it calls itself an authority."""
+    made = (WORK / f"{file}.pem", WORK / f"{file}-key.pem")
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "5",
+                    "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}", "-out", made[0], "-keyout", made[1]],
+                   check=True, capture_output=True)
+    return made
+
+
 def mutual():
-    listener = Listener([(*LOCAL, ["localhost"])], client_ca=good_ca.ca, auth="keys" if OURS else "none")
+    own, twin = self_signed("own-client", "my-app"), self_signed("twin-client", "my-app")
+    vouching = WORK / "vouching.pem"
+    vouching.write_text(good_ca.ca.read_text() + own[0].read_text())
+    listener = Listener([(*LOCAL, ["localhost"])], client_ca=vouching, auth="keys" if OURS else "none")
     proxy = SUBJECT(Setup([listener], [http_mock()], keys=[("my-app", "a-key-of-my-app-0001")]))
     url = f"https://localhost:{listener.port}/v1/chat/completions?mock=tokens=2"
     mine, stranger, wrong = (good_ca.issue("mine", "my-app"), good_ca.issue("stranger", "nobody-knows-me"),
@@ -487,6 +499,11 @@ def mutual():
         with check(f"mutual TLS ({version}): of the right authority let in; its name is the key"):
             got = call(mine, *options)
             expect(got.status == 200, repr(got))
+        with check(f"mutual TLS ({version}): a self-signed one that stands in client_ca let in; another under its name refused"):
+            got = call(own, *options)
+            expect(got.status == 200, repr(got))
+            got = call(twin, *options)
+            expect(refused(got), repr(got))
     if OURS:
         with check("mutual TLS: a name that is no key needs a key"):
             got = call(stranger)
@@ -582,11 +599,7 @@ def upstream_side():
     elsewhere = good_ca.issue("other-name", "elsewhere.test", ["elsewhere.test"])
     foreign = other_ca.issue("foreign", "localhost", ["localhost"])
     client = good_ca.issue("proxy-client", "the-proxy")
-    # As openssl makes it: its own authority.
-    alone = (WORK / "alone.pem", WORK / "alone-key.pem")
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9",
-                    "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-out", alone[0], "-keyout", alone[1]],
-                   check=True, capture_output=True)
+    alone = self_signed("alone", "localhost")
     ca = {"ca": good_ca.ca}
     mine = ca | {"cert": client[0], "key": client[1]}
     backends, ups = {}, []

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
@@ -20,8 +19,9 @@ use rustls::{
 };
 
 use crate::config::{Alpn, Authorities, UpstreamTls};
-use crate::pki::{facts, provider};
+use crate::pki::provider;
 
+use super::own_root::OwnRoots;
 use super::server::alpn_id;
 
 /// TLS 1.3 tickets that are kept, per config; rustls keeps this many for one server name, and one
@@ -63,8 +63,9 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
         let verifier = verifier.build().map_err(|why| why.to_string())?;
         match &tls.ca {
             Authorities::File(file) => {
-                let own = SelfSigned { roots: file.roots.store().clone(), verifier };
-                builder.dangerous().with_custom_certificate_verifier(believing(Believes::File(own)))
+                let own = OwnRoots(file.roots.store().clone());
+                let verifier = believing(Believes::File(OfFile { own, verifier }));
+                builder.dangerous().with_custom_certificate_verifier(verifier)
             }
             _ => builder.with_webpki_verifier(verifier),
         }
@@ -154,34 +155,17 @@ enum Believes {
     /// `verify = false`: any.
     Anyone,
     /// `ca` is a file.
-    File(SelfSigned),
+    File(OfFile),
 }
 
-/// Also a server whose own certificate stands in the file is believed, as it is by OpenSSL. It is
-/// self-signed most often, and says of itself that it is an authority, which rustls takes from no
-/// server.
-///
-/// By name and key, like any authority: whoever holds the key of an authority could sign as it
-/// likes. Name and dates are verified all the same; one that is bound to names (RFC 5280
-/// §4.2.1.10) does not count.
+/// Also a server whose own certificate stands in the file is believed, under its own name.
 #[derive(Debug)]
-struct SelfSigned {
-    roots: Arc<RootCertStore>,
+struct OfFile {
+    own: OwnRoots,
     verifier: Arc<WebPkiServerVerifier>,
 }
 
-impl SelfSigned {
-    fn is_root(&self, cert: &CertificateDer<'_>) -> bool {
-        let mut own = RootCertStore::empty();
-        own.add_parsable_certificates([cert.clone().into_owned()]);
-        let Some(own) = own.roots.first() else { return false };
-        self.roots.roots.iter().any(|root| {
-            (&root.subject, &root.subject_public_key_info)
-                == (&own.subject, &own.subject_public_key_info)
-                && root.name_constraints.is_none()
-        })
-    }
-
+impl OfFile {
     fn verify(
         &self,
         cert: &CertificateDer<'_>,
@@ -190,22 +174,11 @@ impl SelfSigned {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let refused = match self.verifier.verify_server_cert(cert, chain, name, ocsp, now) {
-            Ok(verified) => return Ok(verified),
-            Err(refused) if !self.is_root(cert) => return Err(refused),
-            Err(refused) => refused,
-        };
-        let Some(facts) = facts(cert) else { return Err(refused) };
-        let at = |second| UnixTime::since_unix_epoch(Duration::from_secs(second));
-        let (not_before, not_after) = (at(facts.not_before), at(facts.not_after));
-        if now < not_before {
-            return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
-        }
-        if now > not_after {
-            return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
-        }
-        verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
-        Ok(ServerCertVerified::assertion())
+        self.verifier.verify_server_cert(cert, chain, name, ocsp, now).or_else(|refused| {
+            self.own.believe(cert, now, refused)?;
+            verify_server_name(&ParsedCertificate::try_from(cert)?, name)?;
+            Ok(ServerCertVerified::assertion())
+        })
     }
 }
 
@@ -220,7 +193,7 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         match &self.believes {
             Believes::Anyone => Ok(ServerCertVerified::assertion()),
-            Believes::File(own) => own.verify(cert, chain, name, ocsp, now),
+            Believes::File(file) => file.verify(cert, chain, name, ocsp, now),
         }
     }
 

@@ -9,14 +9,22 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{
     ClientHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert, WebPkiClientVerifier,
 };
 use rustls::sign::CertifiedKey;
-use rustls::{ServerConfig, SignatureScheme, SupportedProtocolVersion, version};
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+    SupportedProtocolVersion, version,
+};
 
 use crate::config::{Alpn, CertPair, ClientAuth, ListenerTls, TlsVersion};
 use crate::pki::{facts, provider};
+
+use super::own_root::OwnRoots;
 
 static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
 static FROM_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
@@ -41,13 +49,15 @@ pub fn server_config(
         None => builder.with_no_client_auth(),
         Some(file) => {
             let roots = file.roots.store().clone();
+            let own = OwnRoots(roots.clone());
             let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
             let verifier = match tls.client_auth {
                 ClientAuth::Require => verifier,
                 ClientAuth::Request => verifier.allow_unauthenticated(),
             };
             let named = |why| format!("{}: {why}", file.path.display());
-            builder.with_client_cert_verifier(verifier.build().map_err(named)?)
+            let verifier = verifier.build().map_err(named)?;
+            builder.with_client_cert_verifier(Arc::new(ClientVerifier { verifier, own }))
         }
     };
     let resolver = BySni::new(&tls.pairs).ok_or("no certificate")?;
@@ -67,6 +77,58 @@ pub(super) fn alpn_id(protocol: Alpn) -> &'static [u8] {
     match protocol {
         Alpn::H2 => b"h2",
         Alpn::Http11 => b"http/1.1",
+    }
+}
+
+/// Verifies clients: those that an authority signed for, and those whose own certificate stands
+/// among the authorities.
+#[derive(Debug)]
+struct ClientVerifier {
+    verifier: Arc<dyn ClientCertVerifier>,
+    own: OwnRoots,
+}
+
+impl ClientCertVerifier for ClientVerifier {
+    fn verify_client_cert(
+        &self,
+        cert: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verifier.verify_client_cert(cert, chain, now).or_else(|refused| {
+            self.own.believe(cert, now, refused)?;
+            Ok(ClientCertVerified::assertion())
+        })
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.verifier.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.verifier.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
     }
 }
 

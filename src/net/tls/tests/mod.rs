@@ -183,6 +183,42 @@ fn clients_show_who_they_are() {
 }
 
 #[test]
+fn a_client_that_signs_itself_is_believed_by_the_file_it_stands_in() {
+    let own = Authority::of("app", &[], 2099);
+    let require = ListenerTls {
+        client_ca: Some(trust(&own)),
+        ..listener(&Authority::new("ca"), &[&["a.test"]])
+    };
+    let shown = |tls: &ListenerTls, authority: &Authority| {
+        let shows = UpstreamTls {
+            verify: false,
+            client: Some(pair((authority.cert.clone(), authority.key.clone()))),
+            ..UpstreamTls::default()
+        };
+        shake(&client_of(&shows, false), &serve(&Store::default(), tls), "a.test")
+            .map(|(_, server)| client_name(server.peer_certificates().unwrap().first().unwrap()))
+            .map_err(|error| why(&error))
+    };
+    assert_eq!(shown(&require, &own), Ok(Some("app".to_owned())));
+    // Its name alone vouches for nobody: another key under it does not.
+    let same_name = Authority::of("app", &[], 2099);
+    assert!(shown(&require, &same_name).is_err());
+    let late = Authority::of("app", &[], 2021);
+    let require_late = ListenerTls { client_ca: Some(trust(&late)), ..require.clone() };
+    assert!(shown(&require_late, &late).unwrap_err().contains("expired"));
+    // Whom it signs for comes in as before.
+    let signed = UpstreamTls {
+        verify: false,
+        client: Some(pair(own.sign("signed", &["c"]))),
+        ..UpstreamTls::default()
+    };
+    let server = serve(&Store::default(), &require);
+    assert!(shake(&client_of(&signed, false), &server, "a.test").is_ok());
+    let nobody = UpstreamTls { client: None, ..signed };
+    assert!(shake(&client_of(&nobody, false), &server, "a.test").is_err());
+}
+
+#[test]
 fn a_server_is_verified() {
     let authority = Authority::new("ca");
     let good = listener(&authority, &[&["a.test"]]);
