@@ -1,9 +1,10 @@
-//! Floor 4: sockets, the runtime, time. Read in this order:
-//! `sys` (syscalls std has no name for), `rt` (the runtime; the only folder that names monoio),
-//! `frame` (pooled futures), `caught` (panics), `race` (two futures at once), `ticker` (coarse deadlines),
-//! `pipe` (a stream in memory), `stream` (what the trunk calls a connection), `watch` (a peer that
-//! leaves), `dial` (connecting), `listener`, `mailbox` (one core to another),
-//! `h2io` (a stream for the `h2` crate), `h2body` (bodies between the two protocols), `tls`, `bell` (an exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
+//! Floor 4: sockets, the runtime, time. Read in this order: `sys` (syscalls std has no name for),
+//! `rt` (the runtime; the only folder that names monoio), `frame` (pooled futures), `caught`
+//! (panics), `race` (two futures at once), `ticker` (coarse deadlines), `pipe` (a stream in
+//! memory), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
+//! (connecting), `listener`, `mailbox` (one core to another), `h2io` (a stream for the `h2` crate),
+//! `h2body` (bodies between the two protocols), `tls`, `bell` (an exchange that waits for another
+//! thread), `splice` (kernel-to-kernel bodies).
 
 pub mod bell;
 pub mod buffers;

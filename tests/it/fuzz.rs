@@ -1,4 +1,4 @@
-//! Every byte machine's `fuzz`, driven from a seed: what cargo-fuzz does for hours, for a moment.
+//! Every byte machine's `fuzz`, driven from a seed: what libFuzzer does for hours, for a moment.
 //!
 //! The seeds are good messages of each grammar, harmed a little; random bytes alone rarely get
 //! past the first rule. Replay with `TOKENRING_FUZZ_SEED` and `TOKENRING_FUZZ_ITERATIONS`.

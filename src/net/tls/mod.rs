@@ -1,6 +1,7 @@
 //! TLS of both sides. Read in this order: `server` and `client` (what rustls needs, made from the
-//! config; `own_root` for certificates that vouch for themselves), `stream` (a connection, made of `session` and `wire`; `plain` for clients that speak no
-//! TLS), `tickets` (resumption over cores and restarts), `store` (what is kept across plans).
+//! config; `own_root` for certificates that vouch for themselves), `stream` (a connection, made of
+//! `session` and `wire`; `plain` for clients that speak no TLS), `tickets` (resumption over cores
+//! and restarts), `store` (what is kept across plans).
 //!
 //! Certificates and keys themselves are `pki`'s: they come in checked.
 

@@ -20,9 +20,10 @@ impl OwnRoots {
     /// Believes a certificate that rustls has refused, if it is a root and within its dates.
     ///
     /// By name and key, like any authority: whoever holds the key of an authority could sign as it
-    /// likes. One that is bound to names (RFC 5280 §4.2.1.10) does not count. What the certificate
-    /// is used for, the name it has above all, is for the caller to verify; whoever shows it proves
-    /// in the handshake that he holds its key.
+    /// likes, for any purpose, so what it says of its own (extended key usage) does not matter. One
+    /// that is bound to names (RFC 5280 §4.2.1.10) does not count. The name that was asked for is
+    /// the caller's to verify; whoever shows the certificate proves in the handshake that he holds
+    /// its key.
     ///
     /// Errors: `refused` for one that is no root; else what is wrong with its dates.
     pub(super) fn believe(
@@ -31,7 +32,10 @@ impl OwnRoots {
         now: UnixTime,
         refused: Error,
     ) -> Result<(), Error> {
-        let Some(facts) = facts(cert).filter(|_| self.holds(cert)) else { return Err(refused) };
+        if !self.holds(cert) {
+            return Err(refused);
+        }
+        let Some(facts) = facts(cert) else { return Err(refused) };
         let at = |second| UnixTime::since_unix_epoch(Duration::from_secs(second));
         let (not_before, not_after) = (at(facts.not_before), at(facts.not_after));
         if now < not_before {

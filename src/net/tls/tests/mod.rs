@@ -189,13 +189,11 @@ fn a_client_that_signs_itself_is_believed_by_the_file_it_stands_in() {
         client_ca: Some(trust(&own)),
         ..listener(&Authority::new("ca"), &[&["a.test"]])
     };
+    let showing =
+        |texts| UpstreamTls { verify: false, client: Some(pair(texts)), ..UpstreamTls::default() };
     let shown = |tls: &ListenerTls, authority: &Authority| {
-        let shows = UpstreamTls {
-            verify: false,
-            client: Some(pair((authority.cert.clone(), authority.key.clone()))),
-            ..UpstreamTls::default()
-        };
-        shake(&client_of(&shows, false), &serve(&Store::default(), tls), "a.test")
+        let own = showing((authority.cert.clone(), authority.key.clone()));
+        shake(&client_of(&own, false), &serve(&Store::default(), tls), "a.test")
             .map(|(_, server)| client_name(server.peer_certificates().unwrap().first().unwrap()))
             .map_err(|error| why(&error))
     };
@@ -207,11 +205,7 @@ fn a_client_that_signs_itself_is_believed_by_the_file_it_stands_in() {
     let require_late = ListenerTls { client_ca: Some(trust(&late)), ..require.clone() };
     assert!(shown(&require_late, &late).unwrap_err().contains("expired"));
     // Whom it signs for comes in as before.
-    let signed = UpstreamTls {
-        verify: false,
-        client: Some(pair(own.sign("signed", &["c"]))),
-        ..UpstreamTls::default()
-    };
+    let signed = showing(own.sign("signed", &["c"]));
     let server = serve(&Store::default(), &require);
     assert!(shake(&client_of(&signed, false), &server, "a.test").is_ok());
     let nobody = UpstreamTls { client: None, ..signed };
