@@ -155,6 +155,10 @@ impl Coding {
 
 /// Adds one more `Content-Length` line: all numbers in all of them have to be the same.
 fn agreed(before: Option<Result<u64, FramingFault>>, value: &[u8]) -> Result<u64, FramingFault> {
+    // As good as every length: one, and a number.
+    if let (None, Some(number)) = (before, decimal(value)) {
+        return Ok(number);
+    }
     let mut length = before.transpose()?;
     for number in list(value) {
         let number = decimal(number).ok_or(FramingFault::LengthBad)?;

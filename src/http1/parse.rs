@@ -168,11 +168,10 @@ pub fn parse_request(
             None => return wait(window, searched, limits),
         }
     }
-    let fields_start = head.start_line_end as usize;
-    let Some(end) = blank_line(window, fields_start.max(*searched))? else {
+    let start = head.start_line_end as usize;
+    let Some(end) = fields(window, start, *searched, limits, &mut head.fields)? else {
         return wait(window, searched, limits);
     };
-    cut_fields(&window[..end], fields_start, limits.fields_max, &mut head.fields)?;
     check_host(head, window)?;
     head.len = Span::new(0, end).end;
     *searched = end;
@@ -206,11 +205,10 @@ pub fn parse_response(
         status_line(window, lf, head)?;
         head.start_line_end = Span::new(0, lf + 1).end;
     }
-    let fields_start = head.start_line_end as usize;
-    let Some(end) = blank_line(window, fields_start.max(*searched))? else {
+    let start = head.start_line_end as usize;
+    let Some(end) = fields(window, start, *searched, limits, &mut head.fields)? else {
         return wait(window, searched, limits);
     };
-    cut_fields(&window[..end], fields_start, limits.fields_max, &mut head.fields)?;
     head.len = Span::new(0, end).end;
     *searched = end;
     Ok(Parse::Done)
@@ -329,6 +327,55 @@ fn status_line(window: &[u8], lf: usize, head: &mut ResponseHead) -> Result<(), 
     Ok(())
 }
 
+/// Cuts the field lines that begin at `start` and the empty line behind them: where the head ends.
+///
+/// Shape: `None` when the empty line is not here yet.
+fn fields(
+    window: &[u8],
+    start: usize,
+    searched: usize,
+    limits: &HeadLimits,
+    fields: &mut Vec<Field>,
+) -> Result<Option<usize>, HeadFault> {
+    // As good as every head comes in one piece and is good: then one walk will do.
+    if searched <= start
+        && let Some(end) = good_fields(window, start, limits.fields_max, fields)
+    {
+        return Ok(Some(end));
+    }
+    fields.clear();
+    let Some(end) = blank_line(window, start.max(searched))? else { return Ok(None) };
+    cut_fields(&window[..end], start, limits.fields_max, fields)?;
+    Ok(Some(end))
+}
+
+/// As [`blank_line`] and [`cut_fields`] at once, for a head of few fields that is whole and without
+/// fault; `None` for any other.
+fn good_fields(
+    window: &[u8],
+    start: usize,
+    fields_max: usize,
+    fields: &mut Vec<Field>,
+) -> Option<usize> {
+    let mut slots = [httparse::EMPTY_HEADER; FIELDS_PER_CALL];
+    let Ok(httparse::Status::Complete((len, parsed))) =
+        httparse::parse_headers(window.get(start..)?, &mut slots)
+    else {
+        return None;
+    };
+    let end = start + len;
+    if parsed.len() > fields_max {
+        return None;
+    }
+    let filled = parsed.len();
+    let last = push_fields(window, start, &slots[..filled], fields);
+    // The library takes a line that ends in LF alone; we do not.
+    let ends = |at: usize| window.get(..at).is_some_and(|before| before.ends_with(b"\r\n"));
+    let good =
+        last + 2 == end && ends(end) && fields.iter().all(|field| ends(field.line.end as usize));
+    good.then_some(end)
+}
+
 /// Finds the end of the head: one past the LF of the first empty line at or after `from`.
 ///
 /// Before: an LF stands before the first field line. Every LF on the way has its CR.
@@ -367,22 +414,33 @@ fn cut_fields(
         if fields.len() + filled > fields_max {
             return Err(HeadFault::TooManyFields);
         }
-        for slot in &slots[..filled] {
-            let name = span_within(head, slot.name.as_bytes());
-            let value = span_within(head, slot.value);
-            let line_end = line_end(head, value.end as usize);
-            fields.push(Field {
-                name_kind: Name::of(slot.name.as_bytes()),
-                name,
-                value,
-                line: Span::new(name.start as usize, line_end),
-            });
-            at = line_end;
-        }
+        at = push_fields(head, at, &slots[..filled], fields);
         if last {
             return Ok(());
         }
     }
+}
+
+/// Notes where parsed fields stand in `head`, the first of them from `start` on: where they end.
+fn push_fields(
+    head: &[u8],
+    start: usize,
+    slots: &[httparse::Header<'_>],
+    fields: &mut Vec<Field>,
+) -> usize {
+    let mut at = start;
+    for slot in slots {
+        let name = span_within(head, slot.name.as_bytes());
+        let value = span_within(head, slot.value);
+        at = line_end(head, value.end as usize);
+        fields.push(Field {
+            name_kind: Name::of(slot.name.as_bytes()),
+            name,
+            value,
+            line: Span::new(name.start as usize, at),
+        });
+    }
+    at
 }
 
 /// Where `part`, a slice of `whole`, stands in it.

@@ -34,12 +34,15 @@ impl Dialect {
         // A path is short: one walk over its bytes costs less than preparing a search.
         for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
             let rest = &path[at..];
-            if begins(rest, b"/v1/messages") {
-                return Dialect::Anthropic;
+            match rest.get(1) {
+                Some(b'v') if begins(rest, b"/v1/messages") => return Dialect::Anthropic,
+                Some(b'v') if begins(rest, b"/v1beta") => {
+                    beta = true;
+                    openai |= begins(rest, b"/v1beta/openai");
+                }
+                Some(b'm') => models |= rest.starts_with(b"/models/"),
+                _ => {}
             }
-            beta |= begins(rest, b"/v1beta");
-            openai |= begins(rest, b"/v1beta/openai");
-            models |= rest.starts_with(b"/models/");
         }
         let has_verb = || path.iter().rev().take_while(|&&b| b != b'/').any(|&b| b == b':');
         if (beta && !openai) || (models && has_verb()) {
