@@ -49,10 +49,14 @@ pub struct Model<'a> {
 ///
 /// Shape: `push` each piece of the body in order, then `finish`; `model` may be asked at
 /// any time and tells the last top-level duplicate *so far*. A duplicate that is no string
-/// makes it `None` again. About 800 bytes, no heap; `reset` makes it as new.
+/// makes it `None` again. About 500 bytes and one `String`, which `reset` keeps as it makes
+/// the scan as new.
 #[derive(Clone, Debug)]
 pub struct ModelScan {
+    /// A few bytes, since it is copied with every token: what is larger stands beside it.
     state: State,
+    /// The first fault, which is told again by every later call.
+    fault: Option<ScanFault>,
     /// Bytes seen in earlier pushes.
     seen: u64,
     /// Kinds of the open brackets below the top object, one bit each, 1 = object.
@@ -65,17 +69,18 @@ pub struct ModelScan {
     /// Whether they agree in case, too.
     matched_exactly: bool,
     case_variant: bool,
-    /// The name in the making; `found` stays valid until its closing quote.
-    draft: Name,
-    found: Option<Name>,
+    /// The name in the making; `found` and `name` stay valid until its closing quote.
+    draft: Draft,
+    /// Where the model stands that was found; its name is `name`.
+    found: Option<Range<u64>>,
+    name: String,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Name {
+struct Draft {
     bytes: [u8; NAME_BYTES_MAX],
     len: usize,
     start: u64,
-    end: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,7 +102,7 @@ enum State {
     /// In any other string, `escaped` after its backslash.
     Text { escaped: bool, then: After },
     /// In `true`, `false` or `null`; `alone` when it is the whole document.
-    Literal { rest: &'static [u8], alone: bool },
+    Literal { word: Word, got: u8, alone: bool },
     /// In a number.
     Number(Digits),
     /// In a value that is an array or an object.
@@ -106,8 +111,14 @@ enum State {
     Next,
     /// After the object.
     End,
-    /// A fault was told; it is told again.
-    Dead(ScanFault),
+}
+
+/// A literal of JSON.
+#[derive(Clone, Copy, Debug)]
+enum Word {
+    True,
+    False,
+    Null,
 }
 
 /// What follows a string.
@@ -133,11 +144,28 @@ enum Digits {
 
 type Step = Result<usize, ScanFault>;
 
+impl State {
+    /// Whether the next byte that counts is one of top-level grammar.
+    fn is_between(self) -> bool {
+        matches!(
+            self,
+            State::Start
+                | State::FirstKey
+                | State::Key
+                | State::Colon { .. }
+                | State::Value { .. }
+                | State::Next
+                | State::End
+        )
+    }
+}
+
 impl ModelScan {
     /// Makes a scan that has seen nothing.
     pub fn new() -> Self {
         Self {
             state: State::Start,
+            fault: None,
             seen: 0,
             kinds: [0; DEPTH_MAX / 64],
             depth: 0,
@@ -145,14 +173,15 @@ impl ModelScan {
             matched: 0,
             matched_exactly: true,
             case_variant: false,
-            draft: Name::EMPTY,
+            draft: Draft::EMPTY,
             found: None,
+            name: String::new(),
         }
     }
 
     /// Forgets the body and is ready for another.
     pub fn reset(&mut self) {
-        self.state = State::Start;
+        (self.state, self.fault) = (State::Start, None);
         self.seen = 0;
         self.depth = 0;
         self.case_variant = false;
@@ -163,12 +192,15 @@ impl ModelScan {
     ///
     /// Errors: the first fault found; every later call tells the same one.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), ScanFault> {
+        if let Some(fault) = self.fault {
+            return Err(fault);
+        }
         let mut at = 0;
         while at < bytes.len() {
             match self.step(bytes, at) {
                 Ok(next) => at = next,
                 Err(fault) => {
-                    self.state = State::Dead(fault);
+                    self.fault = Some(fault);
                     return Err(fault);
                 }
             }
@@ -181,20 +213,20 @@ impl ModelScan {
     ///
     /// Errors: `Empty`, `NotJson` with `Truncated`, `NotObject`, or the fault of `push`.
     pub fn finish(&mut self) -> Result<(), ScanFault> {
-        let fault = match self.state {
-            State::End => return Ok(()),
-            State::Dead(fault) => fault,
-            State::Start => ScanFault::Empty,
-            _ => ScanFault::NotJson { at: self.seen, what: Flaw::Truncated },
+        let fault = match (self.fault, self.state) {
+            (Some(fault), _) => fault,
+            (None, State::End) => return Ok(()),
+            (None, State::Start) => ScanFault::Empty,
+            (None, _) => ScanFault::NotJson { at: self.seen, what: Flaw::Truncated },
         };
-        self.state = State::Dead(fault);
+        self.fault = Some(fault);
         Err(fault)
     }
 
     /// Tells the model so far; final after a `finish` that returned `Ok`.
     pub fn model(&self) -> Option<Model<'_>> {
-        let found = self.found.as_ref()?;
-        Some(Model { name: found.text()?, span: found.start..found.end })
+        let span = self.found.clone()?;
+        Some(Model { name: &self.name, span })
     }
 
     /// Tells whether a top-level key differs from `model` in case alone.
@@ -219,8 +251,7 @@ impl ModelScan {
             State::InKey => self.in_key(bytes, at),
             State::InName => self.in_name(bytes, at),
             State::Number(digits) => self.number(bytes, at, digits),
-            State::Literal { rest, alone } => self.literal(bytes, at, rest, alone),
-            State::Dead(fault) => Err(fault),
+            State::Literal { word, got, alone } => self.literal(bytes, at, word, got, alone),
             State::Start
             | State::FirstKey
             | State::Key
@@ -231,36 +262,41 @@ impl ModelScan {
         }
     }
 
-    /// Crosses whitespace and takes the one byte of top-level grammar after it.
-    fn between(&mut self, bytes: &[u8], at: usize) -> Step {
-        let rest = bytes.get(at..).unwrap_or_default();
-        let Some(blank) = rest.iter().position(|b| !matches!(b, b' ' | b'\t' | b'\n' | b'\r'))
-        else {
-            return Ok(bytes.len());
-        };
-        let at = at + blank;
-        let byte = rest.get(blank).copied().unwrap_or_default();
-        self.state = match (self.state, byte) {
-            (State::Start, b'{') => State::FirstKey,
-            (State::Start, b'[' | b'"' | b'-' | b'0'..=b'9') => return Err(ScanFault::NotObject),
-            (State::Start, _) => match literal_after(byte) {
-                Some(rest) => State::Literal { rest, alone: true },
-                None => return Err(self.flaw(at, Flaw::Unexpected)),
-            },
-            (State::FirstKey | State::Key, b'"') => {
-                (self.unescape, self.matched, self.matched_exactly) = (Unescape::START, 0, true);
-                State::InKey
+    /// Takes top-level grammar, and the whitespace in it, up to a value or a key.
+    fn between(&mut self, bytes: &[u8], from: usize) -> Step {
+        let mut state = self.state;
+        for (at, &byte) in bytes.iter().enumerate().skip(from) {
+            state = match (state, byte) {
+                (_, b' ' | b'\t' | b'\n' | b'\r') => continue,
+                (State::Colon { of_model }, b':') => State::Value { of_model },
+                (State::Next, b',') => State::Key,
+                (State::FirstKey | State::Key, b'"') => {
+                    (self.unescape, self.matched, self.matched_exactly) =
+                        (Unescape::START, 0, true);
+                    State::InKey
+                }
+                (State::Value { of_model }, _) => self.value(at, byte, of_model)?,
+                (State::Start, b'{') => State::FirstKey,
+                (State::FirstKey | State::Next, b'}') => State::End,
+                (State::Start, b'[' | b'"' | b'-' | b'0'..=b'9') => {
+                    return Err(ScanFault::NotObject);
+                }
+                (State::Start, _) => match word_of(byte) {
+                    Some(word) => State::Literal { word, got: 1, alone: true },
+                    None => return Err(self.flaw(at, Flaw::Unexpected)),
+                },
+                (State::End, _) => {
+                    return Err(ScanFault::TrailingGarbage { at: self.seen + at as u64 });
+                }
+                _ => return Err(self.flaw(at, Flaw::Unexpected)),
+            };
+            if !state.is_between() {
+                self.state = state;
+                return Ok(at + 1);
             }
-            (State::FirstKey | State::Next, b'}') => State::End,
-            (State::Colon { of_model }, b':') => State::Value { of_model },
-            (State::Value { of_model }, _) => self.value(at, byte, of_model)?,
-            (State::Next, b',') => State::Key,
-            (State::End, _) => {
-                return Err(ScanFault::TrailingGarbage { at: self.seen + at as u64 });
-            }
-            _ => return Err(self.flaw(at, Flaw::Unexpected)),
-        };
-        Ok(at + 1)
+        }
+        self.state = state;
+        Ok(bytes.len())
     }
 
     /// Tells the state after the first byte of a top-level value.
@@ -282,8 +318,8 @@ impl ModelScan {
             b'-' => State::Number(Digits::Minus),
             b'0' => State::Number(Digits::Zero),
             b'1'..=b'9' => State::Number(Digits::Int),
-            _ => match literal_after(byte) {
-                Some(rest) => State::Literal { rest, alone: false },
+            _ => match word_of(byte) {
+                Some(word) => State::Literal { word, got: 1, alone: false },
                 None => return Err(self.flaw(at, Flaw::Unexpected)),
             },
         })
@@ -365,13 +401,18 @@ impl ModelScan {
 
     /// Compares a top-level key with `model`, and leaves it to `text` once it differs.
     fn in_key(&mut self, bytes: &[u8], from: usize) -> Step {
-        // As good as every body writes it.
-        if self.matched == 0
-            && self.unescape.is_plain()
-            && bytes.get(from..).is_some_and(|rest| rest.starts_with(b"model\""))
-        {
-            self.state = State::Colon { of_model: true };
-            return Ok(from + KEY.len() + 1);
+        // As good as every key is told by its first bytes.
+        if self.matched == 0 && self.unescape.is_plain() {
+            match bytes.get(from..).unwrap_or_default() {
+                [b'm', b'o', b'd', b'e', b'l', b'"', ..] => {
+                    self.state = State::Colon { of_model: true };
+                    return Ok(from + KEY.len() + 1);
+                }
+                [b'a'..=b'l' | b'n'..=b'z', ..] | [b'm', b'a'..=b'n' | b'p'..=b'z', ..] => {
+                    return self.text(bytes, from, false, After::Colon);
+                }
+                _ => {}
+            }
         }
         for (at, &byte) in bytes.iter().enumerate().skip(from) {
             let piece = self.unescape.step(byte).map_err(|what| self.flaw(at, what))?;
@@ -416,11 +457,12 @@ impl ModelScan {
                 Piece::Byte(byte) => self.draft.add(&[byte])?,
                 Piece::Char(char) => self.draft.add(char.encode_utf8(&mut [0; 4]).as_bytes())?,
                 Piece::End => {
-                    self.draft.end = self.seen + at as u64 + 1;
-                    if self.draft.text().is_none() {
+                    let Some(name) = self.draft.text() else {
                         return Err(self.flaw(at, Flaw::BadUtf8));
-                    }
-                    self.found = Some(self.draft);
+                    };
+                    self.name.clear();
+                    self.name.push_str(name);
+                    self.found = Some(self.draft.start..self.seen + at as u64 + 1);
                     self.state = State::Next;
                     return Ok(at + 1);
                 }
@@ -452,15 +494,15 @@ impl ModelScan {
         Ok(bytes.len())
     }
 
-    fn literal(&mut self, bytes: &[u8], from: usize, rest: &'static [u8], alone: bool) -> Step {
+    fn literal(&mut self, bytes: &[u8], from: usize, word: Word, got: u8, alone: bool) -> Step {
+        let rest = word.text().get(usize::from(got)..).unwrap_or_default();
         if bytes.get(from) != rest.first() {
             return Err(self.flaw(from, Flaw::Unexpected));
         }
-        let rest = rest.get(1..).unwrap_or_default();
-        self.state = match (rest.is_empty(), alone) {
-            (false, _) => State::Literal { rest, alone },
-            (true, false) => State::Next,
-            (true, true) => return Err(ScanFault::NotObject),
+        self.state = match (rest.len() > 1, alone) {
+            (true, _) => State::Literal { word, got: got + 1, alone },
+            (false, false) => State::Next,
+            (false, true) => return Err(ScanFault::NotObject),
         };
         Ok(from + 1)
     }
@@ -494,8 +536,8 @@ impl Default for ModelScan {
     }
 }
 
-impl Name {
-    const EMPTY: Self = Self { bytes: [0; NAME_BYTES_MAX], len: 0, start: 0, end: 0 };
+impl Draft {
+    const EMPTY: Self = Self { bytes: [0; NAME_BYTES_MAX], len: 0, start: 0 };
 
     fn add(&mut self, more: &[u8]) -> Result<(), ScanFault> {
         let place = self.bytes.get_mut(self.len..self.len + more.len());
@@ -511,12 +553,22 @@ impl Name {
 
 const KEY: &[u8; 5] = b"model";
 
-/// Tells what must follow the first byte of a literal.
-fn literal_after(byte: u8) -> Option<&'static [u8]> {
+impl Word {
+    fn text(self) -> &'static [u8] {
+        match self {
+            Word::True => b"true",
+            Word::False => b"false",
+            Word::Null => b"null",
+        }
+    }
+}
+
+/// Tells which literal begins with this byte.
+fn word_of(byte: u8) -> Option<Word> {
     match byte {
-        b't' => Some(b"rue"),
-        b'f' => Some(b"alse"),
-        b'n' => Some(b"ull"),
+        b't' => Some(Word::True),
+        b'f' => Some(Word::False),
+        b'n' => Some(Word::Null),
         _ => None,
     }
 }
