@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::conn_h1::Downstream;
 use super::core::Core;
@@ -348,7 +348,8 @@ impl Attempt<'_> {
         if spent || unwanted || self.core.draining.get() {
             return;
         }
-        let now = Instant::now();
+        // At most a tick old, and free to read.
+        let now = self.core.ticker.now();
         if conn.lifetime.until.is_none_or(|until| now < until) {
             self.core.pool.put(conn, self.core.buffers.take(SMALL_BYTES), now);
         }

@@ -168,8 +168,8 @@ impl Ringer {
     /// Microseconds from the process's origin to `at`.
     #[must_use]
     pub fn us_at(&self, at: Instant) -> u64 {
-        let passed = at.saturating_duration_since(self.origin).as_micros();
-        u64::try_from(passed).unwrap_or(u64::MAX)
+        let passed = at.saturating_duration_since(self.origin);
+        passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
     }
 }
 
@@ -356,7 +356,7 @@ impl Core {
     #[must_use]
     pub fn unix_ns(&self, at: Instant) -> u64 {
         let run = at.saturating_duration_since(self.started);
-        self.started_unix_ns + u64::try_from(run.as_nanos()).unwrap_or(0)
+        self.started_unix_ns + run.as_secs() * 1_000_000_000 + u64::from(run.subsec_nanos())
     }
 
     /// Uses the balancer's state of one group.

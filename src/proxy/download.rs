@@ -6,7 +6,7 @@
 //! bodies of known length that nobody needs to see are moved by the kernel.
 
 use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::attempt::Progress;
 use super::core::Core;
@@ -231,7 +231,8 @@ impl Download<'_> {
         let promised = keep_alive(value);
         if let Some(seconds) = promised.timeout {
             let life = Duration::from_secs(u64::from(seconds)).saturating_sub(TIMEOUT_MARGIN);
-            conn.lifetime.until = Some(Instant::now() + life);
+            // The clock of the ticker is behind the real one, which errs on the safe side.
+            conn.lifetime.until = Some(self.core.ticker.now() + life);
         }
         if let Some(max) = promised.max {
             conn.lifetime.requests_max.get_or_insert(max);

@@ -15,6 +15,7 @@ use crate::telemetry::outcome::Outcome;
 pub struct Settle {
     core: Rc<Core>,
     begun: Instant,
+    begun_us: u64,
     /// What has become known so far.
     pub outcome: Outcome,
     charge: Option<Charge>,
@@ -24,8 +25,9 @@ impl Settle {
     /// Begins the record of an exchange whose head has been read.
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
-        let outcome = Outcome::default();
-        Self { core: core.clone(), begun: Instant::now(), outcome, charge: None }
+        let begun = Instant::now();
+        let begun_us = core.shared.ringer.us_at(begun);
+        Self { core: core.clone(), begun, begun_us, outcome: Outcome::default(), charge: None }
     }
 
     /// When the head had been read.
@@ -42,19 +44,19 @@ impl Settle {
     /// Microseconds since the head was read.
     #[must_use]
     pub fn elapsed_us(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.now_us().saturating_sub(self.begun_us)
     }
 
     /// When the head had been read, microseconds since the process's origin.
     #[must_use]
     pub fn begun_us(&self) -> u64 {
-        self.core.shared.ringer.us_at(self.begun)
+        self.begun_us
     }
 
     /// Microseconds since the process's origin, the same on all cores.
     #[must_use]
     pub fn now_us(&self) -> u64 {
-        self.begun_us().saturating_add(self.elapsed_us())
+        self.core.shared.ringer.us_at(Instant::now())
     }
 
     /// Notes what ended it, unless something earlier did.

@@ -15,21 +15,22 @@ const KEPT_MAX: usize = 64;
 /// The free taps of one core: they keep their memory, so that in steady state none is allocated.
 #[derive(Default)]
 pub struct Taps {
-    free: RefCell<Vec<UsageTap>>,
+    #[expect(clippy::vec_box, reason = "a tap is moved three times in an exchange")]
+    free: RefCell<Vec<Box<UsageTap>>>,
 }
 
 impl Taps {
-    fn take(&self, kind: BodyKind) -> UsageTap {
+    fn take(&self, kind: BodyKind) -> Box<UsageTap> {
         match self.free.borrow_mut().pop() {
             Some(mut tap) => {
                 tap.reset(kind);
                 tap
             }
-            None => UsageTap::new(kind),
+            None => Box::new(UsageTap::new(kind)),
         }
     }
 
-    fn give_back(&self, tap: UsageTap) {
+    fn give_back(&self, tap: Box<UsageTap>) {
         let mut free = self.free.borrow_mut();
         if free.len() < KEPT_MAX {
             free.push(tap);
@@ -39,7 +40,7 @@ impl Taps {
 
 /// What looks at a response on its way.
 pub struct Tap {
-    usage: Option<UsageTap>,
+    usage: Option<Box<UsageTap>>,
     sse: bool,
 }
 
@@ -99,7 +100,7 @@ impl Tap {
     /// Whether a token has been seen.
     #[must_use]
     pub fn first_token_seen(&self) -> bool {
-        self.usage.as_ref().is_some_and(UsageTap::first_token_seen)
+        self.usage.as_ref().is_some_and(|tap| tap.first_token_seen())
     }
 
     /// What was read, at the end; the memory goes back.
