@@ -343,6 +343,18 @@ fn fields(
     {
         return Ok(Some(end));
     }
+    other_fields(window, start, searched, limits, fields)
+}
+
+/// As [`fields`], for a head that comes in pieces, has many fields, or a fault.
+#[cold]
+fn other_fields(
+    window: &[u8],
+    start: usize,
+    searched: usize,
+    limits: &HeadLimits,
+    fields: &mut Vec<Field>,
+) -> Result<Option<usize>, HeadFault> {
     fields.clear();
     let Some(end) = blank_line(window, start.max(searched))? else { return Ok(None) };
     cut_fields(&window[..end], start, limits.fields_max, fields)?;

@@ -87,6 +87,7 @@ impl Attempt<'_> {
     }
 
     /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
+    #[cold]
     fn missed(&self, why: Missed) -> Missed {
         match (why, &self.upstream.via) {
             (Missed::Unreachable, Some(_)) => Missed::Proxy(NoWay::Unreachable),
@@ -146,6 +147,7 @@ impl Attempt<'_> {
     }
 
     /// Tells the control thread and the client why nobody could be connected.
+    #[cold]
     fn no_connection(&self, missed: Missed) -> Attempted {
         let (kind, told) = match missed {
             Missed::Unreachable => (Kind::UpstreamConnect, None),

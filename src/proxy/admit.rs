@@ -164,6 +164,7 @@ pub fn admit(
 
 /// The refusal of a body over the limit.
 #[must_use]
+#[cold]
 pub fn too_large(bytes: u64, limit: u64) -> Refusal {
     let message = format!("Request body too large: {bytes} bytes, limit {limit}.");
     Refusal::because(Kind::BodyTooLarge, message)

@@ -184,6 +184,7 @@ struct Failed {
 }
 
 impl From<Failed> for Refusal {
+    #[cold]
     fn from(failed: Failed) -> Self {
         Self { message: failed.told, ..failed.kind.into() }
     }

@@ -221,6 +221,7 @@ impl Download<'_> {
         result.map_err(Downloaded::Cut)
     }
 
+    #[cold]
     fn no_answer(&self, kind: Kind, answered: bool, buffer: Vec<u8>) -> Downloaded {
         self.core.buffers.give_back(buffer);
         Downloaded::NoAnswer { kind, answered }

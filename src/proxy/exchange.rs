@@ -29,6 +29,7 @@ use crate::http::head::Version;
 use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
+use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::limit::standing::Standing;
@@ -146,6 +147,7 @@ async fn read_head(
     }
 }
 
+#[cold]
 fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
     let limits = &plan.head;
     match fault {
@@ -170,6 +172,7 @@ fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
 }
 
 /// The caller of a head that could not be read.
+#[cold]
 fn nobody(core: &Core) -> Caller {
     Caller {
         id: RequestId::new(core.unix_ms(), core.chance()),
@@ -202,7 +205,8 @@ async fn serve(
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json, framing) => {
-            return Ok(answer(core, down, caller, settle, begin, framing, json.as_bytes()).await);
+            let json = json.as_bytes();
+            return Ok(answer(core, down, caller, settle, begin, framing, json).await);
         }
         Admitted::Models(permit) => {
             let json = route::models_list(plan, &permit);
@@ -257,7 +261,22 @@ async fn serve(
     }
 }
 
-async fn answer(
+/// Answers by ourselves.
+#[cold]
+fn answer<'a>(
+    core: &'a Core,
+    down: &'a mut Downstream,
+    caller: &'a Caller,
+    settle: &'a mut Settle,
+    head_bytes: usize,
+    framing: Framing,
+    json: &'a [u8],
+) -> Frame<'a, Next> {
+    // Pooled, as a refusal is.
+    Frame::with(move || send_answer(core, down, caller, settle, head_bytes, framing, json))
+}
+
+async fn send_answer(
     core: &Core,
     down: &mut Downstream,
     caller: &Caller,

@@ -94,6 +94,7 @@ impl Scanner<'_> {
     }
 }
 
+#[cold]
 fn json_refusal(fault: ScanFault) -> Refusal {
     match fault {
         ScanFault::Empty => Refusal::from(Kind::BodyEmpty),
@@ -101,6 +102,7 @@ fn json_refusal(fault: ScanFault) -> Refusal {
     }
 }
 
+#[cold]
 fn form_refusal(fault: impl std::fmt::Display) -> Refusal {
     Refusal::because(Kind::BodyMalformed, format!("Invalid form: {fault}."))
 }
@@ -124,6 +126,7 @@ pub enum Unheld {
 }
 
 impl From<Refusal> for Unheld {
+    #[cold]
     fn from(refusal: Refusal) -> Self {
         Unheld::Refused(refusal)
     }
@@ -258,6 +261,7 @@ fn make_room(
     Ok(())
 }
 
+#[cold]
 fn too_much_held() -> Refusal {
     Refusal::because(Kind::HeldTooMuch, "Too many request bodies are held at the moment.")
 }

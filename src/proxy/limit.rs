@@ -20,6 +20,7 @@ use super::core::{Core, LocalPlan};
 use super::plan::Plan;
 use super::reply::{Caller, Refusal};
 use crate::error::Kind;
+use crate::net::frame::Frame;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
@@ -63,6 +64,7 @@ pub struct KeyLimit {
 }
 
 impl From<Over> for Refusal {
+    #[cold]
     fn from(over: Over) -> Self {
         Self { retry_after: over.retry_after_s, ..over.kind.into() }
     }
@@ -86,7 +88,8 @@ pub async fn charge(
         state.enter(rules, now_ns)?;
         // From here on it leaves by itself.
         let charge = charge();
-        let charged = charge_shared(core, budget, limit, caller, now_ns).await;
+        // Pooled: an exchange without such a key must not carry it.
+        let charged = Frame::with(|| charge_shared(core, budget, limit, caller, now_ns)).await;
         if charged.is_err() {
             state.undo_pace(rules);
         }

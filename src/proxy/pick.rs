@@ -117,6 +117,7 @@ pub fn another(members: &[Member], tried: &Tried) -> bool {
 
 /// Says that nobody is left, and when somebody may be back.
 #[must_use]
+#[cold]
 pub fn nobody_left(plan: &Plan, choice: Choice<'_>, now_us: u64) -> Refusal {
     let now_ms = now_us / 1000;
     let wait_ms = next_admission_ms(plan, choice, now_ms).map(|at| at.saturating_sub(now_ms));

@@ -12,6 +12,7 @@ use crate::error::{Connection, Kind};
 use crate::http::head::Version;
 use crate::http1::encode;
 use crate::llm::reply::{Dialect, ErrorReply};
+use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::limit::standing::Standing;
@@ -47,7 +48,9 @@ pub struct Refusal {
     pub retry_after: u32,
 }
 
+// Each of these is the sign of a way that is seldom gone, and is laid out apart.
 impl From<Kind> for Refusal {
+    #[cold]
     fn from(kind: Kind) -> Self {
         Self { kind, message: None, hint: None, retry_after: 1 }
     }
@@ -56,12 +59,14 @@ impl From<Kind> for Refusal {
 impl Refusal {
     /// A refusal with an exact message.
     #[must_use]
+    #[cold]
     pub fn because(kind: Kind, message: impl Into<String>) -> Self {
         Self { message: Some(message.into()), ..kind.into() }
     }
 
     /// Adds what the caller might do about it.
     #[must_use]
+    #[cold]
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
@@ -80,7 +85,19 @@ pub enum Next {
 }
 
 /// Sends an error; the body of the request was read to its end if `body_read`.
-pub async fn refuse(
+#[cold]
+pub fn refuse<'a>(
+    core: &'a Core,
+    down: &'a mut Downstream,
+    caller: &'a Caller,
+    refusal: &'a Refusal,
+    body_read: bool,
+) -> Frame<'a, Next> {
+    // Pooled: few exchanges end so, and none is to carry it.
+    Frame::with(move || send_refusal(core, down, caller, refusal, body_read))
+}
+
+async fn send_refusal(
     core: &Core,
     down: &mut Downstream,
     caller: &Caller,

@@ -102,6 +102,7 @@ fn model_in_target(head: &RequestHead, bytes: &[u8]) -> Result<Option<PathModel>
     }
 }
 
+#[cold]
 fn target_refusal(fault: PathFault) -> Refusal {
     Refusal::because(Kind::HeadMalformed, format!("Invalid model in the request target: {fault}."))
 }
@@ -206,11 +207,13 @@ fn may_omit_model(plan: &Plan, permit: &Permit) -> bool {
     permit.key.and_then(|key| plan.keys.key(key)).is_none_or(|key| key.models.allow_all())
 }
 
+#[cold]
 fn no_route(head: &RequestHead, bytes: &[u8]) -> Refusal {
     let path = String::from_utf8_lossy(head.path(bytes));
     Refusal::because(Kind::RouteNotFound, format!("No route for {} {path}.", head.method.text()))
 }
 
+#[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
     let key = permit.key.and_then(|key| plan.keys.key(key));
     let names: Vec<&str> = plan

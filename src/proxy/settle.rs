@@ -60,6 +60,7 @@ impl Settle {
     }
 
     /// Notes what ended it, unless something earlier did.
+    #[cold]
     pub fn fault(&mut self, kind: Kind) {
         self.outcome.fault.get_or_insert(kind.into());
     }
