@@ -252,13 +252,8 @@ impl ModelScan {
             State::InName => self.in_name(bytes, at),
             State::Number(digits) => self.number(bytes, at, digits),
             State::Literal { word, got, alone } => self.literal(bytes, at, word, got, alone),
-            State::Start
-            | State::FirstKey
-            | State::Key
-            | State::Colon { .. }
-            | State::Value { .. }
-            | State::Next
-            | State::End => self.between(bytes, at),
+            // Those of `is_between`.
+            _ => self.between(bytes, at),
         }
     }
 

@@ -87,7 +87,6 @@ impl Attempt<'_> {
     }
 
     /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
-    #[cold]
     fn missed(&self, why: Missed) -> Missed {
         match (why, &self.upstream.via) {
             (Missed::Unreachable, Some(_)) => Missed::Proxy(NoWay::Unreachable),

@@ -273,26 +273,16 @@ fn answer<'a>(
     json: &'a [u8],
 ) -> Frame<'a, Next> {
     // Pooled, as a refusal is.
-    Frame::with(move || send_answer(core, down, caller, settle, head_bytes, framing, json))
-}
-
-async fn send_answer(
-    core: &Core,
-    down: &mut Downstream,
-    caller: &Caller,
-    settle: &mut Settle,
-    head_bytes: usize,
-    framing: Framing,
-    json: &[u8],
-) -> Next {
-    settle.outcome.status = 200;
-    // A GET with a body would need reading it; such a connection ends.
-    let bare = matches!(framing, Framing::None | Framing::Length(0));
-    let next = reply::send(core, down, caller, 200, json, bare).await;
-    if next == Next::KeepAlive {
-        down.recv.drain(..head_bytes);
-    }
-    next
+    Frame::with(move || async move {
+        settle.outcome.status = 200;
+        // A GET with a body would need reading it; such a connection ends.
+        let bare = matches!(framing, Framing::None | Framing::Length(0));
+        let next = reply::send(core, down, caller, 200, json, bare).await;
+        if next == Next::KeepAlive {
+            down.recv.drain(..head_bytes);
+        }
+        next
+    })
 }
 
 async fn send_continue(core: &Core, down: &mut Downstream) -> Result<(), Unheld> {

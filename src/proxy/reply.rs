@@ -94,24 +94,16 @@ pub fn refuse<'a>(
     body_read: bool,
 ) -> Frame<'a, Next> {
     // Pooled: few exchanges end so, and none is to carry it.
-    Frame::with(move || send_refusal(core, down, caller, refusal, body_read))
-}
-
-async fn send_refusal(
-    core: &Core,
-    down: &mut Downstream,
-    caller: &Caller,
-    refusal: &Refusal,
-    body_read: bool,
-) -> Next {
-    let row = refusal.kind.row();
-    if row.status.is_none() {
-        return Next::Close;
-    }
-    let keep = row.connection == Connection::Keep && body_read;
-    let keep = keep && caller.persists && !core.draining.get();
-    let out = refusal_bytes(core, caller, refusal, keep);
-    transmit(core, down, out, keep).await
+    Frame::with(move || async move {
+        let row = refusal.kind.row();
+        if row.status.is_none() {
+            return Next::Close;
+        }
+        let keep = row.connection == Connection::Keep && body_read;
+        let keep = keep && caller.persists && !core.draining.get();
+        let out = refusal_bytes(core, caller, refusal, keep);
+        transmit(core, down, out, keep).await
+    })
 }
 
 /// Writes an error as head and body.
