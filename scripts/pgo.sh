@@ -10,7 +10,7 @@
 #      over TLS with HTTP/1.1 and HTTP/2 - which is both the server's side and the client's
 #   3. builds tokenring with the counts
 #
-# Needs openssl (a certificate for a minute) and llvm-profdata of rustc's LLVM or newer: `rustup component add
+# Needs openssl (a certificate for a minute), nm, and llvm-profdata of rustc's LLVM or newer: `rustup component add
 # llvm-tools`, or Debian's llvm-NN. Ports from PORT on (28080) must be free. Takes two release builds.
 set -eu
 cd "$(dirname "$0")/.."
@@ -21,6 +21,7 @@ llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 work=$PWD/target/pgo
 counts=$work/counts
 
+command -v nm >/dev/null || { echo "nm is missing; install it with: apt-get install binutils" >&2; exit 2; }
 command -v openssl >/dev/null || { echo "openssl is missing; install it with: apt-get install openssl" >&2; exit 2; }
 merge=
 for tool in "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" "llvm-profdata-$llvm" llvm-profdata; do
@@ -115,6 +116,13 @@ wait "$plain" "$tls"
 echo "== build with the counts"
 "$merge" merge -o "$work/tokenring.profdata" "$counts"/tls.profraw "$counts"/plain.profraw
 build "-Cprofile-use=$work/tokenring.profdata"
+# Counts of functions by other names are ignored without a word, and the binary would be a plain one. Every request
+# goes through this function.
+of_requests=$(nm "$programs/tokenring" | grep -o '[^ ]*9tokenring5proxy8exchange3run[^ ]*' | head -n 1)
+if ! "$merge" show --function="$of_requests" "$work/tokenring.profdata" | grep -q '^Functions shown: [1-9]'; then
+    echo "the counts know no function ${of_requests:-proxy::exchange::run}: both builds must give it the same name" >&2
+    exit 1
+fi
 mkdir -p "$(dirname "$out")"
 cp "$programs/tokenring" "$out"
 echo "== $out: $("$out" --version)"
