@@ -5,7 +5,8 @@
 //! names resolved, models of living servers added. Whenever a fact changes, that config is made
 //! anew from the file's and published. Nothing is patched, so nothing can be left behind.
 //!
-//! What failed changes nothing: the last good answer stays. It is told once.
+//! What failed changes nothing: the last good answer stays. It is told once. Nor does what is not
+//! yet of use: new targets replace the old ones when it is known where they are.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -67,7 +68,7 @@ pub struct Fleet {
     rng: Rng,
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
-    entries: HashMap<UpstreamId, Known<Vec<Target>>>,
+    entries: HashMap<UpstreamId, Entry>,
     names: HashMap<String, Known<Vec<IpAddr>>>,
     servers: HashMap<Identity, Server>,
     roster: Roster,
@@ -94,6 +95,25 @@ struct Known<T> {
 impl<T: Default> Known<T> {
     fn by(task: Task) -> Self {
         Self { value: T::default(), told: false, failed: false, _task: task }
+    }
+}
+
+/// What an entry of the file stands for.
+struct Entry {
+    /// The newest word.
+    targets: Known<Vec<Target>>,
+    /// What requests go to.
+    in_force: Vec<Target>,
+}
+
+impl Entry {
+    /// The host names that have to be looked up before the newest targets can serve.
+    ///
+    /// Shape: `entry` is the file's; behind a proxy names are the proxy's to look up.
+    fn awaited<'a>(&'a self, entry: &Upstream) -> impl Iterator<Item = &'a String> + use<'a> {
+        let waits = self.targets.value != self.in_force && entry.enabled && entry.proxy.is_none();
+        let hosts = self.targets.value.iter().map(|target| &target.host);
+        hosts.filter(move |host| waits && host.parse::<IpAddr>().is_err())
     }
 }
 
@@ -135,7 +155,8 @@ impl Fleet {
             let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
             let (resolver, events) = (fleet.resolver.clone(), fleet.events.clone());
             if let Some(task) = source::targets(id, entry, resolver, events) {
-                fleet.entries.insert(id, Known::by(task));
+                let entry = Entry { targets: Known::by(task), in_force: Vec::new() };
+                fleet.entries.insert(id, entry);
             }
         }
         fleet.rebuild();
@@ -165,7 +186,7 @@ impl Fleet {
 
     fn is_incomplete(&self) -> bool {
         let asked = |server: &Server| server.asker.is_some() && !server.told;
-        self.entries.values().any(|known| !known.told)
+        self.entries.values().any(|entry| !entry.targets.told)
             || self.names.values().any(|known| !known.told)
             || self.servers.values().any(asked)
     }
@@ -175,9 +196,9 @@ impl Fleet {
         let mut late = Vec::new();
         let silent = |told: bool, what: String| (!told).then_some(what);
         late.extend(self.names.iter().filter_map(|(n, k)| silent(k.told, format!("host {n}"))));
-        for (id, known) in &self.entries {
+        for (id, entry) in &self.entries {
             let name = &self.base.upstream(*id).name;
-            late.extend(silent(known.told, format!("upstream {name}: discover")));
+            late.extend(silent(entry.targets.told, format!("upstream {name}: discover")));
         }
         for server in self.servers.values().filter(|server| server.asker.is_some()) {
             let name = &server.watched.upstream.name;
@@ -217,10 +238,10 @@ impl Fleet {
     fn take(&mut self, event: Event) {
         match event {
             Event::Targets(id, found) => {
-                let Some(known) = self.entries.get_mut(&id) else { return };
+                let Some(Entry { targets, .. }) = self.entries.get_mut(&id) else { return };
                 let entry = &self.base.upstream(id).name;
                 let told = |why| format!("upstream {entry}: discover: {why}");
-                known.learn(found, |a, b| a == b, told, &mut self.complaints, &mut self.changed);
+                targets.learn(found, |a, b| a == b, told, &mut self.complaints, &mut self.changed);
             }
             Event::Addresses(host, found) => {
                 let Some(known) = self.names.get_mut(&host) else { return };
@@ -273,8 +294,9 @@ impl Fleet {
     /// Makes the config in force anew from the file's and all that is known.
     fn rebuild(&mut self) {
         self.changed = false;
+        self.put_targets_in_force();
         let targets: Vec<_> =
-            self.entries.iter().map(|(id, known)| (*id, known.value.clone())).collect();
+            self.entries.iter().map(|(id, entry)| (*id, entry.in_force.clone())).collect();
         let expanded = self.base.expanded(&targets);
         self.look_up_names(&expanded);
         let addresses: Vec<Vec<Address>> =
@@ -292,11 +314,26 @@ impl Fleet {
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 
-    /// Has every host name of the config looked up, and no other.
+    /// Lets requests go to new targets once each of their names has been looked up, also in
+    /// vain. Where there are none yet nothing is lost by those of which nothing is known.
+    fn put_targets_in_force(&mut self) {
+        let told = |name: &String| self.names.get(name).is_some_and(|known| known.told);
+        for (id, entry) in &mut self.entries {
+            if entry.in_force.is_empty() || entry.awaited(self.base.upstream(*id)).all(told) {
+                entry.in_force.clone_from(&entry.targets.value);
+            }
+        }
+    }
+
+    /// Has every host name of the config looked up, and those that new targets wait for, and no
+    /// other.
     fn look_up_names(&mut self, config: &Config) {
         let mut needed: HashMap<&str, ()> = HashMap::new();
         for upstream in config.upstreams.iter().filter(|upstream| has_name(upstream)) {
             needed.insert(upstream.first_hop().0, ());
+        }
+        for (id, entry) in &self.entries {
+            needed.extend(entry.awaited(self.base.upstream(*id)).map(|name| (name.as_str(), ())));
         }
         self.names.retain(|host, _| needed.contains_key(host.as_str()));
         for host in needed.into_keys() {
@@ -360,7 +397,8 @@ impl Fleet {
 }
 
 impl<T> Known<T> {
-    /// Takes a new answer, or complains of the first failure in a row and keeps the old one.
+    /// Takes a new answer, or complains of the first failure in a row and keeps the old one. The
+    /// first word of all changes something either way: somebody may wait for it.
     fn learn(
         &mut self,
         found: Result<T, String>,
@@ -369,7 +407,7 @@ impl<T> Known<T> {
         complaints: &mut Vec<String>,
         changed: &mut bool,
     ) {
-        self.told = true;
+        *changed |= !std::mem::replace(&mut self.told, true);
         match found {
             Ok(value) => {
                 self.failed = false;

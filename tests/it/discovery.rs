@@ -366,8 +366,15 @@ fn services_are_those_of_the_best_priority_with_their_weights() {
     assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
     let members = proxy.shared().slot.plan().0.groups[0].members.clone();
     assert_eq!(members, [(0, 14)]);
-    server.set(|records| records.services[0].1[0].0 = 30);
-    wait_until("the other is the best", || ask(&mut proxy.client(), "m") == (200, "b".to_owned()));
+    server.set(|records| {
+        records.services[0].1[0].0 = 30;
+        records.delay = Duration::from_millis(200);
+    });
+    wait_until("the other is the best", || {
+        let (status, served_by) = ask(&mut proxy.client(), "m");
+        assert_eq!(status, 200, "until it is known where the other is this one serves");
+        served_by == "b"
+    });
     drop(a);
 }
 

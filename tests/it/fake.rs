@@ -198,6 +198,8 @@ pub(crate) struct Records {
     pub services: Vec<(&'static str, Vec<Service>)>,
     /// Answers with a server failure.
     pub fails: bool,
+    /// Pause before each answer; questions that come meanwhile wait.
+    pub delay: Duration,
 }
 
 /// A name server on UDP, whose answers hold for no time at all.
@@ -223,7 +225,11 @@ impl NameServer {
             while !over.load(Ordering::SeqCst) {
                 let Ok((bytes, peer)) = socket.recv_from(&mut buffer) else { continue };
                 count.fetch_add(1, Ordering::SeqCst);
-                let answer = shared.lock().unwrap().answer(&buffer[..bytes]);
+                let (answer, delay) = {
+                    let records = shared.lock().unwrap();
+                    (records.answer(&buffer[..bytes]), records.delay)
+                };
+                std::thread::sleep(delay);
                 let _ = socket.send_to(&answer, peer);
             }
         });
