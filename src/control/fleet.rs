@@ -314,12 +314,19 @@ impl Fleet {
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 
-    /// Lets requests go to new targets once each of their names has been looked up, also in
-    /// vain. Where there are none yet nothing is lost by those of which nothing is known.
+    /// Lets requests go to new targets once each of their names has been looked up, for one of
+    /// them not in vain. Where there are none yet nothing is lost by those of which nothing is
+    /// known.
     fn put_targets_in_force(&mut self) {
-        let told = |name: &String| self.names.get(name).is_some_and(|known| known.told);
         for (id, entry) in &mut self.entries {
-            if entry.in_force.is_empty() || entry.awaited(self.base.upstream(*id)).all(told) {
+            let awaited = entry.awaited(self.base.upstream(*id)).map(|name| self.names.get(name));
+            let (mut told, mut vain) = (true, 0);
+            for known in awaited {
+                told &= known.is_some_and(|known| known.told);
+                vain += usize::from(known.is_none_or(|known| known.value.is_empty()));
+            }
+            let serve = vain == 0 || vain < entry.targets.value.len();
+            if entry.in_force.is_empty() || (told && serve) {
                 entry.in_force.clone_from(&entry.targets.value);
             }
         }

@@ -366,6 +366,12 @@ fn services_are_those_of_the_best_priority_with_their_weights() {
     assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
     let members = proxy.shared().slot.plan().0.groups[0].members.clone();
     assert_eq!(members, [(0, 14)]);
+    server.set(|records| records.services[0].1[0].3 = "nowhere.test");
+    let asked = server.asked();
+    wait_until("it was asked for a host without an address", || {
+        assert_eq!(ask(&mut proxy.client(), "m"), (200, "a".to_owned()));
+        server.asked() >= asked + 10
+    });
     server.set(|records| {
         records.services[0].1[0].0 = 30;
         records.delay = Duration::from_millis(200);
