@@ -113,7 +113,7 @@ impl Entry {
     fn awaited<'a>(&'a self, entry: &Upstream) -> impl Iterator<Item = &'a String> + use<'a> {
         let waits = self.targets.value != self.in_force && entry.enabled && entry.proxy.is_none();
         let hosts = self.targets.value.iter().map(|target| &target.host);
-        hosts.filter(move |host| waits && host.parse::<IpAddr>().is_err())
+        hosts.filter(move |host| waits && is_name(host))
     }
 }
 
@@ -468,8 +468,12 @@ impl Server {
 /// Whether the host that is connected to must be looked up; behind a proxy the server's own name
 /// is the proxy's to look up.
 fn has_name(upstream: &Upstream) -> bool {
-    let is_name = upstream.first_hop().0.parse::<IpAddr>().is_err();
-    upstream.enabled && !upstream.url.unix && is_name
+    upstream.enabled && !upstream.url.unix && is_name(upstream.first_hop().0)
+}
+
+/// Whether a host is no address.
+fn is_name(host: &str) -> bool {
+    host.parse::<IpAddr>().is_err()
 }
 
 /// The order of addresses changes with every answer of some servers, and means nothing.
