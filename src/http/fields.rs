@@ -10,7 +10,7 @@
 //! what was dropped (the trunk).
 
 use super::{
-    head::{Field, RequestHead, ResponseHead, Span, Version},
+    head::{Field, Fields, RequestHead, ResponseHead, Span, Version},
     name::Name,
 };
 
@@ -132,7 +132,7 @@ pub fn is_hop_by_hop(name: Name) -> bool {
 /// What the `Connection` fields of a head say, read once, without allocation.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTokens<'a> {
-    fields: &'a [Field],
+    fields: &'a Fields,
     bytes: &'a [u8],
     /// `close` is among them.
     pub close: bool,
@@ -146,7 +146,7 @@ pub struct ConnectionTokens<'a> {
 
 impl<'a> ConnectionTokens<'a> {
     /// Reads the `Connection` fields among `fields`.
-    pub fn new(fields: &'a [Field], bytes: &'a [u8]) -> ConnectionTokens<'a> {
+    pub fn new(fields: &'a Fields, bytes: &'a [u8]) -> ConnectionTokens<'a> {
         let mut tokens = ConnectionTokens {
             fields,
             bytes,
@@ -189,10 +189,7 @@ impl<'a> ConnectionTokens<'a> {
 
     fn tokens(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         let bytes = self.bytes;
-        self.fields
-            .iter()
-            .filter(|field| field.name_kind == Name::Connection)
-            .flat_map(move |field| list(field.value.of(bytes)))
+        self.fields.named(Name::Connection).flat_map(move |field| list(field.value.of(bytes)))
     }
 }
 
@@ -286,14 +283,14 @@ pub fn fuzz(data: &[u8]) {
     assert!(promised == KeepAlive::default() || data.contains(&b'='));
 
     let (name, value) = data.split_at(data.len() / 2);
-    let fields = [
+    let fields = Fields::from_iter([
         Field { name: Span::new(0, name.len()), ..Field::default() },
         Field {
             name_kind: Name::Connection,
             value: Span::new(name.len(), data.len()),
             ..Field::default()
         },
-    ];
+    ]);
     let connection = ConnectionTokens::new(&fields, data);
     let known: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
     let common = known.iter().any(|token| name.eq_ignore_ascii_case(token));
@@ -364,14 +361,14 @@ mod tests {
     fn named(name: &str, connection: &str) -> bool {
         let bytes = format!("{name}{connection}").into_bytes();
         let name_kind = Name::of(name.as_bytes());
-        let fields = [
+        let fields = Fields::from_iter([
             Field { name_kind, name: Span::new(0, name.len()), ..Field::default() },
             Field {
                 name_kind: Name::Connection,
                 value: Span::new(name.len(), bytes.len()),
                 ..Field::default()
             },
-        ];
+        ]);
         ConnectionTokens::new(&fields, &bytes).names(&fields[0])
     }
 
@@ -393,12 +390,12 @@ mod tests {
     #[test]
     fn rfc_9112_section_9_3_persistence() {
         let check = |value: &str, http11, http10| {
-            let field = Field {
+            let fields = Fields::from_iter([Field {
                 name_kind: Name::Connection,
                 value: Span::new(0, value.len()),
                 ..Field::default()
-            };
-            let tokens = ConnectionTokens::new(std::slice::from_ref(&field), value.as_bytes());
+            }]);
+            let tokens = ConnectionTokens::new(&fields, value.as_bytes());
             let got = (tokens.persists(Version::Http11), tokens.persists(Version::Http10));
             assert_eq!(got, (http11, http10), "{value:?}");
         };

@@ -11,6 +11,8 @@
 //! RFC 9110 §5 (fields), RFC 9112 §3.2 (the four forms of a target). What a head may hold is
 //! decided by `http1::parse`; a head that it filled has been checked.
 
+use std::ops::Deref;
+
 use super::{method::Method, name::Name};
 
 /// A part of the head: `start <= end`, both counted from the first byte of the head.
@@ -70,6 +72,90 @@ pub struct Field {
     pub line: Span,
 }
 
+/// The fields of a head in the order in which they came, duplicates kept.
+///
+/// Most questions are about a field that is not there: one word of bits answers those without a
+/// look at any line.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Fields {
+    lines: Vec<Field>,
+    /// One bit for each [`Name`] that is among the lines.
+    names: u32,
+}
+
+impl Fields {
+    /// Adds one behind the others.
+    #[inline]
+    pub fn push(&mut self, field: Field) {
+        self.names |= bit(field.name_kind);
+        self.lines.push(field);
+    }
+
+    /// Forgets all of them and keeps their room.
+    pub fn clear(&mut self) {
+        self.lines.clear();
+        self.names = 0;
+    }
+
+    /// Whether a field has this name.
+    #[inline]
+    pub fn has(&self, name: Name) -> bool {
+        self.names & bit(name) != 0
+    }
+
+    /// The fields with this name, in order.
+    #[inline]
+    pub fn named(&self, name: Name) -> impl DoubleEndedIterator<Item = &Field> {
+        let lines = if self.has(name) { &*self.lines } else { &[] };
+        lines.iter().filter(move |field| field.name_kind == name)
+    }
+
+    /// The value of the first field with this name.
+    #[inline]
+    fn value<'a>(&self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        self.named(name).next().map(|field| field.value.of(bytes))
+    }
+
+    /// The values of all fields with this name, in order.
+    fn values<'a>(
+        &'a self,
+        name: Name,
+        bytes: &'a [u8],
+    ) -> impl DoubleEndedIterator<Item = &'a [u8]> {
+        self.named(name).map(move |field| field.value.of(bytes))
+    }
+}
+
+impl Deref for Fields {
+    type Target = [Field];
+
+    fn deref(&self) -> &[Field] {
+        &self.lines
+    }
+}
+
+impl<'a> IntoIterator for &'a Fields {
+    type Item = &'a Field;
+    type IntoIter = std::slice::Iter<'a, Field>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.lines.iter()
+    }
+}
+
+impl FromIterator<Field> for Fields {
+    fn from_iter<I: IntoIterator<Item = Field>>(fields: I) -> Fields {
+        let mut all = Fields::default();
+        fields.into_iter().for_each(|field| all.push(field));
+        all
+    }
+}
+
+const fn bit(name: Name) -> u32 {
+    const { assert!((Name::Other as u32) < u32::BITS) };
+    1 << name as u32
+}
+
 /// The head of a request.
 #[derive(Clone, Debug, Default)]
 pub struct RequestHead {
@@ -81,8 +167,8 @@ pub struct RequestHead {
     pub target: Span,
     /// The version of the sender.
     pub version: Version,
-    /// The fields in the order in which they came, duplicates kept.
-    pub fields: Vec<Field>,
+    /// Its fields.
+    pub fields: Fields,
     /// Bytes of the head including the blank line, and an empty line before it if there was one.
     pub len: u32,
     /// `host[:port]` of an absolute-form target, empty in the other forms.
@@ -110,7 +196,7 @@ impl RequestHead {
 
     /// The value of the first field with this name.
     pub fn value<'a>(&self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
-        first(&self.fields, name, bytes)
+        self.fields.value(name, bytes)
     }
 
     /// The values of all fields with this name, in order.
@@ -119,12 +205,12 @@ impl RequestHead {
         name: Name,
         bytes: &'a [u8],
     ) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        all(&self.fields, name, bytes)
+        self.fields.values(name, bytes)
     }
 
     /// How many fields have this name.
     pub fn count(&self, name: Name) -> usize {
-        count(&self.fields, name)
+        self.fields.named(name).count()
     }
 
     /// The path, never percent-decoded. `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
@@ -160,8 +246,8 @@ pub struct ResponseHead {
     pub status: u16,
     /// The reason phrase, often empty.
     pub reason: Span,
-    /// The fields in the order in which they came, duplicates kept.
-    pub fields: Vec<Field>,
+    /// Its fields.
+    pub fields: Fields,
     /// Bytes of the head including the blank line.
     pub len: u32,
     /// End of the status line while the head is still arriving; 0 = not seen yet.
@@ -183,37 +269,18 @@ impl ResponseHead {
 
     /// The value of the first field with this name.
     pub fn value<'a>(&self, name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
-        first(&self.fields, name, bytes)
+        self.fields.value(name, bytes)
     }
 
     /// The values of all fields with this name, in order.
     pub fn values<'a>(&'a self, name: Name, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        all(&self.fields, name, bytes)
+        self.fields.values(name, bytes)
     }
 
     /// How many fields have this name.
     pub fn count(&self, name: Name) -> usize {
-        count(&self.fields, name)
+        self.fields.named(name).count()
     }
-}
-
-fn first<'a>(fields: &[Field], name: Name, bytes: &'a [u8]) -> Option<&'a [u8]> {
-    fields.iter().find(|field| field.name_kind == name).map(|field| field.value.of(bytes))
-}
-
-fn all<'a>(
-    fields: &'a [Field],
-    name: Name,
-    bytes: &'a [u8],
-) -> impl DoubleEndedIterator<Item = &'a [u8]> + use<'a> {
-    fields
-        .iter()
-        .filter(move |field| field.name_kind == name)
-        .map(move |field| field.value.of(bytes))
-}
-
-fn count(fields: &[Field], name: Name) -> usize {
-    fields.iter().filter(|field| field.name_kind == name).count()
 }
 
 /// For fuzzers: two ways to cut one head agree on its fields. Where a value without bytes stands is
@@ -248,7 +315,9 @@ mod tests {
         let field =
             |name_kind, at| Field { name_kind, value: Span::new(at, at + 1), ..Field::default() };
         let head = ResponseHead {
-            fields: vec![field(Name::Te, 2), field(Name::Other, 1), field(Name::Te, 0)],
+            fields: [field(Name::Te, 2), field(Name::Other, 1), field(Name::Te, 0)]
+                .into_iter()
+                .collect(),
             ..ResponseHead::new()
         };
         assert_eq!(head.value(Name::Te, bytes), Some(&b"c"[..]));
@@ -259,11 +328,11 @@ mod tests {
     #[test]
     fn clear_keeps_the_room() {
         let mut head = RequestHead::new();
-        head.fields.reserve(20);
-        let room = head.fields.capacity();
-        head.fields.push(Field::default());
+        head.fields.push(Field { name_kind: Name::Te, ..Field::default() });
+        let room = head.fields.lines.capacity();
         head.len = 7;
         head.clear();
-        assert_eq!((head.fields.len(), head.fields.capacity(), head.len), (0, room, 0));
+        assert_eq!((head.fields.len(), head.fields.has(Name::Te), head.len), (0, false, 0));
+        assert_eq!(head.fields.lines.capacity(), room);
     }
 }

@@ -9,7 +9,7 @@
 
 use crate::http::{
     fields::{ConnectionTokens, is_hop_by_hop, trim},
-    head::{Field, RequestHead, ResponseHead, Span},
+    head::{Field, Fields, RequestHead, ResponseHead, Span},
     name::Name,
 };
 
@@ -121,7 +121,7 @@ pub fn copy_response_fields(
     copy_fields(out, &head.fields, bytes, drop);
 }
 
-fn copy_fields(out: &mut Vec<u8>, fields: &[Field], bytes: &[u8], drop: impl Fn(&Field) -> bool) {
+fn copy_fields(out: &mut Vec<u8>, fields: &Fields, bytes: &[u8], drop: impl Fn(&Field) -> bool) {
     let connection = ConnectionTokens::new(fields, bytes);
     let mut lengths = 0;
     let mut run = Span::default();

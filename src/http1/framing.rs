@@ -11,7 +11,7 @@ use std::fmt;
 
 use crate::http::{
     fields::list,
-    head::{Field, RequestHead, ResponseHead, Version},
+    head::{Fields, RequestHead, ResponseHead, Version},
     method::Method,
     name::Name,
 };
@@ -106,19 +106,16 @@ pub fn response_framing(
 
 /// What the two fields say: `None` when neither is there.
 fn declared(
-    fields: &[Field],
+    fields: &Fields,
     version: Version,
     bytes: &[u8],
 ) -> Result<Option<Framing>, FramingFault> {
-    let mut coding = Coding::Absent;
-    let mut length = None;
-    for field in fields {
-        match field.name_kind {
-            Name::TransferEncoding => coding = coding.then(field.value.of(bytes)),
-            Name::ContentLength => length = Some(agreed(length, field.value.of(bytes))),
-            _ => {}
-        }
-    }
+    let coding = fields
+        .named(Name::TransferEncoding)
+        .fold(Coding::Absent, |coding, field| coding.then(field.value.of(bytes)));
+    let length = fields
+        .named(Name::ContentLength)
+        .fold(None, |length, field| Some(agreed(length, field.value.of(bytes))));
     match (coding, length) {
         (Coding::Absent, None) => Ok(None),
         (Coding::Absent, Some(length)) => Ok(Some(Framing::Length(length?))),

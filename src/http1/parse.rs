@@ -24,7 +24,7 @@ use memchr::memchr;
 use super::target::{cut_target, is_authority};
 use crate::http::{
     fields::{is_token_byte, is_value_byte},
-    head::{Field, RequestHead, ResponseHead, Span, Version},
+    head::{Field, Fields, RequestHead, ResponseHead, Span, Version},
     method::Method,
     name::Name,
 };
@@ -335,7 +335,7 @@ fn fields(
     start: usize,
     searched: usize,
     limits: &HeadLimits,
-    fields: &mut Vec<Field>,
+    fields: &mut Fields,
 ) -> Result<Option<usize>, HeadFault> {
     // As good as every head comes in one piece and is good: then one walk will do.
     if searched <= start
@@ -353,7 +353,7 @@ fn other_fields(
     start: usize,
     searched: usize,
     limits: &HeadLimits,
-    fields: &mut Vec<Field>,
+    fields: &mut Fields,
 ) -> Result<Option<usize>, HeadFault> {
     fields.clear();
     let Some(end) = blank_line(window, start.max(searched))? else { return Ok(None) };
@@ -367,7 +367,7 @@ fn good_fields(
     window: &[u8],
     start: usize,
     fields_max: usize,
-    fields: &mut Vec<Field>,
+    fields: &mut Fields,
 ) -> Option<usize> {
     let mut slots = [httparse::EMPTY_HEADER; FIELDS_PER_CALL];
     let Ok(httparse::Status::Complete((len, parsed))) =
@@ -412,7 +412,7 @@ fn cut_fields(
     head: &[u8],
     start: usize,
     fields_max: usize,
-    fields: &mut Vec<Field>,
+    fields: &mut Fields,
 ) -> Result<(), HeadFault> {
     let mut at = start;
     loop {
@@ -438,7 +438,7 @@ fn push_fields(
     head: &[u8],
     start: usize,
     slots: &[httparse::Header<'_>],
-    fields: &mut Vec<Field>,
+    fields: &mut Fields,
 ) -> usize {
     let mut at = start;
     for slot in slots {

@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use super::fault::Fault;
 use crate::http::{
     fields::{ConnectionTokens, is_hop_by_hop, is_token_byte, is_value_byte},
-    head::Field,
+    head::{Field, Fields},
     name::Name,
 };
 
@@ -67,7 +67,7 @@ pub(super) fn check_value(value: &[u8]) -> Result<(), Fault> {
 /// Errors: `NameBad`, `ValueBad` for what no parsed head has; `TooManyFields` beyond what the map
 /// can hold (2^15).
 pub(super) fn relayed(
-    fields: &[Field],
+    fields: &Fields,
     bytes: &[u8],
     mut drop: impl FnMut(&Field) -> Result<bool, Fault>,
 ) -> Result<HeaderMap, Fault> {

@@ -6,7 +6,7 @@
 
 use super::fault::Fault;
 use crate::http::{
-    head::{Field, Span},
+    head::{Field, Fields, Span},
     name::Name,
 };
 use crate::http1::{encode, parse::HeadLimits};
@@ -22,7 +22,7 @@ pub(super) struct Head<'a> {
     lines: usize,
     limits: &'a HeadLimits,
     /// Where each line stands, counted from `start`, for those who would have to parse it else.
-    cut: Option<&'a mut Vec<Field>>,
+    cut: Option<&'a mut Fields>,
 }
 
 /// Writes a head with `write`, and takes it back when that fails.
@@ -31,7 +31,7 @@ pub(super) struct Head<'a> {
 pub(super) fn write<T>(
     out: &mut Vec<u8>,
     limits: &HeadLimits,
-    cut: Option<&mut Vec<Field>>,
+    cut: Option<&mut Fields>,
     write: impl FnOnce(&mut Head<'_>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let start = out.len();

@@ -64,7 +64,7 @@ pub fn head(
     {
         encode::field(out, b"transfer-encoding", b"chunked");
     }
-    if response.count(Name::XRequestId) == 0 {
+    if !response.fields.has(Name::XRequestId) {
         encode::field(out, b"x-request-id", caller.id.as_bytes());
     }
     caller.standing.write(out);
