@@ -170,7 +170,7 @@ impl Tail {
 
     #[inline]
     fn push(&mut self, bytes: &[u8]) {
-        let bytes = bytes.get(bytes.len().saturating_sub(TAIL_BYTES)..).unwrap_or_default();
+        let bytes = last(bytes);
         if self.ring.capacity() == 0 {
             self.ring.reserve_exact(TAIL_BYTES);
         }
@@ -194,6 +194,18 @@ impl Tail {
         self.oldest = 0;
         &self.ring
     }
+}
+
+/// What one JSON document says that is here in one piece: as a tap that it passed by.
+pub fn usage_of(document: &[u8]) -> Usage {
+    let mut usage = Usage::default();
+    read_end(last(document), &mut usage);
+    usage
+}
+
+/// The last `TAIL_BYTES` of them.
+fn last(bytes: &[u8]) -> &[u8] {
+    bytes.get(bytes.len().saturating_sub(TAIL_BYTES)..).unwrap_or_default()
 }
 
 /// Reads the end of a body: any dialect's usage, or else Ollama's counts, or else
@@ -396,6 +408,9 @@ pub fn fuzz(data: &[u8]) {
         let whole = run(data.len());
         assert_eq!(whole, run(1));
         assert_eq!(whole, run(13));
+        if kind == BodyKind::Json {
+            assert_eq!(whole, (usage_of(data), false));
+        }
     }
 }
 
@@ -419,6 +434,11 @@ mod tests {
     fn check(kind: BodyKind, body: &str, want: Counts) {
         for size in [usize::MAX, 1, 100] {
             assert_eq!(run(kind, body.as_bytes(), size).0, want, "{body}");
+        }
+        if kind == BodyKind::Json {
+            let Usage { prompt_tokens, completion_tokens, cached_tokens } =
+                usage_of(body.as_bytes());
+            assert_eq!((prompt_tokens, completion_tokens, cached_tokens), want, "{body}");
         }
     }
 

@@ -23,14 +23,17 @@ pub const TICK: Duration = Duration::from_millis(50);
 pub struct Ticker {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<usize>>,
+    began: Instant,
     now: Cell<Instant>,
+    /// `now`, as nanoseconds since `began`.
+    now_ns: Cell<u64>,
     ended: Cell<bool>,
 }
 
 struct Slot {
-    /// `None` while the slot is disarmed or free.
-    deadline: Option<Instant>,
-    /// What is ended; `None` while the slot is free.
+    /// Nanoseconds since the ticker began, or `NEVER`.
+    deadline_ns: u64,
+    /// What is ended; `None` while the slot is disarmed or free.
     stream: Option<Handle>,
     how: Shut,
     expired: bool,
@@ -41,8 +44,10 @@ struct Slot {
     idle: bool,
 }
 
+const NEVER: u64 = u64::MAX;
+
 const DISARMED: Slot = Slot {
-    deadline: None,
+    deadline_ns: NEVER,
     stream: None,
     how: Shut::Both,
     expired: false,
@@ -66,7 +71,9 @@ impl Ticker {
         Rc::new(Self {
             slots: RefCell::default(),
             free: RefCell::default(),
+            began: now,
             now: Cell::new(now),
+            now_ns: Cell::new(0),
             ended: Cell::new(false),
         })
     }
@@ -79,10 +86,12 @@ impl Ticker {
 
     /// Walks the slab: sockets whose deadline has come are shut down.
     pub fn walk(&self, now: Instant) {
+        let now_ns = nanoseconds(now.saturating_duration_since(self.began));
         self.now.set(now);
+        self.now_ns.set(now_ns);
         for slot in self.slots.borrow_mut().iter_mut() {
-            if slot.deadline.is_some_and(|deadline| deadline <= now) {
-                slot.deadline = None;
+            if slot.deadline_ns <= now_ns {
+                slot.deadline_ns = NEVER;
                 slot.expired = true;
                 slot.end(slot.how);
             } else if slot.watcher.is_some() && slot.stream.as_ref().is_some_and(Handle::hung_up) {
@@ -105,7 +114,7 @@ impl Ticker {
     pub fn end_all(&self) {
         self.ended.set(true);
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.stream.is_some()) {
-            slot.deadline = None;
+            slot.deadline_ns = NEVER;
             slot.expired = true;
             slot.end(Shut::Both);
         }
@@ -141,8 +150,13 @@ impl Timer {
     /// A timeout of zero means none.
     pub fn arm(&self, stream: Handle, how: Shut, timeout: Duration) {
         // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
-        let deadline = (!timeout.is_zero()).then(|| self.ticker.now.get() + timeout + TICK);
-        self.with(|slot| *slot = Slot { deadline, stream: Some(stream), how, ..DISARMED });
+        let deadline_ns = match nanoseconds(timeout) {
+            0 => NEVER,
+            timeout => {
+                self.ticker.now_ns.get().saturating_add(timeout).saturating_add(nanoseconds(TICK))
+            }
+        };
+        self.with(|slot| *slot = Slot { deadline_ns, stream: Some(stream), how, ..DISARMED });
     }
 
     /// As `arm` for both directions, for a connection with nothing in flight.
@@ -153,7 +167,12 @@ impl Timer {
 
     /// Forgets the deadline and whether it had expired.
     pub fn disarm(&self) {
-        self.with(|slot| *slot = DISARMED);
+        self.with(|slot| {
+            // One that is disarmed already says so by its stream: most are.
+            if slot.stream.is_some() {
+                *slot = DISARMED;
+            }
+        });
     }
 
     /// Shuts a stream down within a tick after its peer hangs up, besides any deadline, and tells
@@ -191,6 +210,11 @@ impl Drop for Timer {
         self.disarm();
         self.ticker.free.borrow_mut().push(self.index);
     }
+}
+
+/// As `Duration::as_nanos`, in the 584 years that fit; more is as good as never.
+const fn nanoseconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos() as u64)
 }
 
 #[cfg(test)]

@@ -142,7 +142,7 @@ impl Attempt<'_> {
         progress.body_received.set(turn.body.reader.is_done());
         let total_timer = self.arm_total(&conn, turn.settle);
         let (uploaded, downloaded) =
-            self.both_ways(&mut conn, down, turn, &progress, &up_timer, &total_timer).await;
+            self.both_ways(&mut conn, down, turn, &progress, &up_timer, total_timer.as_ref()).await;
         if let Uploaded::Broken(kind) = uploaded {
             let tell = !progress.answer_begun.get() && kind.row().status.is_some();
             return if tell { Attempted::Refused(kind.into()) } else { Attempted::Over(kind) };
@@ -187,15 +187,16 @@ impl Attempt<'_> {
     }
 
     /// Arms the deadline of the whole exchange, if it has one.
-    fn arm_total(&self, conn: &UpConn, settle: &Settle) -> Timer {
-        let timer = self.core.ticker.timer();
-        if !self.timeouts.total.is_zero() {
-            let spent = Duration::from_micros(settle.elapsed_us());
-            // Zero would mean no limit.
-            let left = self.timeouts.total.saturating_sub(spent).max(TICK);
-            timer.arm(conn.socket().handle(), Shut::Both, left);
+    fn arm_total(&self, conn: &UpConn, settle: &Settle) -> Option<Timer> {
+        if self.timeouts.total.is_zero() {
+            return None;
         }
-        timer
+        let timer = self.core.ticker.timer();
+        let spent = Duration::from_micros(settle.elapsed_us());
+        // Zero would mean no limit.
+        let left = self.timeouts.total.saturating_sub(spent).max(TICK);
+        timer.arm(conn.socket().handle(), Shut::Both, left);
+        Some(timer)
     }
 
     /// Runs request and answer at once, and watches the client meanwhile.
@@ -206,7 +207,7 @@ impl Attempt<'_> {
         turn: &mut Turn<'_, '_>,
         progress: &Progress,
         up_timer: &Timer,
-        total_timer: &Timer,
+        total_timer: Option<&Timer>,
     ) -> (Uploaded, Downloaded) {
         let core = self.core;
         let (upstream, client) = (conn.socket().clone(), down.socket.clone());

@@ -57,8 +57,8 @@ pub struct Download<'a> {
     pub progress: &'a Progress,
     /// Deadline of the upstream.
     pub up_timer: &'a Timer,
-    /// Deadline of the whole exchange.
-    pub total_timer: &'a Timer,
+    /// Deadline of the whole exchange, if it has one.
+    pub total_timer: Option<&'a Timer>,
     /// Deadline of a client that does not read.
     pub write_timer: &'a Timer,
     /// Limit for a client that does not read.
@@ -201,7 +201,7 @@ impl Download<'_> {
         if self.core.ticker.ended() {
             return Some(Kind::Draining);
         }
-        if self.total_timer.expired() {
+        if self.total_timer.is_some_and(Timer::expired) {
             return Some(Kind::TotalTimeout);
         }
         self.up_timer.expired().then_some(waiting)
@@ -280,10 +280,12 @@ impl Download<'_> {
             && self.progress.body_received.get()
             && !self.core.draining.get();
         let mut reader = BodyReader::new(framing);
-        let mut tap = Tap::of(&self.core.taps, response, &buffer);
+        let head_bytes = response.len as usize;
+        let here = (buffer.len() - head_bytes) as u64;
+        let whole = matches!(framing, Framing::Length(length) if length <= here);
+        let mut tap = Tap::of(&self.core.taps, response, &buffer, whole);
         let streamed = tap.is_sse();
         settle.outcome.streamed = streamed;
-        let head_bytes = response.len as usize;
         let mut out = self.core.buffers.take(buffer.len() + 512);
         respond::head(&mut out, response, &buffer, framing, delivery, self.caller, keep);
         let (taken, mut done, bad) =
@@ -355,8 +357,9 @@ impl Download<'_> {
             self.tell_cut(kind, &reader, delivery, framing, streamed, &mut out).await;
         }
         self.core.buffers.give_back(out);
+        let body = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
+        let usage = tap.finish(&self.core.taps, body.unwrap_or_default());
         self.core.buffers.give_back(buffer);
-        let usage = tap.finish(&self.core.taps);
         settle.outcome.prompt_tokens = usage.prompt_tokens;
         settle.outcome.completion_tokens = usage.completion_tokens;
         match (result, fault) {

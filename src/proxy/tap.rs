@@ -7,7 +7,7 @@ use std::cell::RefCell;
 
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
-use crate::llm::usage::{BodyKind, Usage, UsageTap};
+use crate::llm::usage::{BodyKind, Usage, UsageTap, usage_of};
 
 /// Free taps kept per core.
 const KEPT_MAX: usize = 64;
@@ -40,32 +40,44 @@ impl Taps {
 
 /// What looks at a response on its way.
 pub struct Tap {
-    usage: Option<Box<UsageTap>>,
+    looks: Looks,
     sse: bool,
 }
 
+enum Looks {
+    /// At nothing.
+    Never,
+    /// At what passes.
+    InPassing(Box<UsageTap>),
+    /// At the end, at a document that is here whole: nothing of it is kept meanwhile.
+    AtTheEnd,
+}
+
 impl Tap {
-    /// Chooses by the response head.
+    /// Chooses by the response head; `whole` when the body is here already, in one piece.
     #[must_use]
-    pub fn of(taps: &Taps, head: &ResponseHead, bytes: &[u8]) -> Self {
+    pub fn of(taps: &Taps, head: &ResponseHead, bytes: &[u8], whole: bool) -> Self {
         let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
         let starts = |name: &[u8]| {
             kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
         };
         let sse = starts(b"text/event-stream");
-        let coded = head.value(Name::ContentEncoding, bytes).is_some();
-        let usage = if coded {
-            None
+        let coded = head.fields.has(Name::ContentEncoding);
+        let looks = if coded {
+            Looks::Never
         } else if sse {
-            Some(BodyKind::Sse)
+            Looks::InPassing(taps.take(BodyKind::Sse))
         } else if starts(b"application/json") {
-            Some(BodyKind::Json)
+            match whole {
+                true => Looks::AtTheEnd,
+                false => Looks::InPassing(taps.take(BodyKind::Json)),
+            }
         } else if starts(b"application/x-ndjson") {
-            Some(BodyKind::NdJson)
+            Looks::InPassing(taps.take(BodyKind::NdJson))
         } else {
-            None
+            Looks::Never
         };
-        Self { usage: usage.map(|kind| taps.take(kind)), sse }
+        Self { looks, sse }
     }
 
     /// Whether the response is a stream of server-sent events.
@@ -76,14 +88,14 @@ impl Tap {
 
     /// Looks at body bytes.
     pub fn push(&mut self, data: &[u8]) {
-        if let Some(usage) = &mut self.usage {
+        if let Looks::InPassing(usage) = &mut self.looks {
             usage.push(data);
         }
     }
 
     /// Says that bytes went by unseen.
     pub fn skip(&mut self) {
-        if let Some(usage) = &mut self.usage {
+        if let Looks::InPassing(usage) = &mut self.looks {
             usage.skip();
         }
     }
@@ -91,24 +103,29 @@ impl Tap {
     /// How many bytes at the end of a body of known length must be seen; `None` = all of them.
     #[must_use]
     pub fn tail_bytes(&self) -> Option<usize> {
-        match &self.usage {
-            None => Some(0),
-            Some(usage) => usage.needs_tail_only(),
+        match &self.looks {
+            Looks::InPassing(usage) => usage.needs_tail_only(),
+            Looks::Never | Looks::AtTheEnd => Some(0),
         }
     }
 
     /// Whether a token has been seen.
     #[must_use]
     pub fn first_token_seen(&self) -> bool {
-        self.usage.as_ref().is_some_and(|tap| tap.first_token_seen())
+        matches!(&self.looks, Looks::InPassing(usage) if usage.first_token_seen())
     }
 
-    /// What was read, at the end; the memory goes back.
+    /// What was read, at the end; the memory goes back. `body` is the one that was here whole.
     #[must_use]
-    pub fn finish(self, taps: &Taps) -> Usage {
-        let Some(mut tap) = self.usage else { return Usage::default() };
-        let usage = tap.finish();
-        taps.give_back(tap);
-        usage
+    pub fn finish(self, taps: &Taps, body: &[u8]) -> Usage {
+        match self.looks {
+            Looks::Never => Usage::default(),
+            Looks::AtTheEnd => usage_of(body),
+            Looks::InPassing(mut tap) => {
+                let usage = tap.finish();
+                taps.give_back(tap);
+                usage
+            }
+        }
     }
 }
