@@ -141,6 +141,8 @@ pub struct Ringer {
     lost: Vec<AtomicBool>,
     /// What milliseconds and microseconds of all cores count from.
     origin: Instant,
+    /// Nanoseconds since 1970 at that moment.
+    origin_unix_ns: u64,
 }
 
 impl Ringer {
@@ -148,7 +150,9 @@ impl Ringer {
     #[must_use]
     pub fn new(mailboxes: Vec<Sender>) -> Arc<Self> {
         let lost = mailboxes.iter().map(|_| AtomicBool::new(false)).collect();
-        Arc::new(Self { mailboxes, lost, origin: Instant::now() })
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let origin_unix_ns = u64::try_from(unix.as_nanos()).unwrap_or(0);
+        Arc::new(Self { mailboxes, lost, origin: Instant::now(), origin_unix_ns })
     }
 
     /// Rings a bell with a value.
@@ -170,6 +174,12 @@ impl Ringer {
     pub fn us_at(&self, at: Instant) -> u64 {
         let passed = at.saturating_duration_since(self.origin);
         passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
+    }
+
+    /// Nanoseconds since 1970 of a moment that `us_at` has told; by the monotonic clock.
+    #[must_use]
+    pub fn unix_ns(&self, us: u64) -> u64 {
+        self.origin_unix_ns + 1000 * us
     }
 }
 
@@ -256,8 +266,6 @@ pub struct Core {
     pub leaving: Rc<Leaving>,
     /// What all cores share.
     pub shared: Arc<Shared>,
-    started: Instant,
-    started_unix_ns: u64,
 }
 
 impl Core {
@@ -265,8 +273,6 @@ impl Core {
     #[must_use]
     pub fn new(index: usize, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
         let (plan, version) = shared.slot.plan();
-        let started = Instant::now();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Rc::new(Self {
             index,
             picks: RefCell::new(
@@ -276,7 +282,7 @@ impl Core {
             plan: RefCell::new(Rc::new(plan)),
             plan_version: Cell::new(version),
             buffers: Buffers::new(),
-            ticker: Ticker::new(started),
+            ticker: Ticker::new(Instant::now()),
             pool: Pool::default(),
             links: Rc::default(),
             pipes: Pipes::default(),
@@ -288,8 +294,6 @@ impl Core {
             draining: Cell::new(false),
             leaving: Rc::default(),
             shared,
-            started,
-            started_unix_ns: u64::try_from(unix.as_nanos()).unwrap_or(0),
         })
     }
 
@@ -344,19 +348,6 @@ impl Core {
     #[must_use]
     pub fn chance(&self) -> u64 {
         self.rng.borrow_mut().next_u64()
-    }
-
-    /// Milliseconds since 1970, from the monotonic clock; as coarse as the ticker.
-    #[must_use]
-    pub fn unix_ms(&self) -> u64 {
-        self.unix_ns(self.ticker.now()) / 1_000_000
-    }
-
-    /// Nanoseconds since 1970 of a moment, from the monotonic clock; as exact as the moment.
-    #[must_use]
-    pub fn unix_ns(&self, at: Instant) -> u64 {
-        let run = at.saturating_duration_since(self.started);
-        self.started_unix_ns + run.as_secs() * 1_000_000_000 + u64::from(run.subsec_nanos())
     }
 
     /// Uses the balancer's state of one group.

@@ -60,13 +60,15 @@ async fn live(
             Some(refusal) => {
                 let mut settle = Settle::begin(core);
                 settle.fault(refusal.kind);
-                reply::refuse(core, down, &nobody(core), &refusal, false).await
+                let caller = nobody(core, settle.begun_unix_ms());
+                reply::refuse(core, down, &caller, &refusal, false).await
             }
             None => Next::Close,
         };
     }
     let mut settle = Settle::begin(core);
-    let mut caller = admit::caller(&scratch.request, &down.recv, core.unix_ms(), core.chance());
+    let unix_ms = settle.begun_unix_ms();
+    let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.chance());
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
     let served = serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await;
@@ -173,9 +175,9 @@ fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
 
 /// The caller of a head that could not be read.
 #[cold]
-fn nobody(core: &Core) -> Caller {
+fn nobody(core: &Core, unix_ms: u64) -> Caller {
     Caller {
-        id: RequestId::new(core.unix_ms(), core.chance()),
+        id: RequestId::new(unix_ms, core.chance()),
         id_sent: false,
         dialect: Dialect::OpenAi,
         version: Version::Http11,
@@ -198,7 +200,7 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let now_ns = core.unix_ns(settle.begun());
+    let now_ns = settle.begun_unix_ns();
     let (peer, certified) = (down.peer.as_ref(), down.certified.as_deref());
     let admitted =
         admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now_ns)?;

@@ -14,7 +14,6 @@ use crate::telemetry::outcome::Outcome;
 /// The record of one exchange in the making.
 pub struct Settle {
     core: Rc<Core>,
-    begun: Instant,
     begun_us: u64,
     /// What has become known so far.
     pub outcome: Outcome,
@@ -25,15 +24,20 @@ impl Settle {
     /// Begins the record of an exchange whose head has been read.
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
-        let begun = Instant::now();
-        let begun_us = core.shared.ringer.us_at(begun);
-        Self { core: core.clone(), begun, begun_us, outcome: Outcome::default(), charge: None }
+        let begun_us = core.shared.ringer.us_at(Instant::now());
+        Self { core: core.clone(), begun_us, outcome: Outcome::default(), charge: None }
     }
 
-    /// When the head had been read.
+    /// When the head had been read, nanoseconds since 1970.
     #[must_use]
-    pub fn begun(&self) -> Instant {
-        self.begun
+    pub fn begun_unix_ns(&self) -> u64 {
+        self.core.shared.ringer.unix_ns(self.begun_us)
+    }
+
+    /// As `begun_unix_ns`, in milliseconds.
+    #[must_use]
+    pub fn begun_unix_ms(&self) -> u64 {
+        self.begun_unix_ns() / 1_000_000
     }
 
     /// Keeps the key's part until the end.
@@ -68,9 +72,11 @@ impl Settle {
 
 impl Drop for Settle {
     fn drop(&mut self) {
-        self.outcome.duration_us = self.elapsed_us();
+        let now_us = self.now_us();
+        self.outcome.duration_us = now_us.saturating_sub(self.begun_us);
         if let Some(charge) = &self.charge {
-            charge.pay(tokens_used(&self.outcome), self.core.unix_ns(Instant::now()));
+            let now_ns = self.core.shared.ringer.unix_ns(now_us);
+            charge.pay(tokens_used(&self.outcome), now_ns);
         }
         self.core.counters.borrow_mut().record(&self.outcome);
     }
