@@ -78,7 +78,7 @@ pub fn is_authority(text: &[u8]) -> bool {
         }
         _ => {
             let (host, port) = text.split_at(memchr(b':', text).unwrap_or(text.len()));
-            if !host.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
+            if !host.iter().all(|&byte| NAME_BYTES[byte as usize]) {
                 return false;
             }
             (host, port)
@@ -86,6 +86,18 @@ pub fn is_authority(text: &[u8]) -> bool {
     };
     !host.is_empty() && is_port(port)
 }
+
+/// What may stand in the name of a host: `unreserved` of RFC 3986 §2.3.
+static NAME_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0u8;
+    while byte.is_ascii() {
+        table[byte as usize] =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~');
+        byte += 1;
+    }
+    table
+};
 
 /// Nothing, or a colon and up to five digits that fit 16 bits; the digits may be missing.
 fn is_port(text: &[u8]) -> bool {

@@ -170,7 +170,7 @@ impl PathModel {
 }
 
 /// Cuts query and fragment off.
-pub(super) fn path_of(target: &[u8]) -> &[u8] {
+fn path_of(target: &[u8]) -> &[u8] {
     let end = memchr::memchr2(b'?', b'#', target).unwrap_or(target.len());
     target.get(..end).unwrap_or_default()
 }

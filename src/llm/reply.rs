@@ -9,7 +9,6 @@
 //! It deliberately writes bodies only; status line, `Content-Length`, `x-request-id`,
 //! `Retry-After` and the rest of the head belong to the trunk.
 
-use super::path::path_of;
 use super::quote::{quote, quote_inner};
 
 /// The shape of errors that the caller's SDK parses.
@@ -24,12 +23,11 @@ pub enum Dialect {
 }
 
 impl Dialect {
-    /// Tells who is calling by the request target; a query is ignored.
+    /// Tells who is calling by the path of the request, without its query.
     ///
     /// Shape: `…/v1/messages` and below is Anthropic; `…/v1beta/…` and `…/models/{m}:verb`
     /// are Gemini, but for Gemini's own `/v1beta/openai/…`; all else is OpenAI.
     pub fn of_path(path: &[u8]) -> Self {
-        let path = path_of(path);
         let (mut beta, mut openai, mut models) = (false, false, false);
         // A path is short: one walk over its bytes costs less than preparing a search.
         for (at, _) in path.iter().enumerate().filter(|&(_, &byte)| byte == b'/') {
@@ -290,16 +288,14 @@ mod tests {
         check("/v1/models", Dialect::OpenAi);
         check("/v1/models/llama3", Dialect::OpenAi);
         check("/v1/messages", Dialect::Anthropic);
-        check("/v1/messages?beta=true", Dialect::Anthropic);
         check("/v1/messages/count_tokens", Dialect::Anthropic);
         check("/team/v1/messages", Dialect::Anthropic);
         check("/v1/messagesque", Dialect::OpenAi);
-        check("/v1beta/models/gemini-2.0:streamGenerateContent?alt=sse", Dialect::Gemini);
+        check("/v1beta/models/gemini-2.0:streamGenerateContent", Dialect::Gemini);
         check("/v1beta/models", Dialect::Gemini);
         check("/v1/models/gemini:generateContent", Dialect::Gemini);
         check("/models/gemini:generateContent", Dialect::Gemini);
         check("/v1beta/openai/chat/completions", Dialect::OpenAi);
-        check("/x?p=/v1/messages", Dialect::OpenAi);
         check("", Dialect::OpenAi);
     }
 

@@ -81,6 +81,9 @@ impl<T> HostTable<T> {
     /// Shape: `host` is the value of `Host`, port and all; `path` is the path, with or without
     /// what follows it. Nothing is allocated. `strip` takes the bytes away.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<(&T, usize)> {
+        if self.is_empty() {
+            return None;
+        }
         let mut lower = [0; HOST_BYTES_MAX];
         let host = bare_host(host);
         let lower = lower.get_mut(..host.len())?;

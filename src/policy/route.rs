@@ -63,6 +63,9 @@ impl<T> PathTable<T> {
     /// As `find`, but returns the place of the pattern among the rules.
     pub fn find_index(&self, path: &[u8]) -> Option<usize> {
         let (b'/', rest) = path.split_first()? else { return None };
+        if self.is_empty() {
+            return None;
+        }
         let mut best = None;
         self.root.search(Some(rest), &mut best);
         best.map(|leaf| leaf.value)

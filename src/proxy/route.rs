@@ -128,8 +128,8 @@ impl HeadRoute {
         if !matches!(self, HeadRoute::Body) {
             return Ok(Scanner::None);
         }
-        let coding = head.value(Name::ContentEncoding, bytes).unwrap_or(b"identity");
-        if !coding.eq_ignore_ascii_case(b"identity") {
+        let coding = head.value(Name::ContentEncoding, bytes);
+        if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
             if listener.default_group.is_some() {
                 return Ok(Scanner::None);
             }
