@@ -23,6 +23,14 @@ pub struct Target {
     pub weight: u16,
 }
 
+impl Target {
+    /// Whether that is where it is.
+    #[must_use]
+    pub fn is_at(&self, host: &str, port: u16) -> bool {
+        self.host == host && self.port == port
+    }
+}
+
 impl Discover {
     /// Whether an entry with it stands for what is found; of the others the URL counts.
     #[must_use]
@@ -59,7 +67,7 @@ impl Config {
             config.sets.push(NamedSet { name: upstream.name.clone(), group: upstream.group });
             let targets = found.iter().find(|(id, _)| usize::from(id.0) == index);
             let mut place = Vec::new();
-            for target in distinct(targets.map_or(&[][..], |(_, targets)| targets)) {
+            for target in distinct_targets(targets.map_or(&[][..], |(_, targets)| targets)) {
                 let id = number();
                 place.push((id, target.weight.max(1)));
                 own_groups.push(id);
@@ -81,10 +89,11 @@ impl Config {
 }
 
 /// Targets that differ in where they are, at most `TARGETS_MAX`; the first of two counts.
-fn distinct(targets: &[Target]) -> Vec<&Target> {
+#[must_use]
+pub fn distinct_targets(targets: &[Target]) -> Vec<&Target> {
     let mut out: Vec<&Target> = Vec::new();
     for target in targets {
-        let same = |known: &&Target| known.host == target.host && known.port == target.port;
+        let same = |known: &&Target| known.is_at(&target.host, target.port);
         if out.len() < TARGETS_MAX && !out.iter().any(same) {
             out.push(target);
         }

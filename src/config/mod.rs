@@ -25,7 +25,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use expanded::{TARGETS_MAX, Target};
+pub use expanded::{TARGETS_MAX, Target, distinct_targets};
 pub use fault::{Fault, Report};
 pub use file_sd::parse_file_sd;
 pub use model::*;

@@ -6,7 +6,7 @@
 //! anew from the file's and published. Nothing is patched, so nothing can be left behind.
 //!
 //! What failed changes nothing: the last good answer stays. It is told once. Nor does what is not
-//! yet of use: new targets replace the old ones when it is known where they are.
+//! yet of use: `entry` says when new targets replace the old ones.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use super::ask::{Listed, keep_asking};
 use super::certs::Renewed;
+use super::entry::Entry;
 use super::fetch::Task;
 use super::probe::keep_probing;
 use super::resolve::Resolver;
@@ -83,37 +84,18 @@ pub struct Fleet {
 }
 
 /// A fact that a task keeps up to date.
-struct Known<T> {
-    value: T,
+pub(super) struct Known<T> {
+    pub(super) value: T,
     /// The task has spoken.
-    told: bool,
+    pub(super) told: bool,
     /// Its last word was a failure.
     failed: bool,
     _task: Task,
 }
 
 impl<T: Default> Known<T> {
-    fn by(task: Task) -> Self {
+    pub(super) fn by(task: Task) -> Self {
         Self { value: T::default(), told: false, failed: false, _task: task }
-    }
-}
-
-/// What an entry of the file stands for.
-struct Entry {
-    /// The newest word.
-    targets: Known<Vec<Target>>,
-    /// What requests go to.
-    in_force: Vec<Target>,
-}
-
-impl Entry {
-    /// The host names that have to be looked up before the newest targets can serve.
-    ///
-    /// Shape: `entry` is the file's; behind a proxy names are the proxy's to look up.
-    fn awaited<'a>(&'a self, entry: &Upstream) -> impl Iterator<Item = &'a String> + use<'a> {
-        let waits = self.targets.value != self.in_force && entry.enabled && entry.proxy.is_none();
-        let hosts = self.targets.value.iter().map(|target| &target.host);
-        hosts.filter(move |host| waits && is_name(host))
     }
 }
 
@@ -155,8 +137,7 @@ impl Fleet {
             let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
             let (resolver, events) = (fleet.resolver.clone(), fleet.events.clone());
             if let Some(task) = source::targets(id, entry, resolver, events) {
-                let entry = Entry { targets: Known::by(task), in_force: Vec::new() };
-                fleet.entries.insert(id, entry);
+                fleet.entries.insert(id, Entry::by(task));
             }
         }
         fleet.rebuild();
@@ -219,12 +200,14 @@ impl Fleet {
             while let Ok(event) = self.inbox.try_recv() {
                 self.take(event);
             }
+            let now = Instant::now();
             for server in self.servers.values_mut() {
                 if server.watched.state.take_suspicion() {
                     server.watched.poke.notify_one();
                 }
-                self.complaints.extend(server.complaint(Instant::now()));
+                self.complaints.extend(server.complaint(now));
             }
+            self.changed |= self.entries.values().any(|entry| entry.is_due(now));
             if std::mem::take(&mut self.changed) {
                 self.rebuild();
                 if let Err(why) = publish(&self.config, &self.sites) {
@@ -296,7 +279,7 @@ impl Fleet {
         self.changed = false;
         self.put_targets_in_force();
         let targets: Vec<_> =
-            self.entries.iter().map(|(id, entry)| (*id, entry.in_force.clone())).collect();
+            self.entries.iter().map(|(id, entry)| (*id, entry.in_force())).collect();
         let expanded = self.base.expanded(&targets);
         self.look_up_names(&expanded);
         let addresses: Vec<Vec<Address>> =
@@ -314,21 +297,21 @@ impl Fleet {
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 
-    /// Lets requests go to new targets once each of their names has been looked up, for one of
-    /// them not in vain. Where there are none yet nothing is lost by those of which nothing is
-    /// known.
+    /// Lets each entry stand for what has become of use.
     fn put_targets_in_force(&mut self) {
+        let now = Instant::now();
+        // What was made last; what is not in it yet lists nothing.
+        let (config, servers) = (&self.config, &self.servers);
         for (id, entry) in &mut self.entries {
-            let awaited = entry.awaited(self.base.upstream(*id)).map(|name| self.names.get(name));
-            let (mut told, mut vain) = (true, 0);
-            for known in awaited {
-                told &= known.is_some_and(|known| known.told);
-                vain += usize::from(known.is_none_or(|known| known.value.is_empty()));
-            }
-            let serve = vain == 0 || vain < entry.targets.value.len();
-            if entry.in_force.is_empty() || (told && serve) {
-                entry.in_force.clone_from(&entry.targets.value);
-            }
+            let base = self.base.upstream(*id);
+            let lists = |target: &Target| {
+                let members = config.group(base.group).members.iter();
+                let mut upstreams = members.map(|member| config.upstream(member.upstream));
+                let one = upstreams.find(|one| target.is_at(&one.url.host, one.url.port));
+                let server = one.and_then(|one| servers.get(&Identity::of(one)));
+                server.is_some_and(|server| server.models().is_some())
+            };
+            entry.advance(base, &self.names, lists, now);
         }
     }
 
@@ -472,7 +455,7 @@ fn has_name(upstream: &Upstream) -> bool {
 }
 
 /// Whether a host is no address.
-fn is_name(host: &str) -> bool {
+pub(super) fn is_name(host: &str) -> bool {
     host.parse::<IpAddr>().is_err()
 }
 

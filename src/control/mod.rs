@@ -2,17 +2,19 @@
 //! about the servers, probes them, talks to the operator, and has the cores told. Read in this
 //! order:
 //!
-//! `fleet` (all that is known, and the config that follows), the tasks that feed it: `source`
-//! (targets and addresses, by `resolve`), `certs` (files of certificates), `probe` and `ask` (of
-//! one `watched` upstream, by `fetch`, which lets `talk` speak); then `admin` (the operator's HTTP
-//! interface) and `signals`, which stay with the main thread. `redis` holds the rate limits that
-//! nodes share; it needs nothing of the others.
+//! `fleet` (all that is known, and the config that follows) with `entry` (which of the servers
+//! that were found are in it), the tasks that feed it: `source` (targets and addresses, by
+//! `resolve`), `certs` (files of certificates), `probe` and `ask` (of one `watched` upstream, by
+//! `fetch`, which lets `talk` speak); then `admin` (the operator's HTTP interface) and `signals`,
+//! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
+//! nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`Links`).
 
 pub mod admin;
 pub mod ask;
 pub mod certs;
+pub mod entry;
 pub mod fetch;
 pub mod fleet;
 pub mod probe;

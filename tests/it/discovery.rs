@@ -224,6 +224,53 @@ fn a_file_of_targets_adds_and_drains_under_load_without_an_error() {
     assert_eq!(ask(&mut proxy.client(), "m@many"), (200, "c".to_owned()));
 }
 
+/// One entry that stands for the targets of a file, each asked for its models.
+fn asked_config(file: &TargetsFile) -> String {
+    let discover = format!("discover = \"file:{}\"", file.0.display());
+    format!("{LISTENER}{}", upstream("many", "http://unused:1", &discover))
+}
+
+#[test]
+fn a_server_that_is_replaced_serves_its_models_until_the_other_has_listed_them() {
+    let file = TargetsFile::new("successor");
+    let (a, b) = (Fake::start("a", &["x", "only-a"]), Fake::start("b", &["x"]));
+    let stays = Fake::start("stays", &["z"]);
+    file.list(&[&a, &stays]);
+    let proxy = Proxy::start(&asked_config(&file));
+    assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+    b.say(|says| says.models_status = 503);
+    file.list(&[&b, &stays]);
+    wait_until("the other was asked, has no list yet, and was asked again", || {
+        assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+        b.probes().len() >= 2
+    });
+    b.say(|says| (says.models_status, says.delay) = (200, Duration::from_millis(300)));
+    wait_until("the other serves", || {
+        let (status, served_by) = ask(&mut proxy.client(), "x");
+        assert_eq!(status, 200, "until the list is here the old one serves");
+        served_by == "b"
+    });
+    assert_eq!(upstreams(&proxy), 2, "the old one has left with that list");
+    assert_eq!(ask(&mut proxy.client(), "only-a").0, 404);
+    assert_eq!(ids(&proxy), ["x", "z"]);
+}
+
+#[test]
+fn a_server_that_never_lists_its_models_holds_the_old_one_for_leave_max() {
+    let file = TargetsFile::new("silent");
+    let a = Fake::start("a", &["x"]);
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    file.list(&[&a]);
+    let proxy = Proxy::start(&asked_config(&file));
+    file.write(&format!("[{{\"targets\":[\"{}\"]}}]", silent.local_addr().unwrap()));
+    wait_until("both are in force", || upstreams(&proxy) == 2);
+    assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+    let took = wait_until("the old one has left", || upstreams(&proxy) == 1);
+    let limit = tokenring::control::entry::LEAVE_MAX;
+    assert!(took > limit / 2 && took < limit + Duration::from_secs(2), "{took:?}");
+    assert_eq!(ask(&mut proxy.client(), "x").0, 404);
+}
+
 #[test]
 fn a_broken_file_keeps_the_last_good_one_and_is_told_once() {
     let file = TargetsFile::new("broken");
@@ -382,6 +429,32 @@ fn services_are_those_of_the_best_priority_with_their_weights() {
         served_by == "b"
     });
     drop(a);
+}
+
+#[test]
+fn models_of_services_that_change_are_served_all_the_while() {
+    let (_a, b, port) = pair();
+    let server = NameServer::start(Records {
+        addresses: vec![("one.test", vec![ONE]), ("two.test", vec![TWO])],
+        services: vec![("_http._tcp.test", vec![(10, 1, port, "one.test")])],
+        ..Records::default()
+    });
+    let text = format!(
+        "{LISTENER}{}",
+        upstream("many", "http://test", "discover = \"srv:_http._tcp.test\"")
+    );
+    let proxy = Proxy::start_with(&text, asking(&server));
+    assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+    b.say(|says| says.delay = Duration::from_millis(300));
+    server.set(|records| {
+        records.services[0].1[0].3 = "two.test";
+        records.delay = Duration::from_millis(100);
+    });
+    wait_until("the other serves", || {
+        let (status, served_by) = ask(&mut proxy.client(), "x");
+        assert_eq!(status, 200, "neither its address nor its list may be waited for");
+        served_by == "b"
+    });
 }
 
 #[test]

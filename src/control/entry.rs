@@ -1,0 +1,192 @@
+//! An entry with `discover`: what it was found to stand for, and what requests go to meanwhile.
+//!
+//! The newest answer is not of use at once. New targets take the place of the old ones when their
+//! names have been looked up, and old ones leave when each new one has listed its models: in
+//! between both are in force, so that a model which both have is found all the while.
+//!
+//! That list is not waited for without end. Who takes a server out of discovery wants it left
+//! alone soon, whatever becomes of its successor: `LEAVE_MAX` later it is. Nor is anything gained
+//! by one that lists no models itself, for one because it is dead: such a one leaves at once. A
+//! name without an address is another matter: nobody can have meant it to serve, so the old
+//! targets stay until one of the new ones has an address.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::fetch::Task;
+use super::fleet::{Known, is_name};
+use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
+
+/// Longest stay of a target that discovery no longer names: time to ask a new server three times
+/// even if it is silent (`ask`), and no longer than many hold an answer of DNS.
+pub const LEAVE_MAX: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(super) struct Entry {
+    /// The newest word.
+    pub(super) targets: Known<Vec<Target>>,
+    /// The newest whose names have been looked up.
+    named: Vec<Target>,
+    /// Targets of before that still serve, and until when at the longest.
+    leaving: Vec<(Target, Instant)>,
+}
+
+impl Entry {
+    /// Nothing is known yet of what `task` looks for.
+    pub(super) fn by(task: Task) -> Self {
+        Self { targets: Known::by(task), named: Vec::new(), leaving: Vec::new() }
+    }
+
+    /// What requests go to.
+    pub(super) fn in_force(&self) -> Vec<Target> {
+        self.named.iter().chain(self.leaving.iter().map(|(target, _)| target)).cloned().collect()
+    }
+
+    /// The host names that have to be looked up before the newest targets can serve.
+    ///
+    /// Shape: `entry` is the file's; behind a proxy names are the proxy's to look up.
+    pub(super) fn awaited<'a>(
+        &'a self,
+        entry: &Upstream,
+    ) -> impl Iterator<Item = &'a String> + use<'a> {
+        let waits = self.targets.value != self.named && entry.enabled && entry.proxy.is_none();
+        let hosts = self.targets.value.iter().map(|target| &target.host);
+        hosts.filter(move |host| waits && is_name(host))
+    }
+
+    /// Whether somebody has stayed for as long as may be.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.leaving.iter().any(|(_, until)| *until <= now)
+    }
+
+    /// Puts in force what has become of use, and lets go what it replaces.
+    ///
+    /// Shape: `entry` is the file's; `lists` tells whether models are routed to a target.
+    pub(super) fn advance(
+        &mut self,
+        entry: &Upstream,
+        names: &HashMap<String, Known<Vec<IpAddr>>>,
+        lists: impl Fn(&Target) -> bool,
+        now: Instant,
+    ) {
+        if self.targets.value != self.named && self.is_named(entry, names) {
+            let before = std::mem::replace(&mut self.named, self.targets.value.clone());
+            self.leaving.extend(before.into_iter().map(|target| (target, now + LEAVE_MAX)));
+        }
+        if self.leaving.is_empty() {
+            return;
+        }
+        let named = distinct_targets(&self.named);
+        let asked = entry.enabled && entry.models == ModelsFrom::Discover;
+        if !asked || named.iter().all(|target| lists(target)) {
+            self.leaving.clear();
+        }
+        self.leaving.retain(|(target, until)| {
+            now < *until
+                && lists(target)
+                && !named.iter().any(|known| target.is_at(&known.host, known.port))
+        });
+    }
+
+    /// Whether each name of the newest targets has been looked up, for one of them not in vain.
+    /// Where there are none yet nothing is lost by those of which nothing is known.
+    fn is_named(&self, entry: &Upstream, names: &HashMap<String, Known<Vec<IpAddr>>>) -> bool {
+        let (mut told, mut vain) = (true, 0);
+        for known in self.awaited(entry).map(|name| names.get(name)) {
+            told &= known.is_some_and(|known| known.told);
+            vain += usize::from(known.is_none_or(|known| known.value.is_empty()));
+        }
+        let serve = vain == 0 || vain < self.targets.value.len();
+        self.named.is_empty() || (told && serve)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    /// An entry of the file and what is known of it, without the task.
+    struct Case {
+        upstream: Upstream,
+        entry: Entry,
+        now: Instant,
+    }
+
+    fn case(more: &str) -> Case {
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             [[upstream]]\nname = \"u\"\nurl = \"http://h\"\ndiscover = \"srv:x\"\n{more}"
+        );
+        let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let entry = Entry::by(Task::of(runtime.spawn(async {})));
+        Case { upstream: config.upstreams[0].clone(), entry, now: Instant::now() }
+    }
+
+    impl Case {
+        /// What is in force at `after` seconds when discovery says `found` and only `listing`
+        /// have models; each letter is a target.
+        fn check(&mut self, after: u64, found: &str, listing: &str, expected: &str) {
+            let target =
+                |host: char| Target { host: format!("10.0.0.{}", host as u32), port: 1, weight: 1 };
+            self.entry.targets.value = found.chars().map(target).collect();
+            let lists = |one: &Target| listing.chars().any(|host| target(host) == *one);
+            let now = self.now + Duration::from_secs(after);
+            self.entry.advance(&self.upstream, &HashMap::new(), lists, now);
+            let expected: Vec<Target> = expected.chars().map(target).collect();
+            assert_eq!(self.entry.in_force(), expected, "at {after} s: {found}, {listing}");
+        }
+    }
+
+    #[test]
+    fn the_old_ones_stay_until_all_new_ones_have_listed_their_models() {
+        let mut case = case("");
+        case.check(0, "ab", "", "ab");
+        case.check(1, "ab", "ab", "ab");
+        case.check(2, "bcd", "ab", "bcda");
+        case.check(3, "bcd", "abc", "bcda");
+        case.check(4, "bcd", "abcd", "bcd");
+        case.check(5, "bcd", "abc", "bcd");
+        case.check(6, "c", "bc", "c");
+    }
+
+    #[test]
+    fn leave_max_bounds_the_stay_from_when_each_left() {
+        let mut case = case("");
+        case.check(0, "a", "a", "a");
+        case.check(1, "b", "a", "ba");
+        case.check(2, "b", "ab", "b");
+        case.check(3, "c", "ab", "cb");
+        case.check(9, "d", "bc", "dbc");
+        assert!(!case.entry.is_due(case.now + Duration::from_secs(12)));
+        assert!(case.entry.is_due(case.now + Duration::from_secs(13)));
+        case.check(13, "d", "bc", "dc");
+        case.check(19, "d", "bc", "d");
+        assert!(!case.entry.is_due(case.now + Duration::from_secs(99)));
+    }
+
+    #[test]
+    fn who_lists_nothing_or_is_named_again_does_not_stay_as_one_that_leaves() {
+        let mut case = case("");
+        case.check(0, "a", "a", "a");
+        case.check(1, "b", "a", "ba");
+        case.check(2, "b", "", "b");
+        case.check(3, "c", "", "c");
+        case.check(4, "d", "c", "dc");
+        case.check(5, "cd", "c", "cd");
+        case.check(6, "", "c", "");
+    }
+
+    #[test]
+    fn without_a_list_to_wait_for_the_old_ones_leave_at_once() {
+        for more in ["models = []\n", "enabled = false\n"] {
+            let mut case = case(more);
+            case.check(0, "a", "a", "a");
+            case.check(1, "b", "a", "b");
+        }
+    }
+}
