@@ -268,8 +268,9 @@ fn upstream_plan(
         name: upstream.name.clone(),
         tls,
         http2: upstream.http2,
+        // Without an address there is nobody to call: no failure, and nothing for a breaker.
+        enabled: upstream.enabled && !site.endpoints.is_empty(),
         endpoints: site.endpoints,
-        enabled: upstream.enabled,
         concurrency: upstream.concurrency,
         state: site.state,
         path: match upstream.path_mode {

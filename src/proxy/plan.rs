@@ -207,7 +207,7 @@ pub struct UpstreamPlan {
     pub http2: bool,
     /// Its addresses, tried in order.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// Whether it may be picked.
+    /// Whether it may be picked: it is switched on and has an address.
     pub enabled: bool,
     /// Exchanges in flight at most; 0 = no limit.
     pub concurrency: u32,

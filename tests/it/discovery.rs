@@ -457,6 +457,34 @@ fn models_of_services_that_change_are_served_all_the_while() {
     });
 }
 
+/// There is nobody to blame, and nothing to recover from when the address is known.
+#[test]
+fn a_breaker_counts_nothing_before_there_is_an_address() {
+    let (a, b) = (Fake::start("a", &[]), Fake::start("b", &[]));
+    let server = NameServer::start(Records::default());
+    let late = format!("http://late.test:{}", a.addr().port());
+    let breaker = "models = []\nbreaker = { consecutive = 2, cooldown = \"1h\" }";
+    let text = format!(
+        "{LISTENER}{}{}[[group]]\nname = \"g\"\nbalance = \"round_robin\"\n\
+         members = [\"late\", \"b\"]\n[models.both]\ngroup = \"g\"\n\
+         [models.late]\nupstream = \"late\"\n",
+        upstream("late", &late, breaker),
+        upstream("b", &b.url(), breaker),
+    );
+    let proxy = Proxy::start_with(&text, asking(&server));
+    let mut client = proxy.client();
+    for _ in 0..10 {
+        assert_eq!(ask(&mut client, "both"), (200, "b".to_owned()));
+        assert_eq!(ask(&mut client, "late").0, 503);
+    }
+    server.set(|records| records.addresses = vec![("late.test", vec![ONE])]);
+    wait_until("it serves as soon as it has an address", || {
+        ask(&mut proxy.client(), "late") == (200, "a".to_owned())
+    });
+    let state = proxy.shared().slot.plan().0.upstreams[0].state.clone();
+    assert_eq!(state.breaker_changes(), [0; 3]);
+}
+
 #[test]
 fn the_start_does_not_wait_long_for_a_server_that_is_silent() {
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
