@@ -26,15 +26,12 @@ use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{NoWay, connect_through};
 
 impl Attempt<'_> {
-    /// Takes a connection out of the pool, a seat on a link, or makes a connection.
-    pub(super) async fn acquire(
+    /// Takes a seat on a link, or makes a connection.
+    pub(super) async fn acquire_new(
         &self,
         down: &mut Downstream,
         timer: &Timer,
     ) -> Result<UpConn, Attempted> {
-        if let Some(conn) = self.take_pooled() {
-            return Ok(conn);
-        }
         let mut missed = self.missed(Missed::Unreachable);
         for endpoint in &self.upstream.endpoints {
             let connecting = self.connect(endpoint, timer);
@@ -48,7 +45,8 @@ impl Attempt<'_> {
         Err(self.no_connection(missed))
     }
 
-    fn take_pooled(&self) -> Option<UpConn> {
+    /// Takes a connection out of the pool, if there is one and it may be used.
+    pub(super) fn take_pooled(&self) -> Option<UpConn> {
         if self.fresh || self.upstream.reuse == Reuse::Never {
             return None;
         }

@@ -24,6 +24,7 @@ use super::upload::{Sent, Upload, Uploaded};
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
 use crate::http::head::ResponseHead;
+use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
@@ -124,7 +125,12 @@ impl Attempt<'_> {
     pub async fn run(&self, down: &mut Downstream, turn: &mut Turn<'_, '_>) -> Attempted {
         let core = self.core;
         let up_timer = core.ticker.timer();
-        let mut conn = match self.acquire(down, &up_timer).await {
+        let conn = match self.take_pooled() {
+            Some(conn) => Ok(conn),
+            // Pooled: few dial, and all would carry it.
+            None => Frame::with(|| self.acquire_new(down, &up_timer)).await,
+        };
+        let mut conn = match conn {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = &failed {

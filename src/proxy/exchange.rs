@@ -216,7 +216,9 @@ async fn serve(
             return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
-    settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
+    if permit.key.is_some() {
+        settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
+    }
     let caller = &*caller;
     *body = RequestBody::new(permit.framing, begin);
     let head_route = route::by_head(listener, &scratch.request, &down.recv, &permit)?;
@@ -229,13 +231,17 @@ async fn serve(
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
     let mut scanner = head_route.scanner(request, &down.recv, listener, scan)?;
-    hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
+    if !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
+        hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
+    }
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let mut outgoing = Outgoing::AsCame;
     if let Some(name) = &route.rename {
-        if permit.chunked {
+        if permit.chunked
+            && !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Whole)?
+        {
             hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
         }
         outgoing = route::rename_in_body(core, down, body, &scanner, name, permit.chunked);
