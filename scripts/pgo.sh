@@ -14,8 +14,9 @@
 #      over TLS with HTTP/1.1 and HTTP/2 - which is both the server's side and the client's
 #   3. builds tokenring with the counts
 #
-# Needs openssl (a certificate for a minute), nm and ld.bfd (binutils), and llvm-profdata of rustc's LLVM or newer: `rustup component add
-# llvm-tools`, or Debian's llvm-NN. Ports from PORT on (28080) must be free. Takes two release builds.
+# Needs openssl (a certificate for a minute), nm and ld.bfd (binutils), and llvm-profdata of rustc's LLVM or newer:
+# `rustup component add llvm-tools`, or Debian's llvm-NN. Ports from PORT on (28080) must be free. Takes two release
+# builds.
 set -eu
 cd "$(dirname "$0")/.."
 out=${1:-target/pgo/tokenring}
@@ -25,8 +26,10 @@ llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
 work=$PWD/target/pgo
 counts=$work/counts
 
-command -v nm >/dev/null || { echo "nm is missing; install it with: apt-get install binutils" >&2; exit 2; }
-command -v openssl >/dev/null || { echo "openssl is missing; install it with: apt-get install openssl" >&2; exit 2; }
+need() { command -v "$1" >/dev/null || { echo "$1 is missing; install it with: apt-get install $2" >&2; exit 2; }; }
+need nm binutils
+need ld.bfd binutils
+need openssl openssl
 merge=
 for tool in "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" "llvm-profdata-$llvm" llvm-profdata; do
     if command -v "$tool" >/dev/null; then merge=$tool; break; fi
