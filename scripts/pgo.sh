@@ -6,7 +6,7 @@
 # usage: scripts/pgo.sh [FILE]      where to put the binary; target/pgo/tokenring, without more
 #
 # On x86-64 it is for processors with AVX2 and BMI2 (x86-64-v3: 2013 and later, whatever drives a GPU has them), which
-# costs a few hundredths less again. It says so in its notes: the loader refuses an older processor with a word.
+# costs two or three hundredths less again. It says so in its notes: the loader refuses an older processor with a word.
 # CPU=x86-64 builds for all of them.
 #
 #   1. builds tokenring and loadtest with counters
