@@ -216,6 +216,7 @@ async fn serve(
             return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
+    // Nobody to charge: no future is made for it.
     if permit.key.is_some() {
         settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
     }
