@@ -78,7 +78,7 @@ pub fn is_authority(text: &[u8]) -> bool {
         }
         _ => {
             let (host, port) = text.split_at(memchr(b':', text).unwrap_or(text.len()));
-            if !host.iter().all(|&byte| NAME_BYTES[byte as usize]) {
+            if !host.iter().all(|&byte| HOST_BYTES[byte as usize]) {
                 return false;
             }
             (host, port)
@@ -88,7 +88,7 @@ pub fn is_authority(text: &[u8]) -> bool {
 }
 
 /// What may stand in the name of a host: `unreserved` of RFC 3986 §2.3.
-static NAME_BYTES: [bool; 256] = {
+static HOST_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0u8;
     while byte.is_ascii() {

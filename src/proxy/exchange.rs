@@ -240,9 +240,7 @@ async fn serve(
     model.push_str(scanner.model().map_or("", |found| found.name));
     let mut outgoing = Outgoing::AsCame;
     if let Some(name) = &route.rename {
-        if permit.chunked
-            && !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Whole)?
-        {
+        if permit.chunked && !body.reader.is_done() {
             hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
         }
         outgoing = route::rename_in_body(core, down, body, &scanner, name, permit.chunked);

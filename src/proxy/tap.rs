@@ -63,19 +63,21 @@ impl Tap {
         };
         let sse = starts(b"text/event-stream");
         let coded = head.fields.has(Name::ContentEncoding);
-        let looks = if coded {
-            Looks::Never
+        let usage = if coded {
+            None
         } else if sse {
-            Looks::InPassing(taps.take(BodyKind::Sse))
+            Some(BodyKind::Sse)
         } else if starts(b"application/json") {
-            match whole {
-                true => Looks::AtTheEnd,
-                false => Looks::InPassing(taps.take(BodyKind::Json)),
-            }
+            Some(BodyKind::Json)
         } else if starts(b"application/x-ndjson") {
-            Looks::InPassing(taps.take(BodyKind::NdJson))
+            Some(BodyKind::NdJson)
         } else {
-            Looks::Never
+            None
+        };
+        let looks = match usage {
+            None => Looks::Never,
+            Some(BodyKind::Json) if whole => Looks::AtTheEnd,
+            Some(kind) => Looks::InPassing(taps.take(kind)),
         };
         Self { looks, sse }
     }
