@@ -118,6 +118,20 @@ pub fn parse_size(text: &str) -> Result<u64, UnitFault> {
     count.checked_mul(size).ok_or(UnitFault::TooLarge)
 }
 
+/// A number for people: `3,580`.
+#[must_use]
+pub fn format_count(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at) % 3 == 0 {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// Writes a size with the largest binary unit that holds it exactly.
 pub fn format_size(bytes: u64) -> String {
     let written = SIZES.iter().take(5);
@@ -165,6 +179,14 @@ pub fn fuzz(data: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_are_grouped_by_thousands() {
+        for (count, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (3580, "3,580")] {
+            assert_eq!(format_count(count), text);
+        }
+        assert_eq!(format_count(1_234_567), "1,234,567");
+    }
     use proptest::prelude::*;
 
     #[test]

@@ -12,6 +12,7 @@ use super::forward::Outgoing;
 use super::hold::{RequestBody, Scanner};
 use super::plan::{ListenerPlan, Plan, RouteTarget};
 use super::reply::Refusal;
+use crate::base::units::format_count;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::method::Method;
@@ -24,6 +25,9 @@ use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
 use crate::llm::splice::replace_model;
 use crate::policy::keys::KeyId;
+
+/// Most names that a refusal lists.
+const NAMES_SHOWN_MAX: usize = 20;
 
 /// Where a request goes.
 pub struct Route {
@@ -216,17 +220,20 @@ fn no_route(head: &RequestHead, bytes: &[u8]) -> Refusal {
 #[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
     let key = permit.key.and_then(|key| plan.keys.key(key));
-    let names: Vec<&str> = plan
+    let mut names = plan
         .models
         .available()
         .iter()
         .map(AsRef::as_ref)
-        .filter(|name| key.is_none_or(|key| key.models.allow(name)))
-        .collect();
-    Refusal::because(
-        Kind::ModelNotFound,
-        format!("Model '{asked}' not found. Available: {}", names.join(", ")),
-    )
+        .filter(|name: &&str| key.is_none_or(|key| key.models.allow(name)));
+    // A gateway may list thousands: an answer to a typing mistake must not cost a core its turn.
+    let shown: Vec<&str> = names.by_ref().take(NAMES_SHOWN_MAX).collect();
+    let mut message = format!("Model '{asked}' not found. Available: {}", shown.join(", "));
+    match names.count() {
+        0 => {}
+        more => message.push_str(&format!(" and {} more", format_count(more))),
+    }
+    Refusal::because(Kind::ModelNotFound, message)
 }
 
 impl Route {

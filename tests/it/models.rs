@@ -67,6 +67,20 @@ fn names_the_models_that_there_are() {
 }
 
 #[test]
+fn names_twenty_models_and_counts_the_others() {
+    let mock = mock();
+    let ids: Vec<String> = (0..1240).map(|n| format!("\"n{n:04}\"")).collect();
+    let rest = format!("[models.b]\ngroup = \"chat\"\naliases = [{}]\n", ids[..2].join(", "));
+    let more: String =
+        ids[2..].iter().map(|id| format!("[models.{id}]\ngroup = \"chat\"\n")).collect();
+    let proxy = Setup { rest: &(rest + &more), ..Setup::default() }.start(&[&mock]);
+    let (status, message) = refused(&mut proxy.client(), r#"{"model":"x"}"#);
+    let shown: Vec<String> = (2..20).map(|n| format!("n{n:04}")).collect();
+    let expected = format!("b, m, {} and 1,220 more", shown.join(", "));
+    assert_eq!((status, message), (404, format!("Model 'x' not found. Available: {expected}")));
+}
+
+#[test]
 fn takes_the_last_of_two_models_as_servers_do() {
     let (mock, proxy) = house();
     let mut client = proxy.client();
