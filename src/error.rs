@@ -122,6 +122,8 @@ pub enum Kind {
     RouteNotFound,
     /// No such model, and no default.
     ModelNotFound,
+    /// A WebSocket is asked for where no route leads to a server: clients go on without one.
+    UpgradeRefused,
     /// A request that needs a body has none.
     BodyEmpty,
     /// The body is not one JSON object.
@@ -198,6 +200,8 @@ pub struct Row {
     pub status: Option<u16>,
     /// `error.type` of the body.
     pub error_type: &'static str,
+    /// `error.code` of the body: a word that SDKs know, never the status again.
+    pub code: &'static str,
     /// `error.message`, where the trunk knows nothing more exact.
     pub message: &'static str,
     /// The short form for logs and metrics: lower case, no secrets, a bounded set.
@@ -214,6 +218,21 @@ pub struct Row {
     pub finish: Finish,
     /// Whether the answer carries `Retry-After`.
     pub retry_after: bool,
+    /// Most seconds that it says.
+    pub retry_after_s_max: u32,
+}
+
+impl Row {
+    /// Whether the same request, sent again, would be answered the same: a client is told so,
+    /// or it repeats it for as long as its patience lasts.
+    #[must_use]
+    pub fn lasts(&self) -> bool {
+        match self.status {
+            // 408: the next one may be in time.
+            Some(status) => !self.retry_after && status < 500 && status != 408 || status == 505,
+            None => false,
+        }
+    }
 }
 
 /// What becomes of the client's connection after the answer.
@@ -344,6 +363,34 @@ const NOT_FOUND: &str = "not_found_error";
 const RATE: &str = "rate_limit_exceeded";
 const API: &str = "api_error";
 
+/// Most seconds that a client is told to wait. What it waits for may come sooner, and there are
+/// clients that take 60 s and more for no answer at all (Qwen Code).
+pub const RETRY_AFTER_S_MAX: u32 = 59;
+
+/// The word for `error.code` that goes with a status, where a kind has no better one.
+const fn code(status: u16) -> &'static str {
+    match status {
+        401 => "invalid_api_key",
+        403 => "insufficient_permissions",
+        404 => "not_found",
+        405 => "method_not_allowed",
+        408 => "request_timeout",
+        413 => "request_too_large",
+        414 => "url_too_long",
+        415 => "unsupported_content_encoding",
+        417 => "expectation_failed",
+        426 => "websocket_not_supported",
+        429 => "rate_limit_exceeded",
+        431 => "headers_too_large",
+        500 => "server_error",
+        502 => "upstream_error",
+        503 => "server_overloaded",
+        504 => "upstream_timeout",
+        505 => "http_version_not_supported",
+        _ => "invalid_request",
+    }
+}
+
 /// A refusal that the client can repair: no retry, its own blame, the connection goes on.
 const fn refuse(
     kind: Kind,
@@ -357,6 +404,7 @@ const fn refuse(
         side: Side::Client,
         status: Some(status),
         error_type,
+        code: code(status),
         message,
         log,
         connection: Connection::Keep,
@@ -365,6 +413,7 @@ const fn refuse(
         level: Level::Info,
         finish: Finish::Refused,
         retry_after: false,
+        retry_after_s_max: RETRY_AFTER_S_MAX,
     }
 }
 
@@ -424,7 +473,7 @@ const fn no_room(kind: Kind, message: &'static str, log: &'static str) -> Row {
 
 /// THE table. One row a kind, in the order of `Kind`.
 #[rustfmt::skip]
-const ROWS: [Row; 50] = [
+const ROWS: [Row; 51] = [
     broken(Kind::HeadMalformed, 400, "Malformed request head.", "malformed head"),
     broken(Kind::TargetTooLong, 414, "Request target is too long.", "target too long"),
     broken(Kind::HeadTooLarge, 431, "Request head is too large.", "head too large"),
@@ -452,16 +501,23 @@ const ROWS: [Row; 50] = [
     refuse(Kind::ModelNotAllowed, 403, DENIED, "This API key is not allowed to use this model.", "model not allowed"),
     over_rate(Kind::RateSecond, "Rate limit reached.", "second limit"),
     over_rate(Kind::RateMinute, "Rate limit exceeded: minute limit reached.", "minute limit"),
-    over_rate(Kind::RateDay, "Rate limit exceeded: daily limit reached.", "daily limit"),
-    over_rate(Kind::RateTokens, "Rate limit exceeded: token limit reached.", "token limit"),
+    // Nothing comes sooner than the next day.
+    Row { retry_after_s_max: u32::MAX,
+        ..over_rate(Kind::RateDay, "Rate limit exceeded: daily limit reached.", "daily limit") },
+    // A debt is paid by the clock alone.
+    Row { retry_after_s_max: u32::MAX,
+        ..over_rate(Kind::RateTokens, "Rate limit exceeded: token limit reached.", "token limit") },
     over_rate(Kind::ConcurrencyReached, "Too many requests in flight for this API key.", "concurrency limit"),
-    refuse(Kind::RouteNotFound, 404, NOT_FOUND, "No route for this request.", "no route"),
-    refuse(Kind::ModelNotFound, 404, INVALID, "Model not found.", "no such model"),
-    Row { finish: Finish::BadRequest,
+    Row { code: "unknown_url",
+        ..refuse(Kind::RouteNotFound, 404, NOT_FOUND, "No route for this request.", "no route") },
+    Row { code: "model_not_found",
+        ..refuse(Kind::ModelNotFound, 404, INVALID, "Model not found.", "no such model") },
+    refuse(Kind::UpgradeRefused, 426, INVALID, "No WebSocket is served here: send the request as a POST.", "upgrade refused"),
+    Row { finish: Finish::BadRequest, code: "missing_required_parameter",
         ..refuse(Kind::BodyEmpty, 400, INVALID, "Empty request body.", "empty body") },
-    Row { finish: Finish::BadRequest,
+    Row { finish: Finish::BadRequest, code: "invalid_json",
         ..refuse(Kind::JsonInvalid, 400, INVALID, "Invalid JSON.", "invalid json") },
-    Row { finish: Finish::BadRequest,
+    Row { finish: Finish::BadRequest, code: "missing_required_parameter",
         ..refuse(Kind::ModelMissing, 400, INVALID, "Missing 'model' field in request.", "no model") },
     // Not answered where the response has begun; both sides are cut.
     Row { level: Level::Warn,
@@ -528,6 +584,8 @@ mod tests {
             assert!(logs.insert(row.log), "{kind:?} shares its log word");
             assert_eq!(row.log.to_lowercase(), row.log);
             assert!(!row.message.is_empty() && !row.error_type.is_empty());
+            let word = row.code.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            assert!(word && !row.code.is_empty(), "{kind:?}: {}", row.code);
             let fault = Fault::from(kind);
             assert_eq!(fault.side, row.side);
             assert_ne!(row.finish, Finish::Ok, "{kind:?} is no clean end");
@@ -597,6 +655,16 @@ mod tests {
     fn never_answers_after_a_response_began_or_to_nobody() {
         for kind in [Kind::UpstreamCut, Kind::UpstreamIdle, Kind::ClientGone, Kind::ClientStalled] {
             assert_eq!(status(kind), None, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_will_not_get_better_says_so() {
+        for kind in Kind::all() {
+            let row = kind.row();
+            assert!(!(row.lasts() && row.retry_after), "{kind:?}");
+            let again = matches!(row.status, None | Some(408 | 429 | 500..=504));
+            assert_eq!(row.lasts(), !again, "{kind:?}");
         }
     }
 

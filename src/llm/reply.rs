@@ -1,6 +1,6 @@
 //! The answers that are our own: errors, and the list of models.
 //!
-//! The one idea: one error, three coats. A fault is told once as status, kind, message and
+//! The one idea: one error, several coats. A fault is told once as status, kind, message and
 //! hint; the path of the request says which SDK is listening, and that SDK finds the error
 //! in the shape it parses: OpenAI's `{"error":{…}}`, Anthropic's `{"type":"error",…}`,
 //! Gemini's `{"error":{"code","message","status"}}`. All of it is compact JSON, keys in a
@@ -20,13 +20,16 @@ pub enum Dialect {
     Anthropic,
     /// `{"error":{"code","message","status"}}`.
     Gemini,
+    /// OpenAI's, of its Responses API: a stream's error is an event of its own kind.
+    Responses,
 }
 
 impl Dialect {
     /// Tells who is calling by the path of the request, without its query.
     ///
     /// Shape: `…/v1/messages` and below is Anthropic; `…/v1beta/…` and `…/models/{m}:verb`
-    /// are Gemini, but for Gemini's own `/v1beta/openai/…`; all else is OpenAI.
+    /// are Gemini, but for Gemini's own `/v1beta/openai/…`; `…/responses` and below is OpenAI's
+    /// Responses; all else is OpenAI.
     pub fn of_path(path: &[u8]) -> Self {
         let (mut beta, mut openai, mut models) = (false, false, false);
         // A path is short: one walk over its bytes costs less than preparing a search.
@@ -39,6 +42,9 @@ impl Dialect {
                     openai |= begins(rest, b"/v1beta/openai");
                 }
                 Some(b'm') => models |= rest.starts_with(b"/models/"),
+                Some(b'r') if begins(rest, b"/responses") && !models && (openai || !beta) => {
+                    return Dialect::Responses;
+                }
                 _ => {}
             }
         }
@@ -53,8 +59,10 @@ impl Dialect {
 /// One error of ours, before it has a shape.
 #[derive(Clone, Copy, Debug)]
 pub struct ErrorReply<'a> {
-    /// The HTTP status that goes with it; also the `code` inside the body.
+    /// The HTTP status that goes with it; in Gemini's shape also the `code` inside the body.
     pub status: u16,
+    /// OpenAI's `code`, such as `model_not_found`.
+    pub code: &'a str,
     /// OpenAI's `type`, such as `invalid_request_error`. The other dialects have closed
     /// lists of names and take theirs from `status`.
     pub kind: &'a str,
@@ -64,13 +72,16 @@ pub struct ErrorReply<'a> {
     pub hint: Option<&'a str>,
     /// The exchange's id, the same as in `x-request-id`.
     pub request_id: &'a str,
+    /// Seconds until another try makes sense, if one ever does. Gemini's clients look for it in
+    /// the body, the others in the head.
+    pub retry_after_s: Option<u32>,
 }
 
 impl ErrorReply<'_> {
     /// Appends the body in `dialect` to `out`: one compact JSON object, no line end.
     pub fn write_body(&self, dialect: Dialect, out: &mut Vec<u8>) {
         match dialect {
-            Dialect::OpenAi => self.write_openai(out),
+            Dialect::OpenAi | Dialect::Responses => self.write_openai(out),
             Dialect::Anthropic => self.write_anthropic(out),
             Dialect::Gemini => self.write_gemini(out),
         }
@@ -81,12 +92,33 @@ impl ErrorReply<'_> {
     /// Shape: starts at a line start and ends with a blank line. When the stream broke off
     /// inside a line the caller first sends a blank line of its own.
     pub fn write_sse_event(&self, dialect: Dialect, out: &mut Vec<u8>) {
-        if dialect == Dialect::Anthropic {
-            out.extend_from_slice(b"event: error\n");
+        match dialect {
+            Dialect::OpenAi | Dialect::Gemini => out.extend_from_slice(b"data: "),
+            Dialect::Anthropic => out.extend_from_slice(b"event: error\ndata: "),
+            Dialect::Responses => {
+                out.extend_from_slice(b"event: error\ndata: ");
+                self.write_responses_event(out);
+                out.extend_from_slice(b"\n\n");
+                return;
+            }
         }
-        out.extend_from_slice(b"data: ");
         self.write_body(dialect, out);
         out.extend_from_slice(b"\n\n");
+    }
+
+    /// The data of an `error` event of the Responses API. OpenAI documents the fields beside
+    /// `type` and also sends them in an `error` object; SDKs look at either.
+    fn write_responses_event(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"type\":\"error\",\"code\":");
+        quote(self.code, out);
+        out.extend_from_slice(b",\"message\":");
+        self.write_message_with_hint(out);
+        // The server's numbers are not counted on the way; a client that wants one gets one.
+        out.extend_from_slice(b",\"param\":null,\"sequence_number\":0,");
+        let from = out.len();
+        self.write_openai(out);
+        // `{"error":{…}}` without its first brace goes on the object begun above.
+        out.remove(from);
     }
 
     fn write_openai(&self, out: &mut Vec<u8>) {
@@ -94,9 +126,8 @@ impl ErrorReply<'_> {
         quote(self.message, out);
         out.extend_from_slice(b",\"type\":");
         quote(self.kind, out);
-        out.extend_from_slice(b",\"param\":null,\"code\":\"");
-        write_number(u64::from(self.status), out);
-        out.push(b'"');
+        out.extend_from_slice(b",\"param\":null,\"code\":");
+        quote(self.code, out);
         if let Some(hint) = self.hint {
             out.extend_from_slice(b",\"hint\":");
             quote(hint, out);
@@ -123,6 +154,13 @@ impl ErrorReply<'_> {
         self.write_message_with_hint(out);
         out.extend_from_slice(b",\"status\":");
         quote(gemini_status(self.status), out);
+        if let Some(seconds) = self.retry_after_s {
+            let info = b",\"details\":[{\"@type\":\"type.googleapis.com/google.rpc.RetryInfo\",\
+                \"retryDelay\":\"";
+            out.extend_from_slice(info);
+            write_number(u64::from(seconds), out);
+            out.extend_from_slice(b"s\"}]");
+        }
         out.extend_from_slice(b"}}");
     }
 
@@ -245,10 +283,12 @@ mod tests {
 
     const KEYLESS: ErrorReply<'_> = ErrorReply {
         status: 401,
+        code: "invalid_api_key",
         kind: "authentication_error",
         message: "Invalid API key.",
         hint: Some("Ask \"ops\"."),
         request_id: "req-1",
+        retry_after_s: None,
     };
 
     fn body(reply: &ErrorReply<'_>, dialect: Dialect) -> String {
@@ -261,7 +301,7 @@ mod tests {
     fn each_dialect_has_its_shape_and_order() {
         assert_eq!(
             body(&KEYLESS, Dialect::OpenAi),
-            r#"{"error":{"message":"Invalid API key.","type":"authentication_error","param":null,"code":"401","hint":"Ask \"ops\".","request_id":"req-1"}}"#
+            r#"{"error":{"message":"Invalid API key.","type":"authentication_error","param":null,"code":"invalid_api_key","hint":"Ask \"ops\".","request_id":"req-1"}}"#
         );
         assert_eq!(
             body(&KEYLESS, Dialect::Anthropic),
@@ -296,6 +336,12 @@ mod tests {
         check("/v1/models/gemini:generateContent", Dialect::Gemini);
         check("/models/gemini:generateContent", Dialect::Gemini);
         check("/v1beta/openai/chat/completions", Dialect::OpenAi);
+        check("/v1/responses", Dialect::Responses);
+        check("/openai/v1/responses/resp_1/cancel", Dialect::Responses);
+        check("/v1beta/openai/responses", Dialect::Responses);
+        check("/v1/models/responses:generateContent", Dialect::Gemini);
+        check("/v1beta/responses", Dialect::Gemini);
+        check("/v1/responsesque", Dialect::OpenAi);
         check("", Dialect::OpenAi);
     }
 
@@ -331,6 +377,31 @@ mod tests {
     }
 
     #[test]
+    fn responses_have_an_error_event_of_their_own() {
+        let mut out = Vec::new();
+        KEYLESS.write_sse_event(Dialect::Responses, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let data = text.strip_prefix("event: error\ndata: ").unwrap().trim_end();
+        let data: serde_json::Value = serde_json::from_str(data).unwrap();
+        assert_eq!((&data["type"], &data["code"]), (&"error".into(), &"invalid_api_key".into()));
+        assert_eq!(data["message"], "Invalid API key. Ask \"ops\".");
+        assert_eq!(data["error"]["code"], "invalid_api_key");
+        assert!(data["sequence_number"].is_u64() && data["param"].is_null());
+        assert_eq!(body(&KEYLESS, Dialect::Responses), body(&KEYLESS, Dialect::OpenAi));
+    }
+
+    #[test]
+    fn gemini_reads_when_to_come_back_in_the_body() {
+        let reply = ErrorReply { status: 429, retry_after_s: Some(7), ..KEYLESS };
+        let told: serde_json::Value = serde_json::from_str(&body(&reply, Dialect::Gemini)).unwrap();
+        let details = &told["error"]["details"][0];
+        assert_eq!(details["@type"], "type.googleapis.com/google.rpc.RetryInfo");
+        assert_eq!(details["retryDelay"], "7s");
+        assert!(!body(&KEYLESS, Dialect::Gemini).contains("details"));
+        assert!(!body(&reply, Dialect::OpenAi).contains("details"));
+    }
+
+    #[test]
     fn the_list_of_models_is_compact() {
         let entry = |id| ModelEntry {
             id,
@@ -358,12 +429,15 @@ mod tests {
         #[test]
         fn any_text_gives_json_that_reads_back(
             status in any::<u16>(), kind in any::<String>(), message in any::<String>(),
+            code in any::<String>(), retry_after_s in any::<Option<u32>>(),
             hint in any::<Option<String>>(), request_id in any::<String>(),
         ) {
             let reply = ErrorReply {
                 status, kind: &kind, message: &message, hint: hint.as_deref(), request_id: &request_id,
+                code: &code, retry_after_s,
             };
-            for dialect in [Dialect::OpenAi, Dialect::Anthropic, Dialect::Gemini] {
+            let all = [Dialect::OpenAi, Dialect::Anthropic, Dialect::Gemini, Dialect::Responses];
+            for dialect in all {
                 let value: serde_json::Value = serde_json::from_str(&body(&reply, dialect)).unwrap();
                 let told = value["error"]["message"].as_str().unwrap();
                 prop_assert!(told.starts_with(&message));

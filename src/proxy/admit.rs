@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::conn_h1::Peer;
 use super::plan::{Credential, ListenerPlan, Plan};
 use super::reply::{Caller, Refusal};
+use super::unrouted;
 use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::fields::has_token;
@@ -17,7 +18,7 @@ use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http1::framing::{Framing, request_framing};
 use crate::llm::reply::Dialect;
-use crate::policy::auth::{Places, find_credential};
+use crate::policy::auth::find_credential;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::client_ip::client_ip;
 use crate::policy::limit::gcra::NS_PER_SECOND;
@@ -124,6 +125,9 @@ pub fn admit(
     match path {
         b"/health" if is_get => return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#, framing)),
         b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#, framing)),
+        b"/" if is_get && unrouted::root_is_ours(listener, head, bytes, certified) => {
+            return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#, framing));
+        }
         _ => {}
     }
     let client = peer
@@ -178,12 +182,7 @@ fn authenticate(
     certified: Option<&str>,
     now_s: u64,
 ) -> Result<KeyId, Refusal> {
-    let places = Places {
-        authorization: head.value(Name::Authorization, bytes),
-        x_api_key: head.value(Name::XApiKey, bytes),
-        x_goog_api_key: head.value(Name::XGoogApiKey, bytes),
-        query: head.query(bytes),
-    };
+    let places = unrouted::places(head, bytes);
     let Some((_, secret)) = find_credential(&listener.carriers, &places) else {
         let key = |name| plan.keys.certified(name, listener.number, now_s);
         if let Some(key) = certified.and_then(key) {

@@ -484,10 +484,12 @@ impl Download<'_> {
         event.extend_from_slice(b"\n\n");
         ErrorReply {
             status: 502,
+            code: row.code,
             kind: row.error_type,
             message: row.message,
             hint: None,
             request_id: self.caller.id.as_str(),
+            retry_after_s: None,
         }
         .write_sse_event(self.caller.dialect, &mut event);
         out.clear();

@@ -22,6 +22,7 @@ use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
 use super::route;
 use super::settle::Settle;
+use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
@@ -79,6 +80,7 @@ async fn live(
             Next::Close
         }
         Err(Unheld::Refused(refusal)) => {
+            let refusal = unrouted::at_no_api(refusal, listener, &scratch.request, &down.recv);
             settle.fault(refusal.kind);
             settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
             // A body that is here already is skipped; one that is not ends the connection, since

@@ -6,7 +6,7 @@
 //! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
 //! succeeds), `pick` (which member), `wait` (until one has a slot), `attempt` (one try at one upstream), `upload` and `download`
 //! (both directions of it), `judge` (what it says of the upstream), `settle` (what is recorded).
-//! `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
+//! `unrouted` has the words for a request that nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
 //! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
 //! (`compile` makes it), `core` what a
 //! core owns.
@@ -36,6 +36,7 @@ pub mod route;
 pub mod settle;
 pub mod tap;
 pub mod tunnel;
+pub mod unrouted;
 pub mod upload;
 pub mod wait;
 pub mod worker;

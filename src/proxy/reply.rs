@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use super::conn_h1::Downstream;
 use super::core::Core;
 use crate::base::ids::RequestId;
-use crate::error::{Connection, Kind};
+use crate::error::{Connection, Kind, RETRY_AFTER_S_MAX};
 use crate::http::head::Version;
 use crate::http1::encode;
 use crate::llm::reply::{Dialect, ErrorReply};
@@ -112,12 +112,15 @@ pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool
     let row = refusal.kind.row();
     let status = row.status.unwrap_or(502);
     let mut body = Vec::with_capacity(256);
+    let wait_s = refusal.retry_after.clamp(1, row.retry_after_s_max);
     ErrorReply {
         status,
+        code: row.code,
         kind: row.error_type,
         message: refusal.message.as_deref().unwrap_or(row.message),
         hint: refusal.hint.as_deref(),
         request_id: caller.id.as_str(),
+        retry_after_s: row.retry_after.then_some(wait_s),
     }
     .write_body(caller.dialect, &mut body);
     let mut fields = String::new();
@@ -127,9 +130,19 @@ pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool
     if status == 405 {
         fields.push_str("allow: GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH\r\n");
     }
+    if status == 426 {
+        // RFC 9110 §15.5.22: what is spoken instead.
+        fields.push_str("upgrade: HTTP/1.1\r\nconnection: upgrade\r\n");
+    }
     if row.retry_after {
-        // Writing to a String cannot fail.
-        let _ = write!(fields, "retry-after: {}\r\n", refusal.retry_after.max(1));
+        // Writing to a String cannot fail. The second is what the SDKs of OpenAI and Anthropic
+        // look at first.
+        let _ = write!(fields, "retry-after: {wait_s}\r\n");
+        let _ = write!(fields, "retry-after-ms: {}\r\n", u64::from(wait_s) * 1000);
+    }
+    if row.lasts() || (row.retry_after && wait_s > RETRY_AFTER_S_MAX) {
+        // Their word too: without it they try again for as long as their patience lasts.
+        fields.push_str("x-should-retry: false\r\n");
     }
     answer_bytes(core, caller, status, fields.as_bytes(), &body, keep)
 }

@@ -12,6 +12,7 @@ use super::forward::Outgoing;
 use super::hold::{RequestBody, Scanner};
 use super::plan::{ListenerPlan, Plan, RouteTarget};
 use super::reply::Refusal;
+use super::unrouted::no_route;
 use crate::base::units::format_count;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
@@ -166,12 +167,12 @@ pub fn finish(
     let (asked, in_target) = match head_route {
         HeadRoute::Group { group, strip } => return Ok(plain(group, strip)),
         HeadRoute::Nothing => {
-            let group = listener.default_group.ok_or_else(|| no_route(head, bytes))?;
+            let group = listener.default_group.ok_or_else(|| no_route(head, bytes, permit))?;
             return Ok(plain(group, 0));
         }
         HeadRoute::Target(found) => (Some(found.name().to_owned()), Some(found)),
         HeadRoute::Body if matches!(scanner, Scanner::None) => {
-            let group = listener.default_group.ok_or_else(|| no_route(head, bytes))?;
+            let group = listener.default_group.ok_or_else(|| no_route(head, bytes, permit))?;
             return Ok(plain(group, 0));
         }
         HeadRoute::Body => (None, None),
@@ -209,12 +210,6 @@ pub fn finish(
 
 fn may_omit_model(plan: &Plan, permit: &Permit) -> bool {
     permit.key.and_then(|key| plan.keys.key(key)).is_none_or(|key| key.models.allow_all())
-}
-
-#[cold]
-fn no_route(head: &RequestHead, bytes: &[u8]) -> Refusal {
-    let path = String::from_utf8_lossy(head.path(bytes));
-    Refusal::because(Kind::RouteNotFound, format!("No route for {} {path}.", head.method.text()))
 }
 
 #[cold]

@@ -56,8 +56,9 @@ const LAST_FRAME: Duration = Duration::from_secs(1);
 const NO_ANSWER: &[u8] = b"HTTP/2 malformed\r\n\r\n";
 /// The answer to a request that HTTP/2 has no words for: the client's doing, not the server's.
 const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n\
-    content-length: 105\r\n\r\n{\"error\":{\"message\":\"The request cannot be sent over HTTP/2.\",\
-    \"type\":\"invalid_request_error\",\"code\":400}}";
+    content-length: 132\r\nx-should-retry: false\r\n\r\n\
+    {\"error\":{\"message\":\"The request cannot be sent over HTTP/2.\",\
+    \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"invalid_request\"}}";
 
 /// Whether the end of a stream without an answer says nothing of its server.
 type Excuse = Rc<Cell<bool>>;

@@ -10,7 +10,8 @@ fn speaks_the_dialect_of_the_path() {
     let mut client = proxy.client();
     let answer = client.send(post("/v1/chat/completions", "", "{}")).answer();
     let error = answer.json();
-    assert_eq!(error["error"]["code"], "401");
+    assert_eq!(error["error"]["code"], "invalid_api_key");
+    assert_eq!(answer.field("x-should-retry"), Some("false"));
     assert_eq!(error["error"]["type"], "authentication_error");
     assert!(error["error"]["param"].is_null() && error["error"].get("param").is_some());
     assert!(error["error"]["hint"].is_string());
@@ -93,4 +94,108 @@ fn an_error_message_is_valid_json_whatever_the_name() {
         assert!(answer.status == 404 || answer.status == 400, "{name}");
         answer.json();
     }
+}
+
+#[test]
+fn a_code_is_a_word_and_says_whether_to_come_again() {
+    let mock = mock();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\nrpm = 1\nmodels = [\"m\"]\n";
+    let proxy =
+        Setup { listener: "auth = \"keys\"", rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    let auth = "Authorization: Bearer sk-1\r\n";
+    let check = |answer: super::wire::Answer, status: u16, code: &str| {
+        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (status, Some(code)));
+        let lasts = (400..500).contains(&status) && status != 429;
+        assert_eq!(answer.field("x-should-retry"), lasts.then_some("false"), "{code}");
+        assert_eq!(answer.field("retry-after").is_some(), status == 429, "{code}");
+        answer
+    };
+    let wrong = "Authorization: Bearer sk-2\r\n";
+    check(client.send(chat(wrong, false)).answer(), 401, "invalid_api_key");
+    let body = "{\"model\":\"other\"}";
+    check(client.send(post("/v1/chat/completions", auth, body)).answer(), 404, "model_not_found");
+    let answer = check(client.send(chat(auth, false)).answer(), 429, "rate_limit_exceeded");
+    let seconds: u64 = answer.field("retry-after").unwrap().parse().unwrap();
+    assert!((1..=59).contains(&seconds), "{seconds}");
+    assert_eq!(answer.field("retry-after-ms"), Some(format!("{}", 1000 * seconds).as_str()));
+    let path = "/v1beta/models/m:generateContent";
+    let answer = client.send(post(path, auth, "{}")).answer();
+    let details = &answer.json()["error"]["details"][0];
+    assert_eq!(details["@type"], "type.googleapis.com/google.rpc.RetryInfo");
+    let delay = details["retryDelay"].as_str().unwrap();
+    assert_eq!(delay, format!("{}s", answer.field("retry-after").unwrap()));
+}
+
+#[test]
+fn a_day_that_is_spent_is_not_asked_again() {
+    let mock = mock();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\nrpd = 1\n";
+    let proxy =
+        Setup { listener: "auth = \"keys\"", rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    let auth = "Authorization: Bearer sk-1\r\n";
+    client.send(chat(auth, false)).answer();
+    let answer = client.send(chat(auth, false)).answer();
+    assert_eq!(answer.status, 429);
+    let seconds: u64 = answer.field("retry-after").unwrap().parse().unwrap();
+    // In the last minute of a day it will be better soon.
+    assert_eq!(answer.field("x-should-retry"), (seconds > 59).then_some("false"));
+}
+
+#[test]
+fn a_websocket_that_no_route_takes_is_told_to_go_without() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let answer = client.send(get("/v1/responses", upgrade)).answer();
+    assert_eq!((answer.status, answer.field("upgrade")), (426, Some("HTTP/1.1")));
+    assert_eq!(answer.field("x-should-retry"), Some("false"));
+    // The connection goes on, as HTTP.
+    assert_eq!(client.send(chat("", false)).answer().status, 200);
+    assert_eq!(client.send(get("/v1/responses", "")).answer().status, 404);
+}
+
+#[test]
+fn the_root_answers_without_a_key_where_health_does() {
+    let mock = mock();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\n";
+    let listener = "auth = \"keys\"";
+    let proxy = Setup { listener, rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    assert_eq!(client.send(get("/", "")).answer().text(), "{\"status\":\"ok\"}");
+    let head = String::from_utf8(get("/", "")).unwrap().replace("GET", "HEAD");
+    assert_eq!(client.send(head).answer_to("HEAD").status, 200);
+    assert_eq!(client.send(post("/", "", "{}")).answer().status, 401);
+
+    // Where the root leads somewhere it is no longer ours, but for who brings no key.
+    let listener = "auth = \"keys\"\ndefault_group = \"chat\"";
+    let proxy = Setup { listener, rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    assert_eq!(client.send(get("/", "")).answer().text(), "{\"status\":\"ok\"}");
+    let before = mock.seen().len();
+    client.send(get("/", "Authorization: Bearer sk-1\r\n")).answer();
+    assert_eq!(mock.seen().len(), before + 1);
+}
+
+#[test]
+fn a_path_that_names_no_api_is_not_found() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    for (path, body) in [
+        ("/nonsense", "{}"),
+        ("/api/event_logging/batch", "{\"events\":[]}"),
+        ("/v1internal:loadCodeAssist", "{\"metadata\":{}}"),
+        ("/nonsense", "[]"),
+        ("/nonsense", ""),
+    ] {
+        let answer = client.send(post(path, "", body)).answer();
+        assert_eq!((answer.status, answer.message()), (404, format!("No route for POST {path}.")));
+    }
+    let answer = client.send(post("/v1/chat/completions", "", "{}")).answer();
+    assert_eq!(answer.message(), "Missing 'model' field in request.");
+    // What names a model is routed by it, whatever its path.
+    let answer = client.send(post("/nonsense", "", "{\"model\":\"m\"}")).answer();
+    assert_ne!(answer.message(), "No route for POST /nonsense.");
 }

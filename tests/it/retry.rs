@@ -154,7 +154,10 @@ fn answers_504_when_the_first_byte_does_not_come() {
     let mut client = proxy.client();
     let begun = Instant::now();
     let answer = client.send(chat("x-mock: delay=30s\r\n", false)).answer();
-    assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (504, Some("504")));
+    assert_eq!(
+        (answer.status, answer.json()["error"]["code"].as_str()),
+        (504, Some("upstream_timeout"))
+    );
     assert!(begun.elapsed() >= Duration::from_millis(300));
     mock.wait_until(LIMIT, |stats| stats.in_flight == 0).expect("let go");
     assert_eq!(client.send(chat("", false)).answer().status, 200);

@@ -10,10 +10,11 @@ const METHOD_BYTES_MAX: usize = 16;
 /// The answer; the connection ends behind it.
 pub(super) const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     content-type: application/json\r\n\
-    content-length: 140\r\n\
+    content-length: 151\r\n\
+    x-should-retry: false\r\n\
     connection: close\r\n\r\n\
     {\"error\":{\"message\":\"This port speaks HTTPS, and the request came in plain HTTP.\",\
-    \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"400\"}}";
+    \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"https_required\"}}";
 
 /// Most bytes that are read and dropped behind the answer, so that the client gets to read it: a
 /// socket that is closed with bytes unread resets the connection.
