@@ -1,6 +1,8 @@
 //! Configs that no file says: `serve --backend URL…`, and what servers report.
 
-use crate::config::build::models::{Sets, is_taken, listed_model};
+use std::collections::HashMap;
+
+use crate::config::build::models::{Sets, listed_model, taken_names};
 use crate::config::fault::Report;
 use crate::config::model::*;
 use crate::config::reader::Outside;
@@ -16,7 +18,9 @@ impl Config {
     pub fn with_discovered(&self, found: &[(UpstreamId, Vec<String>)]) -> Config {
         let mut config = self.clone();
         config.models.retain(|m| m.origin != ModelOrigin::Discovered);
-        let mut by_name: Vec<(String, Option<String>, Vec<UpstreamId>)> = Vec::new();
+        // In the order in which they were first reported.
+        let mut reported: Vec<(String, Option<String>, Vec<UpstreamId>)> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
         for (id, names) in found {
             let Some(upstream) = self.upstreams.get(usize::from(id.0)) else { continue };
             if upstream.models != ModelsFrom::Discover {
@@ -27,25 +31,32 @@ impl Config {
                     true => (format!("{}:{name}", upstream.name), Some(name.clone())),
                     false => (name.clone(), None),
                 };
-                match by_name.iter_mut().find(|(known, ..)| *known == name) {
-                    Some((_, _, members)) if !members.contains(id) => members.push(*id),
-                    Some(_) => {}
-                    None => by_name.push((name, sent, vec![*id])),
+                let at = *known.entry(name).or_insert_with_key(|name| {
+                    reported.push((name.clone(), sent, Vec::new()));
+                    reported.len() - 1
+                });
+                // One upstream's names come together: it is the last, if it is here at all.
+                let members = &mut reported[at].2;
+                if members.last() != Some(id) {
+                    members.push(*id);
                 }
             }
         }
         let mut groups = std::mem::take(&mut config.groups);
         let timeouts = self.timeouts.upstream;
-        let mut sets =
-            Sets { upstreams: &self.upstreams, groups: &mut groups, timeouts: &timeouts };
-        for (name, upstream_model, members) in by_name {
-            if !is_taken(&config.models, &name) {
+        let mut sets = Sets::new(&self.upstreams, &mut groups, &timeouts);
+        let taken = taken_names(&config.models);
+        let mut models = Vec::new();
+        for (name, upstream_model, members) in reported {
+            if !taken.contains(name.as_str()) {
                 let group = sets.group_of(&members);
                 let place = Place::default();
                 let model = listed_model(name, group, ModelOrigin::Discovered, place);
-                config.models.push(Model { upstream_model, ..model });
+                models.push(Model { upstream_model, ..model });
             }
         }
+        drop(taken);
+        config.models.extend(models);
         config.groups = groups;
         config
     }

@@ -5,6 +5,8 @@
 //! entry's own place in a group is taken by all that it stands for, and its name still means
 //! them (`NAME:model`, `model@NAME`). Who finds them is `control`'s matter.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::config::build::group::implicit_group;
 use crate::config::build::upstream::written;
 use crate::config::model::*;
@@ -49,7 +51,9 @@ impl Config {
     #[must_use]
     pub fn expanded(&self, found: &[(UpstreamId, Vec<Target>)]) -> Config {
         let mut config = Config { upstreams: Vec::new(), sets: Vec::new(), ..self.clone() };
-        let mut taken: Vec<String> = self.upstreams.iter().map(|u| u.name.clone()).collect();
+        let mut taken: HashSet<String> = self.upstreams.iter().map(|u| u.name.clone()).collect();
+        let found: HashMap<usize, &[Target]> =
+            found.iter().map(|(id, targets)| (usize::from(id.0), &targets[..])).collect();
         // By the old number: the new ones and their weights within the entry.
         let mut places: Vec<Vec<(UpstreamId, u16)>> = Vec::new();
         let mut own_groups = Vec::new();
@@ -65,9 +69,9 @@ impl Config {
                 continue;
             };
             config.sets.push(NamedSet { name: upstream.name.clone(), group: upstream.group });
-            let targets = found.iter().find(|(id, _)| usize::from(id.0) == index);
+            let targets = found.get(&index).copied().unwrap_or_default();
             let mut place = Vec::new();
-            for target in distinct_targets(targets.map_or(&[][..], |(_, targets)| targets)) {
+            for target in distinct_targets(targets) {
                 let id = number();
                 place.push((id, target.weight.max(1)));
                 own_groups.push(id);
@@ -91,17 +95,22 @@ impl Config {
 /// Targets that differ in where they are, at most `TARGETS_MAX`; the first of two counts.
 #[must_use]
 pub fn distinct_targets(targets: &[Target]) -> Vec<&Target> {
-    let mut out: Vec<&Target> = Vec::new();
+    let mut known = HashSet::new();
+    let mut out = Vec::new();
     for target in targets {
-        let same = |known: &&Target| known.is_at(&target.host, target.port);
-        if out.len() < TARGETS_MAX && !out.iter().any(same) {
+        if out.len() < TARGETS_MAX && known.insert((target.host.as_str(), target.port)) {
             out.push(target);
         }
     }
     out
 }
 
-fn one(entry: &Upstream, source: &Discover, target: &Target, taken: &mut Vec<String>) -> Upstream {
+fn one(
+    entry: &Upstream,
+    source: &Discover,
+    target: &Target,
+    taken: &mut HashSet<String>,
+) -> Upstream {
     let mut url = UpstreamUrl {
         host: target.host.clone(),
         port: target.port,
@@ -123,7 +132,7 @@ fn one(entry: &Upstream, source: &Discover, target: &Target, taken: &mut Vec<Str
     let numbered = (2..).map(|n| format!("{plain}-{n}"));
     let name = std::iter::once(plain.clone()).chain(numbered).find(|name| !taken.contains(name));
     let name = name.unwrap_or(plain);
-    taken.push(name.clone());
+    taken.insert(name.clone());
     Upstream { name, url, host, tls, discover: None, ..entry.clone() }
 }
 

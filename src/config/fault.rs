@@ -84,6 +84,8 @@ impl std::error::Error for Report {}
 #[derive(Debug)]
 pub(crate) struct Draft<'a> {
     text: &'a str,
+    /// Where each line begins: every model asks for its place.
+    lines: Vec<usize>,
     errors: Vec<(Spot, String)>,
     warnings: Vec<(Spot, String)>,
     masked: Vec<Range<usize>>,
@@ -93,7 +95,10 @@ pub(crate) struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     pub(crate) fn new(text: &'a str) -> Self {
-        Self { text, errors: Vec::new(), warnings: Vec::new(), masked: Vec::new(), broken: false }
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
+        let (errors, warnings, masked) = (Vec::new(), Vec::new(), Vec::new());
+        Self { text, lines, errors, warnings, masked, broken: false }
     }
 
     /// The file is refused because of this.
@@ -141,8 +146,8 @@ impl<'a> Draft<'a> {
     /// Line and column of a byte, both 1-based, the column in characters.
     pub(crate) fn position(&self, at: usize) -> (u32, u32) {
         let before = self.text.get(..at.min(self.text.len())).unwrap_or(self.text);
-        let start = before.rfind('\n').map_or(0, |i| i + 1);
-        let line = 1 + before.bytes().filter(|b| *b == b'\n').count();
+        let line = self.lines.partition_point(|start| *start <= before.len());
+        let start = line.checked_sub(1).and_then(|at| self.lines.get(at)).copied().unwrap_or(0);
         (clamp(line), clamp(1 + before[start..].chars().count()))
     }
 

@@ -5,6 +5,7 @@
 //! aside) and prints the same; implicit groups are left out, since what implies
 //! them is printed.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -31,8 +32,10 @@ pub(crate) fn print(config: &Config) -> String {
     for upstream in config.upstreams.iter().filter(|u| !u.implicit) {
         print_upstream(&mut out, upstream);
     }
+    let named = named_by_models(config);
     for (index, group) in config.groups.iter().enumerate() {
-        if !group.implicit || is_named_by_a_model(config, index) {
+        // Implicit ones of several have no other place to be named.
+        if !group.implicit || (group.members.len() > 1 && named.contains(&index)) {
             print_group(&mut out, config, group);
         }
     }
@@ -49,11 +52,10 @@ pub(crate) fn print(config: &Config) -> String {
     out.0
 }
 
-/// An implicit group of several, which a configured model needs by name.
-fn is_named_by_a_model(config: &Config, index: usize) -> bool {
-    let several = config.groups[index].members.len() > 1;
-    let named = |m: &Model| m.origin == ModelOrigin::Configured && usize::from(m.group.0) == index;
-    several && config.models.iter().any(named)
+/// The groups that configured models lead to.
+fn named_by_models(config: &Config) -> HashSet<usize> {
+    let configured = config.models.iter().filter(|m| m.origin == ModelOrigin::Configured);
+    configured.map(|model| usize::from(model.group.0)).collect()
 }
 
 /// The text, with one method for each kind of value.

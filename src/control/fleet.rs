@@ -158,6 +158,10 @@ impl Fleet {
                 Ok(Some(event)) => self.take(event),
                 _ => break,
             }
+            // What came meanwhile is taken first: each config made is as long as all lists are.
+            while let Ok(event) = self.inbox.try_recv() {
+                self.take(event);
+            }
             if self.changed {
                 self.rebuild();
             }
@@ -309,7 +313,7 @@ impl Fleet {
                 let mut upstreams = members.map(|member| config.upstream(member.upstream));
                 let one = upstreams.find(|one| target.is_at(&one.url.host, one.url.port));
                 let server = one.and_then(|one| servers.get(&Identity::of(one)));
-                server.is_some_and(|server| server.models().is_some())
+                server.is_some_and(Server::lists)
             };
             entry.advance(base, &self.names, lists, now);
         }
@@ -443,8 +447,13 @@ impl Server {
 
     /// The models that may be routed there.
     fn models(&self) -> Option<Vec<String>> {
+        self.models.clone().filter(|_| self.lists())
+    }
+
+    /// Whether there are any.
+    fn lists(&self) -> bool {
         let asked = self.watched.upstream.models == ModelsFrom::Discover;
-        self.models.clone().filter(|_| asked && self.watched.state.healthy())
+        self.models.is_some() && asked && self.watched.state.healthy()
     }
 }
 

@@ -10,6 +10,8 @@ use crate::config::names::Named;
 use crate::config::reader::{At, Reader};
 use crate::config::values::{OneOf, Size, Time};
 
+/// Most suggestions for unknown names of one kind; nobody reads more.
+const HINTS_MAX: usize = 100;
 /// Longest name of anything, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
@@ -138,6 +140,7 @@ pub(crate) struct Names {
     plain: bool,
     by_name: HashMap<String, Entry>,
     used: HashSet<u16>,
+    hints_left: usize,
 }
 
 struct Entry {
@@ -147,7 +150,7 @@ struct Entry {
 
 impl Names {
     pub(crate) fn new(kind: &'static str, plain: bool) -> Self {
-        Self { kind, plain, by_name: HashMap::new(), used: HashSet::new() }
+        Self { kind, plain, by_name: HashMap::new(), used: HashSet::new(), hints_left: HINTS_MAX }
     }
 
     /// Declares a name; complains when it is bad or was declared before.
@@ -188,7 +191,15 @@ impl Names {
             self.used.extend(&entry.ids);
             return Some(entry.ids.clone());
         }
-        let hint = did_you_mean(&at.value, self.by_name.keys().map(String::as_str));
+        // The search for what is meant compares with every name there is.
+        let known = self.by_name.keys().map(String::as_str);
+        let hint = match self.hints_left.checked_sub(1) {
+            Some(left) => {
+                self.hints_left = left;
+                did_you_mean(&at.value, known)
+            }
+            None => String::new(),
+        };
         let shown = r.draft.quote(&at.spot, &at.value);
         r.draft.fault(&at.spot, format!("no {} named {shown}{hint}", self.kind));
         None
@@ -197,6 +208,11 @@ impl Names {
     /// As `find`, of a kind whose names have one id each.
     pub(crate) fn find_one(&mut self, r: &mut Reader<'_>, at: &At<String>) -> Option<u16> {
         self.find(r, at)?.first().copied()
+    }
+
+    /// The ids of a name; nothing is marked.
+    pub(crate) fn ids(&self, name: &str) -> impl Iterator<Item = u16> + use<> {
+        self.by_name.get(name).map_or_else(Vec::new, |entry| entry.ids.clone()).into_iter()
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {

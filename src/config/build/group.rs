@@ -1,5 +1,7 @@
 //! Builds `[[group]]`.
 
+use std::collections::HashSet;
+
 use crate::config::build::check::{
     AtText as _, Names, is_token, missing, number, required, secs, time, word,
 };
@@ -92,13 +94,14 @@ fn members(at: &At<RawGroup>, r: &mut Reader<'_>, upstreams: &mut Names) -> Vec<
         r.draft.fault(&list.spot, "must not be empty");
     }
     let mut members: Vec<Member> = Vec::new();
+    let mut known = HashSet::new();
     for entry in &list.value {
         let raw = &entry.value.0;
         let weight = number(r, &raw.weight, 1, 1..=65_535);
         let Some(name) = required(r, &raw.upstream, &entry.spot, "upstream") else { continue };
         for id in upstreams.find(r, name).unwrap_or_default() {
             let upstream = UpstreamId(id);
-            if members.iter().any(|known| known.upstream == upstream) {
+            if !known.insert(id) {
                 let shown = r.draft.quote(&name.spot, &name.value);
                 r.draft.fault(&name.spot, format!("upstream {shown} is a member twice"));
                 continue;

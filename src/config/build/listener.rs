@@ -227,17 +227,14 @@ fn host_route(r: &mut Reader<'_>, at: &At<String>) -> Option<HostRoute> {
 /// Bad patterns, and rules that could never be reached since an earlier one is the same.
 fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
     // Per host with prefix, the rules with a path; "" = any host.
-    let mut by_host: Vec<(String, Vec<&At<String>>)> = Vec::new();
+    let mut by_host: HashMap<String, Vec<&At<String>>> = HashMap::new();
     let mut bare: HashMap<String, &Spot> = HashMap::new();
     for at in list {
         let host_at = filled(&at.value.host);
         let host =
             host_at.map_or(String::new(), |h| h.value.trim_end_matches('/').to_ascii_lowercase());
         match (filled(&at.value.path), host_at) {
-            (Some(path), _) => match by_host.iter_mut().find(|(known, _)| *known == host) {
-                Some((_, paths)) => paths.push(path),
-                None => by_host.push((host, vec![path])),
-            },
+            (Some(path), _) => by_host.entry(host).or_default().push(path),
             (None, Some(host_at)) => {
                 if let Some(first) = bare.get(&host) {
                     let line = r.draft.line_of(first);
@@ -250,7 +247,7 @@ fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
             (None, None) => {}
         }
     }
-    by_host.into_iter().for_each(|(_, paths)| check_paths(r, paths));
+    by_host.into_values().for_each(|paths| check_paths(r, paths));
 }
 
 /// The table stops at the first bad pattern; take that one out and ask again.

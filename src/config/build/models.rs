@@ -1,7 +1,8 @@
 //! Builds `[models]`, the names that upstreams declare, and the implicit groups.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use crate::base::units::format_count;
 use crate::config::build::base_url::upstream_url;
 use crate::config::build::check::{AtText as _, filled, id};
 use crate::config::build::upstream::plain;
@@ -12,14 +13,33 @@ use crate::config::raw::{RawConfig, RawModel};
 use crate::config::reader::{At, Reader};
 use crate::config::values::{UrlText, may_hold_secret};
 
+/// Most warnings about the names of one list; the others are counted.
+const WARNINGS_A_LIST_MAX: usize = 20;
+
 /// The groups while implicit ones are added.
 pub(crate) struct Sets<'c> {
-    pub(crate) upstreams: &'c [Upstream],
-    pub(crate) groups: &'c mut Vec<Group>,
-    pub(crate) timeouts: &'c UpstreamTimeouts,
+    upstreams: &'c [Upstream],
+    groups: &'c mut Vec<Group>,
+    timeouts: &'c UpstreamTimeouts,
+    /// The implicit groups by their members: a config may need thousands of sets.
+    by_members: HashMap<Vec<UpstreamId>, GroupId>,
 }
 
-impl Sets<'_> {
+impl<'c> Sets<'c> {
+    /// The sets that there are so far.
+    pub(crate) fn new(
+        upstreams: &'c [Upstream],
+        groups: &'c mut Vec<Group>,
+        timeouts: &'c UpstreamTimeouts,
+    ) -> Self {
+        let mut by_members = HashMap::new();
+        for (index, group) in groups.iter().enumerate().filter(|(_, group)| group.implicit) {
+            let members = group.members.iter().map(|member| member.upstream).collect();
+            by_members.entry(members).or_insert_with(|| group_id(index));
+        }
+        Self { upstreams, groups, timeouts, by_members }
+    }
+
     /// The implicit group of exactly these upstreams, in this order.
     pub(crate) fn group_of(&mut self, members: &[UpstreamId]) -> GroupId {
         if let &[only] = members
@@ -27,13 +47,18 @@ impl Sets<'_> {
         {
             return upstream.group;
         }
-        let same = |g: &Group| g.implicit && g.members.iter().map(|m| &m.upstream).eq(members);
-        let at = self.groups.iter().position(same).unwrap_or_else(|| {
-            self.groups.push(implicit_group(self.upstreams, members, self.timeouts));
-            self.groups.len() - 1
-        });
-        GroupId(u16::try_from(at).unwrap_or(u16::MAX))
+        if let Some(known) = self.by_members.get(members) {
+            return *known;
+        }
+        self.groups.push(implicit_group(self.upstreams, members, self.timeouts));
+        let made = group_id(self.groups.len() - 1);
+        self.by_members.insert(members.to_vec(), made);
+        made
     }
+}
+
+fn group_id(index: usize) -> GroupId {
+    GroupId(u16::try_from(index).unwrap_or(u16::MAX))
 }
 
 /// Models and implicit groups; gives every upstream its own group.
@@ -49,8 +74,11 @@ pub(crate) fn models(
     let rows = raw.models.as_ref().map_or(&empty, |at| &at.value.0);
     // First where each leads, since a `backend` adds an upstream; then the groups of all
     // upstreams, one after the other; then the models themselves.
-    let targets: Vec<_> =
-        rows.iter().map(|(name, row)| target(r, name, row, names, upstreams)).collect();
+    let mut backends = Backends::new();
+    let targets: Vec<_> = rows
+        .iter()
+        .map(|(name, row)| target(r, name, row, names, upstreams, &mut backends))
+        .collect();
     for (index, upstream) in upstreams.iter_mut().enumerate() {
         upstream.group = GroupId(id(r, groups.len() + index, &Spot::default()));
     }
@@ -58,7 +86,7 @@ pub(crate) fn models(
         let only = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
         groups.push(implicit_group(upstreams, &[only], timeouts));
     }
-    let mut sets = Sets { upstreams, groups, timeouts };
+    let mut sets = Sets::new(upstreams, groups, timeouts);
     let mut out: Vec<Model> = Vec::new();
     for ((name, row), target) in rows.iter().zip(targets) {
         let group = match target {
@@ -72,6 +100,9 @@ pub(crate) fn models(
     declared(raw, r, names, &mut sets, out)
 }
 
+/// The implicit upstreams by name and whether they speak TLS.
+type Backends = HashMap<(String, bool), usize>;
+
 /// Where a configured model leads, before the groups are complete.
 enum Target {
     Group(GroupId),
@@ -84,6 +115,7 @@ fn target(
     row: &RawModel,
     names: &mut AllNames,
     upstreams: &mut Vec<Upstream>,
+    backends: &mut Backends,
 ) -> Option<Target> {
     let said = [&row.group, &row.upstream, &row.backend].map(filled);
     match said {
@@ -92,7 +124,9 @@ fn target(
             let ids = names.upstreams.find(r, at)?;
             Some(Target::Upstreams(ids.into_iter().map(UpstreamId).collect()))
         }
-        [None, None, Some(at)] => backend(r, at, upstreams).map(|id| Target::Upstreams(vec![id])),
+        [None, None, Some(at)] => {
+            backend(r, at, upstreams, backends).map(|id| Target::Upstreams(vec![id]))
+        }
         [None, None, None] => {
             let unread = |key| r.is_unread(&name.spot.path, key);
             if !["group", "upstream", "backend"].into_iter().any(unread) {
@@ -112,6 +146,7 @@ fn backend(
     r: &mut Reader<'_>,
     at: &At<String>,
     upstreams: &mut Vec<Upstream>,
+    backends: &mut Backends,
 ) -> Option<UpstreamId> {
     let whole = at.value.contains("://") || at.value.starts_with("unix:");
     let text = if whole { at.value.clone() } else { format!("http://{}", at.value) };
@@ -124,12 +159,14 @@ fn backend(
         true => url.original.clone(),
         false => format!("{}:{}{}", url.host, url.port, url.base_path),
     };
-    let same = |u: &Upstream| u.implicit && u.name == name && u.url.tls == url.tls;
-    let index = match upstreams.iter().position(same) {
-        Some(index) => index,
+    let key = (name, url.tls);
+    let index = match backends.get(&key) {
+        Some(index) => *index,
         None => {
-            let name = if url.tls { format!("https://{name}") } else { name };
+            let (name, tls) = key.clone();
+            let name = if tls { format!("https://{name}") } else { name };
             upstreams.push(plain(r, name, url));
+            backends.insert(key, upstreams.len() - 1);
             upstreams.len() - 1
         }
     };
@@ -185,69 +222,90 @@ fn declared(
     sets: &mut Sets<'_>,
     mut models: Vec<Model>,
 ) -> Vec<Model> {
-    let mut found: Vec<(String, Vec<UpstreamId>, Place)> = Vec::new();
+    let mut found: Vec<(&str, Vec<UpstreamId>, Place)> = Vec::new();
+    let mut known: HashMap<&str, usize> = HashMap::new();
+    let upstreams = sets.upstreams;
+    let shadows = Shadows::of(&models, sets.groups);
     for at in each(&raw.upstream) {
         let Some(list) = &at.value.models else { continue };
         let Some(name) = filled(&at.value.name) else { continue };
-        let ids = members_named(sets.upstreams, &name.value, at.value.ports.is_some());
         let (line, column) = r.draft.position(list.spot.span.start);
         let place = Place { path: list.spot.path.as_str().into(), line, column };
-        for id in &ids {
-            let Some(upstream) = sets.upstreams.get(usize::from(id.0)) else { continue };
+        let mut shadowed = 0;
+        for id in names.upstreams.ids(&name.value).map(UpstreamId) {
+            let Some(upstream) = upstreams.get(usize::from(id.0)) else { continue };
             let ModelsFrom::List(listed) = &upstream.models else { continue };
-            for model in listed {
+            if !listed.is_empty() {
                 names.upstreams.mark_used(id.0);
-                match found.iter_mut().find(|(known, ..)| known == model) {
-                    Some((_, members, _)) => members.push(*id),
-                    None => found.push((model.clone(), vec![*id], place.clone())),
+            }
+            for model in listed {
+                let at = *known.entry(model).or_insert_with(|| {
+                    found.push((model, Vec::new(), place.clone()));
+                    found.len() - 1
+                });
+                found[at].1.push(id);
+                if let Some(message) = shadows.warning(model, id) {
+                    shadowed += 1;
+                    if shadowed <= WARNINGS_A_LIST_MAX {
+                        r.draft.warn(&list.spot, message);
+                    }
                 }
-                warn_of_shadow(r, &list.spot, model, *id, &models, sets.groups);
             }
         }
-    }
-    for (name, members, place) in found {
-        if !is_taken(&models, &name) {
-            let group = sets.group_of(&members);
-            models.push(listed_model(name, group, ModelOrigin::Declared, place));
+        if let Some(more @ 1..) = usize::checked_sub(shadowed, WARNINGS_A_LIST_MAX) {
+            let message = format!("{} more of its models are shadowed", format_count(more));
+            r.draft.warn(&list.spot, message);
         }
     }
+    let taken = taken_names(&models);
+    let mut declared = Vec::new();
+    for (name, members, place) in found.into_iter().filter(|(name, ..)| !taken.contains(*name)) {
+        let group = sets.group_of(&members);
+        declared.push(listed_model(name.to_owned(), group, ModelOrigin::Declared, place));
+    }
+    drop(taken);
+    models.extend(declared);
     models
 }
 
-/// The upstreams of one entry, of which `ports` may have made several.
-fn members_named(upstreams: &[Upstream], name: &str, expanded: bool) -> Vec<UpstreamId> {
-    let fits = |u: &Upstream| match expanded {
-        false => u.name == name,
-        true => u.name == format!("{name}-{}", u.url.port),
-    };
-    let ids = upstreams.iter().enumerate().filter(|(_, u)| !u.implicit && fits(u));
-    ids.filter_map(|(index, _)| u16::try_from(index).ok()).map(UpstreamId).collect()
+/// What may hide a listed name: the configured models by name and alias, and who is in which group.
+struct Shadows<'m> {
+    by_name: HashMap<&'m str, &'m Model>,
+    members: HashSet<(GroupId, UpstreamId)>,
+    groups: usize,
 }
 
-fn warn_of_shadow(
-    r: &mut Reader<'_>,
-    spot: &Spot,
-    name: &str,
-    upstream: UpstreamId,
-    models: &[Model],
-    groups: &[Group],
-) {
-    let Some(other) = models.iter().find(|m| m.name == name || m.aliases.iter().any(|a| a == name))
-    else {
-        return;
-    };
-    let group = groups.get(usize::from(other.group.0));
-    if group.is_some_and(|g| g.members.iter().all(|m| m.upstream != upstream)) {
+impl<'m> Shadows<'m> {
+    fn of(models: &'m [Model], groups: &[Group]) -> Self {
+        let mut by_name = HashMap::new();
+        for model in models {
+            for name in std::iter::once(&model.name).chain(&model.aliases) {
+                by_name.entry(name.as_str()).or_insert(model);
+            }
+        }
+        let needed: HashSet<GroupId> = models.iter().map(|model| model.group).collect();
+        let mut members = HashSet::new();
+        for id in &needed {
+            let group = groups.get(usize::from(id.0)).map_or(&[][..], |group| &group.members);
+            members.extend(group.iter().map(|member| (*id, member.upstream)));
+        }
+        Self { by_name, members, groups: groups.len() }
+    }
+
+    /// What to say when a name that an upstream lists never leads there.
+    fn warning(&self, name: &str, upstream: UpstreamId) -> Option<String> {
+        let other = self.by_name.get(name)?;
+        let is_group = usize::from(other.group.0) < self.groups;
+        let hides = is_group && !self.members.contains(&(other.group, upstream));
         let place = &other.place;
-        let message =
-            format!("model {name:?} is shadowed by {} in line {}", place.path, place.line);
-        r.draft.warn(spot, message);
+        hides
+            .then(|| format!("model {name:?} is shadowed by {} in line {}", place.path, place.line))
     }
 }
 
-/// Whether a name or alias is in use.
-pub(crate) fn is_taken(models: &[Model], name: &str) -> bool {
-    models.iter().any(|m| m.name == name || m.aliases.iter().any(|alias| alias == name))
+/// The names and aliases in use.
+pub(crate) fn taken_names(models: &[Model]) -> HashSet<&str> {
+    models.iter().flat_map(|m| std::iter::once(&m.name).chain(&m.aliases)).map(|n| &**n).collect()
 }
 
 /// A model of which nothing but the name is known.

@@ -1,5 +1,7 @@
 //! Builds `[[upstream]]`, with `ports` expanded.
 
+use std::collections::HashSet;
+
 use crate::config::build::auth::{api_keys, auth};
 use crate::config::build::base_url::{nowhere, upstream_url};
 use crate::config::build::check::{filled, id, missing, number, required, value, word};
@@ -58,15 +60,14 @@ fn expand(r: &mut Reader<'_>, raw: &RawUpstream, one: Upstream) -> Vec<Upstream>
         r.draft.fault(&ports.spot, "a Unix socket has no ports");
         return vec![one];
     }
-    let mut seen: Vec<u16> = Vec::new();
+    let mut seen: HashSet<u16> = HashSet::new();
     let mut out = Vec::new();
     for at in &ports.value {
         let port: u16 = number(r, &Some(at.clone()), 1, 1..=65_535);
-        if seen.contains(&port) {
+        if !seen.insert(port) {
             r.draft.fault(&at.spot, format!("port {port} is listed twice"));
             continue;
         }
-        seen.push(port);
         let mut copy = one.clone();
         copy.name = format!("{}-{port}", one.name);
         copy.url.port = port;

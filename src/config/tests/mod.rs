@@ -2,6 +2,7 @@
 
 mod built;
 mod example;
+mod large;
 mod refused;
 mod secrets;
 mod shown;
