@@ -92,7 +92,7 @@ pub enum Kind {
     BodyTimeout,
     /// The body is longer than `limits.body`.
     BodyTooLarge,
-    /// A content coding that hides the model, and no route that does without.
+    /// A content coding or type that hides the model, and no route that does without.
     CodingUnsupported,
     /// Holding this body would exceed `held_total`.
     HeldTooMuch,

@@ -1,16 +1,18 @@
 //! What the proxy knows of the language that clients and model servers speak.
 //!
 //! Pure machines over bytes in passing: none of them builds a tree, keeps a body or
-//! changes what it does not own. On the way in the model is found (`scan` in JSON,
-//! `multipart` in forms, `path` in the target) and, when its name changes, only the bytes
-//! of its value are replaced (`splice`). On the way out events are told apart (`sse`) and
-//! tokens counted (`usage`). `api` tells a path that means something to a model server. `reply` writes the few answers that are our own, in the
+//! changes what it does not own. `content` tells by its type how a body will be read. On the
+//! way in the model is found (`scan` in JSON, `multipart` in forms, `path` in the target) and,
+//! when its name changes, only the bytes of its value are replaced (`splice`). On the way out
+//! events are told apart (`sse`) and tokens counted (`usage`). `api` tells a path that means
+//! something to a model server. `reply` writes the few answers that are our own, in the
 //! caller's dialect; `quote` is how text becomes a JSON string.
 //!
-//! Reading order: scan (with `leap` and `unescape` below it), splice, quote, multipart, path,
-//! sse (with `lines`), usage, reply.
+//! Reading order: scan (with `leap` and `unescape` below it), splice, quote, content, multipart,
+//! path, sse (with `lines`), usage, reply.
 
 pub mod api;
+pub mod content;
 mod leap;
 mod lines;
 pub mod multipart;

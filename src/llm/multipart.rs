@@ -84,26 +84,19 @@ pub struct Boundary {
 }
 
 impl Boundary {
-    /// Reads the boundary of a `multipart/form-data` content type, quoted or not.
+    /// Reads the value of the parameter `boundary`, quoted or not.
     ///
-    /// Shape: `None` for another type, for no boundary, and for one that RFC 2046 forbids.
-    pub fn of_content_type(value: &[u8]) -> Option<Self> {
-        let (media_type, parameters) = match value.iter().position(|&b| b == b';') {
-            Some(at) => value.split_at(at),
-            None => return None,
-        };
-        if !media_type.trim_ascii().eq_ignore_ascii_case(b"multipart/form-data") {
-            return None;
-        }
-        let mut boundary = None;
-        let well_formed = each_parameter(parameters, |name, value| {
-            if name.eq_ignore_ascii_case(b"boundary") && boundary.is_none() {
-                let mut bytes = [0; BOUNDARY_BYTES_MAX];
-                boundary = Some(unquote(value, &mut bytes).map(|len| Self { bytes, len }));
-            }
-        });
-        let boundary = boundary.filter(|_| well_formed)??;
-        is_boundary(boundary.as_bytes()).then_some(boundary)
+    /// Shape: `None` for one that RFC 2046 forbids, and for one that servers unquote in
+    /// different ways.
+    pub(super) fn of_value(value: &[u8]) -> Option<Self> {
+        let is_quoted = value.starts_with(b"\"");
+        let mut bytes = [0; BOUNDARY_BYTES_MAX];
+        let len = unquote(value, &mut bytes)?;
+        let boundary = Self { bytes, len };
+        let found = boundary.as_bytes();
+        // Without quotes a space ends it for some; with a quoted pair it is another for some.
+        let plain = if is_quoted { !value.contains(&b'\\') } else { !found.contains(&b' ') };
+        (is_boundary(found) && plain).then_some(boundary)
     }
 
     /// Gives its bytes, unquoted.
@@ -133,8 +126,14 @@ pub struct MultipartScan {
     name: [u8; NAME_BYTES_MAX],
     name_len: usize,
     span: Range<u64>,
+    /// The match at hand began behind a CR or an LF that stood alone.
+    bare: bool,
+    /// A `Content-Disposition` of this part has been read.
+    disposed: bool,
     /// The value of `model` is complete.
     is_found: bool,
+    /// Something else than line ends stands before the first delimiter or behind the last.
+    outside: bool,
 }
 
 /// What the headers have told of a part.
@@ -184,7 +183,10 @@ impl MultipartScan {
             name: [0; NAME_BYTES_MAX],
             name_len: 0,
             span: 0..0,
+            bare: false,
+            disposed: false,
             is_found: false,
+            outside: false,
         })
     }
 
@@ -227,6 +229,14 @@ impl MultipartScan {
         self.is_found.then(|| Model { name, span: self.span.clone() })
     }
 
+    /// Tells whether something else than line ends stands before the first delimiter or behind
+    /// the last.
+    ///
+    /// RFC 2046 has a reader ignore it; some look for parts there.
+    pub fn has_more_than_parts(&self) -> bool {
+        self.outside
+    }
+
     /// Tells how many bytes were pushed without a fault.
     pub fn position(&self) -> u64 {
         self.seen
@@ -237,7 +247,11 @@ impl MultipartScan {
             State::Preamble | State::Part => self.content(bytes, at),
             State::Tail { dashes, after_cr } => self.tail(bytes, at, dashes, after_cr),
             State::Headers { after_cr } => self.headers(bytes, at, after_cr),
-            State::Epilogue => Ok(bytes.len()),
+            State::Epilogue => {
+                let rest = bytes.get(at..).unwrap_or_default();
+                self.outside |= !rest.iter().all(|b| b"\r\n".contains(b));
+                Ok(bytes.len())
+            }
             State::Dead(fault) => Err(fault),
         }
     }
@@ -248,20 +262,27 @@ impl MultipartScan {
         while let Some(&byte) = bytes.get(at) {
             if self.matched == 0 {
                 let rest = bytes.get(at..).unwrap_or_default();
-                let run = memchr::memchr(b'\r', rest).unwrap_or(rest.len());
+                let run = memchr::memchr2(b'\r', b'\n', rest).unwrap_or(rest.len());
                 self.add_to_name(rest.get(..run).unwrap_or_default())?;
                 at += run;
-                self.matched = usize::from(run < rest.len());
-                at += self.matched;
+                match rest.get(run) {
+                    Some(b'\r') => self.matched = 1,
+                    Some(_) => {
+                        self.add_to_name(b"\n")?;
+                        self.after_bare();
+                    }
+                    None => continue,
+                }
+                at += 1;
                 continue;
             }
             if self.delimiter.get(self.matched) == Some(&byte) {
                 self.matched += 1;
                 at += 1;
                 if self.matched == self.delimiter_len {
-                    // A delimiter right behind the headers: servers do not agree whether it
-                    // ends an empty part or is content.
-                    if self.assumed > 0 && matches!(self.state, State::Part) {
+                    // A delimiter right behind the headers, or behind half a line end: servers
+                    // do not agree whether it ends the part or is content.
+                    if self.bare || (self.assumed > 0 && matches!(self.state, State::Part)) {
                         return Err(MultipartFault::BadDelimiter { at: self.seen + at as u64 });
                     }
                     self.end_part(at)?;
@@ -274,13 +295,25 @@ impl MultipartScan {
             // No delimiter after all: what agreed was content. The byte itself is looked at
             // again, for it may be the CR of the next try.
             let delimiter = self.delimiter;
+            let was_cr = self.matched == 1;
             self.add_to_name(delimiter.get(self.assumed..self.matched).unwrap_or_default())?;
-            (self.matched, self.assumed) = (0, 0);
+            (self.matched, self.assumed, self.bare) = (0, 0, false);
+            if was_cr && byte == b'-' {
+                self.after_bare();
+            }
         }
         Ok(at)
     }
 
+    /// Looks for a delimiter behind half a line end, which is content as far as we know.
+    fn after_bare(&mut self) {
+        (self.matched, self.assumed, self.bare) = (2, 2, true);
+    }
+
     fn add_to_name(&mut self, more: &[u8]) -> Result<(), MultipartFault> {
+        if matches!(self.state, State::Preamble) {
+            self.outside |= !more.iter().all(|b| b"\r\n".contains(b));
+        }
         if self.part != Part::Model {
             return Ok(());
         }
@@ -308,11 +341,15 @@ impl MultipartScan {
         self.state = match (bytes.get(at), dashes, after_cr) {
             (Some(b'-'), 0, false) => State::Tail { dashes: 1, after_cr: false },
             (Some(b'-'), 1, false) => State::Tail { dashes: 2, after_cr: false },
-            (Some(_), 2, _) => State::Epilogue,
+            (Some(_), 2, _) => {
+                // The epilogue judges this byte.
+                self.state = State::Epilogue;
+                return Ok(at);
+            }
             (Some(b' ' | b'\t'), 0, false) => State::Tail { dashes, after_cr },
             (Some(b'\r'), 0, false) => State::Tail { dashes, after_cr: true },
             (Some(b'\n'), 0, true) => {
-                self.line_len = 0;
+                (self.line_len, self.disposed) = (0, false);
                 State::Headers { after_cr: false }
             }
             _ => return Err(MultipartFault::BadDelimiter { at: self.seen + at as u64 }),
@@ -368,18 +405,25 @@ impl MultipartScan {
         if !field.eq_ignore_ascii_case(b"content-disposition") {
             return Ok(());
         }
+        if std::mem::replace(&mut self.disposed, true) {
+            return Err(fault);
+        }
         let start = memchr::memchr(b';', value).unwrap_or(value.len());
         let (mut is_model, mut is_file, mut is_extended) = (false, false, false);
+        let (mut names, mut is_paired) = (0, false);
         let well_formed = each_parameter(value.get(start..).unwrap_or_default(), |name, value| {
             let mut buffer = [0; 8];
             let is_name = name.eq_ignore_ascii_case(b"name");
             let len = if is_name { unquote(value, &mut buffer) } else { None };
+            names += u8::from(is_name);
+            is_paired |= is_name && value.contains(&b'\\');
             is_model |= len.is_some_and(|len| buffer.get(..len) == Some(b"model"));
             is_extended |= name.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"name*"));
             is_file |= name.get(..8).is_some_and(|name| name.eq_ignore_ascii_case(b"filename"));
         });
-        // RFC 7578 §4.2 forbids `name*=`, yet some servers decode it.
-        if !well_formed || is_extended {
+        // RFC 7578 §4.2 forbids `name*=`, yet some servers decode it. Of two names some take the
+        // first, and some leave a quoted pair as it is.
+        if !well_formed || is_extended || names > 1 || (is_model && is_paired) {
             return Err(fault);
         }
         if is_model && is_file {
@@ -405,7 +449,10 @@ fn is_boundary(bytes: &[u8]) -> bool {
 
 /// Shows each `;name=value` with the value as written, quotes included; says whether the
 /// whole of `bytes` could be read. An empty parameter (`;;`) is let pass.
-fn each_parameter<'a>(bytes: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) -> bool {
+pub(super) fn each_parameter<'a>(
+    bytes: &'a [u8],
+    mut each: impl FnMut(&'a [u8], &'a [u8]),
+) -> bool {
     let mut rest = bytes.trim_ascii();
     while let Some(after) = rest.strip_prefix(b";") {
         rest = after.trim_ascii_start();
@@ -458,7 +505,7 @@ fn unquote(value: &[u8], out: &mut [u8]) -> Option<usize> {
 /// Reads `data` as a form whole and byte by byte; both must agree, the span holds the name.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
-    let _ = Boundary::of_content_type(data);
+    let _ = Boundary::of_value(data);
     let run = |size: usize| {
         let mut scan = MultipartScan::new(b"x").expect("a boundary of one letter is allowed");
         let pushed = data.chunks(size.max(1)).try_for_each(|piece| scan.push(piece));
@@ -531,7 +578,7 @@ mod tests {
         );
         check(&[file.clone(), field("\"model\"", "whisper-1")], Some("whisper-1"));
         check(&[field("model", "whisper-1"), file.clone()], Some("whisper-1"));
-        check(&[field("\"mo\\del\"", "a\r\n--b-"), file.clone()], Some("a\r\n--b-"));
+        check(&[field("\"model\"", "a\r\n--b-"), file.clone()], Some("a\r\n--b-"));
         check(&[field("\"model\"", "")], Some(""));
         check(&[file, field("\"models\"", "x"), field("\"Model\"", "y")], None);
         check(&[part("X: 1\r\ncontent-disposition:form-data ; NAME = model ;", "é")], Some("é"));
@@ -561,6 +608,50 @@ mod tests {
         refuses("--b--x\nA: 1", MultipartFault::BadDelimiter { at: 6 });
         refuses("--b--xy", MultipartFault::BadDelimiter { at: 6 });
         refuses("--b--x\r\nA: 1\r\n\r\n--b--x", MultipartFault::BadDelimiter { at: 22 });
+        let two = |second| format!("Content-Disposition: form-data; name=model{second}");
+        for second in ["; name=other", "; name=model", "\r\nContent-Disposition: form-data; name=x"]
+        {
+            let found = scan(form(&[part(&two(second), "a")]).as_bytes());
+            assert!(matches!(found, Err(MultipartFault::BadHeader { .. })), "{second}: {found:?}");
+        }
+        let paired = scan(form(&[field("\"mo\\del\"", "a")]).as_bytes());
+        assert!(matches!(paired, Err(MultipartFault::BadHeader { .. })), "{paired:?}");
+    }
+
+    #[test]
+    fn a_delimiter_behind_half_a_line_end_is_refused() {
+        for end in ["\n", "\r", "\n\n", "\r\r", "\n\r", "x\n"] {
+            let body = form(&[field("x", &format!("a{end}--b--x"))]);
+            let found = scan(body.as_bytes());
+            assert!(
+                matches!(found, Err(MultipartFault::BadDelimiter { .. })),
+                "{end:?}: {found:?}"
+            );
+        }
+        // Less than the whole of it is content.
+        check(&[field("model", "a\n--b--\r--b-\n-\r")], Some("a\n--b--\r--b-\n-\r"));
+    }
+
+    #[test]
+    fn bytes_outside_the_parts_are_told() {
+        let told = |body: String| {
+            [usize::MAX, 1, 3].map(|size| {
+                let mut scan = MultipartScan::new(b"b--x").unwrap();
+                for piece in body.as_bytes().chunks(size) {
+                    scan.push(piece).unwrap();
+                }
+                scan.finish().unwrap();
+                scan.has_more_than_parts()
+            })
+        };
+        let form = form(&[field("model", "a")]);
+        for clean in ["", "\r\n", "\r\n\r\n"] {
+            assert_eq!(told(format!("{clean}{form}{clean}")), [false; 3], "{clean:?}");
+        }
+        for more in ["x\r\n", "--b\r\n", " \r\n"] {
+            assert_eq!(told(format!("{more}{form}")), [true; 3], "{more:?}");
+            assert_eq!(told(format!("{form}{more}")), [true; 3], "{more:?}");
+        }
     }
 
     #[test]
@@ -594,26 +685,9 @@ mod tests {
     }
 
     #[test]
-    fn the_boundary_is_read_from_the_content_type() {
-        let check = |value: &str, want: Option<&str>| {
-            let got = Boundary::of_content_type(value.as_bytes());
-            let got = got.as_ref().map(|b| std::str::from_utf8(b.as_bytes()).unwrap());
-            assert_eq!(got, want, "{value}");
-        };
-        check("multipart/form-data; boundary=abc", Some("abc"));
-        check("Multipart/Form-Data ;charset=utf-8; BOUNDARY=\"a b:c\" ", Some("a b:c"));
-        check("multipart/form-data; boundary=\"a\\'b\"", Some("a'b"));
-        check("multipart/form-data; x=\"; boundary=no\"; boundary=yes", Some("yes"));
-        check(&format!("multipart/form-data; boundary={}", "x".repeat(70)), Some(&"x".repeat(70)));
-        check(&format!("multipart/form-data; boundary={}", "x".repeat(71)), None);
-        check("multipart/form-data; boundary=", None);
-        check("multipart/form-data; boundary=\"a \"", None);
-        check("multipart/form-data; boundary=\"open", None);
-        check("multipart/form-data; boundary=a@b", None);
-        check("multipart/form-data", None);
-        check("multipart/mixed; boundary=abc", None);
-        check("application/json", None);
+    fn a_scan_wants_a_boundary() {
         assert!(MultipartScan::new(b"").is_none());
+        assert!(MultipartScan::new(&[b'x'; BOUNDARY_BYTES_MAX + 1]).is_none());
     }
 
     #[test]
@@ -622,8 +696,10 @@ mod tests {
         let mut body =
             b"--b--x\r\nContent-Disposition: form-data; name=file; filename=f\r\n\r\n".to_vec();
         body.extend((0..1 << 20).map(|_| b"\r\n-bx\0"[rng.below(6) as usize]));
-        // The alphabet may spell the delimiter by itself; then it is no noise.
-        assert!(memchr::memmem::find(&body[10..], b"\r\n--b--x").is_none());
+        // The alphabet may spell the boundary by itself; then it is no noise.
+        while let Some(at) = memchr::memmem::find(&body[10..], b"--b--x") {
+            body[10 + at] = b'x';
+        }
         body.extend_from_slice(form(&[field("model", "m")]).as_bytes());
         let at = body.len() - form(&[field("model", "m")]).len();
         body.splice(at..at, *b"\r\n");

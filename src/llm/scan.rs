@@ -69,6 +69,8 @@ pub struct ModelScan {
     /// Whether they agree in case, too.
     matched_exactly: bool,
     case_variant: bool,
+    /// How often `model` has stood there: 0, 1, or 2 for more.
+    models: u8,
     /// The name in the making; `found` and `name` stay valid until its closing quote.
     draft: Draft,
     /// Where the model stands that was found; its name is `name`.
@@ -173,6 +175,7 @@ impl ModelScan {
             matched: 0,
             matched_exactly: true,
             case_variant: false,
+            models: 0,
             draft: Draft::EMPTY,
             found: None,
             name: String::new(),
@@ -185,6 +188,7 @@ impl ModelScan {
         self.seen = 0;
         self.depth = 0;
         self.case_variant = false;
+        self.models = 0;
         self.found = None;
     }
 
@@ -235,6 +239,13 @@ impl ModelScan {
     /// model than the one found here. Whoever limits a key to some models should refuse it.
     pub fn case_variant_seen(&self) -> bool {
         self.case_variant
+    }
+
+    /// Tells whether the top-level key `model` has stood there more than once.
+    ///
+    /// Most servers take the last one, but not all; and a rename changes one of them alone.
+    pub fn model_twice(&self) -> bool {
+        self.models > 1
     }
 
     /// Tells how many bytes were pushed without a fault.
@@ -296,6 +307,7 @@ impl ModelScan {
 
     /// Tells the state after the first byte of a top-level value.
     fn value(&mut self, at: usize, byte: u8, of_model: bool) -> Result<State, ScanFault> {
+        self.models = (self.models + u8::from(of_model)).min(2);
         if of_model && byte == b'"' {
             self.unescape = Unescape::START;
             (self.draft.len, self.draft.start) = (0, self.seen + at as u64);

@@ -233,7 +233,7 @@ async fn serve(
     let mut held = Held::new(&core.shared.held);
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
-    let mut scanner = head_route.scanner(request, &down.recv, listener, scan)?;
+    let mut scanner = head_route.scanner(plan, request, &down.recv, listener, &permit, scan)?;
     if !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
         hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
     }

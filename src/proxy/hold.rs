@@ -83,6 +83,27 @@ impl Scanner<'_> {
         matches!(self, Scanner::Json(scan) if scan.case_variant_seen())
     }
 
+    /// Whether the body names a model more than once; of two in a form it is a fault.
+    #[must_use]
+    pub fn model_twice(&self) -> bool {
+        matches!(self, Scanner::Json(scan) if scan.model_twice())
+    }
+
+    /// Why another parser might find another model than the one found here.
+    #[must_use]
+    pub fn doubt(&self) -> Option<&'static str> {
+        match self {
+            Scanner::Json(scan) if scan.case_variant_seen() => {
+                Some("A field that differs from 'model' in case alone is ambiguous.")
+            }
+            Scanner::Json(scan) if scan.model_twice() => Some("A second 'model' is ambiguous."),
+            Scanner::Form(scan) if scan.has_more_than_parts() => {
+                Some("A form with bytes outside its parts is ambiguous.")
+            }
+            _ => None,
+        }
+    }
+
     /// The model as it stands now.
     #[must_use]
     pub fn model(&self) -> Option<crate::llm::scan::Model<'_>> {

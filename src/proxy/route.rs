@@ -20,7 +20,8 @@ use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
-use crate::llm::multipart::{Boundary, MultipartScan};
+use crate::llm::content::{Ambiguity, BodyShape, read_as};
+use crate::llm::multipart::MultipartScan;
 use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
@@ -123,11 +124,16 @@ fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
 
 impl HeadRoute {
     /// Chooses what looks for the model in the body.
+    ///
+    /// Errors: 415 for a coding, and for a type that we do not parse when the key is limited to
+    /// some models; 400 for a type that servers read in two ways.
     pub fn scanner<'a>(
         &self,
+        plan: &Plan,
         head: &RequestHead,
         bytes: &[u8],
         listener: &ListenerPlan,
+        permit: &Permit,
         scan: &'a mut ModelScan,
     ) -> Result<Scanner<'a>, Refusal> {
         if !matches!(self, HeadRoute::Body) {
@@ -142,14 +148,29 @@ impl HeadRoute {
             return Err(Refusal::because(Kind::CodingUnsupported, message)
                 .hint("Send the body without Content-Encoding."));
         }
-        let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
-        if let Some(boundary) = Boundary::of_content_type(kind) {
-            let scan = MultipartScan::new(boundary.as_bytes())
-                .ok_or_else(|| Refusal::because(Kind::BodyMalformed, "Invalid form boundary."))?;
-            return Ok(Scanner::Form(Box::new(scan)));
+        match read_as(head.values(Name::ContentType, bytes)) {
+            BodyShape::Json => Ok(Scanner::Json(scan)),
+            BodyShape::Form(boundary) => MultipartScan::new(boundary.as_bytes())
+                .map(|scan| Scanner::Form(Box::new(scan)))
+                .ok_or_else(|| ambiguous_type(Ambiguity::BadBoundary)),
+            BodyShape::Other if may_omit_model(plan, permit) => Ok(Scanner::Json(scan)),
+            BodyShape::Other => Err(unproven_type()),
+            BodyShape::Ambiguous(why) => Err(ambiguous_type(why)),
         }
-        Ok(Scanner::Json(scan))
     }
+}
+
+/// A server may read such a body in another way than we do, and find another model in it.
+#[cold]
+fn unproven_type() -> Refusal {
+    let message = "The model cannot be proven in a body of this Content-Type.";
+    Refusal::because(Kind::CodingUnsupported, message)
+        .hint("Send it as application/json or multipart/form-data.")
+}
+
+#[cold]
+fn ambiguous_type(why: Ambiguity) -> Refusal {
+    Refusal::because(Kind::BodyMalformed, format!("Ambiguous request body: {why}."))
 }
 
 /// Looks the model up and checks the key's right to it.
@@ -195,9 +216,10 @@ pub fn finish(
         let message = format!("This key may not use model '{}'.", found.name);
         return Err(Refusal::because(Kind::ModelNotAllowed, message));
     }
-    if scanner.case_variant_seen() && !may_omit_model(plan, permit) {
-        let message = "A field that differs from 'model' in case alone is ambiguous.";
-        return Err(Refusal::because(Kind::ModelNotAllowed, message));
+    if let Some(doubt) = scanner.doubt()
+        && !may_omit_model(plan, permit)
+    {
+        return Err(Refusal::because(Kind::ModelNotAllowed, doubt));
     }
     Ok(Route {
         group: found.target.group,

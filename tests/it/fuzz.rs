@@ -209,6 +209,19 @@ fn paths_hold() {
 }
 
 #[test]
+fn content_types_hold() {
+    drive(
+        "llm::content",
+        llm::content::fuzz,
+        &[
+            "multipart/form-data; boundary=\"a b\"; charset=utf-8",
+            "application/json; charset=utf-8",
+            "application/vnd.api+json",
+        ],
+    );
+}
+
+#[test]
 fn queries_hold() {
     drive("policy::query", policy::query::fuzz, &["key=a&b=%20c", "a&key&=x&key=", "%6bey=1+2"]);
 }

@@ -47,6 +47,7 @@ mod redis_store;
 mod replaced;
 mod retry;
 mod secure;
+mod shapes;
 mod swap;
 mod tls;
 mod tls_upstream;
