@@ -205,7 +205,7 @@ fn no_way(why: NoWay, proxy: &OutboundProxy) -> Silence {
 
 /// Writes the request as the upstream's entry wants it.
 fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Bytes>, String> {
-    let mut path = format!("{}{}", base_of(upstream, question.path), question.path);
+    let mut path = path_of(upstream, question.path);
     let mut fields: Vec<(String, Vec<u8>)> = Vec::new();
     let host = match &upstream.host {
         HostRule::Literal(host) => host.clone(),
@@ -243,17 +243,20 @@ fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Bytes
     request.body(body).map_err(|error| error.to_string())
 }
 
-/// The base path in front of `path`, without a `/v1` that both would say.
-fn base_of<'u>(upstream: &'u Upstream, path: &str) -> &'u str {
+/// Where a question goes: by the way of the clients' requests, or, beside a URL that is fixed,
+/// on the server's root.
+fn path_of(upstream: &Upstream, path: &str) -> String {
     if upstream.path_mode == PathMode::Fixed {
-        return "";
+        return path.to_owned();
     }
-    let base = upstream.url.base_path.trim_end_matches('/');
-    // Of a base `…/v1` what is in front of it: other APIs of the server live beside it.
-    match base.strip_suffix("/v1") {
-        Some(front) if path.starts_with("/v1/") || path.starts_with("/api/") => front,
-        _ => base,
+    let base = upstream.base_path();
+    let (front, rest) = base.join(path.as_bytes());
+    let mut path = String::from_utf8_lossy(front).into_owned();
+    // Of a question that was `/v1` alone nothing may be left.
+    if front.is_empty() && !rest.starts_with(b"/") {
+        path.push('/');
     }
+    path + &String::from_utf8_lossy(rest)
 }
 
 fn credential(upstream: &Upstream, fields: &mut Vec<(String, Vec<u8>)>, path: &mut String) {

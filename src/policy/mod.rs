@@ -4,11 +4,13 @@
 //! it may), `limit` (how much of it), `route` and `host` (by path and by host), `model` (by
 //! name), `balance` (which member) by what `ewma` has measured, `breaker` and `health` (whether
 //! it may be used at all), `queue` (who waits for one), `retry` and `budget` (after a failure).
-//! `pattern` and `query` are what `route` and `auth` lean on. All pure: values in, a value out;
+//! `pattern` and `query` are what `route` and `auth` lean on; `base_path` is where a path goes behind a
+//! server's URL. All pure: values in, a value out;
 //! `now` and chance are arguments. What all cores share is held in atomics, never behind a lock.
 
 pub mod auth;
 pub mod balance;
+pub mod base_path;
 pub mod breaker;
 pub mod budget;
 pub mod ewma;

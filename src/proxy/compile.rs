@@ -244,7 +244,6 @@ fn upstream_plan(
     site: Site,
     tls: &Store,
 ) -> Result<UpstreamPlan, String> {
-    let base = upstream.url.base_path.trim_end_matches('/').as_bytes().to_vec();
     let mut added = Vec::new();
     let mut dropped = Vec::new();
     let mut inserted = Vec::new();
@@ -274,9 +273,8 @@ fn upstream_plan(
         concurrency: upstream.concurrency,
         state: site.state,
         path: match upstream.path_mode {
-            PathMode::Append => PathPlan::Append(base),
-            PathMode::StripV1 => PathPlan::StripV1(base),
             PathMode::Fixed => PathPlan::Fixed(upstream.url.base_path.as_bytes().to_vec()),
+            PathMode::Append | PathMode::StripV1 => PathPlan::Under(upstream.base_path()),
         },
         host_line: match &upstream.host {
             HostRule::Upstream => Some(host_line(&upstream.url.authority())),

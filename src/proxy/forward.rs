@@ -124,16 +124,10 @@ fn request_line(
     let from = out.len();
     match &upstream.path {
         PathPlan::Fixed(fixed) => out.extend_from_slice(fixed),
-        PathPlan::Append(base) => {
-            out.extend_from_slice(base);
-            out.extend_from_slice(target);
-        }
-        PathPlan::StripV1(base) => {
-            let rest = target
-                .strip_prefix(b"/v1")
-                .filter(|rest| rest.is_empty() || rest.starts_with(b"/") || rest.starts_with(b"?"));
-            out.extend_from_slice(base);
-            out.extend_from_slice(rest.unwrap_or(target));
+        PathPlan::Under(base) => {
+            let (front, rest) = base.join(target);
+            out.extend_from_slice(front);
+            out.extend_from_slice(rest);
         }
     }
     if target == b"*" {

@@ -13,6 +13,7 @@ use crate::net::bell::Ticket;
 use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
+use crate::policy::base_path::BasePath;
 use crate::policy::host::HostTable;
 use crate::policy::keys::KeyTable;
 use crate::policy::limit::shared::Budget;
@@ -179,11 +180,9 @@ pub struct GroupPlan {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathPlan {
     /// The base path, then the client's path and query.
-    Append(Vec<u8>),
+    Under(BasePath),
     /// Always this target.
     Fixed(Vec<u8>),
-    /// As `Append`, with a leading `/v1` of the client's path dropped.
-    StripV1(Vec<u8>),
 }
 
 /// Whether pooled connections are used.

@@ -55,6 +55,20 @@ fn a_model_that_appears_is_routed_and_one_that_goes_is_404_within_an_interval() 
 }
 
 #[test]
+fn discovery_probes_and_traffic_take_the_same_way() {
+    for (base, mode, listed) in [("/v1", "append", true), ("/b/v1", "append", false)] {
+        let a = Fake::start("a", &["x"]);
+        let more = format!("path_mode = \"{mode}\"\nhealth = {{ interval = \"1s\" }}");
+        let url = format!("{}{base}", a.url());
+        let proxy = Proxy::start(&format!("{LISTENER}{}", upstream("a", &url, &more)));
+        wait_until("it was probed", || a.probes().len() >= 2);
+        let want = format!("GET {}/v1/models HTTP/1.1", base.trim_end_matches("/v1"));
+        assert!(a.probes().iter().all(|probe| probe.starts_with(&want)), "{:?}", a.probes());
+        assert_eq!(ids(&proxy) == ["x"], listed);
+    }
+}
+
+#[test]
 fn a_stale_list_holds_while_a_refresh_runs_or_is_refused() {
     let a = Fake::start("a", &["x"]);
     let text = format!("{LISTENER}[discovery]\nttl = \"1s\"\n{}", upstream("a", &a.url(), ""));

@@ -81,6 +81,17 @@ fn joins_base_path_and_client_path() {
     let body = post("/v1/chat/completions?x", "", r#"{"model":"m"}"#);
     let line = seen(base("/openai", strip), body).request_line();
     assert_eq!(line, "POST /openai/chat/completions?x HTTP/1.1");
+    // A version at the end of the base is the one that clients send.
+    for (base_path, path, expected) in [
+        ("/v1", "/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/", "/chat/completions", "/v1/chat/completions"),
+        ("/openai/v1", "/v1/chat/completions?a=1", "/openai/v1/chat/completions?a=1"),
+        ("/v1beta", "/v1beta/models/m:generateContent", "/v1beta/models/m:generateContent"),
+        ("/v1", "/api/chat", "/api/chat"),
+    ] {
+        let line = seen(base(base_path, ""), post(path, "", r#"{"model":"m"}"#)).request_line();
+        assert_eq!(line, format!("POST {expected} HTTP/1.1"), "{base_path} {path}");
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{CertPair, GroupId, Secret, TrustFile};
 use crate::http1::connect::host_port;
+use crate::policy::base_path::BasePath;
 pub use crate::policy::breaker::BreakerPolicy;
 
 /// One LLM server and how to speak with it.
@@ -64,6 +65,16 @@ impl Upstream {
         match &self.proxy {
             Some(proxy) => (&proxy.host, proxy.port),
             None => (&self.url.host, self.url.port),
+        }
+    }
+
+    /// Where the paths of requests and of our own questions go on its server, unless its URL is
+    /// fixed.
+    pub fn base_path(&self) -> BasePath {
+        let base = BasePath::new(&self.url.base_path);
+        match self.path_mode {
+            PathMode::StripV1 => base.dropping_v1(),
+            PathMode::Append | PathMode::Fixed => base,
         }
     }
 
