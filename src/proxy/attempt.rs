@@ -230,7 +230,7 @@ impl Attempt<'_> {
             body_idle: timeouts.body_idle,
             first_byte: self.timeouts.first_byte,
             body_bytes_max: self.plan.body_bytes_max,
-            model: self.request.model,
+            routed_by: self.request.routed_by,
         };
         let download = Download {
             core,

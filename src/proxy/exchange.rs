@@ -16,7 +16,7 @@ use super::conn_h1::Downstream;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::forward::{Outgoing, Request};
-use super::hold::{self, Enough, RequestBody, Unheld};
+use super::hold::{self, Enough, RequestBody, RoutedBy, Unheld};
 use super::limit;
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
@@ -240,10 +240,18 @@ async fn serve(
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
+    let routed_by = RoutedBy {
+        name: model,
+        renamed: route.rename.is_some(),
+        limited: !route::may_omit_model(plan, &permit),
+    };
     let mut outgoing = Outgoing::AsCame;
     if let Some(name) = &route.rename {
         if permit.chunked && !body.reader.is_done() {
             hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
+            if !routed_by.still_holds(&scanner) {
+                return Err(Refusal::from(Kind::ModelChanged).into());
+            }
         }
         outgoing = route::rename_in_body(core, down, body, &scanner, name, permit.chunked);
     }
@@ -256,7 +264,7 @@ async fn serve(
     let rest = down.recv.split_off(body.end);
     let held = std::mem::replace(&mut down.recv, rest);
     let request =
-        Request { listener, head: request, permit: &permit, caller, target, outgoing, model };
+        Request { listener, head: request, permit: &permit, caller, target, outgoing, routed_by };
     let mut turn = Turn { held, body, scanner: &mut scanner, response, settle };
     let ended = dispatch(core, plan, down, &request, &route, members, &mut turn).await;
     core.buffers.give_back(turn.held);

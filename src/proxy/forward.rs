@@ -6,6 +6,7 @@
 
 use super::admit::Permit;
 use super::core::Core;
+use super::hold::RoutedBy;
 use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan, ViaPlan, Way};
 use super::reply::Caller;
 use crate::http::head::RequestHead;
@@ -39,8 +40,8 @@ pub struct Request<'a> {
     pub target: &'a [u8],
     /// How the body is framed on its way upstream.
     pub outgoing: Outgoing,
-    /// The model's name as the client sent it: what the key was checked against.
-    pub model: &'a str,
+    /// What must not change in the rest of the body.
+    pub routed_by: RoutedBy<'a>,
 }
 
 /// Writes the head for one attempt.

@@ -58,6 +58,31 @@ pub enum Scanner<'a> {
     Form(Box<MultipartScan>),
 }
 
+/// What a request was routed by, when that stood in its body.
+#[derive(Clone, Copy, Debug)]
+pub struct RoutedBy<'a> {
+    /// The model's name as the client sent it: what the key was checked against.
+    pub name: &'a str,
+    /// It goes on under another name: no second one may follow.
+    pub renamed: bool,
+    /// The key is limited to some models: nothing may follow that makes the body ambiguous.
+    pub limited: bool,
+}
+
+impl RoutedBy<'_> {
+    /// Whether the body, as far as it has been seen, still says the same.
+    ///
+    /// No name but this may follow, and not even this where the server has been told another.
+    #[must_use]
+    pub fn still_holds(&self, scanner: &Scanner<'_>) -> bool {
+        matches!(scanner, Scanner::None)
+            || scanner.model().is_some_and(|found| found.name == self.name)
+                && !scanner.case_variant_seen()
+                && !(self.renamed && scanner.model_twice())
+                && !(self.limited && scanner.doubt().is_some())
+    }
+}
+
 impl Scanner<'_> {
     /// Looks at data bytes.
     pub fn push(&mut self, data: &[u8]) -> Result<(), Refusal> {

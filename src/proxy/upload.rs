@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::attempt::Progress;
 use super::core::Core;
-use super::hold::{RequestBody, Scanner};
+use super::hold::{RequestBody, RoutedBy, Scanner};
 use crate::base::buf::LARGE_BYTES;
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
@@ -49,8 +49,8 @@ pub struct Upload<'a> {
     pub first_byte: Duration,
     /// Largest body, in data bytes.
     pub body_bytes_max: u64,
-    /// The name that the key was checked against.
-    pub model: &'a str,
+    /// What must not change in the rest of the body.
+    pub routed_by: RoutedBy<'a>,
 }
 
 /// What an upload gives back.
@@ -215,9 +215,7 @@ impl Upload<'_> {
         if body.reader.is_done() {
             scanner.finish().map_err(|refusal| refusal.kind)?;
         }
-        // The key was checked against this model, and no other may slip in behind it.
-        let changed = scanner.model().is_none_or(|found| found.name != self.model);
-        if !matches!(scanner, Scanner::None) && (changed || scanner.case_variant_seen()) {
+        if !self.routed_by.still_holds(scanner) {
             return Err(Kind::ModelChanged);
         }
         Ok(at)

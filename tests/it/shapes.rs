@@ -4,7 +4,7 @@
 use loadtest::mock::Mock;
 
 use super::house::{Proxy, Setup, mock};
-use super::wire::{Client, post};
+use super::wire::{Client, post, post_chunked};
 
 const CHAT: &str = "/v1/chat/completions";
 const KEYS: &str = "[models.small]\ngroup = \"chat\"\naliases = [\"nick\"]\nupstream_model = \"real\"\n\
@@ -109,4 +109,66 @@ fn a_second_model_in_json_is_no_proof() {
     ] {
         check("", body, 403, 200);
     }
+}
+
+#[test]
+fn no_second_model_follows_a_rename() {
+    let mock = mock();
+    let rest = format!("[limits]\nbody_held = \"4KiB\"\n{KEYS}");
+    let proxy =
+        Setup { listener: "auth = \"keys\"", rest: &rest, ..Setup::default() }.start(&[&mock]);
+    let pad = "x".repeat(300_000);
+    let fields = "Authorization: Bearer sk-all\r\n";
+    // The alias again, in front of the pad and behind it: the server would read the alias.
+    for body in [
+        format!(r#"{{"model":"nick","pad":"{pad}","model":"nick"}}"#),
+        format!(r#"{{"model":"nick","pad":"{pad}","mod\u0065l":"nick"}}"#),
+        format!(r#"{{"model":"nick","pad":"{pad}","model":null}}"#),
+        format!(r#"{{"model":"nick","pad":"{pad}","model":"big"}}"#),
+        format!(r#"{{"model":"nick","pad":"{pad}","Model":"big"}}"#),
+    ] {
+        for request in [
+            post(CHAT, fields, &body),
+            post_chunked(CHAT, fields, &body.as_bytes().chunks(10_000).collect::<Vec<_>>()),
+        ] {
+            let mut client = proxy.client();
+            let _ = client.try_send(&request);
+            // It is told, or cut.
+            if let Ok(answer) = client.try_answer() {
+                assert_eq!(answer.status, 400, "{body:.60}");
+            }
+        }
+    }
+    proxy.wait_until_empty();
+    super::house::wait_until("the upstream is let go", || mock.stats().in_flight == 0);
+    assert!(mock.seen().iter().all(|request| !request.body_complete));
+    let body = format!(r#"{{"model":"nick","pad":"{pad}"}}"#);
+    assert_eq!(proxy.client().send(post(CHAT, fields, body)).answer().status, 200);
+}
+
+#[test]
+fn nothing_ambiguous_follows_the_model_of_a_limited_key() {
+    let mock = mock();
+    let rest = format!("[limits]\nbody_held = \"4KiB\"\n{KEYS}");
+    let proxy =
+        Setup { listener: "auth = \"keys\"", rest: &rest, ..Setup::default() }.start(&[&mock]);
+    let pad = "x".repeat(300_000);
+    let file = format!("--B\r\nContent-Disposition: form-data; name=f\r\n\r\n{pad}\r\n");
+    let form = FORM.replace("--B--\r\n", "");
+    let kind = of_type("multipart/form-data; boundary=B");
+    for (kind, body) in [
+        ("", format!(r#"{{"model":"m","pad":"{pad}","model":"m"}}"#)),
+        (&*kind, format!("{form}{file}{FORM}")),
+        (&*kind, format!("{form}{file}--B--\r\n{FORM}")),
+    ] {
+        let fields = format!("Authorization: Bearer sk-some\r\n{kind}");
+        let mut client = proxy.client();
+        let _ = client.try_send(&post(CHAT, &fields, &body));
+        if let Ok(answer) = client.try_answer() {
+            assert_eq!(answer.status, 400, "{body:.60}");
+        }
+    }
+    proxy.wait_until_empty();
+    super::house::wait_until("the upstream is let go", || mock.stats().in_flight == 0);
+    assert!(mock.seen().iter().all(|request| !request.body_complete));
 }
