@@ -22,11 +22,11 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::certs::Reloads;
 use super::fetch::Task;
 use super::fleet::Board;
+use super::seats::{Seated, Seats};
 use super::watched::Watched;
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
@@ -36,7 +36,7 @@ use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
 
-/// Connections at a time; further ones wait.
+/// Connections at a time; the next one gets the place of the one that has idled longest.
 const CONNECTIONS_MAX: usize = 256;
 /// How long a head may take, and how long a connection may idle between two.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
@@ -113,24 +113,28 @@ impl Gate {
 
 /// Accepts from these networks; others are hung up on.
 async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let seats = Seats::new(CONNECTIONS_MAX);
     let listener = match listening {
         Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
         Listening::Unix(socket) => UnixListener::from_std(socket).map(Either::Unix),
     };
-    // A socket that listens can be registered, and the room is never closed.
+    // A socket that listens can be registered.
     let Ok(listener) = listener else { return };
-    while let Ok(place) = room.clone().acquire_owned().await {
+    loop {
         let router = router.clone();
         let accepted = match &listener {
             Either::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let ip = peer.ip().to_canonical();
-                if allow.iter().any(|net| net.contains(&ip)) {
-                    tokio::spawn(serve(TokioIo::new(stream), router, place));
+                if allow.iter().any(|net| net.contains(&ip))
+                    && let Some(seated) = seats.sit()
+                {
+                    tokio::spawn(serve(TokioIo::new(stream), router, seated));
                 }
             }),
             Either::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::spawn(serve(TokioIo::new(stream), router, place));
+                if let Some(seated) = seats.sit() {
+                    tokio::spawn(serve(TokioIo::new(stream), router, seated));
+                }
             }),
         };
         if accepted.is_err() {
@@ -144,15 +148,28 @@ enum Either {
     Unix(UnixListener),
 }
 
-/// Serves one connection to its end, which gives its place back.
-async fn serve<S>(stream: S, router: Router, _place: OwnedSemaphorePermit)
+/// Serves one connection to its end, or until somebody else needs its place.
+async fn serve<S>(stream: S, router: Router, seated: Seated)
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    // A client that spoke no HTTP or left has been told all there is.
-    let _ = http.serve_connection(stream, TowerToHyperService::new(router)).await;
+    let begin = seated.requests();
+    let busy = middleware::from_fn(move |request: Request, next: Next| {
+        let busy = begin();
+        async move {
+            let answer = next.run(request).await;
+            drop(busy);
+            answer
+        }
+    });
+    let service = TowerToHyperService::new(router.layer(busy));
+    tokio::select! {
+        // A client that spoke no HTTP or left has been told all there is.
+        _ = http.serve_connection(stream, service) => {}
+        () = seated.must_leave() => {}
+    }
 }
 
 async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {

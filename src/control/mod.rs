@@ -20,6 +20,7 @@ pub mod fleet;
 pub mod probe;
 pub mod redis;
 pub mod resolve;
+mod seats;
 pub mod signals;
 pub mod source;
 mod talk;

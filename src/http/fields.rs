@@ -129,6 +129,9 @@ pub fn is_hop_by_hop(name: Name) -> bool {
     )
 }
 
+/// Most options in the `Connection` fields of one head; each costs a comparison with each field.
+pub const OPTIONS_MAX: usize = 64;
+
 /// What the `Connection` fields of a head say, read once, without allocation.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionTokens<'a> {
@@ -142,6 +145,8 @@ pub struct ConnectionTokens<'a> {
     pub upgrade: bool,
     /// Something else is among them: field names to be dropped.
     pub others: bool,
+    /// There are more than `OPTIONS_MAX`, empty ones counted; `names` reads no further.
+    pub excessive: bool,
 }
 
 impl<'a> ConnectionTokens<'a> {
@@ -154,8 +159,11 @@ impl<'a> ConnectionTokens<'a> {
             keep_alive: false,
             upgrade: false,
             others: false,
+            excessive: false,
         };
+        let mut count = 0;
         for token in tokens.tokens() {
+            count += 1;
             match token {
                 [] => {}
                 _ if token.eq_ignore_ascii_case(b"close") => tokens.close = true,
@@ -164,6 +172,7 @@ impl<'a> ConnectionTokens<'a> {
                 _ => tokens.others = true,
             }
         }
+        tokens.excessive = count > OPTIONS_MAX;
         tokens
     }
 
@@ -176,7 +185,7 @@ impl<'a> ConnectionTokens<'a> {
             return false;
         }
         let name = field.name.of(self.bytes);
-        self.tokens().any(|token| token.eq_ignore_ascii_case(name))
+        self.tokens().take(OPTIONS_MAX).any(|token| token.eq_ignore_ascii_case(name))
     }
 
     /// Whether the connection outlives this message (RFC 9112 §9.3).
@@ -294,9 +303,10 @@ pub fn fuzz(data: &[u8]) {
     let connection = ConnectionTokens::new(&fields, data);
     let known: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
     let common = known.iter().any(|token| name.eq_ignore_ascii_case(token));
+    assert_eq!(connection.excessive, list(value).count() > OPTIONS_MAX);
     if connection.names(&fields[0]) {
         assert!(has_token(value, name));
-    } else {
+    } else if !connection.excessive {
         assert!(name.is_empty() || common || !has_token(value, name));
     }
     assert_eq!(connection.close, has_token(value, b"close"));
@@ -385,6 +395,26 @@ mod tests {
             assert!(!named(name, &format!("close, {name}")), "{name}");
         }
         assert!(named("User-Agent", "user-agent"));
+    }
+
+    #[test]
+    fn options_max_bounds_what_is_read() {
+        let before = |n: usize| format!("{}x-hop", "a,".repeat(n));
+        assert!(named("X-Hop", &before(OPTIONS_MAX - 1)));
+        assert!(!named("X-Hop", &before(OPTIONS_MAX)));
+        let excessive = |value: &str| {
+            let fields = Fields::from_iter([Field {
+                name_kind: Name::Connection,
+                value: Span::new(0, value.len()),
+                ..Field::default()
+            }]);
+            let tokens = ConnectionTokens::new(&fields, value.as_bytes());
+            (tokens.excessive, tokens.close)
+        };
+        assert_eq!(excessive(&before(OPTIONS_MAX - 1)), (false, false));
+        // What ends the connection is seen wherever it stands.
+        assert_eq!(excessive(&format!("{},close", before(OPTIONS_MAX))), (true, true));
+        assert_eq!(excessive(&",".repeat(OPTIONS_MAX)), (true, false));
     }
 
     #[test]

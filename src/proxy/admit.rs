@@ -12,7 +12,7 @@ use super::reply::{Caller, Refusal};
 use super::unrouted;
 use crate::base::ids::RequestId;
 use crate::error::Kind;
-use crate::http::fields::has_token;
+use crate::http::fields::{OPTIONS_MAX, has_token};
 use crate::http::head::{RequestHead, Version};
 use crate::http::method::Method;
 use crate::http::name::Name;
@@ -105,6 +105,11 @@ pub fn admit(
         let message = format!("Method {} is not served here.", head.method.text());
         return Err(Refusal::because(Kind::MethodRefused, message));
     }
+    let connection = head.connection(bytes);
+    if connection.excessive {
+        let message = format!("Too many options in Connection: over {OPTIONS_MAX}.");
+        return Err(Refusal::because(Kind::FieldsTooMany, message));
+    }
     let framing = request_framing(head, bytes).map_err(|fault| {
         Refusal::because(Kind::FramingAmbiguous, format!("Ambiguous message framing: {fault}."))
     })?;
@@ -143,7 +148,7 @@ pub fn admit(
     } else {
         None
     };
-    let upgrade = head.connection(bytes).upgrade
+    let upgrade = connection.upgrade
         && head.method == Method::Get
         && framing == Framing::None
         && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));

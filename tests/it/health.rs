@@ -189,6 +189,28 @@ fn the_operator_needs_the_token_and_an_allowed_address() {
 }
 
 #[test]
+fn idle_connections_do_not_keep_the_operator_out() {
+    let a = Fake::start("a", &[]);
+    let proxy = Proxy::start(&config(&[&a], "", ADMIN));
+    let addr = admin_addr(&proxy);
+    // As many as there are places, silent or in the middle of a head.
+    let silent: Vec<Client> = (0..256)
+        .map(|n| {
+            let mut client = Client::connect(addr);
+            if n % 2 == 1 {
+                client.send("GET /health HTT");
+            }
+            client
+        })
+        .collect();
+    for _ in 0..3 {
+        assert_eq!(admin(&proxy, get("/health", "")).status, 200);
+    }
+    drop(silent);
+    assert_eq!(admin(&proxy, get("/ready", "")).status, 200);
+}
+
+#[test]
 fn metrics_are_in_the_form_of_prometheus() {
     let a = Fake::start("a", &[]);
     let text = config(&[&a], "", ADMIN);

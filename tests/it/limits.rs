@@ -49,6 +49,24 @@ fn refuses_too_many_fields_with_431() {
 }
 
 #[test]
+fn refuses_more_options_in_connection_than_anybody_needs() {
+    let mock = mock();
+    let proxy = Setup::default().start(&[&mock]);
+    let fields = "x: y\r\n".repeat(110);
+    let named = |n: usize| format!("{fields}x-hop: 1\r\nConnection: {}x-hop\r\n", "a,".repeat(n));
+    let mut client = proxy.client();
+    assert_eq!(client.send(get("/echo", &named(63))).answer().status, 200);
+    assert_eq!(mock.seen()[0].field("x-hop"), None);
+    let lines = format!("{fields}{}", "Connection: a, b, c, d, e\r\n".repeat(13));
+    for many in [named(64), named(28_000), lines] {
+        let answer = proxy.client().send(get("/echo", &many)).answer();
+        assert_eq!(answer.status, 431);
+        assert_eq!(answer.message(), "Too many options in Connection: over 64.");
+    }
+    assert_eq!(mock.seen().len(), 1);
+}
+
+#[test]
 fn refuses_a_length_over_the_limit_with_413() {
     let mock = mock();
     let proxy = Setup { rest: SMALL, ..Setup::default() }.start(&[&mock]);

@@ -1,0 +1,145 @@
+//! Who is connected to the operator's address, and who has to go when it is full.
+//!
+//! The number of connections is bounded, and nobody waits outside for one of them to end by
+//! itself: somebody who opens connections and says nothing would keep the operator and the probes
+//! of an orchestrator out. The newcomer gets the place of the connection that has idled longest;
+//! one with a request on it keeps its own. Of the control thread alone, so the lock is never waited
+//! for.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The connections that there are, the one that has idled longest among them.
+pub(super) struct Seats {
+    max: usize,
+    taken: Mutex<Vec<Arc<Seat>>>,
+    /// Counts what happens: the order of beginnings and ends is all that is asked of time.
+    clock: AtomicU64,
+}
+
+/// One connection.
+struct Seat {
+    busy: AtomicBool,
+    /// When it was last used, by the clock of the seats.
+    used: AtomicU64,
+    leave: Notify,
+}
+
+/// Somebody's place; given back on drop.
+pub(super) struct Seated {
+    seats: Arc<Seats>,
+    seat: Arc<Seat>,
+}
+
+/// A request under way: its connection is not idle.
+pub(super) struct Busy {
+    seats: Arc<Seats>,
+    seat: Arc<Seat>,
+}
+
+impl Seats {
+    /// So many places.
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, taken: Mutex::default(), clock: AtomicU64::new(0) })
+    }
+
+    /// Takes a place, that of the longest idle one when all are taken; `None` when all are busy.
+    pub(super) fn sit(self: &Arc<Self>) -> Option<Seated> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if taken.len() >= self.max {
+            let idle = taken.iter().enumerate().filter(|(_, s)| !s.busy.load(Ordering::Relaxed));
+            let (at, _) = idle.min_by_key(|(_, seat)| seat.used.load(Ordering::Relaxed))?;
+            taken.swap_remove(at).leave.notify_one();
+        }
+        let seat = Arc::new(Seat {
+            busy: AtomicBool::new(false),
+            used: AtomicU64::new(self.tick()),
+            leave: Notify::new(),
+        });
+        taken.push(seat.clone());
+        Some(Seated { seats: self.clone(), seat })
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Seated {
+    /// Waits until somebody else needs the place.
+    pub(super) async fn must_leave(&self) {
+        self.seat.leave.notified().await;
+    }
+
+    /// Begins requests on the connection.
+    pub(super) fn requests(&self) -> impl Fn() -> Busy + Clone + Send + Sync + 'static {
+        let (seats, seat) = (self.seats.clone(), self.seat.clone());
+        move || {
+            seat.busy.store(true, Ordering::Relaxed);
+            Busy { seats: seats.clone(), seat: seat.clone() }
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.seat.used.store(self.seats.tick(), Ordering::Relaxed);
+        self.seat.busy.store(false, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(seated: &Seated) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let soon = std::time::Duration::from_millis(1);
+        runtime.block_on(async { tokio::time::timeout(soon, seated.must_leave()).await }).is_ok()
+    }
+
+    #[test]
+    fn the_longest_idle_one_gives_way_and_the_busy_one_stays() {
+        let seats = Seats::new(3);
+        let [a, b, c] = [0; 3].map(|_| seats.sit().unwrap());
+        let working = a.requests()();
+        // `b` has been used since `c` came.
+        drop(b.requests()());
+        let d = seats.sit().unwrap();
+        assert_eq!([&a, &b, &c, &d].map(told), [false, false, true, false]);
+        drop(c);
+        drop(working);
+        let e = seats.sit().unwrap();
+        assert_eq!([&a, &b, &d, &e].map(told), [false, true, false, false]);
+    }
+
+    #[test]
+    fn nobody_is_let_in_while_all_are_busy() {
+        let seats = Seats::new(2);
+        let (a, b) = (seats.sit().unwrap(), seats.sit().unwrap());
+        let working = (a.requests()(), b.requests()());
+        assert!(seats.sit().is_none());
+        drop(working.0);
+        assert!(seats.sit().is_some());
+        assert!(told(&a) && !told(&b));
+    }
+
+    #[test]
+    fn who_leaves_gives_its_place_back() {
+        let seats = Seats::new(1);
+        for _ in 0..3 {
+            let one = seats.sit().unwrap();
+            assert!(!told(&one));
+        }
+        assert!(seats.taken.lock().unwrap().is_empty());
+    }
+}
