@@ -9,15 +9,18 @@
 //! What is understood: OpenAI `usage` (chat, completions, embeddings, Responses; also vLLM
 //! and SGLang), Anthropic `usage`, Gemini `usageMetadata`, Ollama's `…eval_count`, llama.cpp
 //! `timings`. The last one with numbers wins. An unescaped `"usage"` before a colon cannot
-//! stand inside a JSON string, so a model that talks about usage misleads nobody.
+//! stand inside a JSON string, so a model that talks about usage misleads nobody; and what
+//! follows it to the end tells whether it is the document's own or stands in a tool call.
 //!
 //! It deliberately builds no tree, changes nothing, and knows nothing when a server says
-//! nothing: an absent count is `None`, never an estimate.
+//! nothing: an absent count is `None`, never an estimate. What stands further than 4 KiB from
+//! the end goes unseen: where tokens are paid for, `meter` reads instead.
 
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+use super::counts::{Count, Counts, Parts, is_content};
 use super::lines::{Line, Lines};
 use super::sse::SseSplitter;
 
@@ -26,6 +29,10 @@ use super::sse::SseSplitter;
 /// Source: a usage object is 100 to 700 bytes and what servers put after it (`timings`,
 /// `service_tier`, `[DONE]`, Responses' `metadata`) was below 1 KiB in every dialect.
 pub const TAIL_BYTES: usize = 4096;
+
+/// How many places of one name are looked at closely, where the last is not the document's own.
+/// Each is walked to the end; so many are enough for any but a mocker.
+const TRIED_MAX: usize = 16;
 
 /// What a server says that an exchange took, in tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,6 +120,7 @@ impl UsageTap {
     /// Says that bytes passed which the tap did not see; what it held no longer adjoins.
     pub fn skip(&mut self) {
         self.tail.clear();
+        self.tail.has_dropped = true;
     }
 
     /// Tells how many of the last bytes of a body of known length suffice, if not all of
@@ -130,7 +138,12 @@ impl UsageTap {
 
     /// Says that the body is over, however it ended; tells what was said of tokens.
     pub fn finish(&mut self) -> Usage {
-        read_end(self.tail.in_order(), &mut self.usage);
+        let is_whole = !self.tail.has_dropped;
+        let tail = self.tail.in_order();
+        match self.kind {
+            BodyKind::Json => read_end(tail, Within::Document, &mut self.usage),
+            BodyKind::Sse | BodyKind::NdJson => read_last_line(tail, is_whole, &mut self.usage),
+        }
         self.usage
     }
 
@@ -138,7 +151,9 @@ impl UsageTap {
         let Self { events, lines, usage, first_token_seen, .. } = self;
         let mut look = |document: &[u8]| {
             if !*first_token_seen {
-                read_usage(document, usage);
+                if usage_object(document).is_some() {
+                    read_exactly(document, usage);
+                }
                 *first_token_seen = carries_content(document);
             }
         };
@@ -160,16 +175,20 @@ struct Tail {
     ring: Vec<u8>,
     /// Where the oldest byte stands; 0 until the ring is full.
     oldest: usize,
+    /// What the body began with has left, or never came here.
+    has_dropped: bool,
 }
 
 impl Tail {
     fn clear(&mut self) {
         self.ring.clear();
         self.oldest = 0;
+        self.has_dropped = false;
     }
 
     #[inline]
     fn push(&mut self, bytes: &[u8]) {
+        self.has_dropped |= self.ring.len() + bytes.len() > TAIL_BYTES;
         let bytes = last(bytes);
         if self.ring.capacity() == 0 {
             self.ring.reserve_exact(TAIL_BYTES);
@@ -196,11 +215,22 @@ impl Tail {
     }
 }
 
-/// What one JSON document says that is here in one piece: as a tap that it passed by.
+/// What one JSON document says that is here in one piece: as a tap that it passed by, and what
+/// stands too far from its end for that.
 pub fn usage_of(document: &[u8]) -> Usage {
     let mut usage = Usage::default();
-    read_end(last(document), &mut usage);
+    read_end(last(document), Within::Document, &mut usage);
+    if document.len() > TAIL_BYTES && usage == Usage::default() {
+        read_far(document, &mut usage);
+    }
     usage
+}
+
+#[cold]
+fn read_far(document: &[u8], usage: &mut Usage) {
+    if usage_object(document).is_some() {
+        read_exactly(document, usage);
+    }
 }
 
 /// The last `TAIL_BYTES` of them.
@@ -208,66 +238,163 @@ fn last(bytes: &[u8]) -> &[u8] {
     bytes.get(bytes.len().saturating_sub(TAIL_BYTES)..).unwrap_or_default()
 }
 
+/// Where the counts stand that are looked for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Within {
+    /// In a document, which may be the last of a list.
+    Document,
+    /// In an event, which may carry the document in another.
+    Event,
+}
+
 /// Reads the end of a body: any dialect's usage, or else Ollama's counts, or else
 /// llama.cpp's timings. Most bodies need the first search alone.
-fn read_end(tail: &[u8], usage: &mut Usage) {
-    if !read_usage(tail, usage) && !read_eval_counts(tail, usage) {
+fn read_end(tail: &[u8], within: Within, usage: &mut Usage) {
+    if !read_usage(tail, within, usage) && !read_eval_counts(tail, usage) {
         read_timings(tail, usage);
     }
 }
 
-/// Reads the last `usage` or `usageMetadata` object, if there is one; what it does not name
-/// stays.
-fn read_usage(bytes: &[u8], usage: &mut Usage) -> bool {
-    // Prepared once: that costs as much as the search.
-    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage"));
-    let object = KEY.find_iter(bytes).filter_map(|at| {
-        let rest = bytes.get(at + KEY.needle().len()..)?;
+/// Reads the last line of a stream that says something, by its shape; the first of `tail` may be
+/// cut, then by what follows in it.
+fn read_last_line(tail: &[u8], is_whole: bool, usage: &mut Usage) {
+    let mut rest = tail;
+    loop {
+        let begin = memchr::memrchr2(b'\n', b'\r', rest);
+        let line = rest.get(begin.map_or(0, |at| at + 1)..).unwrap_or_default();
+        if begin.is_none() && !is_whole {
+            return read_end(line, Within::Event, usage);
+        }
+        let document = line.strip_prefix(b"data:").unwrap_or(line);
+        if may_count(document) && read_exactly(document, usage) {
+            return;
+        }
+        let Some(before) = begin.and_then(|at| rest.get(..at)) else { return };
+        rest = before;
+    }
+}
+
+/// Whether it is worth looking closer.
+fn may_count(document: &[u8]) -> bool {
+    usage_object(document).is_some()
+        || EVAL_COUNT.find(document).is_some()
+        || TIMINGS.find(document).is_some()
+}
+
+/// Reads one whole document by its shape: its own counts, and none that stand deeper.
+fn read_exactly(document: &[u8], usage: &mut Usage) -> bool {
+    let (mut counts, mut said) = (Counts::default(), Usage::default());
+    counts.push(document, |document| said = document.usage);
+    if said == Usage::default() {
+        said = counts.end().usage;
+    }
+    let Usage { prompt_tokens, completion_tokens, cached_tokens } = said;
+    usage.prompt_tokens = prompt_tokens.or(usage.prompt_tokens);
+    usage.completion_tokens = completion_tokens.or(usage.completion_tokens);
+    usage.cached_tokens = cached_tokens.or(usage.cached_tokens);
+    said != Usage::default()
+}
+
+// Prepared once: that costs as much as the search.
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"usage"));
+static EVAL_COUNT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eval_count\""));
+static TIMINGS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"timings\""));
+
+/// The objects called `usage` or `usageMetadata`, each from behind its brace to the end.
+fn usage_objects(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    USAGE.find_iter(bytes).filter_map(|at| {
+        let rest = bytes.get(at + USAGE.needle().len()..)?;
         let rest = rest.strip_prefix(b"Metadata").unwrap_or(rest);
         value_after(rest.strip_prefix(b"\"")?)?.strip_prefix(b"{")
-    });
-    // The search forward is several times faster than the one backward.
-    let Some(object) = object.last() else { return false };
-    let (mut prompt, mut completion, mut cached) = (None, None, None);
-    // Anthropic counts cached tokens beside the prompt's, Gemini thoughts beside the answer's.
-    let (mut beside_prompt, mut beside_completion) = (0u64, 0u64);
-    for pair in Pairs::inside(object) {
-        let Some(count) = number(pair.value) else { continue };
-        match (pair.depth, pair.key) {
-            (0, b"prompt_tokens" | b"input_tokens" | b"promptTokenCount") => prompt = Some(count),
-            (0, b"completion_tokens" | b"output_tokens" | b"candidatesTokenCount") => {
-                completion = Some(count);
-            }
-            (0, b"cache_read_input_tokens") => {
-                cached = Some(count);
-                beside_prompt = beside_prompt.saturating_add(count);
-            }
-            (0, b"cache_creation_input_tokens") => {
-                beside_prompt = beside_prompt.saturating_add(count);
-            }
-            (0, b"thoughtsTokenCount") => beside_completion = count,
-            (0, b"cachedContentTokenCount" | b"prompt_cache_hit_tokens")
-            | (1, b"cached_tokens") => {
-                cached = Some(count);
+    })
+}
+
+/// The last of them. The search forward is several times faster than the one backward.
+fn usage_object(bytes: &[u8]) -> Option<&[u8]> {
+    usage_objects(bytes).last()
+}
+
+/// Reads the last `usage` or `usageMetadata` object that is the document's own, if there is one;
+/// what it does not name stays.
+fn read_usage(bytes: &[u8], within: Within, usage: &mut Usage) -> bool {
+    let Some(object) = usage_object(bytes) else { return false };
+    match parts_of(object, within) {
+        Some(parts) => parts.add_to(usage),
+        None => return read_earlier_usage(bytes, within, usage),
+    }
+    true
+}
+
+/// As `read_usage`, when the last of them stands in something else: a tool call.
+#[cold]
+fn read_earlier_usage(bytes: &[u8], within: Within, usage: &mut Usage) -> bool {
+    let mut own = None;
+    for object in usage_objects(bytes).take(TRIED_MAX) {
+        own = parts_of(object, within).or(own);
+    }
+    if let Some(parts) = &own {
+        parts.add_to(usage);
+    }
+    own.is_some()
+}
+
+/// Reads an object from behind its brace, unless it stands deeper than counts do.
+fn parts_of(object: &[u8], within: Within) -> Option<Parts> {
+    let mut parts = Parts::default();
+    let mut pairs = Pairs::inside(object);
+    for pair in pairs.by_ref() {
+        if let Some(count) = Count::of_usage(pair.depth, pair.key)
+            && let Some(value) = number(pair.value)
+        {
+            parts.note(count, value);
+        }
+    }
+    let behind = object.get(pairs.at..).unwrap_or_default();
+    is_outermost(behind, within).then_some(parts)
+}
+
+/// Whether what stands before `behind` is the document's own: by the brackets that close then.
+/// Of a document that is cut off that cannot be known, and it is believed.
+fn is_outermost(behind: &[u8], within: Within) -> bool {
+    let (mut at, mut open, mut closed) = (0, 0usize, 0usize);
+    while let Some(&byte) = behind.get(at) {
+        at += 1;
+        match byte {
+            b'"' => match string_end(behind, at) {
+                Some(end) => at = end + 1,
+                None => return true,
+            },
+            b'{' | b'[' => open += 1,
+            b'}' | b']' if open > 0 => open -= 1,
+            b'}' | b']' => {
+                closed += 1;
+                let may_close = match (within, closed) {
+                    (_, 1) => byte == b'}',
+                    (Within::Document, 2) => byte == b']',
+                    (Within::Event, 2) => byte == b'}',
+                    _ => false,
+                };
+                if !may_close {
+                    return false;
+                }
             }
             _ => {}
         }
     }
-    usage.prompt_tokens =
-        prompt.map(|n: u64| n.saturating_add(beside_prompt)).or(usage.prompt_tokens);
-    usage.completion_tokens =
-        completion.map(|n: u64| n.saturating_add(beside_completion)).or(usage.completion_tokens);
-    usage.cached_tokens = cached.or(usage.cached_tokens);
     true
 }
 
 fn read_eval_counts(bytes: &[u8], usage: &mut Usage) -> bool {
-    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eval_count\""));
     let mut is_found = false;
-    for at in KEY.find_iter(bytes) {
+    for at in EVAL_COUNT.find_iter(bytes).take(TRIED_MAX) {
         let (before, after) = bytes.split_at(at);
-        let value = after.get(KEY.needle().len()..).and_then(value_after);
-        let Some(count) = value.and_then(number) else { continue };
+        let value = after.get(EVAL_COUNT.needle().len()..).and_then(value_after);
+        let Some((value, count)) = value.and_then(|value| Some((value, number(value)?))) else {
+            continue;
+        };
+        if !is_outermost(value, Within::Document) {
+            continue;
+        }
         if before.ends_with(b"\"prompt_") {
             usage.prompt_tokens = Some(count);
             is_found = true;
@@ -280,37 +407,36 @@ fn read_eval_counts(bytes: &[u8], usage: &mut Usage) -> bool {
 }
 
 fn read_timings(bytes: &[u8], usage: &mut Usage) {
-    static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"timings\""));
-    let object = KEY
-        .find_iter(bytes)
-        .filter_map(|at| value_after(bytes.get(at + KEY.needle().len()..)?)?.strip_prefix(b"{"));
+    let object = TIMINGS.find_iter(bytes).filter_map(|at| {
+        value_after(bytes.get(at + TIMINGS.needle().len()..)?)?.strip_prefix(b"{")
+    });
     let Some(object) = object.last() else { return };
-    let mut fresh = None;
-    for pair in Pairs::inside(object) {
-        let count = number(pair.value);
-        match pair.key {
-            b"prompt_n" => fresh = count,
-            b"predicted_n" => usage.completion_tokens = count,
-            b"cache_n" => usage.cached_tokens = count,
-            _ => {}
-        }
+    let (mut fresh, mut predicted, mut reused) = (None, None, None);
+    let mut pairs = Pairs::inside(object);
+    for pair in pairs.by_ref() {
+        let place = match Count::of_timings(pair.key) {
+            Some(Count::Fresh) => &mut fresh,
+            Some(Count::Predicted) => &mut predicted,
+            Some(Count::Reused) => &mut reused,
+            _ => continue,
+        };
+        *place = number(pair.value);
     }
-    usage.prompt_tokens = fresh.map(|n| n.saturating_add(usage.cached_tokens.unwrap_or(0)));
+    if is_outermost(object.get(pairs.at..).unwrap_or_default(), Within::Document) {
+        usage.prompt_tokens = fresh.map(|n| n.saturating_add(reused.unwrap_or(0)));
+        usage.completion_tokens = predicted.or(usage.completion_tokens);
+        usage.cached_tokens = reused.or(usage.cached_tokens);
+    }
 }
 
 /// Tells whether one event of a stream carries something for the reader.
 fn carries_content(document: &[u8]) -> bool {
     Pairs::inside(document).any(|pair| match pair.key {
-        // Chat and Ollama, completions and Gemini, Responses, Anthropic, Ollama generate.
-        b"content" | b"text" | b"delta" | b"partial_json" | b"response" | b"thinking"
-        | b"reasoning_content" | b"reasoning" | b"refusal" | b"arguments" => {
-            pair.value.starts_with(b"\"") && !pair.value.starts_with(b"\"\"")
-        }
         b"tool_calls" => {
             pair.value.strip_prefix(b"[").is_some_and(|v| v.trim_ascii_start().starts_with(b"{"))
         }
         b"functionCall" | b"function_call" => pair.value.starts_with(b"{"),
-        _ => false,
+        key => is_content(key) && pair.value.starts_with(b"\"") && !pair.value.starts_with(b"\"\""),
     })
 }
 
@@ -408,7 +534,7 @@ pub fn fuzz(data: &[u8]) {
         let whole = run(data.len());
         assert_eq!(whole, run(1));
         assert_eq!(whole, run(13));
-        if kind == BodyKind::Json {
+        if kind == BodyKind::Json && data.len() <= TAIL_BYTES {
             assert_eq!(whole, (usage_of(data), false));
         }
     }
@@ -526,6 +652,46 @@ mod tests {
             r#"{"content":"\"usage\":{\"prompt_tokens\":99}"}"#,
             (None, None, None),
         );
+    }
+
+    #[test]
+    fn what_stands_in_a_tool_call_is_the_models_word() {
+        let shadow = r#"{"usage":{"prompt_tokens":1,"completion_tokens":1},"eval_count":1}"#;
+        let calls = [
+            format!(r#""message":{{"tool_calls":[{{"function":{{"arguments":{shadow}}}}}]}}"#),
+            format!(r#""content":[{{"type":"tool_use","input":{shadow}}}]"#),
+            format!(r#""input":{shadow}"#),
+        ];
+        let usage = r#""usage":{"prompt_tokens":50,"completion_tokens":60}"#;
+        let eval = r#""prompt_eval_count":50,"eval_count":60"#;
+        let want = (Some(50), Some(60), None);
+        let text = "x".repeat(2 * TAIL_BYTES);
+        for call in &calls {
+            for own in [usage, eval] {
+                for body in [format!("{{{own},{call}}}"), format!("{{{call},{own}}}")] {
+                    check(BodyKind::Json, &body, want);
+                    check(BodyKind::Sse, &format!("data: {body}\n\ndata: [DONE]\n\n"), want);
+                    check(BodyKind::NdJson, &format!("{body}\n"), want);
+                }
+                // Where the beginning is not seen.
+                check(BodyKind::Json, &format!(r#"{{"z":"{text}",{own},{call}}}"#), want);
+                check(BodyKind::Json, &format!(r#"[{{"z":"{text}",{own},{call}}}]"#), want);
+            }
+            check(BodyKind::Json, &format!("{{{call}}}"), (None, None, None));
+            check(BodyKind::NdJson, &format!("{{{call}}}\n"), (None, None, None));
+        }
+        let event = format!(
+            r#"data: {{"type":"response.completed","response":{{"z":"{text}",{usage},{}}}}}"#,
+            calls[0]
+        );
+        check(BodyKind::Sse, &(event + "\n\n"), want);
+    }
+
+    #[test]
+    fn one_document_in_one_piece_is_read_beyond_the_tail() {
+        let far = "7,".repeat(5_000);
+        let body = format!(r#"{{"usage":{{"prompt_tokens":5}},"prompt_token_ids":[{far}0]}}"#);
+        assert_eq!(usage_of(body.as_bytes()).prompt_tokens, Some(5));
     }
 
     #[test]

@@ -74,6 +74,7 @@ const JSON: &[&str] = &[
     r#"{"messages":[{"model":"x"}],"mod\u0065l":"a\/b","n":-1.5e+10,"t":[true,false,null,{}]}"#,
     r#"  {"model" : null , "model":"last"} "#,
     r#"{"usage":{"prompt_tokens":12,"completion_tokens":34},"timings":{"predicted_n":5}}"#,
+    r#"{"response":{"usage":{"total_tokens":5}},"tool_calls":[{"arguments":{"usage":{"prompt_tokens":1}}}]}"#,
 ];
 const EVENTS: &[&str] = &[
     "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n",
@@ -188,6 +189,11 @@ fn forms_hold() {
 #[test]
 fn event_streams_hold() {
     drive("llm::sse", llm::sse::fuzz, EVENTS);
+}
+
+#[test]
+fn meter_holds() {
+    drive("llm::meter", llm::meter::fuzz, &[EVENTS, JSON].concat());
 }
 
 #[test]
