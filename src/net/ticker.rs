@@ -175,6 +175,22 @@ impl Timer {
         });
     }
 
+    /// Time until the deadline, at least a tick; zero when armed without one, `None` when not
+    /// armed. To arm anew with what is left.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let slots = self.ticker.slots.borrow();
+        let slot = slots.get(self.index).filter(|slot| slot.stream.is_some())?;
+        Some(match slot.deadline_ns {
+            NEVER => Duration::ZERO,
+            deadline_ns => {
+                let left_ns = deadline_ns.saturating_sub(self.ticker.now_ns.get());
+                // The tick that `arm` has added, it will add again.
+                Duration::from_nanos(left_ns).saturating_sub(TICK).max(TICK)
+            }
+        })
+    }
+
     /// Shuts a stream down within a tick after its peer hangs up, besides any deadline, and tells
     /// `watcher`. Forgotten when armed or disarmed.
     pub fn watch_hang_up(&self, stream: Handle, watcher: &Waker) {
@@ -252,6 +268,23 @@ mod tests {
         timer.disarm();
         ticker.walk(start + Duration::from_secs(3000));
         assert!(!timer.expired());
+    }
+
+    #[test]
+    fn tells_what_is_left_of_a_deadline() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
+        let timer = ticker.timer();
+        let arm = |timeout| timer.arm(Handle::Fd(ours.as_raw_fd()), Shut::Both, timeout);
+        assert_eq!(timer.left(), None);
+        arm(Duration::from_secs(5));
+        ticker.walk(start + Duration::from_secs(2));
+        assert_eq!(timer.left(), Some(Duration::from_secs(3)));
+        ticker.walk(start + Duration::from_secs(5));
+        assert_eq!(timer.left(), Some(TICK), "zero would mean no deadline");
+        arm(Duration::ZERO);
+        assert_eq!(timer.left(), Some(Duration::ZERO));
     }
 
     #[test]

@@ -31,6 +31,7 @@ use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
+use crate::upstream::held::Held;
 use crate::upstream::via::NoWay;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
@@ -45,8 +46,17 @@ pub struct Progress {
     pub body_received: Cell<bool>,
     /// Nobody reads from the client until the upstream takes more: it may be watched meanwhile.
     pub upload_waits: Cell<bool>,
+    /// The client is awaited, and the upstream cannot be late.
+    pub client_owes: Cell<bool>,
+    /// Something of the body has been sent on and is not kept: it cannot be sent again.
+    pub gone: Cell<bool>,
+    /// There is no answer, and the request may be sent again: the upload ends and takes nothing
+    /// more from the client.
+    pub stop: Cell<bool>,
     /// A final response head has come.
     pub answer_begun: Cell<bool>,
+    /// The upstream is awaited for more of its answer, for so long; zero = for ever.
+    pub answer_within: Cell<Option<Duration>>,
     /// The client has its whole answer.
     pub answer_done: Cell<bool>,
 }
@@ -96,7 +106,7 @@ pub struct Attempt<'a> {
     pub upstream: &'a UpstreamPlan,
     /// Its group's timeouts.
     pub timeouts: UpstreamTimeouts,
-    /// Statuses to be tried elsewhere.
+    /// Statuses to be tried elsewhere, while the request can be sent again.
     pub retry_on: Option<RetryOn>,
     /// The group whose retry budget pays.
     pub budget: usize,
@@ -112,6 +122,10 @@ pub struct Turn<'a, 's> {
     pub held: Vec<u8>,
     /// Where the body stands in it.
     pub body: &'a mut RequestBody,
+    /// What it takes of the process's budget.
+    pub hold: &'a mut Held<'s>,
+    /// Something of the body has been sent on and is not held: it cannot be sent again.
+    pub gone: bool,
     /// What looks for the model in the rest.
     pub scanner: &'a mut Scanner<'s>,
     /// The answer's head.
@@ -125,7 +139,10 @@ impl Attempt<'_> {
     pub async fn run(&self, down: &mut Downstream, turn: &mut Turn<'_, '_>) -> Attempted {
         let core = self.core;
         let up_timer = core.ticker.timer();
-        let conn = match self.take_pooled() {
+        let large = self.is_large(turn.body);
+        // What cannot be sent again never meets a connection that has died in the pool.
+        let pooled = if large { None } else { self.take_pooled() };
+        let conn = match pooled {
             Some(conn) => Ok(conn),
             // Pooled: few dial, and all would carry it.
             None => Frame::with(|| self.acquire_new(down, &up_timer)).await,
@@ -155,7 +172,9 @@ impl Attempt<'_> {
         }
         match downloaded {
             Downloaded::Whole { reusable, keep, streamed } => {
-                if reusable && uploaded == Uploaded::Sent {
+                // A large request has its own: the pool must not grow by one each time.
+                let spare = large && core.pool.idle(conn.pool) > 0;
+                if reusable && !spare && uploaded == Uploaded::Sent {
                     self.give_back(conn, streamed);
                 }
                 Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
@@ -190,6 +209,13 @@ impl Attempt<'_> {
                 Attempted::Upgraded { upstream: conn.socket().clone(), bytes }
             }
         }
+    }
+
+    /// Whether a body that has yet to come is larger than may be kept.
+    fn is_large(&self, body: &RequestBody) -> bool {
+        let held_bytes = (body.end - body.begin) as u64;
+        let left = body.reader.length_left().unwrap_or(0);
+        !body.reader.is_done() && held_bytes.saturating_add(left) > self.plan.body_held_bytes_max
     }
 
     /// Arms the deadline of the whole exchange, if it has one.
@@ -230,6 +256,7 @@ impl Attempt<'_> {
             body_idle: timeouts.body_idle,
             first_byte: self.timeouts.first_byte,
             body_bytes_max: self.plan.body_bytes_max,
+            body_held_bytes_max: self.plan.body_held_bytes_max,
             routed_by: self.request.routed_by,
         };
         let download = Download {
@@ -250,50 +277,63 @@ impl Attempt<'_> {
             via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
         };
         let held = std::mem::take(&mut turn.held);
-        let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner));
+        let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner, turn.hold));
         let mut download = pin!(download.run(conn, turn.response, turn.settle));
         let (mut uploaded, mut downloaded) = (None, None);
         let (mut gone, mut waited) = (false, true);
         poll_fn(|cx| {
-            if uploaded.is_none()
-                && let Poll::Ready(sent) = upload.as_mut().poll(cx)
-            {
-                if matches!(sent.end, Uploaded::Broken(_)) {
-                    upstream.shutdown(Shut::Both);
+            loop {
+                if uploaded.is_none()
+                    && let Poll::Ready(sent) = upload.as_mut().poll(cx)
+                {
+                    if matches!(sent.end, Uploaded::Broken(_)) {
+                        upstream.shutdown(Shut::Both);
+                    }
+                    uploaded = Some(sent);
                 }
-                uploaded = Some(sent);
-            }
-            if downloaded.is_none()
-                && let Poll::Ready(end) = download.as_mut().poll(cx)
-            {
-                let alive = matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. });
-                if !alive || uploaded.is_none() {
-                    upstream.shutdown(Shut::Both);
+                let begun = progress.answer_begun.get();
+                if downloaded.is_none()
+                    && let Poll::Ready(end) = download.as_mut().poll(cx)
+                {
+                    let alive = matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. });
+                    if !alive || uploaded.is_none() {
+                        upstream.shutdown(Shut::Both);
+                    }
+                    let none =
+                        matches!(end, Downloaded::NoAnswer { .. } | Downloaded::Elsewhere { .. });
+                    downloaded = Some(end);
+                    // A request still being sent is dealt with below; a held one ends by itself.
+                    if uploaded.is_none() && !progress.body_received.get() {
+                        if !none || progress.gone.get() {
+                            return Poll::Ready(());
+                        }
+                        progress.stop.set(true);
+                        continue;
+                    }
                 }
-                downloaded = Some(end);
-                // A request still being sent is dealt with below; a held one ends by itself.
-                if uploaded.is_none() && !progress.body_received.get() {
+                if uploaded.is_none() && begun != progress.answer_begun.get() {
+                    // It may wait for that.
+                    continue;
+                }
+                if uploaded.is_some() && downloaded.is_some() {
                     return Poll::Ready(());
                 }
+                let waits = progress.upload_waits.get();
+                if std::mem::replace(&mut waited, waits) && !waits {
+                    // What the watch knows of unread bytes may no longer be true.
+                    down.watch.received();
+                }
+                if !gone
+                    && downloaded.is_none()
+                    && (waits || progress.body_received.get())
+                    && down.watch.poll_gone(cx, &down.timer).is_ready()
+                {
+                    gone = true;
+                    upstream.shutdown(Shut::Both);
+                    client.shutdown(Shut::Both);
+                }
+                return Poll::Pending;
             }
-            if uploaded.is_some() && downloaded.is_some() {
-                return Poll::Ready(());
-            }
-            let waits = progress.upload_waits.get();
-            if std::mem::replace(&mut waited, waits) && !waits {
-                // What the watch knows of unread bytes may no longer be true.
-                down.watch.received();
-            }
-            if !gone
-                && downloaded.is_none()
-                && (waits || progress.body_received.get())
-                && down.watch.poll_gone(cx, &down.timer).is_ready()
-            {
-                gone = true;
-                upstream.shutdown(Shut::Both);
-                client.shutdown(Shut::Both);
-            }
-            Poll::Pending
         })
         .await;
         let mut downloaded = downloaded.unwrap_or(Downloaded::Cut(Kind::Internal));
@@ -309,6 +349,7 @@ impl Attempt<'_> {
             }
         };
         turn.held = sent.held;
+        turn.gone = progress.gone.get();
         down.recv.extend_from_slice(&sent.rest);
         (sent.end, downloaded)
     }

@@ -1,8 +1,9 @@
 //! Pick and attempt, until an answer has gone to the client or nobody is left.
 //!
 //! The one back edge inside an exchange: an attempt that failed before the client saw a byte is
-//! made again, on another member, while the body is still held and the retry budget lasts; then
-//! on the groups in `fallback`. A pooled connection that died unused is replaced at once, on the
+//! made again, on another member, while all that was sent is still held and the retry budget
+//! lasts; then on the groups in `fallback`. What was not sent counts as held: a connection that was
+//! refused has taken nothing, whatever the body's size. A pooled connection that died unused is replaced at once, on the
 //! same member and outside all budgets.
 
 use std::time::Duration;
@@ -71,9 +72,8 @@ pub async fn dispatch(
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
-        let resendable = turn.body.reader.is_done();
         let Picked { upstream, lease, judge, .. } =
-            match at.pick(down, request.permit, members, resendable, turn.settle).await? {
+            match at.pick(down, request.permit, members, turn.settle).await? {
                 Some(picked) => picked,
                 None => {
                     turn.settle.fault(Kind::ClientGone);
@@ -82,7 +82,7 @@ pub async fn dispatch(
             };
         let group = &plan.groups[usize::from(at.group)];
         let another = pick::another(members, &at.tried) || !at.fallback.as_slice().is_empty();
-        let may_retry = another && resendable && at.retries < group.retry.attempts;
+        let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
             plan,
@@ -101,8 +101,8 @@ pub async fn dispatch(
                 Ok(ended) => return ended,
                 Err(failed) => failed,
             };
-            match group.retry.next(&failed.at(at.retries, resendable), &failed.why(), core.chance())
-            {
+            let stands = failed.at(at.retries, !turn.gone);
+            match group.retry.next(&stands, &failed.why(), core.chance()) {
                 Verdict::FreshConnection => attempt.fresh = true,
                 Verdict::GiveUp => return Err(failed.into()),
                 Verdict::AnotherMember { after } => break (failed, after),
@@ -136,7 +136,6 @@ impl<'d> Dispatch<'d> {
         down: &mut Downstream,
         permit: &Permit,
         members: &mut Vec<Member>,
-        resendable: bool,
         settle: &mut Settle,
     ) -> Result<Option<Picked<'d>>, Refusal> {
         let (core, plan) = (self.core, self.plan);
@@ -165,8 +164,7 @@ impl<'d> Dispatch<'d> {
                     }
                 }
             };
-            let next = self.fallback.next().filter(|_| resendable || self.failed.is_none());
-            let Some(&next) = next else {
+            let Some(&next) = self.fallback.next() else {
                 return Err(self.failed.take().unwrap_or(refusal));
             };
             (self.group, self.forced, self.tried) = (next, None, Tried::NONE);

@@ -135,7 +135,10 @@ impl Download<'_> {
             }
             return self.upgrade(response, buffer).await;
         }
-        if self.retry_on.is_some_and(|on| on.has_status(response.status)) && self.take_retry() {
+        if self.retry_on.is_some_and(|on| on.has_status(response.status))
+            && !self.progress.gone.get()
+            && self.take_retry()
+        {
             self.core.buffers.give_back(buffer);
             return Downloaded::Elsewhere { status: response.status };
         }
@@ -202,7 +205,8 @@ impl Download<'_> {
             return Some(Kind::Draining);
         }
         if self.total_timer.is_some_and(Timer::expired) {
-            return Some(Kind::TotalTimeout);
+            let client_owes = self.progress.client_owes.get();
+            return Some(if client_owes { Kind::BodyTimeout } else { Kind::TotalTimeout });
         }
         self.up_timer.expired().then_some(waiting)
     }
@@ -294,11 +298,20 @@ impl Download<'_> {
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
         settle.outcome.response_bytes += out.len() as u64;
+        // Some servers send their head at once and think then: that is still the first byte's
+        // time, and a pause begins with the body.
+        let mut silence = match here {
+            0 => (
+                self.up_timer.left().unwrap_or(self.timeouts.first_byte),
+                Kind::UpstreamFirstByteTimeout,
+            ),
+            _ => self.pause(),
+        };
         let (mut result, back) = self.send_body(Part::whole(out)).await;
         out = back;
         while result.is_ok() && !done && fault.is_none() {
             if delivery == Delivery::AsIs {
-                match self.splice(conn, &mut reader, &mut tap, settle).await {
+                match self.splice(conn, &mut reader, &mut tap, settle, &mut silence).await {
                     // Nothing may be left to read: then nothing more would ever come.
                     Ok(()) if reader.is_done() => break,
                     Ok(()) => {}
@@ -313,11 +326,12 @@ impl Download<'_> {
                 self.core.buffers.give_back(std::mem::replace(&mut buffer, larger));
             }
             buffer.clear();
-            self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+            self.await_answer(conn, silence.0);
             let (received, back) = conn.socket().recv(buffer).await;
             buffer = back;
+            self.progress.answer_within.set(None);
             if !matches!(received, Ok(n) if n > 0) {
-                let late = self.late(Kind::UpstreamIdle);
+                let late = self.late(silence.1);
                 let clean = matches!(received, Ok(0)) && late.is_none();
                 if clean && reader.end_of_input().is_ok() {
                     if delivery == Delivery::IntoChunks {
@@ -330,6 +344,7 @@ impl Download<'_> {
                 }
                 break;
             }
+            silence = self.pause();
             if delivery == Delivery::AsIs {
                 let (taken, whole, bad) = respond::check(&mut reader, &buffer, &mut tap);
                 (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
@@ -369,6 +384,19 @@ impl Download<'_> {
                 self.progress.answer_done.set(true);
                 Downloaded::Whole { reusable: persists && !extra, keep, streamed }
             }
+        }
+    }
+
+    /// How long the upstream may be silent within its body, and what it is called.
+    fn pause(&self) -> (Duration, Kind) {
+        (self.timeouts.stream_idle, Kind::UpstreamIdle)
+    }
+
+    /// The upstream is awaited for more, unless it waits for the client itself.
+    fn await_answer(&self, conn: &UpConn, within: Duration) {
+        self.progress.answer_within.set(Some(within));
+        if !self.progress.client_owes.get() {
+            self.up_timer.arm(conn.socket().handle(), Shut::Both, within);
         }
     }
 
@@ -420,6 +448,7 @@ impl Download<'_> {
         reader: &mut BodyReader,
         tap: &mut Tap,
         settle: &mut Settle,
+        silence: &mut (Duration, Kind),
     ) -> Result<(), (Result<(), Kind>, Option<Kind>)> {
         let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
             return Ok(());
@@ -432,21 +461,26 @@ impl Download<'_> {
         let (Some(up), Some(client)) = (conn.socket().plain(), self.client.plain()) else {
             return Ok(());
         };
-        self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+        self.await_answer(conn, silence.0);
         // One of the two is waited for, and only that one may be late.
         let tell = |step| match step {
             Step::Waits => {
+                self.progress.answer_within.set(None);
                 self.up_timer.disarm();
                 self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
             }
             Step::Moved(n) => {
                 moved.set(moved.get() + n);
                 self.write_timer.disarm();
-                self.up_timer.arm(conn.socket().handle(), Shut::Both, self.timeouts.stream_idle);
+                self.await_answer(conn, self.timeouts.stream_idle);
             }
         };
         let result = self.core.pipes.splice(up, client, bytes, tell).await;
-        let (late, stalled) = (self.late(Kind::UpstreamIdle), self.write_timer.expired());
+        if moved.get() > 0 {
+            *silence = self.pause();
+        }
+        let (late, stalled) = (self.late(silence.1), self.write_timer.expired());
+        self.progress.answer_within.set(None);
         self.write_timer.disarm();
         reader.advance(moved.get());
         tap.skip();

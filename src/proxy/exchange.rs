@@ -262,10 +262,12 @@ async fn serve(
 
     // From here on the received head and body travel with the attempt; what came behind stays.
     let rest = down.recv.split_off(body.end);
-    let held = std::mem::replace(&mut down.recv, rest);
+    let received = std::mem::replace(&mut down.recv, rest);
     let request =
         Request { listener, head: request, permit: &permit, caller, target, outgoing, routed_by };
-    let mut turn = Turn { held, body, scanner: &mut scanner, response, settle };
+    let (scanner, hold) = (&mut scanner, &mut held);
+    let held = received;
+    let mut turn = Turn { held, body, hold, gone: false, scanner, response, settle };
     let ended = dispatch(core, plan, down, &request, &route, members, &mut turn).await;
     core.buffers.give_back(turn.held);
     match ended {

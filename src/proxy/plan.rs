@@ -146,9 +146,9 @@ pub struct UpstreamTimeouts {
     pub connect: Duration,
     /// For an outbound proxy to open a tunnel.
     pub proxy_connect: Duration,
-    /// From the request sent to the response head.
+    /// From the request sent to the first byte of the response body.
     pub first_byte: Duration,
-    /// Between two reads of a response body.
+    /// Between two reads of a response body, from its first byte on.
     pub stream_idle: Duration,
     /// For the whole exchange; zero = none.
     pub total: Duration,

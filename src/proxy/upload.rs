@@ -1,33 +1,47 @@
 //! One direction of an attempt: the request, from the client to the upstream.
 //!
 //! The head and the first part of a held body go out in one send. What the client has yet to
-//! send is relayed as it comes, through one buffer (or one pipe, when nobody needs the bytes),
-//! framed on the way, so that a request that breaks its framing never looks complete upstream.
+//! send is relayed as it comes, framed on the way, so that a request that breaks its framing never
+//! looks complete upstream.
+//!
+//! As long as all of it fits into `body_held`, what is relayed is kept too, behind what was held: a
+//! connection that dies may then be replaced, and the attempt ends without having taken anything
+//! from the client that is lost. The rest of a larger body goes through one buffer (or one pipe,
+//! when nobody needs the bytes), and from its first byte on nothing can be sent again.
+//!
+//! Whoever is awaited has the deadline: while the client owes bytes, the upstream is not late.
 //!
 //! When the answer is complete before the request is, the client is still sending: the rest is
 //! read and thrown away for a while, because a close would reset the connection and destroy
 //! the answer on its way.
 
 use std::cell::Cell;
+use std::future::{Future, poll_fn};
 use std::io;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use super::attempt::Progress;
 use super::core::Core;
 use super::hold::{RequestBody, RoutedBy, Scanner};
-use crate::base::buf::LARGE_BYTES;
+use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
+use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
+use crate::upstream::held::Held;
 
 /// Least number of bytes left for which the kernel moves them.
 pub const SPLICE_BYTES_MIN: u64 = LARGE_BYTES as u64;
 /// How long a client may go on sending after the answer is complete.
 const DISCARD: Duration = Duration::from_secs(2);
+/// Least room offered to a receive that is kept.
+const ROOM_MIN: usize = 4096;
 
 /// What an upload needs.
 pub struct Upload<'a> {
@@ -49,6 +63,8 @@ pub struct Upload<'a> {
     pub first_byte: Duration,
     /// Largest body, in data bytes.
     pub body_bytes_max: u64,
+    /// Largest body that is kept, in bytes as framed.
+    pub body_held_bytes_max: u64,
     /// What must not change in the rest of the body.
     pub routed_by: RoutedBy<'a>,
 }
@@ -85,24 +101,46 @@ impl Upload<'_> {
         from: usize,
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
+        hold: &mut Held<'_>,
     ) -> Sent {
         self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         let (result, held) = self.send_held(out, held, from, body.end).await;
         let mut sent = Sent { held, rest: Vec::new(), end: Uploaded::Refused };
         if body.reader.is_done() {
-            self.sent_all();
+            self.progress.body_received.set(true);
+            // Else the timer is to say whether it was that.
             if result.is_ok() {
+                self.sent_all();
                 sent.end = Uploaded::Sent;
             }
             return sent;
         }
-        if result.is_ok() {
-            sent.end = self.relay(body, scanner, &mut sent.rest).await;
-        }
-        if sent.end == Uploaded::Refused {
-            self.discard(&mut body.reader).await;
-        }
+        // Pooled: few bodies are not here yet, and all would carry it.
+        Frame::with(|| self.relay(result.is_ok(), body, scanner, hold, &mut sent)).await;
         sent
+    }
+
+    /// Relays what the client has yet to send, and deals with what it sends too late.
+    async fn relay(
+        &self,
+        taken: bool,
+        body: &mut RequestBody,
+        scanner: &mut Scanner<'_>,
+        hold: &mut Held<'_>,
+        sent: &mut Sent,
+    ) {
+        if taken {
+            sent.end = match self.relay_kept(body, scanner, hold, sent).await {
+                Some(end) => end,
+                None => self.relay_on(body, scanner, &mut sent.rest).await,
+            };
+        }
+        self.client_timer.disarm();
+        match sent.end {
+            Uploaded::Sent => self.sent_all(),
+            Uploaded::Refused if self.is_over().await => self.discard(&mut body.reader).await,
+            Uploaded::Refused | Uploaded::Outrun | Uploaded::Broken(_) => {}
+        }
     }
 
     /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
@@ -141,7 +179,156 @@ impl Upload<'_> {
         }
     }
 
-    async fn relay(
+    /// Relays and keeps what it has relayed, for as long as there is room.
+    ///
+    /// Shape: `None` when the rest cannot be kept; all that has been taken from the client is.
+    async fn relay_kept(
+        &self,
+        body: &mut RequestBody,
+        scanner: &mut Scanner<'_>,
+        hold: &mut Held<'_>,
+        sent: &mut Sent,
+    ) -> Option<Uploaded> {
+        while self.make_room(body, hold, &mut sent.held) {
+            if let Err(end) = self.receive_kept(&mut sent.held).await {
+                return Some(end);
+            }
+            let from = body.end;
+            match self.check(&sent.held[from..], body, scanner) {
+                Ok(taken) => body.end += taken,
+                Err(kind) => return Some(Uploaded::Broken(kind)),
+            }
+            if body.reader.is_done() {
+                sent.rest.extend_from_slice(&sent.held[body.end..]);
+                sent.held.truncate(body.end);
+            }
+            if self.progress.answer_done.get() {
+                return Some(Uploaded::Refused);
+            }
+            let part = Part::range(std::mem::take(&mut sent.held), from, body.end);
+            let result = self.send(part, &mut sent.held).await;
+            if result.is_err() {
+                return Some(Uploaded::Refused);
+            }
+            if body.reader.is_done() {
+                return Some(Uploaded::Sent);
+            }
+        }
+        // Nothing of the rest has been taken yet: until then the request can still be sent again.
+        if let Err(end) = self.client_speaks().await {
+            return Some(end);
+        }
+        self.progress.gone.set(true);
+        None
+    }
+
+    /// Makes room behind what is held; `false` when the body is larger than may be kept, or the
+    /// process holds too much already.
+    fn make_room(&self, body: &RequestBody, hold: &mut Held<'_>, held: &mut Vec<u8>) -> bool {
+        let left = body.reader.length_left();
+        let room = left.map_or(ROOM_MIN, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let whole = (body.end - body.begin).saturating_add(room);
+        if whole as u64 > self.body_held_bytes_max {
+            return false;
+        }
+        if held.capacity() - held.len() >= room.min(ROOM_MIN) {
+            return true;
+        }
+        let announced = held.len() + room;
+        let wanted = if announced <= BULK_BYTES { announced } else { 2 * held.len() };
+        let wanted = wanted.max(held.len() + ROOM_MIN);
+        if wanted > LARGE_BYTES && !hold.grow_to(wanted as u64) {
+            return false;
+        }
+        let mut larger = self.core.buffers.take(wanted);
+        larger.extend_from_slice(held);
+        self.core.buffers.give_back(std::mem::replace(held, larger));
+        true
+    }
+
+    /// Receives what has come, or waits until something comes.
+    ///
+    /// Waiting is for readiness: it can be given up without a byte being lost.
+    async fn receive_kept(&self, held: &mut Vec<u8>) -> Result<(), Uploaded> {
+        loop {
+            match self.client.recv_now(held) {
+                Ok(Some(n)) if n > 0 => return Ok(()),
+                Ok(None) => self.client_speaks().await?,
+                _ => return Err(Uploaded::Broken(Kind::ClientGone)),
+            }
+        }
+    }
+
+    /// Waits until the client has sent something.
+    ///
+    /// Errors: the client is late; or the attempt is over (`Refused`).
+    async fn client_speaks(&self) -> Result<(), Uploaded> {
+        self.await_client();
+        let mut readable = pin!(self.client.readable());
+        let stopped = poll_fn(|cx| match self.progress.stop.get() {
+            true => Poll::Ready(true),
+            false => readable.as_mut().poll(cx).map(|()| false),
+        })
+        .await;
+        let expired = self.client_timer.expired();
+        self.await_upstream();
+        match (stopped, expired) {
+            (true, _) => Err(Uploaded::Refused),
+            (false, true) => Err(Uploaded::Broken(Kind::BodyTimeout)),
+            (false, false) => Ok(()),
+        }
+    }
+
+    /// The client is awaited now, and alone can be late.
+    fn await_client(&self) {
+        self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
+        self.progress.client_owes.set(true);
+        self.up_timer.disarm();
+    }
+
+    /// The client has sent something: it is the upstream's turn.
+    fn await_upstream(&self) {
+        self.client_timer.disarm();
+        self.progress.client_owes.set(false);
+        let within = match self.progress.answer_begun.get() {
+            false => Some(self.first_byte),
+            // Unless it is the client of the answer that is awaited.
+            true => self.progress.answer_within.get(),
+        };
+        if let Some(within) = within {
+            self.up_timer.arm(self.upstream.handle(), Shut::Both, within);
+        }
+    }
+
+    /// Sends on to the upstream; the buffer comes back into `buffer`.
+    async fn send(&self, part: Part, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.progress.upload_waits.set(true);
+        let (result, back) = self.upstream.send_all(part).await;
+        self.progress.upload_waits.set(false);
+        *buffer = back;
+        result
+    }
+
+    /// The upstream takes no more: waits until it is known whether there is an answer. `false`
+    /// when there is none, and what the client still sends is wanted for another attempt.
+    async fn is_over(&self) -> bool {
+        let progress = self.progress;
+        // Nobody reads from the client meanwhile.
+        progress.upload_waits.set(true);
+        let is_over = poll_fn(|_| match (progress.stop.get(), progress.gone.get()) {
+            (true, _) => Poll::Ready(false),
+            (false, true) => Poll::Ready(true),
+            // Whoever sets these polls the upload again.
+            _ if progress.answer_begun.get() || progress.answer_done.get() => Poll::Ready(true),
+            _ => Poll::Pending,
+        })
+        .await;
+        progress.upload_waits.set(false);
+        is_over
+    }
+
+    /// Relays a rest that is not kept.
+    async fn relay_on(
         &self,
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
@@ -155,11 +342,12 @@ impl Upload<'_> {
                 break end;
             }
             buffer.clear();
-            self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
+            self.await_client();
             let (result, back) = self.client.recv(buffer).await;
             buffer = back;
+            let expired = self.client_timer.expired();
+            self.await_upstream();
             if !matches!(result, Ok(n) if n > 0) {
-                let expired = self.client_timer.expired();
                 break Uploaded::Broken(if expired { Kind::BodyTimeout } else { Kind::ClientGone });
             }
             let taken = match self.check(&buffer, body, scanner) {
@@ -172,25 +360,15 @@ impl Upload<'_> {
             if self.progress.answer_done.get() {
                 break Uploaded::Refused;
             }
-            // Slow is the upstream now, not the client.
-            self.client_timer.disarm();
-            self.progress.upload_waits.set(true);
-            let (result, back) = self.upstream.send_all(Part::range(buffer, 0, taken)).await;
-            self.progress.upload_waits.set(false);
-            buffer = back;
-            if result.is_err() {
+            let part = Part::range(std::mem::take(&mut buffer), 0, taken);
+            if self.send(part, &mut buffer).await.is_err() {
                 break Uploaded::Refused;
             }
             if body.reader.is_done() {
                 break Uploaded::Sent;
             }
-            self.up_progress();
         };
-        self.client_timer.disarm();
         self.core.buffers.give_back(buffer);
-        if end == Uploaded::Sent {
-            self.sent_all();
-        }
         end
     }
 
@@ -226,39 +404,35 @@ impl Upload<'_> {
         let left = reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
         let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);
         let moved = Cell::new(0u64);
-        self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
+        self.await_client();
         let tell = |step| match step {
             Step::Waits => {
-                self.client_timer.disarm();
+                self.await_upstream();
                 self.progress.upload_waits.set(true);
             }
             Step::Moved(n) => {
                 moved.set(moved.get() + n);
                 self.progress.upload_waits.set(false);
-                self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
-                self.up_progress();
+                self.await_client();
             }
         };
         let result = self.core.pipes.splice(client, upstream, left, tell).await;
         self.progress.upload_waits.set(false);
         let expired = self.client_timer.expired();
         self.client_timer.disarm();
+        self.progress.client_owes.set(false);
         reader.advance(moved.get());
         match result {
-            Ok(()) => Some(Uploaded::Sent),
+            Ok(()) => {
+                self.await_upstream();
+                Some(Uploaded::Sent)
+            }
             Err(Ended::NoPipe(_)) => None,
             Err(Ended::To(_)) => Some(Uploaded::Refused),
             Err(Ended::From(_)) => {
                 let kind = if expired { Kind::BodyTimeout } else { Kind::ClientGone };
                 Some(Uploaded::Broken(kind))
             }
-        }
-    }
-
-    /// The upstream has taken something: its deadline begins anew.
-    fn up_progress(&self) {
-        if !self.progress.answer_begun.get() {
-            self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         }
     }
 

@@ -209,9 +209,9 @@ pub struct UpstreamTimeouts {
     pub connect: Duration,
     /// CONNECT sent to an outbound proxy to its answer.
     pub proxy_connect: Duration,
-    /// Request sent to response head.
+    /// Request sent to the first byte of the response body.
     pub first_byte: Duration,
-    /// Between two reads of a response body.
+    /// Between two reads of a response body, from its first byte on.
     pub stream_idle: Duration,
     /// The whole exchange; none = a healthy stream is never cut.
     pub total: Option<Duration>,

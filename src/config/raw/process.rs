@@ -38,7 +38,7 @@ mirror! {
         target: Size,
         /// Bytes of a request body.
         body: Size,
-        /// Bytes of a body kept for retry once its model is known.
+        /// Bytes of a body kept for retry once its model is known, or where none is needed.
         body_held: Size,
         /// Bytes of all held bodies.
         held_total: Size,
@@ -88,9 +88,9 @@ mirror! {
         connect: Time,
         /// CONNECT sent to an outbound proxy to its answer, 1s..120s.
         proxy_connect: Time,
-        /// Request sent to response head.
+        /// Request sent to the first byte of the response body.
         first_byte: Time,
-        /// Between two reads of a response body.
+        /// Between two reads of a response body, from its first byte on.
         stream_idle: Time,
         /// The whole exchange; 0s = none.
         total: Time,
