@@ -11,7 +11,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Loaded, Outside, Report};
+use crate::base::units::counted;
+use crate::config::{self, Config, Loaded, Outside, Report, WithoutFile};
 use crate::net::sys::unix_s;
 
 /// Where the config is looked for when `-c` is not given.
@@ -19,7 +20,7 @@ pub const CONFIG_PATH: &str = "tokenring.toml";
 
 /// The reverse proxy in front of LLM servers.
 #[derive(Debug, Parser)]
-#[command(name = "tokenring", version, disable_help_subcommand = true)]
+#[command(name = "tokenring", version)]
 struct Cli {
     /// Check the config and exit, as `check` does.
     #[arg(short = 't')]
@@ -51,17 +52,57 @@ pub struct ServeArgs {
     /// The config file [default: tokenring.toml].
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Run without a file, in front of this server; may be given several times.
-    #[arg(long = "backend", value_name = "URL", conflicts_with = "config")]
+    /// The same without -c.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub positional: Option<PathBuf>,
+    /// Run without a file, in front of this server; may be given several times. KEY is sent to
+    /// it, and may be file:/path or hold ${VARIABLES}.
+    #[arg(long = "backend", value_name = "URL[,key=KEY]", conflicts_with_all = ["config", "positional"])]
     pub backends: Vec<String>,
+    /// With --backend: where to listen; may be given several times [default: 127.0.0.1:4000].
+    #[arg(long = "listen", value_name = "ADDR", requires = "backends")]
+    pub listen: Vec<String>,
+    /// With --backend: a key that clients need; may be given several times, and written as that
+    /// of --backend [default: none needed].
+    #[arg(long = "key", value_name = "KEY", requires = "backends")]
+    pub keys: Vec<String>,
+    /// With --backend: where the operator's interface listens.
+    #[arg(long = "admin", value_name = "ADDR", requires = "backends")]
+    pub admin: Option<String>,
+}
+
+impl ServeArgs {
+    /// The config file that was named.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref().or(self.positional.as_deref())
+    }
 }
 
 /// Arguments of what reads a file and nothing else.
 #[derive(Debug, Clone, Args)]
 pub struct FileArgs {
+    /// The config file [default: tokenring.toml].
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The same without -c.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    positional: Option<PathBuf>,
+}
+
+impl FileArgs {
+    /// The arguments that name this file.
+    #[must_use]
+    pub fn of(file: impl Into<PathBuf>) -> Self {
+        Self { config: Some(file.into()), positional: None }
+    }
+
     /// The config file.
-    #[arg(short = 'c', long = "config", value_name = "FILE", default_value = CONFIG_PATH)]
-    pub config: PathBuf,
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        let named = self.config.as_deref().or(self.positional.as_deref());
+        named.unwrap_or(Path::new(CONFIG_PATH))
+    }
 }
 
 /// What `config` shows.
@@ -85,7 +126,7 @@ where
     let cli = Cli::try_parse_from(args).map_err(said)?;
     let file = || cli.config.clone().unwrap_or_else(|| CONFIG_PATH.into());
     match (cli.command, cli.test) {
-        (None, true) => Ok(Command::Check(FileArgs { config: file() })),
+        (None, true) => Ok(Command::Check(FileArgs::of(file()))),
         (Some(command), false) => Ok(command),
         (Some(_), true) => Err(("error: -t stands without a command\n".to_owned(), 2)),
         (None, false) => {
@@ -109,12 +150,27 @@ pub fn load(path: &Path) -> Result<Loaded, LoadFault> {
 ///
 /// Shape: `shown` is its name in complaints.
 pub fn load_text(shown: &str, text: &str) -> Result<Loaded, Report> {
-    let outside = Outside {
+    config::load(shown, text, &outside())
+}
+
+/// The config that a command line with `--backend` says.
+pub fn load_said(args: &ServeArgs) -> Result<Loaded, Report> {
+    let said = WithoutFile {
+        backends: &args.backends,
+        listen: &args.listen,
+        keys: &args.keys,
+        admin: args.admin.as_deref(),
+    };
+    Config::without_file(&said, &outside())
+}
+
+/// This process's environment, files and clock.
+fn outside() -> Outside<'static> {
+    Outside {
         env: &|name| std::env::var(name).ok(),
         read: &|path| std::fs::read_to_string(path).map_err(|why| why.to_string()),
         now_s: unix_s(),
-    };
-    config::load(shown, text, &outside)
+    }
 }
 
 /// Why there is no config.
@@ -139,25 +195,26 @@ impl std::error::Error for LoadFault {}
 
 /// `check`: all errors and warnings to `err`, a verdict to `out`; exit 0 or 1.
 pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
-    let shown = args.config.display();
-    match load(&args.config) {
+    let shown = args.file().display();
+    match load(args.file()) {
         Ok(Loaded { config, report }) => {
             let _ = write!(err, "{report}");
             let _ = writeln!(
                 out,
-                "{shown}: ok, {} listeners, {} upstreams, {} models, {} keys, {} warnings",
-                config.listeners.len(),
-                config.upstreams.len(),
-                config.models.len(),
-                config.keys.len(),
-                report.warnings.len(),
+                "{shown}: ok, {}, {}, {}, {}, {}",
+                counted(config.listeners.len(), "listener"),
+                counted(config.upstreams.len(), "upstream"),
+                counted(config.models.len(), "model"),
+                counted(config.keys.len(), "key"),
+                counted(report.warnings.len(), "warning"),
             );
             ExitCode::SUCCESS
         }
         Err(fault) => {
             let _ = write!(err, "{fault}");
             if let LoadFault::Refused(report) = fault {
-                let _ = writeln!(err, "{shown}: refused, {} errors", report.errors.len());
+                let _ =
+                    writeln!(err, "{shown}: refused, {}", counted(report.errors.len(), "error"));
             }
             ExitCode::FAILURE
         }
@@ -168,7 +225,7 @@ pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitC
 pub fn show(command: &ConfigCommand, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
     let text = match command {
         ConfigCommand::Schema => config::json_schema() + "\n",
-        ConfigCommand::Print(args) => match load(&args.config) {
+        ConfigCommand::Print(args) => match load(args.file()) {
             Ok(loaded) => loaded.config.to_toml(),
             Err(fault) => {
                 let _ = write!(err, "{fault}");
@@ -190,12 +247,16 @@ mod tests {
         let command = |args: &[&str]| parse([&["tokenring"], args].concat());
         assert!(matches!(command(&["demo"]), Ok(Command::Demo)));
         let Ok(Command::Check(args)) = command(&["-t", "-c", "x.toml"]) else { panic!() };
-        assert_eq!(args.config, PathBuf::from("x.toml"));
+        assert_eq!(args.file(), Path::new("x.toml"));
         let Ok(Command::Check(args)) = command(&["check"]) else { panic!() };
-        assert_eq!(args.config, PathBuf::from(CONFIG_PATH));
+        assert_eq!(args.file(), Path::new(CONFIG_PATH));
+        let Ok(Command::Check(args)) = command(&["check", "y.toml"]) else { panic!() };
+        assert_eq!(args.file(), Path::new("y.toml"));
+        let Ok(Command::Serve(args)) = command(&["serve", "y.toml"]) else { panic!() };
+        assert_eq!(args.file(), Some(Path::new("y.toml")));
         let serve = ["serve", "--backend", "http://a", "--backend", "http://b"];
         let Ok(Command::Serve(args)) = command(&serve) else { panic!() };
-        assert_eq!((args.backends.len(), args.config), (2, None));
+        assert_eq!((args.backends.len(), args.file()), (2, None));
         assert!(matches!(
             command(&["config", "schema"]),
             Ok(Command::Config(ConfigCommand::Schema))
@@ -209,12 +270,33 @@ mod tests {
         assert_eq!(code(&["-t", "demo"]), 2);
         assert_eq!(code(&["-c", "x"]), 2);
         assert_eq!(code(&[]), 2);
+        assert_eq!(code(&["check", "x", "-c", "y"]), 2);
+        assert_eq!(code(&["serve", "--listen", "127.0.0.1:1"]), 2);
         assert_eq!(code(&["--help"]), 0);
+        assert_eq!(code(&["help"]), 0);
+        assert_eq!(code(&["help", "check"]), 0);
+    }
+
+    #[test]
+    fn a_command_line_says_what_a_file_would() {
+        let said = ["serve", "--backend", "http://a:1/v1,key=sk-1", "--backend", "b:2"];
+        let more =
+            ["--listen", "127.0.0.1:7", "--key", "k1", "--key", "k2", "--admin", "127.0.0.1:8"];
+        let Ok(Command::Serve(args)) = parse([&["tokenring"][..], &said, &more].concat()) else {
+            panic!()
+        };
+        let config = load_said(&args).unwrap_or_else(|why| panic!("{why}")).config;
+        assert_eq!(config.listeners[0].binds[0].to_string(), "127.0.0.1:7");
+        assert_eq!((config.keys.len(), config.upstreams.len()), (2, 2));
+        let config::UpstreamAuth::Bearer(token) = &config.upstreams[0].auth else { panic!() };
+        assert_eq!(token.expose(), b"sk-1");
+        assert!(matches!(config.upstreams[1].auth, config::UpstreamAuth::None));
+        assert_eq!(config.admin.unwrap().bind.to_string(), "127.0.0.1:8");
     }
 
     #[test]
     fn says_which_file_cannot_be_read() {
-        let args = FileArgs { config: "no/such/file.toml".into() };
+        let args = FileArgs::of("no/such/file.toml");
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(check(&args, &mut out, &mut err), ExitCode::FAILURE);
         assert!(String::from_utf8(err).unwrap().starts_with("no/such/file.toml: "));

@@ -132,6 +132,13 @@ pub fn format_count(count: usize) -> String {
     text
 }
 
+/// Writes a count and what is counted, as people say it: `1 error`, `2 errors`.
+#[must_use]
+pub fn counted(count: usize, one: &str) -> String {
+    let many = if count == 1 { "" } else { "s" };
+    format!("{} {one}{many}", format_count(count))
+}
+
 /// Writes a size with the largest binary unit that holds it exactly.
 pub fn format_size(bytes: u64) -> String {
     let written = SIZES.iter().take(5);

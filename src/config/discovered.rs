@@ -7,7 +7,7 @@ use crate::config::fault::Report;
 use crate::config::model::*;
 use crate::config::reader::Outside;
 use crate::config::subst::escape;
-use crate::config::{load, toml_string};
+use crate::config::{Loaded, load, toml_string};
 
 impl Config {
     /// The config with the names that upstreams reported, in place of those reported before.
@@ -67,31 +67,89 @@ impl Config {
     /// Shape: `models[i]` are the names that `urls[i]` reported; a missing entry means none.
     /// Errors: a URL that is none, or one given twice.
     pub fn for_backends(urls: &[&str], models: &[Vec<String>]) -> Result<Config, Report> {
-        let text = backends_toml(urls);
-        let config = load("command line", &text, &Outside::NOTHING)?.config;
+        let urls: Vec<String> = urls.iter().map(|&url| url.to_owned()).collect();
+        let said = WithoutFile { backends: &urls, ..WithoutFile::default() };
+        let config = Config::without_file(&said, &Outside::NOTHING)?.config;
         let ids = (0..=u16::MAX).map(UpstreamId);
         let found: Vec<_> = ids.zip(models.iter().cloned()).collect();
         Ok(config.with_discovered(&found))
     }
+
+    /// The config of a command line that says it all.
+    ///
+    /// Errors: as of a file that says the same.
+    pub fn without_file(said: &WithoutFile<'_>, outside: &Outside<'_>) -> Result<Loaded, Report> {
+        load("command line", &said.as_toml(), outside)
+    }
 }
 
-/// The file that would say the same.
-fn backends_toml(urls: &[&str]) -> String {
+/// What `serve --backend URL…` says in place of a file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WithoutFile<'a> {
+    /// `URL[,key=KEY]`: servers, and the credential each is sent.
+    pub backends: &'a [String],
+    /// Addresses to listen on; none = 127.0.0.1:4000.
+    pub listen: &'a [String],
+    /// Keys of clients; none = everyone may come in.
+    pub keys: &'a [String],
+    /// Address of the operator's interface, if there is to be one.
+    pub admin: Option<&'a str>,
+}
+
+/// Where it listens when the command line does not say.
+const LISTEN: &str = "127.0.0.1:4000";
+
+impl WithoutFile<'_> {
+    /// The file that would say the same.
+    ///
+    /// Shape: keys may be `file:/path` and hold `${ENV}`, as in a file; URLs are taken as they
+    /// are.
+    fn as_toml(&self) -> String {
+        let listen: Vec<String> = match self.listen {
+            [] => vec![toml_string(LISTEN)],
+            all => all.iter().map(|one| toml_string(one)).collect(),
+        };
+        let auth = if self.keys.is_empty() { "none" } else { "keys" };
+        let mut text = format!(
+            "[[listener]]\nname = \"main\"\nbind = [{}]\nauth = \"{auth}\"\n",
+            listen.join(", ")
+        );
+        if self.backends.len() == 1 {
+            text.push_str("default_group = \"backends\"\n");
+        }
+        text.push_str(&backends_toml(self.backends));
+        for (index, key) in self.keys.iter().enumerate() {
+            let (name, key) = (index + 1, toml_string(key));
+            text.push_str(&format!("[[key]]\nname = \"key{name}\"\nkey = {key}\n"));
+        }
+        if let Some(admin) = self.admin {
+            text.push_str(&format!("[admin]\nbind = {}\n", toml_string(admin)));
+        }
+        text
+    }
+}
+
+fn backends_toml(backends: &[String]) -> String {
     let mut text = String::new();
-    let only = if urls.len() == 1 { "default_group = \"backends\"\n" } else { "" };
-    text.push_str("[[listener]]\nname = \"main\"\nbind = \"127.0.0.1:4000\"\nauth = \"none\"\n");
-    text.push_str(only);
     let mut members = Vec::new();
-    for (index, url) in urls.iter().enumerate() {
+    for (index, backend) in backends.iter().enumerate() {
         let name = format!("backend{}", index + 1);
+        let (url, key) = match backend.split_once(",key=") {
+            Some((url, key)) => (url, Some(key)),
+            None => (backend.as_str(), None),
+        };
         let url = match url.contains("://") || url.starts_with("unix:") {
             true => escape(url),
             false => escape(&format!("http://{url}")),
         };
         text.push_str(&format!("[[upstream]]\nname = \"{name}\"\nurl = {}\n", toml_string(&url)));
+        if let Some(key) = key {
+            let key = toml_string(key);
+            text.push_str(&format!("auth = {{ type = \"bearer\", token = {key} }}\n"));
+        }
         members.push(format!("\"{name}\""));
     }
-    if !only.is_empty() {
+    if backends.len() == 1 {
         text.push_str(&format!(
             "[[group]]\nname = \"backends\"\nmembers = [{}]\n",
             members.join(", ")

@@ -3,11 +3,13 @@
 //! The one idea: faults are gathered in a `Draft` with byte spans and turned into
 //! text only at the end, when every secret's span is known too. A source line is
 //! shown with all secrets on it replaced by `***`, whatever the fault is about.
-//! Of a line that is not even TOML nothing behind the `=` is shown, since nobody
-//! knows what it would have been.
+//! Of a line that is not even TOML only what stands behind harmless keys is shown
+//! (`harmless`), since nobody knows what the rest would have been.
 
 use std::fmt;
 use std::ops::Range;
+
+use crate::config::harmless::{hidden, hidden_of_url};
 
 /// Where a value stands and how it may be quoted.
 #[derive(Debug, Clone, Default)]
@@ -89,7 +91,7 @@ pub(crate) struct Draft<'a> {
     errors: Vec<(Spot, String)>,
     warnings: Vec<(Spot, String)>,
     masked: Vec<Range<usize>>,
-    /// The text is not TOML: lines are shown up to the `=` only.
+    /// The text is not TOML: of lines only harmless values are shown.
     broken: bool,
 }
 
@@ -120,6 +122,13 @@ impl<'a> Draft<'a> {
     /// Bytes of the file that are never shown.
     pub(crate) fn mask(&mut self, span: Range<usize>) {
         self.masked.push(span);
+    }
+
+    /// As `mask`, of a URL that may hold a secret: what else it says is shown.
+    pub(crate) fn mask_url(&mut self, span: Range<usize>) {
+        let Some(source) = self.text.get(span.clone()) else { return self.mask(span) };
+        let hidden = hidden_of_url(source);
+        self.masked.extend(hidden.into_iter().map(|h| span.start + h.start..span.start + h.end));
     }
 
     pub(crate) fn has_errors(&self) -> bool {
@@ -179,7 +188,8 @@ impl<'a> Draft<'a> {
         let to = self.text[start..].find('\n').map_or(self.text.len(), |i| start + i);
         let line_span = from..to;
         let masks = if self.broken {
-            vec![self.broken_value(&line_span)]
+            let hidden = hidden(&self.text[line_span.clone()]);
+            hidden.into_iter().map(|h| from + h.start..from + h.end).collect()
         } else {
             self.on_line(&line_span)
         };
@@ -202,19 +212,6 @@ impl<'a> Draft<'a> {
             }
         }
         masks
-    }
-
-    /// What is hidden of a line with a fault of syntax: all behind the first `=`,
-    /// or all of it when it is neither an assignment nor a table header.
-    fn broken_value(&self, line: &Range<usize>) -> Range<usize> {
-        let text = &self.text[line.clone()];
-        match text.find('=') {
-            Some(at) => line.start + at + 1..line.end,
-            None if text.trim_start().starts_with('[') && !text.contains(['"', '\'']) => {
-                line.end..line.end
-            }
-            None => line.clone(),
-        }
     }
 }
 
@@ -280,13 +277,17 @@ fn clamp(n: usize) -> u32 {
 
 /// `, did you mean "chat"?` when one of the known names is close, else nothing.
 pub(crate) fn did_you_mean<'n>(given: &str, known: impl IntoIterator<Item = &'n str>) -> String {
+    closest(given, known).map_or(String::new(), |name| format!(", did you mean {name:?}?"))
+}
+
+/// The known name that is close to the one given.
+pub(crate) fn closest<'n>(
+    given: &str,
+    known: impl IntoIterator<Item = &'n str>,
+) -> Option<&'n str> {
     let limit = (given.chars().count() / 3).clamp(1, 4);
-    known
-        .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(given, name), name))
-        .filter(|(distance, _)| *distance <= limit)
-        .min()
-        .map_or(String::new(), |(_, name)| format!(", did you mean {name:?}?"))
+    let near = known.into_iter().map(|name| (strsim::damerau_levenshtein(given, name), name));
+    near.filter(|(distance, _)| *distance <= limit).min().map(|(_, name)| name)
 }
 
 #[cfg(test)]

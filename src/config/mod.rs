@@ -3,7 +3,7 @@
 //! The one idea: two levels. `raw` mirrors what was said, `model` is what is
 //! meant; `build` leads from one to the other and reports every fault at once,
 //! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
-//! `build`, `fault`; then `names`, `subst`, `effect`, `print`, `expanded`,
+//! `build`, `fault` (with `harmless`); then `names`, `subst`, `effect`, `print`, `expanded`,
 //! `file_sd`, `discovered`.
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
@@ -14,6 +14,7 @@ mod effect;
 mod expanded;
 mod fault;
 mod file_sd;
+mod harmless;
 pub mod model;
 mod names;
 mod print;
@@ -25,6 +26,7 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use discovered::WithoutFile;
 pub use expanded::{TARGETS_MAX, Target, distinct_targets};
 pub use fault::{Fault, Report};
 pub use file_sd::parse_file_sd;

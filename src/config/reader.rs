@@ -13,7 +13,8 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::fault::{Draft, Spot, did_you_mean};
+use crate::config::fault::{Draft, Spot, closest, did_you_mean};
+use crate::config::harmless::is_harmless;
 use crate::config::subst::substitute;
 
 /// What a file may ask of the world around it; injected, so that tests need none.
@@ -80,7 +81,7 @@ impl<'n> Node<'n> {
             Some(table) => Some(entries(table)),
             None => {
                 // A secret one level too high is still a secret.
-                r.draft.mask(self.span.clone());
+                self.mask_unless_harmless(r);
                 self.mismatch(r, "a table");
                 None
             }
@@ -90,7 +91,7 @@ impl<'n> Node<'n> {
     /// The elements of a list, each with its path: by name where it has one.
     pub(crate) fn list(&self, r: &mut Reader<'_>) -> Option<Vec<Node<'n>>> {
         let Some(array) = self.value.as_array() else {
-            r.draft.mask(self.span.clone());
+            self.mask_unless_harmless(r);
             self.mismatch(r, "a list");
             return None;
         };
@@ -98,6 +99,13 @@ impl<'n> Node<'n> {
             Node::new(element_path(&self.path, i, value.get_ref()), value)
         };
         Some(array.iter().enumerate().map(element).collect())
+    }
+
+    fn mask_unless_harmless(&self, r: &mut Reader<'_>) {
+        let key = self.path.rsplit('.').next().unwrap_or_default();
+        if !is_harmless(key) || self.value.is_table() {
+            r.draft.mask(self.span.clone());
+        }
     }
 
     pub(crate) fn mismatch(&self, r: &mut Reader<'_>, expected: &str) {
@@ -168,8 +176,11 @@ impl<'a> Reader<'a> {
 
     /// Complains about a key that the mirror struct does not have.
     pub(crate) fn unknown(&mut self, parent: &Node<'_>, entry: &Entry<'_>, known: &[&str]) {
-        // A mistyped `token` holds a token.
-        mask_leaves(entry.value, &mut self.draft);
+        // A mistyped `token` holds a token; a mistyped `bind` does not.
+        let meant = closest(entry.key, known.iter().copied());
+        if !meant.is_some_and(is_harmless) {
+            mask_leaves(entry.value, &mut self.draft);
+        }
         let path = join(&parent.path, entry.key);
         let hint = did_you_mean(entry.key, known.iter().copied());
         let spot = Spot { path, span: entry.key_span.clone(), ..Spot::default() };

@@ -170,11 +170,11 @@ impl FromNode for UrlText {
     fn read(node: &Node<'_>, r: &mut Reader<'_>) -> Option<Self> {
         // By the text before substitution and, below, after it.
         if node.value.as_str().is_some_and(may_hold_secret) {
-            r.draft.mask(node.span.clone());
+            r.draft.mask_url(node.span.clone());
         }
         let text = r.string(node, false)?;
         if may_hold_secret(&text) {
-            r.draft.mask(node.span.clone());
+            r.draft.mask_url(node.span.clone());
         }
         Some(Self(text))
     }

@@ -9,15 +9,16 @@ use std::sync::Arc;
 
 use super::banner::{banner, hazards};
 use super::{Started, start_with};
+use crate::base::units::counted;
 use crate::cli::{self, CONFIG_PATH, ServeArgs};
-use crate::config::{Config, Level, Loaded};
+use crate::config::{Level, Loaded};
 use crate::control;
 use crate::control::signals::Ending;
 
 /// Runs the proxy until it is told to end.
 pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let config = if args.backends.is_empty() {
-        let path = args.config.as_deref().unwrap_or(Path::new(CONFIG_PATH));
+        let path = args.file().unwrap_or(Path::new(CONFIG_PATH));
         match cli::load(path) {
             Ok(Loaded { config, report }) => {
                 say(err, &report.to_string());
@@ -25,16 +26,18 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             }
             Err(fault) => {
                 say(err, &fault.to_string());
-                if args.config.is_none() && !path.exists() {
+                if args.file().is_none() && !path.exists() {
                     say(err, "hint: give a file with -c FILE, or servers with --backend URL\n");
                 }
                 return ExitCode::FAILURE;
             }
         }
     } else {
-        let urls: Vec<&str> = args.backends.iter().map(String::as_str).collect();
-        match Config::for_backends(&urls, &[]) {
-            Ok(config) => config,
+        match cli::load_said(args) {
+            Ok(Loaded { config, report }) => {
+                say(err, &report.to_string());
+                config
+            }
             Err(report) => {
                 say(err, &report.to_string());
                 return ExitCode::FAILURE;
@@ -71,7 +74,8 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     ending.on_next(started.server.cutter());
     started.server.drain();
     let counters = started.server.join();
-    say(err, &format!("ended after {} exchanges\n", counters.exchanges));
+    let exchanges = usize::try_from(counters.exchanges).unwrap_or(usize::MAX);
+    say(err, &format!("ended after {}\n", counted(exchanges, "exchange")));
     ExitCode::SUCCESS
 }
 

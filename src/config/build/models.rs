@@ -151,7 +151,7 @@ fn backend(
     let whole = at.value.contains("://") || at.value.starts_with("unix:");
     let text = if whole { at.value.clone() } else { format!("http://{}", at.value) };
     if may_hold_secret(&text) {
-        r.draft.mask(at.spot.span.clone());
+        r.draft.mask_url(at.spot.span.clone());
     }
     let url_at = At { value: UrlText(text), spot: at.spot.clone() };
     let url = upstream_url(r, &url_at, PathMode::Append)?;
