@@ -14,7 +14,7 @@ use tokenring::policy::breaker::{Breaker, BreakerPolicy, CallResult};
 use tokenring::policy::ewma::Measures;
 use tokenring::policy::host::HostTable;
 use tokenring::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
-use tokenring::policy::model::{ModelEntry, ModelTable};
+use tokenring::policy::model::{Force, ModelEntry, ModelNames, ModelTable};
 use tokenring::policy::queue::{Queue, Share};
 use tokenring::policy::route::PathTable;
 use tokenring::telemetry::Outcome;
@@ -54,10 +54,12 @@ fn models(c: &mut Criterion) {
         aliases: vec![format!("alias-{i}")],
         ..ModelEntry::default()
     });
-    let table = ModelTable::new(entries, [], [], []).expect("the names above differ");
+    let table =
+        ModelTable::new(ModelNames { configured: entries.collect(), ..ModelNames::default() })
+            .expect("the names above differ");
     for (case, name) in [("exact", "model-99"), ("alias", "alias-99"), ("none", "gpt-4o-mini")] {
         c.bench_function(&format!("policy/model/{case}"), |b| {
-            b.iter(|| table.find(black_box(name)));
+            b.iter(|| table.find(black_box(name), Force::Listed, |_| true));
         });
     }
 }

@@ -46,17 +46,17 @@ impl Config {
         let timeouts = self.timeouts.upstream;
         let mut sets = Sets::new(&self.upstreams, &mut groups, &timeouts);
         let taken = taken_names(&config.models);
-        let mut models = Vec::new();
+        let (mut models, mut shadowed) = (Vec::new(), Vec::new());
         for (name, upstream_model, members) in reported {
-            if !taken.contains(name.as_str()) {
-                let group = sets.group_of(&members);
-                let place = Place::default();
-                let model = listed_model(name, group, ModelOrigin::Discovered, place);
-                models.push(Model { upstream_model, ..model });
-            }
+            let is_taken = taken.contains(name.as_str());
+            let group = sets.group_of(&members);
+            let model = listed_model(name, group, ModelOrigin::Discovered, Place::default());
+            let list = if is_taken { &mut shadowed } else { &mut models };
+            list.push(Model { upstream_model, ..model });
         }
         drop(taken);
         config.models.extend(models);
+        config.shadowed = shadowed;
         config.groups = groups;
         config
     }

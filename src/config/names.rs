@@ -36,6 +36,7 @@ named! {
     Level { "error" = Error, "warn" = Warn, "info" = Info, "debug" = Debug, "trace" = Trace }
     LogFormat { "text" = Text, "json" = Json }
     ListenerAuth { "keys" = Keys, "none" = None }
+    Force { "listed" = Listed, "any" = Any, "off" = Off }
     Forwarded { "append" = Append, "off" = Off }
     Alpn { "h2" = H2, "http/1.1" = Http11 }
     ClientAuth { "require" = Require, "request" = Request }

@@ -208,6 +208,7 @@ fn print_listener(out: &mut Out, config: &Config, listener: &Listener) {
     out.list("accept", listener.accept.iter().map(print_carrier));
     let group = listener.default_group.map(|id| config.group(id).name.as_str());
     out.text("default_group", group.unwrap_or_default());
+    out.word("force", listener.force);
     out.list("trusted_proxies", listener.trusted_proxies.iter().map(ToString::to_string));
     out.word("forwarded", listener.forwarded);
     if let Some(IpRate { per_second, burst }) = listener.ratelimit {

@@ -169,6 +169,68 @@ impl PathModel {
     }
 }
 
+/// Segments of a path behind which servers read the name of a model, lower case, and whether
+/// all that follows is the name (but for a `:verb`), or the next segment alone.
+const NAME_FOLLOWS: [(&[u8], bool); 7] = [
+    (b"models", true),
+    (b"tunedmodels", true),
+    (b"model", false),
+    (b"deployments", false),
+    (b"deployment", false),
+    (b"engines", false),
+    (b"engine", false),
+];
+
+/// Tells whether path or query name a model that is not `name`, in any form that a server may
+/// read: Gemini's and Vertex's `…/models/NAME:verb`, Azure's `…/deployments/NAME/…`, Bedrock's
+/// `/model/NAME/…`, `…/engines/NAME/…`, `?model=NAME`.
+///
+/// Shape: `path` without query, `query` without its `?`. What cannot be decoded is another.
+pub fn names_other(path: &[u8], query: &[u8], name: &str) -> bool {
+    let is_name = |bytes: &[u8], is_query| decoded(bytes, is_query).eq(name.bytes().map(Some));
+    let mut start = 0;
+    while let Some(rest) = path.get(start..) {
+        let len = memchr::memchr(b'/', rest).unwrap_or(rest.len());
+        let segment = rest.get(..len).unwrap_or_default();
+        let after = rest.get(len + 1..).unwrap_or_default();
+        let lower = decoded(segment, false).map(|byte| byte.map(|b| b.to_ascii_lowercase()));
+        let lower: Vec<Option<u8>> = lower.take(NAME_BYTES_MAX).collect();
+        let follows = NAME_FOLLOWS
+            .iter()
+            .find(|(word, _)| lower.iter().copied().eq(word.iter().map(|byte| Some(*byte))));
+        if let Some((_, whole)) = follows
+            && !after.is_empty()
+        {
+            let next = after.split(|&byte| byte == b'/').next().unwrap_or_default();
+            let named = if *whole { without_verb(after) } else { next };
+            if !is_name(named, false) {
+                return true;
+            }
+            if *whole {
+                break;
+            }
+        }
+        start += len + 1;
+    }
+    names_other_in_query(query, is_name)
+}
+
+fn names_other_in_query(query: &[u8], is_name: impl Fn(&[u8], bool) -> bool) -> bool {
+    query.split(|&byte| byte == b'&').any(|pair| {
+        let key = pair.split(|&byte| byte == b'=').next().unwrap_or_default();
+        let value = pair.get(key.len() + 1..).unwrap_or_default();
+        is_model_key(key) && !is_name(value, true)
+    })
+}
+
+/// What stands before `:verb`, if there is one.
+fn without_verb(path: &[u8]) -> &[u8] {
+    let Some(colon) = memchr::memrchr(b':', path) else { return path };
+    let verb = path.get(colon + 1..).unwrap_or_default();
+    let is_verb = !verb.is_empty() && verb.iter().all(u8::is_ascii_alphabetic);
+    if is_verb { path.get(..colon).unwrap_or_default() } else { path }
+}
+
 /// Cuts query and fragment off.
 fn path_of(target: &[u8]) -> &[u8] {
     let end = memchr::memchr2(b'?', b'#', target).unwrap_or(target.len());
@@ -211,6 +273,11 @@ fn decoded(bytes: &[u8], is_query: bool) -> impl Iterator<Item = Option<u8>> + '
 pub fn fuzz(data: &[u8]) {
     for find in [PathModel::of_verb, PathModel::of_id, PathModel::of_query] {
         let Ok(Some(model)) = find(data) else { continue };
+        // What names this one in a place of its own names another in the eyes of all others.
+        if model.place() != Place::Query {
+            let path = path_of(data);
+            assert!(names_other(path, b"", &format!("{}x", model.name())));
+        }
         assert!(model.span().start <= model.span().end && model.span().end <= data.len());
         assert!(model.name().len() <= 3 * model.span().len().max(1));
         let mut out = Vec::new();
@@ -307,6 +374,49 @@ mod tests {
         }
         check(&format!("/x?model={}", "%61".repeat(257)), PathFault::NameTooLong);
         assert!(PathModel::of_query(format!("/x?model={}", "%61".repeat(256)).as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn every_place_of_a_target_that_names_another_model_is_seen() {
+        let other = |target: &str| {
+            let (path, query) = target.split_once('?').unwrap_or((target, ""));
+            names_other(path.as_bytes(), query.as_bytes(), "small")
+        };
+        for target in [
+            "/v1/models/big",
+            "/v1alpha/models/big:generateContent",
+            "/v1/publishers/google/models/big:streamGenerateContent",
+            "/v1beta/%6dodels/big:x",
+            "/v1beta/Models/big:x",
+            "/v1beta/models/b%69g:x",
+            "/v1beta/models/small/big:x",
+            "/v1beta/tunedModels/big:x",
+            "/openai/deployments/big/chat/completions",
+            "/v1/engines/big/completions",
+            "/model/big/converse",
+            "/model/small/models/big",
+            "/x?model=big",
+            "/x?mod%65l=b%69g&y",
+            "/x?model=small&model=big",
+            "/x?model",
+            "/v1/models/%",
+            "/v1/models/small?model=big",
+        ] {
+            assert!(other(target), "{target}");
+        }
+        for target in [
+            "/v1/chat/completions",
+            "/v1/models",
+            "/v1/models/",
+            "/v1/models/small",
+            "/v1/models/sm%61ll:x",
+            "/openai/deployments/small/chat/completions?api-version=1",
+            "/model/small/invoke",
+            "/x?model=sm%61ll&models=big",
+            "/modelsx/big",
+        ] {
+            assert!(!other(target), "{target}");
+        }
     }
 
     #[test]

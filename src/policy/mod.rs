@@ -22,5 +22,6 @@ pub mod model;
 mod pattern;
 pub mod query;
 pub mod queue;
+pub mod reach;
 pub mod retry;
 pub mod route;

@@ -1,19 +1,23 @@
-//! From the name in a request body to a target.
+//! From the name in a request to a target.
 //!
 //! The order is fixed and the first rule that fits wins:
 //!
-//! 1. `model@upstream`, where the part after the last `@` is an upstream: that upstream,
-//!    whatever the group's balance says. The part before it goes through 2 and 4 for its
-//!    group and the name to send; an unknown one is sent as it is.
-//! 2. A configured name or alias, letter for letter.
+//! 1. A configured name or alias, or one that a server has said it serves, letter for letter:
+//!    `llama3:8b` is a name, whatever an upstream is called.
+//! 2. `model@upstream`, where the part after the last `@` is an upstream: that upstream,
+//!    whatever the group's balance says.
 //! 3. `prefix:name`, where the part before the first `:` is an upstream or a group: the
 //!    prefix is stripped before forwarding.
-//! 4. A discovered name: one that a server has said it serves.
-//! 5. The default group, where the caller has one.
+//! 4. The default group, where the caller has one.
 //!
-//! A name with `@` or `:` that fits no upstream or group is simply a name (`llama3:8b`,
-//! `claude@20240620`). Names are compared byte for byte. The table knows numbers
-//! only; what a group or an upstream is, the floors above say.
+//! How far 2 and 3 go is the listener's `force`: not at all, to names that the place lists or
+//! that the config leads there, or to any name. None of the rules leads to a place that the
+//! caller does not reach. A name with `@` or `:` that fits no place is simply a name
+//! (`claude@20240620`), unless it is a known model with a place behind it that nobody knows.
+//! Names are compared byte for byte. The table knows numbers only; what a group or an upstream
+//! is, the floors above say.
+
+use std::borrow::Cow;
 
 use foldhash::HashMap;
 
@@ -27,17 +31,38 @@ pub struct ModelTarget {
 }
 
 /// What a lookup found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found<'n> {
     /// Where it goes.
     pub target: ModelTarget,
-    /// The name by which rights are checked and metrics are kept: the configured name,
-    /// or the client's without `@upstream` or prefix.
-    pub name: &'n str,
+    /// The name by which rights are checked and metrics are kept: the model's, as it is
+    /// listed, or the client's where it is not.
+    pub name: Cow<'n, str>,
     /// Whether `name` is a configured or discovered one, hence safe as a label.
     pub known: bool,
     /// The value to send instead of the client's; `None` = leave the body alone.
     pub name_to_send: Option<&'n str>,
+}
+
+/// Why a name leads nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing<'n> {
+    /// Nobody knows it.
+    Unknown,
+    /// It names a place that does not list it; the part that would be the model's name.
+    NotListed(&'n str),
+}
+
+/// Which names may say where to go: `model@upstream`, `upstream-or-group:model`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Force {
+    /// Those of models that the place lists, or that the config leads there.
+    #[default]
+    Listed,
+    /// Any.
+    Any,
+    /// None: `@` and `:` are letters like others.
+    Off,
 }
 
 /// One model.
@@ -81,29 +106,51 @@ pub struct ModelTable {
     discovered: HashMap<Box<str>, u32>,
     upstreams: HashMap<Box<str>, ModelTarget>,
     groups: HashMap<Box<str>, ModelTarget>,
+    /// Upstreams of each group, by the group's number.
+    members: Vec<Box<[u16]>>,
+    /// Upstreams that list a name which the config leads elsewhere.
+    shadowed: HashMap<Box<str>, Box<[u16]>>,
+    /// Discovered names are `upstream:model`.
+    prefixed: bool,
     /// All names but aliases, sorted, each once.
     available: Vec<Box<str>>,
+}
+
+/// What a table is made of.
+#[derive(Clone, Debug, Default)]
+pub struct ModelNames {
+    /// Models of the config, in declared order, and those that its upstreams declare.
+    pub configured: Vec<ModelEntry>,
+    /// Models that servers have listed. One that is configured too, or discovered twice,
+    /// yields to the earlier.
+    pub discovered: Vec<ModelEntry>,
+    /// Upstreams by name. Of two with one name the first counts, and an upstream before a
+    /// group.
+    pub upstreams: Vec<Place>,
+    /// Groups by name.
+    pub groups: Vec<Place>,
+    /// Upstreams of each group, by the group's number.
+    pub members: Vec<Box<[u16]>>,
+    /// Names that upstreams list and that the config leads elsewhere.
+    pub shadowed: Vec<(String, Vec<u16>)>,
+    /// Whether discovered names are `upstream:model`.
+    pub prefixed: bool,
 }
 
 impl ModelTable {
     /// Builds the table.
     ///
-    /// Shape: `configured` and `discovered` in declared order. A discovered name that is
-    /// configured too, or discovered twice, yields to the earlier. Of two places with one
-    /// name the first counts, and an upstream before a group.
     /// Errors: `NameTwice` when two configured models share a name or an alias.
-    pub fn new(
-        configured: impl IntoIterator<Item = ModelEntry>,
-        discovered: impl IntoIterator<Item = ModelEntry>,
-        upstreams: impl IntoIterator<Item = Place>,
-        groups: impl IntoIterator<Item = Place>,
-    ) -> Result<ModelTable, NameTwice> {
+    pub fn new(names: ModelNames) -> Result<ModelTable, NameTwice> {
         let mut table = ModelTable {
-            upstreams: by_name(upstreams),
-            groups: by_name(groups),
+            upstreams: by_name(names.upstreams),
+            groups: by_name(names.groups),
+            members: names.members,
+            shadowed: names.shadowed.into_iter().map(|(n, by)| (n.into(), by.into())).collect(),
+            prefixed: names.prefixed,
             ..ModelTable::default()
         };
-        for (index, entry) in configured.into_iter().enumerate() {
+        for (index, entry) in names.configured.into_iter().enumerate() {
             let at = table.entries.len() as u32;
             for name in std::iter::once(&entry.name).chain(&entry.aliases) {
                 if table.configured.insert(name.as_str().into(), at).is_some() {
@@ -112,7 +159,7 @@ impl ModelTable {
             }
             table.entries.push(entry);
         }
-        for entry in discovered {
+        for entry in names.discovered {
             let known = table.configured.contains_key(entry.name.as_str())
                 || table.discovered.contains_key(entry.name.as_str());
             if !known {
@@ -125,23 +172,46 @@ impl ModelTable {
         Ok(table)
     }
 
-    /// Finds where a model goes; `None` means 404, unless there is a default.
+    /// Finds where a model goes, for a caller without a default group.
     ///
-    /// Shape: `asked` is the client's name, unescaped; nothing is allocated.
+    /// Shape: `asked` is the client's name, unescaped; `reaches` tells whether the caller may
+    /// go to a target. Nothing is allocated for a name without `@` and `:`.
+    /// Errors: `Missing`, and 404.
     /// Source: project specification §3, "Model lookup".
-    pub fn find<'n>(&'n self, asked: &'n str) -> Option<Found<'n>> {
-        self.forced(asked)
-            .or_else(|| self.listed(&self.configured, asked, asked))
-            .or_else(|| self.prefixed(asked))
-            .or_else(|| self.listed(&self.discovered, asked, asked))
+    pub fn find<'n>(
+        &'n self,
+        asked: &'n str,
+        force: Force,
+        reaches: impl Fn(ModelTarget) -> bool,
+    ) -> Result<Found<'n>, Missing<'n>> {
+        self.find_or(asked, None, force, reaches)
     }
 
     /// As `find`, but an unknown name goes to the `default` group as it is.
-    pub fn find_or<'n>(&'n self, asked: &'n str, default: Option<u16>) -> Option<Found<'n>> {
-        self.find(asked).or_else(|| {
-            let target = ModelTarget { group: default?, upstream_forced: None };
-            Some(Found { target, name: asked, known: false, name_to_send: None })
-        })
+    pub fn find_or<'n>(
+        &'n self,
+        asked: &'n str,
+        default: Option<u16>,
+        force: Force,
+        reaches: impl Fn(ModelTarget) -> bool,
+    ) -> Result<Found<'n>, Missing<'n>> {
+        if let Some(entry) = self.known(asked) {
+            let target = ModelTarget { group: entry.group, upstream_forced: None };
+            if reaches(target) {
+                return Ok(self.found(entry, target, asked));
+            }
+        }
+        let mut not_listed = Missing::Unknown;
+        if force != Force::Off && asked.bytes().any(|byte| matches!(byte, b'@' | b':')) {
+            match self.forced(asked, force, &reaches) {
+                Forced::To(found) => return Ok(found),
+                Forced::Nowhere(why) => return Err(why),
+                Forced::Not(why) => not_listed = why,
+            }
+        }
+        let group = default.ok_or(not_listed)?;
+        let target = ModelTarget { group, upstream_forced: None };
+        Ok(Found { target, name: Cow::Borrowed(asked), known: false, name_to_send: None })
     }
 
     /// Lists the names of all models, sorted, for the message of a 404.
@@ -154,58 +224,132 @@ impl ModelTable {
         self.entries.iter()
     }
 
-    /// Rule 1: `model@upstream`.
-    fn forced<'n>(&'n self, asked: &'n str) -> Option<Found<'n>> {
-        // A name is short, and seldom has one: a search that prepares itself costs more.
-        let at = asked.bytes().rposition(|byte| byte == b'@').filter(|&at| at > 0)?;
-        let (model, upstream) = (asked.get(..at)?, asked.get(at + 1..)?);
-        let home = self.upstreams.get(upstream)?;
-        let found = self
-            .listed(&self.configured, model, asked)
-            .or_else(|| self.listed(&self.discovered, model, asked));
-        let Some(found) = found else {
+    /// The model of this name or alias; the group of a name in `available` is here too.
+    pub fn known(&self, name: &str) -> Option<&ModelEntry> {
+        let at = self.configured.get(name).or_else(|| self.discovered.get(name))?;
+        self.entries.get(*at as usize)
+    }
+
+    /// Rules 2 and 3.
+    #[cold]
+    fn forced<'n>(
+        &'n self,
+        asked: &'n str,
+        force: Force,
+        reaches: &dyn Fn(ModelTarget) -> bool,
+    ) -> Forced<'n> {
+        let place = |at: Option<&ModelTarget>| at.copied().filter(|target| reaches(*target));
+        if let Some((model, name)) = asked.rsplit_once('@').filter(|(model, _)| !model.is_empty()) {
+            if let Some(target) = place(self.upstreams.get(name)) {
+                return match self.at_place(model, name, target, asked, force) {
+                    Some(found) => Forced::To(found),
+                    None => Forced::Nowhere(Missing::NotListed(model)),
+                };
+            }
+            // A model that there is, at a place that there is not.
+            if self.known(model).is_some_and(|entry| {
+                reaches(ModelTarget { group: entry.group, upstream_forced: None })
+            }) {
+                return Forced::Nowhere(Missing::Unknown);
+            }
+        }
+        let Some((name, model)) = asked.split_once(':').filter(|(_, model)| !model.is_empty())
+        else {
+            return Forced::Not(Missing::Unknown);
+        };
+        let target = place(self.upstreams.get(name)).or_else(|| place(self.groups.get(name)));
+        let Some(target) = target else { return Forced::Not(Missing::Unknown) };
+        match self.at_place(model, name, target, asked, force) {
+            Some(found) => Forced::To(found),
+            None => Forced::Not(Missing::NotListed(model)),
+        }
+    }
+
+    /// A model at a place that the caller named and reaches.
+    fn at_place<'n>(
+        &'n self,
+        model: &'n str,
+        place: &str,
+        target: ModelTarget,
+        asked: &str,
+        force: Force,
+    ) -> Option<Found<'n>> {
+        let there = self.upstreams_of(target);
+        let shares = |upstreams: &[u16]| upstreams.iter().any(|one| there.contains(one));
+        // An upstream that is forced goes by the rules of the model's group where it stands in
+        // it, else by those of its own.
+        let at = |entry: &ModelEntry| match target.upstream_forced {
+            Some(_) if shares(self.upstreams_in(entry.group)) => {
+                ModelTarget { group: entry.group, ..target }
+            }
+            _ => target,
+        };
+        let known = self.known(model);
+        if let Some(entry) = known
+            && shares(self.upstreams_in(entry.group))
+        {
+            return Some(self.found(entry, at(entry), asked));
+        }
+        if self.shadowed.get(model).is_some_and(|by| shares(by)) {
             return Some(Found {
-                target: *home,
-                name: model,
+                target,
+                name: Cow::Borrowed(model),
                 known: false,
                 name_to_send: Some(model),
             });
+        }
+        if self.prefixed
+            && let Some(entry) = self.known(&format!("{place}:{model}"))
+            && shares(self.upstreams_in(entry.group))
+        {
+            return Some(self.found(entry, at(entry), asked));
+        }
+        if force != Force::Any {
+            return None;
+        }
+        if let Some(entry) = known {
+            return Some(self.found(entry, target, asked));
+        }
+        // As it would be listed.
+        let name = match self.prefixed {
+            true => Cow::Owned(format!("{place}:{model}")),
+            false => Cow::Borrowed(model),
         };
-        // An upstream that stands for several has no number: its group picks one of them.
-        let forced = |_| ModelTarget { upstream_forced: home.upstream_forced, ..found.target };
-        let target = home.upstream_forced.map_or(*home, forced);
-        Some(Found { target, ..found })
+        Some(Found { target, name, known: false, name_to_send: Some(model) })
     }
 
-    /// Rules 2 and 4: a name that stands in one of the two lists.
-    fn listed<'n>(
-        &'n self,
-        names: &HashMap<Box<str>, u32>,
-        name: &str,
-        asked: &str,
-    ) -> Option<Found<'n>> {
-        let entry = self.entries.get(*names.get(name)? as usize)?;
+    fn found<'n>(&'n self, entry: &'n ModelEntry, target: ModelTarget, asked: &str) -> Found<'n> {
         let at_server = match entry.upstream_model.as_str() {
             "" => entry.name.as_str(),
             other => other,
         };
-        Some(Found {
-            target: ModelTarget { group: entry.group, upstream_forced: None },
-            name: &entry.name,
-            known: true,
-            name_to_send: (at_server != asked).then_some(at_server),
-        })
+        let name = Cow::Borrowed(entry.name.as_str());
+        Found { target, name, known: true, name_to_send: (at_server != asked).then_some(at_server) }
     }
 
-    /// Rule 3: `prefix:name`.
-    fn prefixed<'n>(&self, asked: &'n str) -> Option<Found<'n>> {
-        let (prefix, name) = asked.split_once(':').filter(|(_, name)| !name.is_empty())?;
-        let target = *self.upstreams.get(prefix).or_else(|| self.groups.get(prefix))?;
-        Some(Found { target, name, known: false, name_to_send: Some(name) })
+    fn upstreams_in(&self, group: u16) -> &[u16] {
+        self.members.get(usize::from(group)).map_or(&[], |members| members)
+    }
+
+    fn upstreams_of(&self, target: ModelTarget) -> Cow<'_, [u16]> {
+        match target.upstream_forced {
+            Some(one) => Cow::Owned(vec![one]),
+            None => Cow::Borrowed(self.upstreams_in(target.group)),
+        }
     }
 }
 
-fn by_name(places: impl IntoIterator<Item = Place>) -> HashMap<Box<str>, ModelTarget> {
+/// What `@` and `:` in a name come to.
+enum Forced<'n> {
+    /// This target.
+    To(Found<'n>),
+    /// No target, and no default either.
+    Nowhere(Missing<'n>),
+    /// A name like others.
+    Not(Missing<'n>),
+}
+
+fn by_name(places: Vec<Place>) -> HashMap<Box<str>, ModelTarget> {
     let mut map = HashMap::default();
     for place in places {
         map.entry(place.name.into_boxed_str()).or_insert(place.target);
@@ -231,33 +375,69 @@ mod tests {
         Place { name: name.into(), target: ModelTarget { group: id, upstream_forced: None } }
     }
 
-    /// Models llama3 (alias gpt-4), big (sent as big-70b), llama3:8b; discovered phi,
-    /// and pool:x, which a prefix hides; upstreams gpu0, ollama; groups pool, gpu0.
-    fn table() -> ModelTable {
-        ModelTable::new(
-            [
+    /// Models llama3 (alias gpt-4), big (sent as big-70b), llama3:8b; discovered phi and
+    /// pool:x; upstreams gpu0, ollama and llama3; groups pool, gpu0. gpu0 stands in the groups
+    /// of llama3 and big and lists phi; ollama lists nothing but big, which is configured.
+    fn names() -> ModelNames {
+        let mut members = vec![Box::default(); 103];
+        for (group, upstreams) in [
+            (1, &[0u16][..]),
+            (2, &[0]),
+            (3, &[1]),
+            (4, &[1]),
+            (5, &[0]),
+            (6, &[1]),
+            (9, &[0, 1]),
+            (10, &[0]),
+            (100, &[0]),
+            (101, &[1]),
+            (102, &[2]),
+        ] {
+            members[group] = upstreams.into();
+        }
+        ModelNames {
+            configured: vec![
                 ModelEntry { aliases: vec!["gpt-4".into()], ..entry("llama3", 1) },
                 ModelEntry { upstream_model: "big-70b".into(), ..entry("big", 2) },
                 entry("llama3:8b", 3),
                 entry("ollama:pinned", 4),
             ],
-            [entry("phi", 5), entry("pool:x", 6), entry("big", 7), entry("phi", 8)],
-            [upstream("gpu0", 0, 100), upstream("ollama", 1, 101)],
-            [group("pool", 9), group("gpu0", 10)],
-        )
-        .unwrap()
+            discovered: vec![entry("phi", 5), entry("pool:x", 6), entry("big", 7), entry("phi", 8)],
+            upstreams: vec![
+                upstream("gpu0", 0, 100),
+                upstream("ollama", 1, 101),
+                upstream("llama3", 2, 102),
+            ],
+            groups: vec![group("pool", 9), group("gpu0", 10)],
+            members,
+            shadowed: vec![("big".into(), vec![1])],
+            prefixed: false,
+        }
+    }
+
+    fn table() -> ModelTable {
+        ModelTable::new(names()).unwrap()
+    }
+
+    fn everywhere(_: ModelTarget) -> bool {
+        true
     }
 
     /// Group, forced upstream, name for rights, name to send.
-    type Told = Option<(u16, Option<u16>, &'static str, Option<&'static str>)>;
+    type Told<'t> = Option<(u16, Option<u16>, &'t str, Option<&'t str>)>;
 
-    fn check(asked: &str, expected: Told) {
+    fn check_as(force: Force, asked: &str, expected: Told<'_>) {
         let table = table();
-        let found = table
-            .find(asked)
-            .map(|f| (f.target.group, f.target.upstream_forced, f.name.to_owned(), f.name_to_send));
-        let expected = expected.map(|(g, u, name, send)| (g, u, name.to_owned(), send));
-        assert_eq!(found, expected, "{asked}");
+        let found = table.find(asked, force, everywhere).ok();
+        let told = found.as_ref().map(|found| {
+            let ModelTarget { group, upstream_forced } = found.target;
+            (group, upstream_forced, &*found.name, found.name_to_send)
+        });
+        assert_eq!(told, expected, "{asked}");
+    }
+
+    fn check(asked: &str, expected: Told<'_>) {
+        check_as(Force::Listed, asked, expected);
     }
 
     #[test]
@@ -265,66 +445,165 @@ mod tests {
         check("llama3", Some((1, None, "llama3", None)));
         check("gpt-4", Some((1, None, "llama3", Some("llama3"))));
         check("big", Some((2, None, "big", Some("big-70b"))));
-        check("llama3:8b", Some((3, None, "llama3:8b", None)));
+        check("phi", Some((5, None, "phi", None)));
     }
 
     #[test]
     fn refuses_unknown_names() {
         for asked in ["", "llama", "LLAMA3", "llama3 ", "@", ":", "x@nowhere", "x:y", "@gpu0"] {
-            check(asked, None);
+            for force in [Force::Listed, Force::Any, Force::Off] {
+                check_as(force, asked, None);
+            }
         }
-        check("ollama:", None);
+        check_as(Force::Any, "ollama:", None);
     }
 
     #[test]
-    fn forces_an_upstream() {
-        check("llama3@gpu0", Some((1, Some(0), "llama3", Some("llama3"))));
-        check("gpt-4@ollama", Some((1, Some(1), "llama3", Some("llama3"))));
-        check("big@gpu0", Some((2, Some(0), "big", Some("big-70b"))));
-        check("phi@gpu0", Some((5, Some(0), "phi", Some("phi"))));
-        check("new@gpu0", Some((100, Some(0), "new", Some("new"))));
-        check("a@b@gpu0", Some((100, Some(0), "a@b", Some("a@b"))));
-        check("llama3@pool", None);
+    fn a_listed_id_is_a_name_whatever_a_place_is_called() {
+        check("llama3:8b", Some((3, None, "llama3:8b", None)));
+        check("ollama:pinned", Some((4, None, "ollama:pinned", None)));
+        check("pool:x", Some((6, None, "pool:x", None)));
+    }
+
+    #[test]
+    fn forces_what_is_listed_there_or_led_there() {
+        for force in [Force::Listed, Force::Any] {
+            let check = |asked, expected| check_as(force, asked, expected);
+            check("llama3@gpu0", Some((1, Some(0), "llama3", Some("llama3"))));
+            check("gpt-4@gpu0", Some((1, Some(0), "llama3", Some("llama3"))));
+            check("big@gpu0", Some((2, Some(0), "big", Some("big-70b"))));
+            check("phi@gpu0", Some((5, Some(0), "phi", Some("phi"))));
+            check("gpu0:phi", Some((5, Some(0), "phi", Some("phi"))));
+            check("pool:phi", Some((9, None, "phi", Some("phi"))));
+            // It lists the name, though the config leads it elsewhere.
+            check("big@ollama", Some((101, Some(1), "big", Some("big"))));
+        }
+    }
+
+    #[test]
+    fn forces_other_names_only_where_any_may() {
+        for (asked, told) in [
+            ("new@gpu0", (100, Some(0), "new", Some("new"))),
+            ("a@b@gpu0", (100, Some(0), "a@b", Some("a@b"))),
+            ("ollama:llama3", (101, Some(1), "llama3", None)),
+            ("gpt-4@ollama", (101, Some(1), "llama3", Some("llama3"))),
+            ("ollama:x:8b", (101, Some(1), "x:8b", Some("x:8b"))),
+            // An upstream goes before a group of its name.
+            ("gpu0:x", (100, Some(0), "x", Some("x"))),
+        ] {
+            let (group, upstream, name, send) = told;
+            let send = send.or(Some("llama3"));
+            check_as(Force::Any, asked, Some((group, upstream, name, send)));
+            check_as(Force::Listed, asked, None);
+            check_as(Force::Off, asked, None);
+        }
+        let table = table();
+        let missing = |asked| table.find(asked, Force::Listed, everywhere).unwrap_err();
+        assert_eq!(missing("new@gpu0"), Missing::NotListed("new"));
+        assert_eq!(missing("gpu0:new"), Missing::NotListed("new"));
+        assert_eq!(missing("new"), Missing::Unknown);
+    }
+
+    #[test]
+    fn forces_nothing_where_it_is_off() {
+        for asked in ["llama3@gpu0", "gpu0:phi", "pool:phi"] {
+            check_as(Force::Off, asked, None);
+            let table = table();
+            let found = table.find_or(asked, Some(42), Force::Off, everywhere).unwrap();
+            assert_eq!((found.target.group, &*found.name, found.name_to_send), (42, asked, None));
+        }
+    }
+
+    #[test]
+    fn leads_nowhere_that_the_caller_does_not_reach() {
+        let table = table();
+        let not_gpu0 = |target: ModelTarget| match target.upstream_forced {
+            Some(upstream) => upstream != 0,
+            None => !matches!(target.group, 1 | 2 | 5 | 10),
+        };
+        let find = |asked, default| table.find_or(asked, default, Force::Any, not_gpu0);
+        for asked in ["llama3", "phi", "llama3@gpu0", "gpu0:phi", "new@gpu0"] {
+            assert!(find(asked, None).is_err(), "{asked}");
+        }
+        // It is not known to the caller; its default group gets it as it is.
+        assert_eq!(find("phi", Some(42)).unwrap().target.group, 42);
+        assert_eq!(find("gpu0:phi", Some(42)).unwrap().name, "gpu0:phi");
+    }
+
+    #[test]
+    fn a_place_that_there_is_not_is_no_default() {
+        let table = table();
+        let find = |asked| table.find_or(asked, Some(42), Force::Listed, everywhere);
+        assert_eq!(find("llama3@nobody"), Err(Missing::Unknown));
+        assert_eq!(find("new@gpu0"), Err(Missing::NotListed("new")));
+        // These are names.
+        for asked in ["claude@20240620", "llama9:8b", "gpu0:new"] {
+            let found = find(asked).unwrap();
+            assert_eq!((found.target.group, &*found.name), (42, asked));
+        }
+    }
+
+    #[test]
+    fn rights_are_about_the_name_as_listed() {
+        let place = |name: &str, id| upstream(name, id, 10 + id);
+        let entry = |upstream: &str, group| ModelEntry {
+            upstream_model: "m".into(),
+            ..entry(&format!("{upstream}:m"), group)
+        };
+        let mut members = vec![Box::default(); 12];
+        for (group, upstream) in [(1, 0u16), (2, 1), (10, 0), (11, 1)] {
+            members[group] = [upstream].into();
+        }
+        let table = ModelTable::new(ModelNames {
+            discovered: vec![entry("cheap", 1), entry("dear", 2)],
+            upstreams: vec![place("cheap", 0), place("dear", 1)],
+            members,
+            prefixed: true,
+            ..ModelNames::default()
+        })
+        .unwrap();
+        let told = |asked, force| {
+            let found = table.find(asked, force, everywhere).ok()?;
+            Some((found.name.into_owned(), found.target.upstream_forced, found.name_to_send?))
+        };
+        for (asked, name, forced) in [
+            ("cheap:m", "cheap:m", None),
+            ("dear:m", "dear:m", None),
+            ("m@dear", "dear:m", Some(1)),
+            ("cheap:m@cheap", "cheap:m", Some(0)),
+        ] {
+            assert_eq!(told(asked, Force::Listed), Some((name.to_owned(), forced, "m")), "{asked}");
+        }
+        assert_eq!(told("m", Force::Any), None);
+        assert_eq!(told("x@dear", Force::Listed), None);
+        assert_eq!(told("x@dear", Force::Any), Some(("dear:x".to_owned(), Some(1), "x")));
     }
 
     #[test]
     fn an_upstream_that_stands_for_several_keeps_its_group() {
-        let several =
-            Place { name: "many".into(), target: ModelTarget { group: 30, upstream_forced: None } };
-        let table = ModelTable::new([entry("m", 1)], [], [several], []).unwrap();
-        let found = |asked| table.find(asked).map(|f| (f.target, f.name_to_send.unwrap()));
-        let target = ModelTarget { group: 30, upstream_forced: None };
-        assert_eq!(found("m@many"), Some((target, "m")));
-        assert_eq!(found("many:x"), Some((target, "x")));
-    }
-
-    #[test]
-    fn strips_a_prefix() {
-        check("ollama:llama3", Some((101, Some(1), "llama3", Some("llama3"))));
-        check("ollama:llama3:8b", Some((101, Some(1), "llama3:8b", Some("llama3:8b"))));
-        check("pool:x", Some((9, None, "x", Some("x"))));
-    }
-
-    #[test]
-    fn an_upstream_goes_before_a_group_of_its_name() {
-        check("gpu0:x", Some((100, Some(0), "x", Some("x"))));
-    }
-
-    #[test]
-    fn an_exact_name_goes_before_a_prefix_and_a_prefix_before_a_discovered_name() {
-        check("ollama:pinned", Some((4, None, "ollama:pinned", None)));
-        check("pool:x", Some((9, None, "x", Some("x"))));
-        check("phi", Some((5, None, "phi", None)));
-        check("big", Some((2, None, "big", Some("big-70b"))));
+        let target = ModelTarget { group: 3, upstream_forced: None };
+        let table = ModelTable::new(ModelNames {
+            configured: vec![entry("m", 1)],
+            upstreams: vec![Place { name: "many".into(), target }],
+            members: vec![[].into(), [7].into(), [].into(), [7, 8].into()],
+            ..ModelNames::default()
+        })
+        .unwrap();
+        let found = |asked| {
+            table.find(asked, Force::Any, everywhere).map(|f| (f.target, f.name_to_send)).unwrap()
+        };
+        assert_eq!(found("m@many"), (target, Some("m")));
+        assert_eq!(found("many:x"), (target, Some("x")));
     }
 
     #[test]
     fn unknown_names_go_to_a_default_as_they_are() {
         let table = table();
-        let found = table.find_or("what?", Some(42)).unwrap();
+        let find = |asked, default| table.find_or(asked, default, Force::Listed, everywhere);
+        let found = find("what?", Some(42)).unwrap();
         assert_eq!((found.target.group, found.name_to_send, found.known), (42, None, false));
-        assert_eq!(table.find_or("llama3", Some(42)).unwrap().target.group, 1);
-        assert_eq!(table.find_or("what?", None), None);
+        assert_eq!(find("llama3", Some(42)).unwrap().target.group, 1);
+        assert_eq!(find("what?", None), Err(Missing::Unknown));
     }
 
     #[test]
@@ -336,7 +615,8 @@ mod tests {
     #[test]
     fn refuses_one_name_for_two_models() {
         let aliased = ModelEntry { aliases: vec!["a".into()], ..entry("b", 0) };
-        let twice = ModelTable::new([entry("a", 0), aliased], [], [], []);
+        let configured = vec![entry("a", 0), aliased];
+        let twice = ModelTable::new(ModelNames { configured, ..ModelNames::default() });
         assert_eq!(twice.err(), Some(NameTwice { name: "a".into(), index: 1 }));
     }
 
@@ -348,7 +628,7 @@ mod tests {
             asked in "(llama3|gpt-4|big|phi|gpu0|ollama|pool|[@:x]){0,5}",
         ) {
             let table = table();
-            if let Some(found) = table.find(&asked) {
+            if let Ok(found) = table.find(&asked, Force::Any, everywhere) {
                 let send = found.name_to_send.unwrap_or(&asked);
                 let configured = table.entries().any(|e| e.name == send || e.upstream_model == send);
                 prop_assert!(configured || asked.contains(send));

@@ -23,12 +23,17 @@ use crate::policy::keys::KeyId;
 use crate::policy::limit::client_ip::client_ip;
 use crate::policy::limit::gcra::NS_PER_SECOND;
 use crate::policy::limit::standing::Standing;
+use crate::policy::reach::Asker;
 
 /// What a request head is allowed to do.
 #[derive(Debug)]
 pub struct Permit {
     /// The client's key, if the listener asks for one.
     pub key: Option<KeyId>,
+    /// The key may not use every model: what the server will read has to be proven.
+    pub limited: bool,
+    /// The listener's number.
+    pub listener: u16,
     /// How the request body is delimited.
     pub framing: Framing,
     /// The body comes in chunks.
@@ -48,6 +53,12 @@ pub struct Permit {
 }
 
 impl Permit {
+    /// Who asks, as the reach of groups and upstreams is about.
+    #[must_use]
+    pub fn asker(&self) -> Asker {
+        Asker { listener: self.listener, key: self.key }
+    }
+
     /// Whether the client's own credential fields go upstream.
     ///
     /// They do when the operator says so, and when neither side of ours uses credentials at all:
@@ -152,8 +163,11 @@ pub fn admit(
         && head.method == Method::Get
         && framing == Framing::None
         && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
+    let rights = key.and_then(|key| plan.keys.key(key)).map(|key| &key.models);
     let permit = Permit {
         key,
+        limited: rights.is_some_and(|models| !models.allow_all()),
+        listener: listener.number,
         framing,
         chunked: framing == Framing::Chunked,
         expects_continue,

@@ -3,6 +3,7 @@
 //! Names of upstream hosts have been resolved and models discovered before (`control`), so this
 //! stays a function of its arguments.
 
+use std::collections::HashMap;
 use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::plan::{
     ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
     RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way,
 };
+use super::reaches::reaches;
 use crate::config::{
     self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
@@ -29,7 +31,8 @@ use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::window::Quota;
-use crate::policy::model::{ModelEntry, ModelTable, ModelTarget, Place};
+use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Place};
+use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
 use crate::upstream::roster::{PoolId, Site};
@@ -47,7 +50,9 @@ pub fn compile(
 ) -> Result<Plan, String> {
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
-    let groups: Vec<GroupPlan> = config.groups.iter().map(group).collect();
+    let reaches = reaches(config);
+    let groups: Vec<GroupPlan> =
+        config.groups.iter().zip(reaches.groups).map(|(one, reach)| group(one, reach)).collect();
     let models = model_table(config)?;
     let listed = listed(config, &groups);
     Ok(Plan {
@@ -66,8 +71,9 @@ pub fn compile(
         upstreams: config
             .upstreams
             .iter()
+            .zip(reaches.upstreams)
             .zip(sites)
-            .map(|(upstream, site)| upstream_plan(upstream, site.clone(), tls))
+            .map(|((upstream, reach), site)| upstream_plan(upstream, reach, site.clone(), tls))
             .collect::<Result<_, _>>()?,
         head: HeadLimits {
             head_bytes_max: to_usize(config.limits.head),
@@ -140,9 +146,10 @@ fn key_limit(key: &config::Key) -> KeyLimit {
     }
 }
 
-fn group(group: &config::Group) -> GroupPlan {
+fn group(group: &config::Group, reach: Reach) -> GroupPlan {
     GroupPlan {
         name: group.name.clone(),
+        reach,
         strategy: strategy(group.balance),
         members: group.members.iter().map(|m| (m.upstream.0, u32::from(m.weight))).collect(),
         retry: RetryPolicy {
@@ -211,6 +218,7 @@ fn listener_plan(
         carriers: listener.accept.iter().flat_map(carriers).collect(),
         keys_required: listener.auth == ListenerAuth::Keys,
         default_group: listener.default_group.map(|group| group.0),
+        force: listener.force,
         trusted: listener.trusted_proxies.clone(),
         ip_limit: listener.ratelimit.map(|rate| IpLimit {
             pace: IpPace::new(rate.per_second, rate.burst),
@@ -241,6 +249,7 @@ fn carriers(carrier: &Carrier) -> Vec<Carrier> {
 
 fn upstream_plan(
     upstream: &config::Upstream,
+    reach: Reach,
     site: Site,
     tls: &Store,
 ) -> Result<UpstreamPlan, String> {
@@ -265,6 +274,7 @@ fn upstream_plan(
         tls.client(upstream).map_err(|why| format!("upstream.{}.tls: {why}", upstream.name))?;
     Ok(UpstreamPlan {
         name: upstream.name.clone(),
+        reach,
         tls,
         http2: upstream.http2,
         // Without an address there is nobody to call: no failure, and nothing for a breaker.
@@ -351,21 +361,21 @@ fn credential(upstream: &config::Upstream) -> Credential {
 
 fn model_table(config: &Config) -> Result<ModelTable, String> {
     let entries = |discovered: bool| {
-        config
-            .models
-            .iter()
-            .filter(move |model| (model.origin == ModelOrigin::Discovered) == discovered)
-            .map(|model| ModelEntry {
-                name: model.name.clone(),
-                aliases: model.aliases.clone(),
-                group: model.group.0,
-                upstream_model: model.upstream_model.clone().unwrap_or_default(),
-                description: model.description.clone(),
-            })
+        let models = config.models.iter();
+        let wanted =
+            models.filter(move |model| (model.origin == ModelOrigin::Discovered) == discovered);
+        wanted.map(|model| ModelEntry {
+            name: model.name.clone(),
+            aliases: model.aliases.clone(),
+            group: model.group.0,
+            upstream_model: model.upstream_model.clone().unwrap_or_default(),
+            description: model.description.clone(),
+        })
     };
+    let number = |index: usize| u16::try_from(index).unwrap_or(u16::MAX);
     let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| Place {
         name: upstream.name.clone(),
-        target: ModelTarget { group: upstream.group.0, upstream_forced: u16::try_from(index).ok() },
+        target: ModelTarget { group: upstream.group.0, upstream_forced: Some(number(index)) },
     });
     // What stands for several forces nobody: its group picks.
     let sets = config.sets.iter().map(|set| Place {
@@ -375,14 +385,37 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
     let groups = config.groups.iter().enumerate().filter(|(_, group)| !group.implicit).map(
         |(index, group)| Place {
             name: group.name.clone(),
-            target: ModelTarget {
-                group: u16::try_from(index).unwrap_or(u16::MAX),
-                upstream_forced: None,
-            },
+            target: ModelTarget { group: number(index), upstream_forced: None },
         },
     );
-    ModelTable::new(entries(false), entries(true), upstreams.chain(sets), groups)
-        .map_err(|twice| format!("models.{}: named twice", twice.name))
+    let members = |group: &config::Group| group.members.iter().map(|m| m.upstream.0).collect();
+    ModelTable::new(ModelNames {
+        configured: entries(false).collect(),
+        discovered: entries(true).collect(),
+        upstreams: upstreams.chain(sets).collect(),
+        groups: groups.collect(),
+        members: config.groups.iter().map(members).collect(),
+        shadowed: shadowed(config),
+        prefixed: config.discovery.prefix,
+    })
+    .map_err(|twice| format!("models.{}: named twice", twice.name))
+}
+
+/// Names that upstreams list and that the config leads elsewhere, with those upstreams.
+fn shadowed(config: &Config) -> Vec<(String, Vec<u16>)> {
+    let mut by_name: HashMap<&str, Vec<u16>> = HashMap::new();
+    for model in &config.shadowed {
+        let members = config.group(model.group).members.iter().map(|member| member.upstream.0);
+        by_name.entry(&model.name).or_default().extend(members);
+    }
+    // What an upstream declares is its word, wherever `[models]` leads the name.
+    for (index, upstream) in config.upstreams.iter().enumerate() {
+        let config::ModelsFrom::List(names) = &upstream.models else { continue };
+        for name in names {
+            by_name.entry(name).or_default().push(u16::try_from(index).unwrap_or(u16::MAX));
+        }
+    }
+    by_name.into_iter().map(|(name, upstreams)| (name.to_owned(), upstreams)).collect()
 }
 
 fn listed(config: &Config, groups: &[GroupPlan]) -> Vec<ListedModel> {

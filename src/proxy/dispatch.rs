@@ -37,6 +37,8 @@ struct Dispatch<'d> {
     /// Groups not yet fallen back to.
     fallback: std::slice::Iter<'d, u16>,
     forced: Option<u16>,
+    /// The model is named in the target alone, and the key is limited to some.
+    by_target: bool,
     tried: Tried,
     retries: u32,
     /// What the client is told if nobody else can be tried.
@@ -65,6 +67,7 @@ pub async fn dispatch(
             None => plan.groups[usize::from(route.group)].fallback.iter(),
         },
         forced: route.upstream,
+        by_target: route.by_target,
         tried: Tried::NONE,
         retries: 0,
         failed: None,
@@ -141,7 +144,13 @@ impl<'d> Dispatch<'d> {
         let (core, plan) = (self.core, self.plan);
         loop {
             let group = &plan.groups[usize::from(self.group)];
-            let choice = Choice { group: self.group, forced: self.forced, tried: &self.tried };
+            let choice = Choice {
+                group: self.group,
+                forced: self.forced,
+                asker: permit.asker(),
+                by_target: self.by_target,
+                tried: &self.tried,
+            };
             let now_us = settle.now_us();
             let refusal = match (pick::pick(core, plan, choice, members, now_us), &group.room) {
                 (Ok(picked), _) => {
@@ -164,7 +173,12 @@ impl<'d> Dispatch<'d> {
                     }
                 }
             };
-            let Some(&next) = self.fallback.next() else {
+            // A fallback is no way to where the caller may not go.
+            let mut within_reach = self
+                .fallback
+                .by_ref()
+                .filter(|next| plan.groups[usize::from(**next)].reach.allows(permit.asker()));
+            let Some(&next) = within_reach.next() else {
                 return Err(self.failed.take().unwrap_or(refusal));
             };
             (self.group, self.forced, self.tried) = (next, None, Tried::NONE);

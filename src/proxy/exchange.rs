@@ -233,18 +233,15 @@ async fn serve(
     let mut held = Held::new(&core.shared.held);
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
-    let mut scanner = head_route.scanner(plan, request, &down.recv, listener, &permit, scan)?;
+    let mut scanner = head_route.scanner(request, &down.recv, listener, &permit, scan)?;
     if !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
         hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
     }
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
-    let routed_by = RoutedBy {
-        name: model,
-        renamed: route.rename.is_some(),
-        limited: !route::may_omit_model(plan, &permit),
-    };
+    let routed_by =
+        RoutedBy { name: model, renamed: route.rename.is_some(), limited: permit.limited };
     let mut outgoing = Outgoing::AsCame;
     if let Some(name) = &route.rename {
         if permit.chunked && !body.reader.is_done() {

@@ -30,6 +30,8 @@ pub mod leaving;
 pub mod limit;
 pub mod pick;
 pub mod plan;
+mod proven;
+mod reaches;
 pub mod reply;
 pub mod respond;
 pub mod route;

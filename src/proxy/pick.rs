@@ -8,10 +8,11 @@
 
 use super::core::Core;
 use super::judge::Judge;
-use super::plan::{Plan, UpstreamPlan};
+use super::plan::{PathPlan, Plan, UpstreamPlan};
 use super::reply::Refusal;
 use crate::error::Kind;
 use crate::policy::balance::{self, Member, Tried};
+use crate::policy::reach::Asker;
 use crate::upstream::state::Lease;
 
 /// Longest wait that a refusal names, in seconds.
@@ -24,8 +25,23 @@ pub struct Choice<'a> {
     pub group: u16,
     /// The one upstream that must take it.
     pub forced: Option<u16>,
+    /// On whose behalf.
+    pub asker: Asker,
+    /// A key with rights to some models named one in the target alone: a server whose target
+    /// is always the same would not read it.
+    pub by_target: bool,
     /// Members that this exchange has tried.
     pub tried: &'a Tried,
+}
+
+impl Choice<'_> {
+    /// Whether this upstream may take the request, whatever state it is in.
+    fn may_go_to(&self, number: u16, upstream: &UpstreamPlan) -> bool {
+        self.forced.is_none_or(|forced| forced == number)
+            && upstream.enabled
+            && upstream.reach.allows(self.asker)
+            && !(self.by_target && matches!(upstream.path, PathPlan::Fixed(_)))
+    }
 }
 
 /// One member, and the right to call it.
@@ -80,13 +96,13 @@ pub fn pick<'p>(
     }
 }
 
-/// Members that no slot will do for: tried, or switched off.
+/// Members that no slot will do for: tried, switched off, or not for this request.
 #[must_use]
 pub fn unacceptable(plan: &Plan, choice: Choice<'_>) -> Tried {
     let group = &plan.groups[usize::from(choice.group)];
     let mut not = *choice.tried;
     for (at, (upstream, _)) in group.members.iter().enumerate() {
-        if !plan.upstreams[usize::from(*upstream)].enabled {
+        if !choice.may_go_to(*upstream, &plan.upstreams[usize::from(*upstream)]) {
             not.insert(at);
         }
     }
@@ -102,10 +118,10 @@ pub fn next_admission_ms(plan: &Plan, choice: Choice<'_>, now_ms: u64) -> Option
     let wanted = group
         .members
         .iter()
-        .map(|(upstream, _)| *upstream)
-        .filter(|upstream| choice.forced.is_none_or(|forced| forced == *upstream))
-        .map(|upstream| &plan.upstreams[usize::from(upstream)])
-        .filter(|upstream| upstream.enabled && upstream.state.healthy());
+        .map(|(number, _)| (*number, &plan.upstreams[usize::from(*number)]))
+        .filter(|(number, upstream)| choice.may_go_to(*number, upstream))
+        .map(|(_, upstream)| upstream)
+        .filter(|upstream| upstream.state.healthy());
     wanted.filter_map(|upstream| upstream.state.breaker.next_admission_ms(now_ms)).min()
 }
 
@@ -135,14 +151,14 @@ fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64)
     members.clear();
     let (mut rested, mut resting) = (false, false);
     let mut nobody = Nobody::Left;
-    for (at, &(upstream, weight)) in group.members.iter().enumerate() {
-        let wanted = choice.forced.is_none_or(|forced| forced == upstream);
-        let upstream = &plan.upstreams[usize::from(upstream)];
+    for (at, &(number, weight)) in group.members.iter().enumerate() {
+        let upstream = &plan.upstreams[usize::from(number)];
+        let wanted = choice.may_go_to(number, upstream);
         let state = &upstream.state;
         let mut member = Member {
             weight,
             in_flight: state.in_flight(),
-            usable: wanted && upstream.enabled && state.admits(now_ms) && !choice.tried.has(at),
+            usable: wanted && state.admits(now_ms) && !choice.tried.has(at),
             ..Member::default()
         };
         if member.usable && !state.slots.has_free() {

@@ -17,7 +17,8 @@ use crate::policy::base_path::BasePath;
 use crate::policy::host::HostTable;
 use crate::policy::keys::KeyTable;
 use crate::policy::limit::shared::Budget;
-use crate::policy::model::ModelTable;
+use crate::policy::model::{Force, ModelTable};
+use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::route::PathTable;
 use crate::upstream::room::{Room, Wake};
@@ -99,6 +100,8 @@ pub struct ListenerPlan {
     pub keys_required: bool,
     /// Where a request goes whose model nobody knows.
     pub default_group: Option<u16>,
+    /// Which names of models may say where to go.
+    pub force: Force,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted: Vec<IpNet>,
     /// The rate of each client address.
@@ -158,6 +161,8 @@ pub struct UpstreamTimeouts {
 pub struct GroupPlan {
     /// Its name.
     pub name: String,
+    /// Who may be sent there.
+    pub reach: Reach,
     /// How a member is chosen.
     pub strategy: Strategy,
     /// Upstream numbers and weights.
@@ -200,6 +205,8 @@ pub enum Reuse {
 pub struct UpstreamPlan {
     /// Its name.
     pub name: String,
+    /// Who may be sent there, whatever the group.
+    pub reach: Reach,
     /// What TLS is spoken with it; none = plain.
     pub tls: Option<Arc<TlsClient>>,
     /// HTTP/2: by ALPN with TLS, else by prior knowledge.

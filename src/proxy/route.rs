@@ -11,6 +11,7 @@ use super::core::Core;
 use super::forward::Outgoing;
 use super::hold::{RequestBody, Scanner};
 use super::plan::{ListenerPlan, Plan, RouteTarget};
+use super::proven;
 use super::reply::Refusal;
 use super::unrouted::no_route;
 use crate::base::units::format_count;
@@ -26,12 +27,13 @@ use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
 use crate::llm::splice::replace_model;
-use crate::policy::keys::KeyId;
+use crate::policy::model::{Missing, ModelTarget};
 
 /// Most names that a refusal lists.
 const NAMES_SHOWN_MAX: usize = 20;
 
 /// Where a request goes.
+#[derive(Default)]
 pub struct Route {
     /// The group.
     pub group: u16,
@@ -39,6 +41,8 @@ pub struct Route {
     pub upstream: Option<u16>,
     /// The name to put in place of the client's.
     pub rename: Option<String>,
+    /// The model is named in the target alone, and the key is limited to some.
+    pub by_target: bool,
     /// Bytes of the path that a host route strips.
     strip: usize,
     /// The model's place in the target, if it stood there.
@@ -77,6 +81,9 @@ pub fn by_head(
     if let Some(target) = listener.paths.find(path) {
         return may_use(target, permit).map(|group| HeadRoute::Group { group, strip: 0 });
     }
+    if permit.limited && permit.upgrade {
+        return Err(proven::refuse_tunnel());
+    }
     let bodyless = matches!(permit.framing, Framing::None | Framing::Length(0));
     if let Some(found) = model_in_target(head, bytes).map_err(target_refusal)? {
         return Ok(HeadRoute::Target(found));
@@ -114,11 +121,10 @@ fn target_refusal(fault: PathFault) -> Refusal {
 }
 
 fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
-    match permit.key {
-        Some(KeyId(key)) if !target.keys.is_empty() && !target.keys.contains(&key) => {
-            Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this route."))
-        }
-        _ => Ok(target.group),
+    // A route that lists keys is for them: whoever has none is none of them.
+    match target.keys.is_empty() || permit.key.is_some_and(|key| target.keys.contains(&key.0)) {
+        true => Ok(target.group),
+        false => Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this route.")),
     }
 }
 
@@ -129,19 +135,26 @@ impl HeadRoute {
     /// some models; 400 for a type that servers read in two ways.
     pub fn scanner<'a>(
         &self,
-        plan: &Plan,
         head: &RequestHead,
         bytes: &[u8],
         listener: &ListenerPlan,
         permit: &Permit,
         scan: &'a mut ModelScan,
     ) -> Result<Scanner<'a>, Refusal> {
-        if !matches!(self, HeadRoute::Body) {
+        let looks = match self {
+            HeadRoute::Body => true,
+            // The path has named it; a body that names another one is not let through.
+            HeadRoute::Target(_) => {
+                permit.limited && !matches!(permit.framing, Framing::None | Framing::Length(0))
+            }
+            HeadRoute::Group { .. } | HeadRoute::Nothing => false,
+        };
+        if !looks {
             return Ok(Scanner::None);
         }
-        let coding = head.value(Name::ContentEncoding, bytes);
-        if coding.is_some_and(|coding| !coding.eq_ignore_ascii_case(b"identity")) {
-            if listener.default_group.is_some() {
+        let mut codings = head.values(Name::ContentEncoding, bytes);
+        if codings.any(|coding| !is_identity(coding)) {
+            if listener.default_group.is_some() && !permit.limited {
                 return Ok(Scanner::None);
             }
             let message = "A request body under a content coding cannot be routed by its model.";
@@ -153,7 +166,7 @@ impl HeadRoute {
             BodyShape::Form(boundary) => MultipartScan::new(boundary.as_bytes())
                 .map(|scan| Scanner::Form(Box::new(scan)))
                 .ok_or_else(|| ambiguous_type(Ambiguity::BadBoundary)),
-            BodyShape::Other if may_omit_model(plan, permit) => Ok(Scanner::Json(scan)),
+            BodyShape::Other if !permit.limited => Ok(Scanner::Json(scan)),
             BodyShape::Other => Err(unproven_type()),
             BodyShape::Ambiguous(why) => Err(ambiguous_type(why)),
         }
@@ -183,12 +196,14 @@ pub fn finish(
     scanner: &Scanner<'_>,
     permit: &Permit,
 ) -> Result<Route, Refusal> {
-    let plain =
-        |group, strip| Route { group, upstream: None, rename: None, strip, in_target: None };
+    let plain = |group, strip| Route { group, strip, ..Route::default() };
     let (asked, in_target) = match head_route {
         HeadRoute::Group { group, strip } => return Ok(plain(group, strip)),
         HeadRoute::Nothing => {
             let group = listener.default_group.ok_or_else(|| no_route(head, bytes, permit))?;
+            if permit.limited {
+                return Err(proven::refuse_nameless());
+            }
             return Ok(plain(group, 0));
         }
         HeadRoute::Target(found) => (Some(found.name().to_owned()), Some(found)),
@@ -203,47 +218,85 @@ pub fn finish(
         (Some(name), _) => name.as_str(),
         (None, Some(found)) => found.name,
         (None, None) => match listener.default_group {
-            Some(group) if may_omit_model(plan, permit) => return Ok(plain(group, 0)),
+            Some(group) if !permit.limited => return Ok(plain(group, 0)),
             _ => return Err(Refusal::because(Kind::ModelMissing, MISSING_MODEL)),
         },
     };
-    let Some(found) = plan.models.find_or(asked, listener.default_group) else {
-        return Err(unknown_model(plan, permit, asked));
+    let reaches = |target| may_reach(plan, permit, target);
+    let found = match plan.models.find_or(asked, listener.default_group, listener.force, reaches) {
+        Ok(found) => found,
+        Err(Missing::NotListed(model)) if !may_use_model(plan, permit, model) => {
+            return Err(model_refused(model));
+        }
+        Err(_) => return Err(unknown_model(plan, permit, asked)),
     };
-    if let Some(key) = permit.key.and_then(|key| plan.keys.key(key))
-        && !key.models.allow(found.name)
-    {
-        let message = format!("This key may not use model '{}'.", found.name);
-        return Err(Refusal::because(Kind::ModelNotAllowed, message));
-    }
-    if let Some(doubt) = scanner.doubt()
-        && !may_omit_model(plan, permit)
-    {
-        return Err(Refusal::because(Kind::ModelNotAllowed, doubt));
+    let mut by_target = false;
+    if permit.limited {
+        if !may_use_model(plan, permit, &found.name) {
+            return Err(model_refused(&found.name));
+        }
+        if let Some(doubt) = scanner.doubt() {
+            return Err(Refusal::because(Kind::ModelNotAllowed, doubt));
+        }
+        proven::agree(head, bytes, asked, in_body.as_ref().map(|found| found.name))?;
+        by_target = in_body.is_none();
+        if by_target {
+            proven::reads_target(plan, found.target, permit)?;
+        }
     }
     Ok(Route {
         group: found.target.group,
         upstream: found.target.upstream_forced,
         rename: found.name_to_send.map(str::to_owned),
+        by_target,
         strip: 0,
         in_target,
     })
 }
 
-/// Whether the key, if there is one, may use every model: then nothing has to be proven.
-pub fn may_omit_model(plan: &Plan, permit: &Permit) -> bool {
-    permit.key.and_then(|key| plan.keys.key(key)).is_none_or(|key| key.models.allow_all())
+/// Whether a caller may be sent there: the one question about groups and upstreams, whatever
+/// led to them.
+#[must_use]
+pub fn may_reach(plan: &Plan, permit: &Permit, target: ModelTarget) -> bool {
+    let reach = match target.upstream_forced {
+        Some(number) => plan.upstreams.get(usize::from(number)).map(|upstream| &upstream.reach),
+        None => plan.groups.get(usize::from(target.group)).map(|group| &group.reach),
+    };
+    reach.is_some_and(|reach| reach.allows(permit.asker()))
+}
+
+/// Whether the key has a right to a model of this name.
+fn may_use_model(plan: &Plan, permit: &Permit, name: &str) -> bool {
+    permit.key.and_then(|key| plan.keys.key(key)).is_none_or(|key| key.models.allow(name))
+}
+
+#[cold]
+fn model_refused(name: &str) -> Refusal {
+    Refusal::because(Kind::ModelNotAllowed, format!("This key may not use model '{name}'."))
+}
+
+/// Whether a value of `Content-Encoding` says that the body is as it is; an empty one says so
+/// too, and the body is looked at.
+fn is_identity(coding: &[u8]) -> bool {
+    let mut words = coding.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+    words.all(|word| word.is_empty() || word.eq_ignore_ascii_case(b"identity"))
+}
+
+/// Whether a model is shown to a caller: its key may use it, and a server that has it is within
+/// reach.
+fn shows(plan: &Plan, permit: &Permit, name: &str) -> bool {
+    let reached = || {
+        plan.models.known(name).is_some_and(|model| {
+            may_reach(plan, permit, ModelTarget { group: model.group, upstream_forced: None })
+        })
+    };
+    may_use_model(plan, permit, name) && reached()
 }
 
 #[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
-    let key = permit.key.and_then(|key| plan.keys.key(key));
-    let mut names = plan
-        .models
-        .available()
-        .iter()
-        .map(AsRef::as_ref)
-        .filter(|name: &&str| key.is_none_or(|key| key.models.allow(name)));
+    let mut names =
+        plan.models.available().iter().map(AsRef::as_ref).filter(|name| shows(plan, permit, name));
     // A gateway may list thousands: an answer to a typing mistake must not cost a core its turn.
     let shown: Vec<&str> = names.by_ref().take(NAMES_SHOWN_MAX).collect();
     let mut message = format!("Model '{asked}' not found. Available: {}", shown.join(", "));
@@ -322,18 +375,15 @@ pub fn rename_in_body(
 /// The JSON of `GET /v1/models` for one key.
 #[must_use]
 pub fn models_list(plan: &Plan, permit: &Permit) -> Vec<u8> {
-    let key = permit.key.and_then(|key| plan.keys.key(key));
     let entries =
-        plan.listed.iter().filter(|model| key.is_none_or(|key| key.models.allow(&model.id))).map(
-            |model| ModelEntry {
-                id: &model.id,
-                created: plan.loaded_unix_s,
-                owned_by: &model.provider,
-                description: &model.description,
-                provider: &model.provider,
-                endpoint: &model.endpoint,
-            },
-        );
+        plan.listed.iter().filter(|model| shows(plan, permit, &model.id)).map(|model| ModelEntry {
+            id: &model.id,
+            created: plan.loaded_unix_s,
+            owned_by: &model.provider,
+            description: &model.description,
+            provider: &model.provider,
+            endpoint: &model.endpoint,
+        });
     let mut json = Vec::new();
     write_models_list(entries, &mut json);
     json

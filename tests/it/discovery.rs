@@ -112,7 +112,7 @@ fn cached_model_map_does_not_keep_routing_to_a_dead_server() {
     assert_eq!(ask(&mut client, "only-a").0, 404);
     let members = |proxy: &Proxy| {
         let (plan, _) = proxy.shared().slot.plan();
-        let found = plan.models.find("x").map(|found| found.target.group).unwrap();
+        let found = plan.models.known("x").map(|model| model.group).unwrap();
         plan.groups[usize::from(found)].members.len()
     };
     assert_eq!(members(&proxy), 1, "nobody is sent there any more");
@@ -234,7 +234,7 @@ fn a_file_of_targets_adds_and_drains_under_load_without_an_error() {
         assert!(a.served() + b.served() <= before.0 + before.1 + 4);
         over.store(true, Ordering::Relaxed);
     });
-    assert_eq!(ask(&mut proxy.client(), "many:x"), (200, "c".to_owned()));
+    assert_eq!(ask(&mut proxy.client(), "many:m"), (200, "c".to_owned()));
     assert_eq!(ask(&mut proxy.client(), "m@many"), (200, "c".to_owned()));
 }
 

@@ -270,7 +270,8 @@ fn sends_a_request_to_the_upstream_behind_the_at_sign() {
 #[test]
 fn strips_a_prefix_that_names_an_upstream_or_group() {
     let mocks = [mock(), mock()];
-    let proxy = Setup::default().start(&[&mocks[0], &mocks[1]]);
+    let proxy = Setup { listener: "force = \"any\"", ..Setup::default() };
+    let proxy = proxy.start(&[&mocks[0], &mocks[1]]);
     let mut client = proxy.client();
     for name in ["gpu1:llama3:8b", "chat:m"] {
         let body = format!("{{\"model\":\"{name}\"}}");

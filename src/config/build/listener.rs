@@ -53,6 +53,7 @@ fn listener(
         auth,
         accept: accept(r, raw),
         default_group: default_group.map(GroupId),
+        force: word(&raw.force, Force::Listed),
         trusted_proxies: cidrs(r, each(&raw.trusted_proxies)),
         forwarded: word(&raw.forwarded, Forwarded::Append),
         ratelimit: raw.ratelimit.as_ref().map(|at| IpRate {
@@ -196,6 +197,9 @@ fn route(r: &mut Reader<'_>, at: &At<RawRoute>, names: &mut AllNames) -> Option<
     let host = filled(&raw.host).and_then(|at| host_route(r, at));
     if path.is_none() && filled(&raw.host).is_none() {
         r.draft.fault(&at.spot, "a route needs a path or a host");
+    }
+    if let Some(list) = raw.keys.as_ref().filter(|list| list.value.is_empty()) {
+        r.draft.fault(&list.spot, "must not be empty; without it every key may use the route");
     }
     let keys = raw.keys.as_ref().map(|list| key_ids(r, &list.value, &mut names.keys));
     let group = required(r, &raw.group, &at.spot, "group")?;

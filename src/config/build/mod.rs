@@ -68,6 +68,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         upstreams,
         groups,
         models,
+        shadowed: Vec::new(),
         sets: Vec::new(),
         discovery: process::discovery(raw, r),
         admin,

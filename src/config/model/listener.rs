@@ -9,6 +9,7 @@ use crate::pki::{Pair, Roots};
 
 use super::{ClientTimeouts, GroupId, KeyId, ListenerId, Place};
 pub use crate::policy::auth::Carrier;
+pub use crate::policy::model::Force;
 
 /// An address clients connect to, and the rules for them.
 #[derive(Debug, Clone)]
@@ -25,6 +26,8 @@ pub struct Listener {
     pub accept: Vec<Carrier>,
     /// Where an unknown model goes; none = 404.
     pub default_group: Option<GroupId>,
+    /// Which names may say where to go.
+    pub force: Force,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether `X-Forwarded-For`, `-Proto` and `X-Real-IP` are sent on.

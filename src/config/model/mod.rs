@@ -46,6 +46,9 @@ pub struct Config {
     /// `[models]` in declaration order, then the names that upstreams declare. Names and
     /// aliases are unique over all of them.
     pub models: Vec<Model>,
+    /// Names that servers listed and that the file leads elsewhere; each with the group of
+    /// those servers. Who names the upstream, too (`model@upstream`), comes there.
+    pub shadowed: Vec<Model>,
     /// Names of entries that `discover` replaced by others, and the groups of these.
     pub sets: Vec<NamedSet>,
     /// `[discovery]`.

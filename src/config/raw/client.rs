@@ -22,6 +22,8 @@ mirror! {
         accept: Vec<At<String>>,
         /// Group of unknown models; empty = 404.
         default_group: String,
+        /// What model@upstream and upstream-or-group:model may name: listed, any, off.
+        force: OneOf<Force>,
         /// CIDRs whose X-Forwarded-For is believed.
         trusted_proxies: Vec<At<String>>,
         /// X-Forwarded-For, X-Forwarded-Proto and X-Real-IP.
