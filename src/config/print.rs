@@ -138,6 +138,8 @@ fn process(out: &mut Out, config: &Config) {
     out.size("body_held", config.limits.body_held);
     out.size("held_total", config.limits.held_total);
     out.raw("connections", config.limits.connections);
+    out.raw("connections_per_ip", config.limits.connections_per_ip);
+    out.size("body_rate_min", config.limits.body_rate_min);
     out.raw("handshakes", config.limits.handshakes);
     out.raw("h2", print_h2(&config.limits.h2));
     out.head("[timeouts]");

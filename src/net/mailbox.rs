@@ -42,6 +42,8 @@ pub enum Message {
     Cut,
     /// There is a new plan.
     Look,
+    /// Close the connection that has idled longest: somebody else needs its place.
+    EndIdle,
 }
 
 /// The sending end, shared by everybody.
@@ -114,6 +116,7 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
             record[16..24].copy_from_slice(&value.to_le_bytes());
         }
         Message::Look => record[0] = b'L',
+        Message::EndIdle => record[0] = b'I',
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
             record[2..4].copy_from_slice(&listener.to_le_bytes());
@@ -149,6 +152,7 @@ fn decode(record: &[u8]) -> Option<Message> {
             Some(Message::Ring { ticket, value: eight(16) })
         }
         b'L' => Some(Message::Look),
+        b'I' => Some(Message::EndIdle),
         b'C' => {
             let fd = four(4) as i32;
             let mut v6 = [0u8; 16];

@@ -1,6 +1,7 @@
 //! Floor 4: sockets, the runtime, time. Read in this order: `sys` (syscalls std has no name for),
 //! `rt` (the runtime; the only folder that names monoio), `frame` (pooled futures), `caught`
-//! (panics), `race` (two futures at once), `ticker` (coarse deadlines), `pipe` (a stream in
+//! (panics), `race` (two futures at once), `ticker` (coarse deadlines) with
+//! `lines` (who has idled longest), `pipe` (a stream in
 //! memory), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
 //! (connecting), `listener`, `mailbox` (one core to another), `h2io` (a stream for the `h2` crate),
 //! `h2body` (bodies between the two protocols), `tls`, `bell` (an exchange that waits for another
@@ -13,6 +14,7 @@ pub mod dial;
 pub mod frame;
 pub mod h2body;
 pub mod h2io;
+mod lines;
 pub mod listener;
 pub mod mailbox;
 pub mod pipe;

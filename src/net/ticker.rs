@@ -5,6 +5,10 @@
 //! connection of the core, arming is two stores, and nothing is allocated. A deadline is met
 //! between its time and two ticks later, never before.
 //!
+//! Connections with nothing in flight stand in a line in the order in which they began to idle, so
+//! that the longest idle one is found at once when somebody else needs its place; handshakes stand
+//! in another. Joining and leaving a line is a few stores.
+//!
 //! The walk also looks after connections whose client's end hides behind pipelined bytes
 //! (`watch_hang_up`): a poll cannot tell, poll(2) with POLLRDHUP can.
 
@@ -13,6 +17,7 @@ use std::rc::Rc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
+use super::lines::{Line, Lines};
 use super::stream::Handle;
 use super::sys::Shut;
 
@@ -28,6 +33,7 @@ pub struct Ticker {
     /// `now`, as nanoseconds since `began`.
     now_ns: Cell<u64>,
     ended: Cell<bool>,
+    lines: RefCell<Lines>,
 }
 
 struct Slot {
@@ -42,6 +48,8 @@ struct Slot {
     hung_up: bool,
     /// Nothing is in flight: a drain may end it at once.
     idle: bool,
+    /// The line in which it stands.
+    line: Option<Line>,
 }
 
 const NEVER: u64 = u64::MAX;
@@ -54,6 +62,7 @@ const DISARMED: Slot = Slot {
     watcher: None,
     hung_up: false,
     idle: false,
+    line: None,
 };
 
 impl Slot {
@@ -75,6 +84,7 @@ impl Ticker {
             now: Cell::new(now),
             now_ns: Cell::new(0),
             ended: Cell::new(false),
+            lines: RefCell::default(),
         })
     }
 
@@ -126,6 +136,52 @@ impl Ticker {
         self.ended.get()
     }
 
+    /// How many connections idle, and since when the longest of them.
+    #[must_use]
+    pub fn idle(&self) -> (u32, Option<Instant>) {
+        let lines = self.lines.borrow();
+        let since = lines.first(Line::Idle).map(|(_, since_ns)| since_ns);
+        (lines.len(Line::Idle), since.map(|ns| self.began + Duration::from_nanos(ns)))
+    }
+
+    /// Ends the connection that has idled longest; false when none idles.
+    ///
+    /// A request that has arrived on it is still served.
+    pub fn end_longest_idle(&self) -> bool {
+        loop {
+            let Some((index, _)) = self.lines.borrow().first(Line::Idle) else { return false };
+            self.lines.borrow_mut().leave(Line::Idle, index);
+            let mut slots = self.slots.borrow_mut();
+            let Some(slot) = slots.get_mut(index) else { continue };
+            slot.line = None;
+            // One whose time has come is on its way out by itself.
+            if !std::mem::replace(&mut slot.expired, true) {
+                slot.deadline_ns = NEVER;
+                slot.end(Shut::Read);
+                return true;
+            }
+        }
+    }
+
+    /// Ends the longest of those handshakes whose `worse` is the most; false when none has any.
+    pub fn end_handshake(&self, worse: impl Fn(u64) -> Option<u64>) -> bool {
+        let mut worst: Option<(u64, usize)> = None;
+        for (index, tag) in self.lines.borrow().walk(Line::Shaking) {
+            if let Some(now) = worse(tag)
+                && worst.is_none_or(|(most, _)| now > most)
+            {
+                worst = Some((now, index));
+            }
+        }
+        let Some((_, index)) = worst else { return false };
+        self.lines.borrow_mut().leave(Line::Shaking, index);
+        if let Some(slot) = self.slots.borrow_mut().get_mut(index) {
+            (slot.line, slot.expired, slot.deadline_ns) = (None, true, NEVER);
+            slot.end(Shut::Both);
+        }
+        true
+    }
+
     /// Takes a slot for one side of an exchange.
     #[must_use]
     pub fn timer(self: &Rc<Self>) -> Timer {
@@ -156,23 +212,47 @@ impl Timer {
                 self.ticker.now_ns.get().saturating_add(timeout).saturating_add(nanoseconds(TICK))
             }
         };
-        self.with(|slot| *slot = Slot { deadline_ns, stream: Some(stream), how, ..DISARMED });
+        let armed = Slot { deadline_ns, stream: Some(stream), how, ..DISARMED };
+        self.leave(self.with(|slot| std::mem::replace(slot, armed)).and_then(|slot| slot.line));
     }
 
     /// As `arm` for both directions, for a connection with nothing in flight.
     pub fn arm_idle(&self, stream: Handle, timeout: Duration) {
         self.arm(stream, Shut::Both, timeout);
         self.with(|slot| slot.idle = true);
+        self.join(Line::Idle, 0);
+    }
+
+    /// As `arm_idle` for one whose owner ends it himself, in a drain too.
+    pub fn arm_rest(&self, owner: Waker, timeout: Duration) {
+        self.arm(Handle::Owner(owner), Shut::Both, timeout);
+        self.join(Line::Idle, 0);
+    }
+
+    /// As `arm` for both directions, for a handshake; `tag` says whose it is.
+    pub fn arm_handshake(&self, stream: Handle, timeout: Duration, tag: u64) {
+        self.arm(stream, Shut::Both, timeout);
+        self.join(Line::Shaking, tag);
+    }
+
+    fn join(&self, line: Line, tag: u64) {
+        self.with(|slot| slot.line = Some(line));
+        self.ticker.lines.borrow_mut().join(line, self.index, self.ticker.now_ns.get(), tag);
+    }
+
+    fn leave(&self, line: Option<Line>) {
+        if let Some(line) = line {
+            self.ticker.lines.borrow_mut().leave(line, self.index);
+        }
     }
 
     /// Forgets the deadline and whether it had expired.
     pub fn disarm(&self) {
-        self.with(|slot| {
+        let line = self.with(|slot| {
             // One that is disarmed already says so by its stream: most are.
-            if slot.stream.is_some() {
-                *slot = DISARMED;
-            }
+            if slot.stream.is_some() { std::mem::replace(slot, DISARMED).line } else { None }
         });
+        self.leave(line.flatten());
     }
 
     /// Time until the deadline, at least a tick; zero when armed without one, `None` when not
@@ -214,10 +294,8 @@ impl Timer {
         self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.expired)
     }
 
-    fn with(&self, change: impl FnOnce(&mut Slot)) {
-        if let Some(slot) = self.ticker.slots.borrow_mut().get_mut(self.index) {
-            change(slot);
-        }
+    fn with<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
+        self.ticker.slots.borrow_mut().get_mut(self.index).map(change)
     }
 }
 
@@ -294,6 +372,56 @@ mod tests {
             drop(ticker.timer());
         }
         assert_eq!(ticker.slots.borrow().len(), 1);
+    }
+
+    #[test]
+    fn the_longest_idle_one_is_ended_and_no_other() {
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
+        let pairs: Vec<_> = (0..4).map(|_| UnixStream::pair().unwrap()).collect();
+        let timers: Vec<_> = (0..4).map(|_| ticker.timer()).collect();
+        let long = Duration::from_secs(9);
+        for (at, ((ours, _), timer)) in pairs.iter().zip(&timers).enumerate() {
+            ticker.walk(start + (at as u32 + 1) * TICK);
+            timer.arm_idle(Handle::Fd(ours.as_raw_fd()), long);
+        }
+        // The first has worked since, the second works.
+        timers[0].disarm();
+        timers[0].arm_idle(Handle::Fd(pairs[0].0.as_raw_fd()), long);
+        timers[1].arm(Handle::Fd(pairs[1].0.as_raw_fd()), Shut::Both, long);
+        assert_eq!(ticker.idle(), (3, Some(start + 3 * TICK)));
+        let gone = || -> Vec<bool> {
+            pairs.iter().map(|(ours, _)| sys::peek(ours.as_raw_fd()) == sys::Peek::Gone).collect()
+        };
+        for expected in
+            [[false, false, true, false], [false, false, true, true], [true, false, true, true]]
+        {
+            assert!(ticker.end_longest_idle());
+            assert_eq!(gone(), expected);
+        }
+        assert!(!ticker.end_longest_idle());
+        assert_eq!(ticker.idle(), (0, None));
+    }
+
+    #[test]
+    fn of_handshakes_the_longest_of_the_worst_is_ended() {
+        let ticker = Ticker::new(Instant::now());
+        let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+        let timers: Vec<_> = pairs
+            .iter()
+            .zip([1, 7, 7])
+            .map(|((ours, _), tag)| {
+                let timer = ticker.timer();
+                timer.arm_handshake(Handle::Fd(ours.as_raw_fd()), Duration::from_secs(9), tag);
+                timer
+            })
+            .collect();
+        assert!(!ticker.end_handshake(|_| None));
+        assert!(ticker.end_handshake(Some));
+        let expired: Vec<bool> = timers.iter().map(Timer::expired).collect();
+        assert_eq!(expired, [false, true, false]);
+        drop(timers);
+        assert!(!ticker.end_handshake(Some));
     }
 
     #[test]

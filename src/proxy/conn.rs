@@ -6,18 +6,18 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 
 use rustls::ServerConfig;
 
 use super::conn_h1::{self, Client, Downstream, Peer};
 use super::conn_h2;
 use super::core::Core;
+use super::places::Shaking;
 use crate::base::buf::SMALL_BYTES;
 use crate::net::frame::Frame;
 use crate::net::rt::Socket;
 use crate::net::stream::Stream;
-use crate::net::sys::Shut;
 use crate::net::tls::{TlsStream, client_name};
 
 /// What a client that knows us to speak HTTP/2 sends first.
@@ -67,39 +67,18 @@ async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)>
 async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) -> Option<TlsStream> {
     let socket = client.stream.plain()?.clone();
     let shared = &core.shared;
-    let shaking = Shaking::begin(&shared.handshakes);
-    if shaking.others() >= shared.handshakes_max {
+    let Some(shaking) = Shaking::begin(core, client.peer.as_ref().map(|peer| peer.ip)) else {
         shared.refused.fetch_add(1, Ordering::Relaxed);
         return None;
-    }
+    };
     let timer = core.ticker.timer();
     let timeout = core.with_listener(client.listener, |plan| plan.timeouts.handshake);
-    timer.arm(client.stream.handle(), Shut::Both, timeout);
+    timer.arm_handshake(client.stream.handle(), timeout, shaking.tag());
     let stream = TlsStream::accept(socket, config).await.ok();
     if stream.is_none() {
         shared.handshakes_failed.fetch_add(1, Ordering::Relaxed);
     }
     stream
-}
-
-/// Counts a handshake for as long as it lasts.
-struct Shaking<'a>(&'a AtomicU32, u32);
-
-impl<'a> Shaking<'a> {
-    fn begin(count: &'a AtomicU32) -> Self {
-        let others = count.fetch_add(1, Ordering::Relaxed);
-        Self(count, others)
-    }
-
-    fn others(&self) -> u32 {
-        self.1
-    }
-}
-
-impl Drop for Shaking<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 /// Waits for what the client says first, until it cannot be mistaken.

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
 use std::task::{Poll, Waker};
 use std::time::Instant;
 
@@ -17,6 +18,7 @@ use h2::server::{Builder, Connection};
 use super::conn_h1::{Client, LINGER, linger};
 use super::core::Core;
 use super::h2_stream;
+use super::places;
 use super::plan::ClientTimeouts;
 use crate::config::H2Limits;
 use crate::http2::flood::FrameCounter;
@@ -45,14 +47,26 @@ pub struct Shared {
 }
 
 /// Counts a stream for as long as it lives.
-pub struct Open(Rc<Shared>);
+pub struct Open {
+    shared: Rc<Shared>,
+    core: Rc<Core>,
+}
 
 impl Shared {
     /// A stream begins: the connection idles no more.
-    fn open(self: &Rc<Self>) -> Open {
-        self.streams.set(self.streams.get() + 1);
+    ///
+    /// Shape: `None` when the process has no place for it; the first one stands in its connection's.
+    fn open(self: &Rc<Self>, core: &Rc<Core>) -> Option<Open> {
+        let others = self.streams.get();
+        if others > 0 {
+            if !places::make_place(core) {
+                return None;
+            }
+            core.shared.streams.fetch_add(1, Ordering::Relaxed);
+        }
+        self.streams.set(others + 1);
         self.timer.disarm();
-        Open(self.clone())
+        Some(Open { shared: self.clone(), core: core.clone() })
     }
 
     /// Nothing is open: the connection has so long to live.
@@ -60,8 +74,7 @@ impl Shared {
         match self.leaving.get() {
             true => self.timer.arm(self.handle(), Shut::Both, LINGER),
             false => {
-                let owner = Handle::Owner(self.task.clone());
-                self.timer.arm(owner, Shut::Both, self.timeouts.keepalive);
+                self.timer.arm_rest(self.task.clone(), self.timeouts.keepalive);
             }
         }
     }
@@ -78,10 +91,14 @@ impl Shared {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        let shared = &self.0;
-        shared.streams.set(shared.streams.get() - 1);
-        if shared.streams.get() == 0 {
-            shared.rest();
+        let shared = &self.shared;
+        let others = shared.streams.get() - 1;
+        shared.streams.set(others);
+        match others {
+            0 => shared.rest(),
+            _ => {
+                self.core.shared.streams.fetch_sub(1, Ordering::Relaxed);
+            }
         }
     }
 }
@@ -150,8 +167,13 @@ async fn accept(
         })
         .await;
         // An error of the connection is the client's: `h2` has sent the GOAWAY for it.
-        let Some(Ok((request, respond))) = accepted else { break };
-        let open = shared.open();
+        let Some(Ok((request, mut respond))) = accepted else { break };
+        let Some(open) = shared.open(core) else {
+            // It has not been looked at, and the client knows that it may ask again.
+            respond.send_reset(Reason::REFUSED_STREAM);
+            core.shared.refused.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
             let serving = pin!(Frame::with(|| h2_stream::serve(&core, &shared, request, respond)));

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::leaving::Leaving;
+use super::places::Idle;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
 use crate::base::buf::Buffers;
@@ -21,6 +22,7 @@ use crate::net::splice::Pipes;
 use crate::net::ticker::Ticker;
 use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
+use crate::policy::limit::tally::Tally;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::links::Links;
@@ -44,9 +46,19 @@ pub struct Shared {
     pub connections_max: u32,
     /// Held body bytes of the process.
     pub held: HeldBudget,
+    /// Streams of HTTP/2 beyond the first of each connection.
+    pub streams: AtomicU32,
+    /// What each core has told of its idle connections.
+    pub idle: Vec<Padded<Idle>>,
+    /// Connections of each client address.
+    pub per_ip: Tally,
+    /// How many one address may have; 0 = any number.
+    pub per_ip_max: u32,
+    /// TLS handshakes of each client address.
+    pub shaking: Tally,
     /// Panics caught, one per connection lost.
     pub panics: AtomicU64,
-    /// Connections refused because of `connections_max`.
+    /// Connections refused because of `connections_max`, `per_ip_max` or `handshakes_max`.
     pub refused: AtomicU64,
     /// TLS handshakes that have not ended, and how many there may be.
     pub handshakes: AtomicU32,

@@ -18,6 +18,7 @@ use super::dispatch::dispatch;
 use super::forward::{Outgoing, Request};
 use super::hold::{self, Enough, RequestBody, RoutedBy, Unheld};
 use super::limit;
+use super::places;
 use super::plan::{ListenerPlan, Plan};
 use super::reply::{self, Caller, Next, Refusal};
 use super::route;
@@ -218,6 +219,13 @@ async fn serve(
             return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
         }
     };
+    let _vouched = match core.shared.per_ip_max {
+        0 => None,
+        _ => {
+            let peer = permit.peer.as_ref().map(|peer| peer.ip);
+            places::count_vouched(core, peer, permit.client).map_err(|()| too_many_connections())?
+        }
+    };
     // Nobody to charge: no future is made for it.
     if permit.key.is_some() {
         settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
@@ -275,6 +283,11 @@ async fn serve(
             Ok(reply::refuse(core, down, caller, &refusal, body.reader.is_done()).await)
         }
     }
+}
+
+#[cold]
+fn too_many_connections() -> Refusal {
+    Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
 }
 
 /// Answers by ourselves.

@@ -1,6 +1,6 @@
 //! Floor 6: THE TRUNK. Read in this order:
 //!
-//! `worker` (a core: accept, hand over, tick, drain) → `conn` (what a connection
+//! `worker` (a core: accept, hand over, tick, drain; `places` says who is let in) → `conn` (what a connection
 //! speaks) → `conn_h1` (one client connection) or `conn_h2` and `h2_stream` (one of many streams) →
 //! `exchange` (the life of a request, station by station), and then the stations: `admit`
 //! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
@@ -29,6 +29,7 @@ pub mod judge;
 pub mod leaving;
 pub mod limit;
 pub mod pick;
+pub mod places;
 pub mod plan;
 mod proven;
 mod reaches;

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::conn;
 use super::core::{Core, Padded, Shared};
+use super::places;
 use crate::net::buffers;
 use crate::net::caught::caught;
 use crate::net::listener::Listening;
@@ -118,6 +119,7 @@ impl Running {
             rt::sleep(TICK).await;
             let now = Instant::now();
             core.ticker.walk(now);
+            places::publish(&core);
             core.ring_lost();
             // Should the word of a new plan not have fitted into the mailbox.
             core.look();
@@ -177,6 +179,9 @@ async fn read_mailbox(
             Message::Ring { ticket, value } => core.bells.ring(ticket, value),
             Message::Cut => cut.set(true),
             Message::Look => core.look(),
+            Message::EndIdle => {
+                core.ticker.end_longest_idle();
+            }
         }
     }
 }
@@ -207,7 +212,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// Serves a connection here, or hands it to a core that is much less busy.
 fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) {
     let shared = &core.shared;
-    if shared.connections.load(Ordering::Relaxed) >= shared.connections_max {
+    if places::is_full(core, peer, listener) || !places::make_place(core) {
         shared.refused.fetch_add(1, Ordering::Relaxed);
         return;
     }
@@ -242,8 +247,13 @@ fn begin(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
     let Ok(socket) = Socket::adopt(fd, keepalive) else {
         return core.shared.count_connection(core.index, -1);
     };
+    let Ok(counted) = places::count_connection(core, peer, listener) else {
+        core.shared.refused.fetch_add(1, Ordering::Relaxed);
+        return core.shared.count_connection(core.index, -1);
+    };
     let core = core.clone();
     rt::spawn(async move {
+        let _counted = counted;
         let serving = pin!(conn::serve(&core, socket, peer, usize::from(listener)));
         core.count_panic(caught(serving).await.is_none());
         core.shared.count_connection(core.index, -1);

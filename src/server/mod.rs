@@ -8,6 +8,7 @@ pub mod banner;
 pub mod demo;
 pub mod serve;
 
+use std::hash::RandomState;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -23,6 +24,7 @@ use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::net::tls::Store;
 use crate::policy::limit::shared::Budget;
+use crate::policy::limit::tally::Tally;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
@@ -129,6 +131,8 @@ pub struct Options {
     pub drain: Duration,
     /// Most client connections.
     pub connections_max: u32,
+    /// Most client connections of one address; 0 = any number.
+    pub per_ip_max: u32,
     /// Most TLS handshakes at a time.
     pub handshakes_max: u32,
     /// Most held body bytes.
@@ -180,6 +184,7 @@ impl Options {
             },
             drain: config.process.drain,
             connections_max,
+            per_ip_max: config.limits.connections_per_ip,
             handshakes_max: match config.limits.handshakes {
                 0 => (connections_max / 4).max(1),
                 wanted => wanted,
@@ -400,6 +405,11 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         connections: AtomicU32::new(0),
         connections_max: options.connections_max,
         held: HeldBudget::new(options.held_total_bytes),
+        streams: AtomicU32::new(0),
+        idle: (0..copies).map(|_| Padded::default()).collect(),
+        per_ip: Tally::new(RandomState::new()),
+        per_ip_max: options.per_ip_max,
+        shaking: Tally::new(RandomState::new()),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         handshakes: AtomicU32::new(0),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::house::{LIMIT, Proxy, Setup, house, mock, mock_with, wait_until};
 use super::wire::{Client, chat, get};
@@ -85,13 +86,14 @@ fn a_port_that_is_taken_ends_the_start_with_a_message() {
 }
 
 #[test]
-fn refuses_connections_over_the_limit_and_takes_them_again() {
+fn refuses_connections_over_the_limit_while_all_are_busy_and_takes_them_again() {
     let mock = mock();
     let proxy = Setup { rest: "[limits]\nconnections = 3", ..Setup::default() }.start(&[&mock]);
     let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
     for client in &mut clients {
-        assert_eq!(client.send(chat("", false)).answer().status, 200);
+        client.send(get("/echo?mock=delay=60s", ""));
     }
+    wait_until("all are busy", || mock.stats().in_flight == 3);
     let mut fourth = proxy.client();
     let _ = fourth.try_send(&chat("", false));
     let refused = match fourth.try_answer() {
@@ -103,6 +105,96 @@ fn refuses_connections_over_the_limit_and_takes_them_again() {
     clients.pop();
     wait_until("one has left", || proxy.connections() == 2);
     assert_eq!(proxy.client().send(chat("", false)).answer().status, 200);
+}
+
+#[test]
+fn at_the_limit_the_longest_idle_one_is_closed_and_the_new_one_taken() {
+    let mock = mock();
+    let proxy = Setup { rest: "[limits]\nconnections = 3", ..Setup::default() }.start(&[&mock]);
+    let ask = |client: &mut Client| client.send(chat("", false)).answer().status;
+    let mut clients: Vec<Client> = (0..3).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        assert_eq!(ask(client), 200);
+    }
+    // The first has been used since the second and third.
+    assert_eq!(ask(&mut clients[0]), 200);
+    let mut fourth = proxy.client();
+    assert_eq!(ask(&mut fourth), 200);
+    assert!(clients[1].is_over(), "it has idled longest");
+    // One that has said nothing yet idles too.
+    let mut silent = proxy.client();
+    assert!(clients[2].is_over());
+    assert_eq!(ask(&mut fourth), 200);
+    assert_eq!(ask(&mut clients[0]), 200);
+    let mut sixth = proxy.client();
+    assert_eq!(ask(&mut sixth), 200);
+    assert!(silent.is_over());
+    assert_eq!(proxy.shared().refused.load(Ordering::Relaxed), 0);
+    wait_until("no more than the limit", || proxy.connections() == 3);
+}
+
+#[test]
+fn the_longest_idle_one_may_be_another_cores() {
+    let mock = mock();
+    let setup =
+        Setup { process: "cores = 2", rest: "[limits]\nconnections = 24", ..Setup::default() };
+    let proxy = setup.start(&[&mock]);
+    // Many come at once and say nothing more: whichever cores they fall to, nobody is kept out.
+    let mut clients: Vec<Client> = Vec::new();
+    for _ in 0..96 {
+        let mut client = proxy.client();
+        assert_eq!(client.send(chat("", false)).answer().status, 200);
+        clients.push(client);
+    }
+    assert_eq!(proxy.shared().refused.load(Ordering::Relaxed), 0);
+    wait_until("no more than the limit", || proxy.connections() <= 24);
+    let over = clients.iter_mut().take(48).filter_map(|client| {
+        client.patience(Duration::from_millis(200));
+        client.is_over().then_some(())
+    });
+    assert!(over.count() >= 40, "the longest idle ones have gone");
+}
+
+#[test]
+fn connections_per_ip_bounds_one_address_and_no_other() {
+    let mock = mock();
+    let rest = "[limits]\nconnections_per_ip = 2";
+    let proxy = Setup { rest, ..Setup::default() }.start(&[&mock]);
+    let ask = |client: &mut Client| client.send(chat("", false)).answer().status;
+    let mut clients: Vec<Client> = (0..2).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        assert_eq!(ask(client), 200);
+    }
+    assert!(proxy.client().is_over(), "a third is closed");
+    let mut other = Client::connect_from("127.0.0.9", proxy.addr());
+    assert_eq!(ask(&mut other), 200);
+    clients.pop();
+    wait_until("one has left", || proxy.connections() == 2);
+    assert_eq!(ask(&mut proxy.client()), 200);
+}
+
+#[test]
+fn behind_a_trusted_proxy_connections_per_ip_counts_whom_it_vouches_for() {
+    let mock = mock();
+    let setup = Setup {
+        listener: "trusted_proxies = [\"127.0.0.1/32\"]",
+        rest: "[limits]\nconnections_per_ip = 1",
+        ..Setup::default()
+    };
+    let proxy = setup.start(&[&mock]);
+    let of = |ip: &str, path: &str| get(path, &format!("X-Forwarded-For: {ip}\r\n"));
+    let mut busy = proxy.client();
+    busy.send(of("203.0.113.5", "/echo?mock=delay=60s"));
+    wait_until("it is busy", || mock.stats().in_flight == 1);
+    let answer = proxy.client().send(of("203.0.113.5", "/echo")).answer();
+    assert_eq!(
+        (answer.status, answer.message().as_str()),
+        (429, "Too many connections from this address.")
+    );
+    assert_eq!(proxy.client().send(of("203.0.113.6", "/echo")).answer().status, 200);
+    drop(busy);
+    wait_until("it has left", || mock.stats().in_flight == 0);
+    assert_eq!(proxy.client().send(of("203.0.113.5", "/echo")).answer().status, 200);
 }
 
 fn active(proxy: &Proxy) -> Vec<u32> {

@@ -163,6 +163,28 @@ fn no_more_handshakes_than_the_limit() {
 }
 
 #[test]
+fn handshakes_of_one_address_keep_no_other_out() {
+    let rest = "[limits]\nhandshakes = 4\n";
+    let house = House::with("", Setup { rest, ..Setup::default() });
+    let shaking = || house.proxy.shared().handshakes.load(Relaxed);
+    // Silent, or in the middle of a hello.
+    let mut silent: Vec<_> = (0..4).map(|_| Client::connect(house.proxy.addr())).collect();
+    silent[1].send([22, 3, 1, 2, 0, 1]);
+    wait_until("four are at it", || shaking() == 4);
+    let mut others: Vec<_> =
+        (0..2).map(|_| Client::connect_from("127.0.0.7", house.proxy.addr())).collect();
+    for longest in &mut silent[..2] {
+        assert!(longest.is_over(), "the longest of those who have more");
+    }
+    wait_until("two and two", || shaking() == 4);
+    // Nobody has more of them than this one would.
+    assert!(Client::connect_from("127.0.0.7", house.proxy.addr()).is_over());
+    drop(others.drain(..));
+    wait_until("they have left", || shaking() == 2);
+    assert_eq!(house.client().send(chat("", false)).answer().status, 200);
+}
+
+#[test]
 fn plain_http_to_a_tls_port_is_told_so() {
     let house = House::new();
     let long = post("/echo", "", noise(3, 300_000));

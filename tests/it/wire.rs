@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{ClientConfig, ClientConnection};
+use socket2::{Domain, Socket, Type};
 
 use super::house::LIMIT;
 use super::secure::shake;
@@ -53,6 +54,15 @@ impl Client {
     /// Connects.
     pub(crate) fn connect(addr: SocketAddr) -> Client {
         Client::of(TcpStream::connect(addr).expect("the proxy listens"))
+    }
+
+    /// Connects from another address of this machine.
+    pub(crate) fn connect_from(ip: &str, addr: SocketAddr) -> Client {
+        let from = SocketAddr::new(ip.parse().expect("an address"), 0);
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&from.into()).expect("all of 127/8 is ours");
+        socket.connect(&addr.into()).expect("the proxy listens");
+        Client::of(socket.into())
     }
 
     /// Connects to a Unix socket.

@@ -85,6 +85,8 @@ pub(crate) fn limits(raw: &RawConfig, r: &mut Reader<'_>) -> Limits {
         body_held: size(r, &raw.body_held, body.min(2 * MIB), 0..=TIB),
         held_total: size(r, &raw.held_total, body.max(GIB), MIB..=1024 * TIB),
         connections: number(r, &raw.connections, 0, 0..=10_000_000),
+        connections_per_ip: number(r, &raw.connections_per_ip, 0, 0..=10_000_000),
+        body_rate_min: size(r, &raw.body_rate_min, KIB, 0..=GIB),
         handshakes: number(r, &raw.handshakes, 0, 0..=10_000_000),
         h2: h2(r, &section(&raw.h2)),
     };

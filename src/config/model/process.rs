@@ -109,6 +109,10 @@ pub struct Limits {
     pub held_total: u64,
     /// Client connections of the process; 0 = as many as RLIMIT_NOFILE allows.
     pub connections: u32,
+    /// Client connections of one address; 0 = any number.
+    pub connections_per_ip: u32,
+    /// Least rate of a request body, bytes a second over 10 s; 0 = none. Slower: 408.
+    pub body_rate_min: u64,
     /// TLS handshakes of the process that have not ended; 0 = a quarter of the connections.
     pub handshakes: u32,
     /// What one HTTP/2 connection may ask of us.

@@ -44,6 +44,10 @@ mirror! {
         held_total: Size,
         /// Client connections; 0 = from RLIMIT_NOFILE.
         connections: i64,
+        /// Client connections of one address; 0 = any number.
+        connections_per_ip: i64,
+        /// Least rate of a request body, bytes a second over 10 s; 0B = none.
+        body_rate_min: Size,
         /// Unfinished TLS handshakes; 0 = a quarter of the connections.
         handshakes: i64,
         /// What one HTTP/2 connection may ask of us.

@@ -82,13 +82,17 @@ impl IpTable {
 
     /// The line of an address and its tag, which is never 0.
     fn place(&self, ip: IpAddr) -> (&Line, u64) {
-        let network = match ip.to_canonical() {
-            IpAddr::V4(ip) => (4, u64::from(ip.to_bits())),
-            IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),
-        };
-        let hash = self.hasher.hash_one(network);
+        let hash = self.hasher.hash_one(network(ip));
         // Tag and line come from different ends of the hash.
         (&self.lines[hash as usize % LINES], (hash >> DUE_BITS).max(1))
+    }
+}
+
+/// What addresses of one client have in common.
+pub(super) fn network(ip: IpAddr) -> (u8, u64) {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => (4, u64::from(ip.to_bits())),
+        IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),
     }
 }
 

@@ -4,7 +4,7 @@
 //! day), `tokens` (tokens a minute, paid afterwards), `gate` (exchanges in flight), `key` (the
 //! four of them for one key, all or nothing), `standing` (what the client is told), `lease` and
 //! `shared` (a budget of several nodes), `client_ip` and `ip` (whose address it is, and its
-//! rate). All state is atomics that every core shares,
+//! rate), `tally` (what each of many holds of something common). All state is atomics that every core shares,
 //! so a limit holds for the process and not for a core.
 //!
 //! Time is `now_ns`: nanoseconds since 1970, which the caller derives from a monotonic clock.
@@ -17,5 +17,6 @@ pub mod key;
 pub mod lease;
 pub mod shared;
 pub mod standing;
+pub mod tally;
 pub mod tokens;
 pub mod window;

@@ -1,0 +1,137 @@
+//! Lines in which the slots of a core stand, the longest in them first.
+//!
+//! The one idea: links between slots, beside them, so that a slot joins at the end, leaves from
+//! anywhere and is found at the front, each with a few stores and without memory of its own. A slot
+//! stands in one line at most; who calls keeps in mind which.
+
+/// A line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Line {
+    /// Connections with nothing in flight.
+    Idle,
+    /// Handshakes.
+    Shaking,
+}
+
+const LINES: usize = 2;
+/// Nobody before, or nobody behind.
+const NOBODY: usize = usize::MAX;
+
+/// All lines.
+#[derive(Default)]
+pub(super) struct Lines {
+    links: Vec<Link>,
+    ends: [Ends; LINES],
+}
+
+#[derive(Clone, Copy)]
+struct Link {
+    before: usize,
+    behind: usize,
+    since_ns: u64,
+    tag: u64,
+}
+
+const UNLINKED: Link = Link { before: NOBODY, behind: NOBODY, since_ns: 0, tag: 0 };
+
+#[derive(Clone, Copy)]
+struct Ends {
+    first: usize,
+    last: usize,
+    len: u32,
+}
+
+impl Default for Ends {
+    fn default() -> Self {
+        Self { first: NOBODY, last: NOBODY, len: 0 }
+    }
+}
+
+impl Lines {
+    /// Puts a slot that stands in no line at the end of one.
+    pub(super) fn join(&mut self, line: Line, index: usize, since_ns: u64, tag: u64) {
+        if self.links.len() <= index {
+            self.links.resize(index + 1, UNLINKED);
+        }
+        let ends = &mut self.ends[line as usize];
+        let before = std::mem::replace(&mut ends.last, index);
+        ends.len += 1;
+        match self.links.get_mut(before) {
+            Some(link) => link.behind = index,
+            None => ends.first = index,
+        }
+        self.links[index] = Link { before, behind: NOBODY, since_ns, tag };
+    }
+
+    /// Takes a slot out of the line in which it stands.
+    pub(super) fn leave(&mut self, line: Line, index: usize) {
+        let Some(link) = self.links.get_mut(index) else { return };
+        let Link { before, behind, .. } = std::mem::replace(link, UNLINKED);
+        let ends = &mut self.ends[line as usize];
+        ends.len -= 1;
+        match self.links.get_mut(before) {
+            Some(link) => link.behind = behind,
+            None => ends.first = behind,
+        }
+        match self.links.get_mut(behind) {
+            Some(link) => link.before = before,
+            None => ends.last = before,
+        }
+    }
+
+    /// The slot that has stood longest in a line, and since when.
+    pub(super) fn first(&self, line: Line) -> Option<(usize, u64)> {
+        let index = self.ends[line as usize].first;
+        self.links.get(index).map(|link| (index, link.since_ns))
+    }
+
+    /// How many stand in a line.
+    pub(super) fn len(&self, line: Line) -> u32 {
+        self.ends[line as usize].len
+    }
+
+    /// Walks a line from its front: slots and their tags.
+    pub(super) fn walk(&self, line: Line) -> impl Iterator<Item = (usize, u64)> {
+        let mut next = self.ends[line as usize].first;
+        std::iter::from_fn(move || {
+            let link = self.links.get(next)?;
+            let at = std::mem::replace(&mut next, link.behind);
+            Some((at, link.tag))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// The oracle: a list for each line.
+        #[test]
+        fn agrees_with_lists(steps in prop::collection::vec((0usize..9, 0usize..3), 0..80)) {
+            let mut lines = Lines::default();
+            let mut lists: [Vec<usize>; LINES] = Default::default();
+            for (time, (index, to)) in steps.into_iter().enumerate() {
+                for (line, list) in [Line::Idle, Line::Shaking].into_iter().zip(&mut lists) {
+                    if let Some(at) = list.iter().position(|known| *known == index) {
+                        list.remove(at);
+                        lines.leave(line, index);
+                    }
+                }
+                if let Some(line) = [Line::Idle, Line::Shaking].get(to) {
+                    lists[to].push(index);
+                    lines.join(*line, index, time as u64, 10 + index as u64);
+                }
+                for (line, list) in [Line::Idle, Line::Shaking].into_iter().zip(&lists) {
+                    let walked: Vec<_> = lines.walk(line).collect();
+                    let expected: Vec<_> = list.iter().map(|at| (*at, 10 + *at as u64)).collect();
+                    prop_assert_eq!(walked, expected);
+                    prop_assert_eq!(lines.len(line) as usize, list.len());
+                    prop_assert_eq!(lines.first(line).map(|(at, _)| at), list.first().copied());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! Who is let in, and who has to go: the connections of the process and their shares.
+//!
+//! At the limit of connections the one that has idled longest is closed and the newcomer taken, as
+//! nginx does; somebody who opens connections and says nothing keeps nobody out. Cores tell each
+//! other at every tick how many of theirs idle and since when; a core that needs a place ends one
+//! of its own, or sends word to the core whose idles longest. What was told is at most a tick old:
+//! a core may find that nobody idles any more, and for a turn of its loop a connection that is
+//! ending is still counted. So there may be a few more than the limit (`LEAVING_MAX`), never many.
+//!
+//! A stream of HTTP/2 may need a connection to an upstream, as a connection of HTTP/1.1 may: each
+//! one beyond the first of its connection counts like one.
+//!
+//! A handshake over its limit takes the place of the longest one of whoever has more of them under
+//! way than the newcomer; one that has as many himself is refused.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use super::core::{Core, Padded, Shared};
+use crate::net::mailbox::Message;
+use crate::policy::limit::tally::{Holder, Tally};
+
+/// Connections over the limit, of which the most are on their way out.
+const LEAVING_MAX: u32 = 16;
+
+/// What a core tells the others of its idle connections.
+#[derive(Debug, Default)]
+pub struct Idle {
+    /// How many there are.
+    count: AtomicU32,
+    /// Since when the longest idles, microseconds from the process's origin.
+    since_us: AtomicU64,
+}
+
+/// A count for as long as this lives.
+pub struct Counted {
+    shared: Arc<Shared>,
+    of: fn(&Shared) -> &Tally,
+    holder: Holder,
+}
+
+impl Counted {
+    fn add(shared: &Arc<Shared>, of: fn(&Shared) -> &Tally, holder: Holder) -> (Self, u64) {
+        let count = of(shared).add(holder, 1);
+        (Self { shared: shared.clone(), of, holder }, count)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.of)(&self.shared).give_back(self.holder, 1);
+    }
+}
+
+/// Makes room for one more connection, or stream: false when all are busy.
+pub fn make_place(core: &Core) -> bool {
+    let shared = &core.shared;
+    let taken = shared.connections.load(Relaxed) + shared.streams.load(Relaxed);
+    taken < shared.connections_max || take_idle_place(core, taken)
+}
+
+#[cold]
+fn take_idle_place(core: &Core, taken: u32) -> bool {
+    let shared = &core.shared;
+    if taken >= shared.connections_max.saturating_add(LEAVING_MAX) {
+        return false;
+    }
+    let own = core.ticker.idle().1.map(|since| shared.ringer.us_at(since));
+    let others = shared.idle.iter().enumerate().filter(|(at, _)| *at != core.index);
+    let longest = others
+        .filter(|(_, Padded(idle))| idle.count.load(Relaxed) > 0)
+        .map(|(at, Padded(idle))| (idle.since_us.load(Relaxed), at))
+        .min();
+    if let Some((since_us, at)) = longest
+        && own.is_none_or(|own| since_us < own)
+    {
+        // Claimed before it is told, or a burst would ask for more than there are.
+        let less = |count: u32| count.checked_sub(1);
+        if shared.idle[at].0.count.fetch_update(Relaxed, Relaxed, less).is_ok()
+            && shared.mailboxes[at].send(Message::EndIdle).is_ok()
+        {
+            return true;
+        }
+    }
+    core.ticker.end_longest_idle()
+}
+
+/// Tells the other cores who idles here; called at every tick.
+pub fn publish(core: &Core) {
+    let Some(Padded(idle)) = core.shared.idle.get(core.index) else { return };
+    let (count, since) = core.ticker.idle();
+    idle.count.store(count, Relaxed);
+    idle.since_us.store(since.map_or(u64::MAX, |at| core.shared.ringer.us_at(at)), Relaxed);
+}
+
+/// Whether an address has as many connections as it may; a look before others have to go for it.
+#[must_use]
+pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: u16) -> bool {
+    let shared = &core.shared;
+    shared.per_ip_max > 0
+        && counted_ip(core, peer, listener).is_some_and(|ip| {
+            let held = shared.per_ip.count(shared.per_ip.holder_at(ip));
+            held >= u64::from(shared.per_ip_max)
+        })
+}
+
+/// Counts a connection of an address for as long as it lives.
+///
+/// Errors: it has as many as it may.
+pub fn count_connection(
+    core: &Core,
+    peer: Option<SocketAddr>,
+    listener: u16,
+) -> Result<Option<Counted>, ()> {
+    match core.shared.per_ip_max {
+        0 => Ok(None),
+        _ => counted_ip(core, peer, listener).map(|ip| count(core, ip)).transpose(),
+    }
+}
+
+/// Counts a request that came through a trusted proxy as a connection of the client that the proxy
+/// vouches for.
+///
+/// Errors: it has as many as it may.
+pub fn count_vouched(
+    core: &Core,
+    peer: Option<IpAddr>,
+    client: Option<IpAddr>,
+) -> Result<Option<Counted>, ()> {
+    match (peer, client) {
+        (Some(peer), Some(client)) if peer.to_canonical() != client => {
+            count(core, client).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
+fn count(core: &Core, ip: IpAddr) -> Result<Counted, ()> {
+    let holder = core.shared.per_ip.holder_at(ip);
+    let (counted, held) = Counted::add(&core.shared, |shared| &shared.per_ip, holder);
+    if held > u64::from(core.shared.per_ip_max) { Err(()) } else { Ok(counted) }
+}
+
+/// Whose connection it is; nobody's that comes from a trusted proxy, behind which are many.
+fn counted_ip(core: &Core, peer: Option<SocketAddr>, listener: u16) -> Option<IpAddr> {
+    let ip = peer?.ip().to_canonical();
+    let trusts = core.with_listener(usize::from(listener), |plan| {
+        plan.trusted.iter().any(|net| net.contains(&ip))
+    });
+    (!trusts).then_some(ip)
+}
+
+/// A handshake under way.
+pub struct Shaking {
+    shared: Arc<Shared>,
+    counted: Counted,
+}
+
+impl Shaking {
+    /// Counts one; `None` when too many others are at it, and nobody has more of them.
+    pub fn begin(core: &Core, ip: Option<IpAddr>) -> Option<Shaking> {
+        let shared = core.shared.clone();
+        let holder = match ip {
+            Some(ip) => shared.shaking.holder_at(ip),
+            None => shared.shaking.holder("no address"),
+        };
+        let others = shared.handshakes.fetch_add(1, Relaxed);
+        let (counted, own) = Counted::add(&shared, |shared| &shared.shaking, holder);
+        let shaking = Shaking { shared, counted };
+        let shared = &shaking.shared;
+        let worse = |tag: u64| {
+            let held = shared.shaking.count(Holder::numbered(u32::try_from(tag).unwrap_or(0)));
+            (held > own).then_some(held)
+        };
+        let fits = others < shared.handshakes_max || core.ticker.end_handshake(worse);
+        fits.then_some(shaking)
+    }
+
+    /// Whose it is, for the ticker.
+    #[must_use]
+    pub fn tag(&self) -> u64 {
+        u64::from(self.counted.holder.number())
+    }
+}
+
+impl Drop for Shaking {
+    fn drop(&mut self) {
+        self.shared.handshakes.fetch_sub(1, Relaxed);
+    }
+}
