@@ -44,6 +44,7 @@ mod pool;
 mod proxied;
 mod queue;
 mod ratelimits;
+mod reach;
 mod redis_store;
 mod replaced;
 mod retry;

@@ -19,6 +19,7 @@ mod key;
 mod listener;
 pub(crate) mod models;
 mod process;
+mod rights;
 mod tls;
 pub(crate) mod upstream;
 pub(crate) mod url;
@@ -53,6 +54,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         models::models(raw, r, &mut names, &mut upstreams, &mut groups, &timeouts.upstream);
     let listeners = listener::listeners(raw, r, &mut names, &timeouts.client);
     let keys = key::keys(raw, r, &mut names);
+    rights::warn_of_rights(raw, r, &listeners, &keys);
     let admin = process::admin(raw, r);
     process::check_persist(raw, r);
     listener::check_binds(raw, r, admin.as_ref());

@@ -3,6 +3,15 @@
 use super::*;
 
 #[test]
+fn a_route_for_no_key_is_none() {
+    check(
+        "[[listener]]\nname=\"l\"\nbind=\"127.0.0.1:1\"\n\
+         [[listener.route]]\npath=\"/x\"\ngroup=\"chat\"\nkeys=[]",
+        &["listener.l.route[0].keys: must not be empty; without it every key may use the route"],
+    );
+}
+
+#[test]
 fn names_the_culprit_of_groups() {
     check(
         "[[group]]\nname=\"g\"\nmembers=[\"gpu1\"]",

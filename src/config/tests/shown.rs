@@ -142,3 +142,22 @@ proptest! {
         fuzz(&bytes);
     }
 }
+
+#[test]
+fn warns_where_rights_are_not_what_they_seem() {
+    let route = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:1\"\nauth = \"AUTH\"\n\
+        [[listener.route]]\npath = \"/x\"\ngroup = \"chat\"\nKEYS\n\
+        [[key]]\nname = \"some\"\nkey = \"sk-0123456789abcdef\"\nmodels = [\"m\"]\n\
+        [[key]]\nname = \"all\"\nkey = \"sk-0123456789abcdeg\"\n";
+    let warned = |auth: &str, keys: &str| {
+        let text = with(&route.replace("AUTH", auth).replace("KEYS", keys));
+        let lines = warnings(&text);
+        lines.into_iter().filter(|line| line.starts_with("listener.l.route")).collect::<Vec<_>>()
+    };
+    let [line] = &warned("keys", "")[..] else { panic!("one warning") };
+    assert!(line.contains("a route asks for no model: key \"some\" may use all"), "{line}");
+    assert_eq!(warned("keys", "keys = [\"some\"]").len(), 1);
+    assert_eq!(warned("keys", "keys = [\"all\"]"), [""; 0]);
+    let [line] = &warned("none", "keys = [\"all\"]")[..] else { panic!("one warning") };
+    assert!(line.contains("nobody gets through"), "{line}");
+}

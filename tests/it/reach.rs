@@ -1,0 +1,273 @@
+//! SPEC §3: who may reach what. Rights hang on the target, whatever way leads to it.
+
+use super::house::{Proxy, Setup, mock, mock_with};
+use super::wire::{Client, get, post};
+use loadtest::mock::Mock;
+
+const CHAT: &str = "/v1/chat/completions";
+const LIMITED: &str = "Authorization: Bearer sk-small\r\n";
+
+/// Keys `small` (may use the model small) and `all`.
+const KEYS: &str = "[[key]]\nname = \"small\"\nkey = \"sk-small\"\nmodels = [\"small\"]\n\
+    [[key]]\nname = \"all\"\nkey = \"sk-all\"\n";
+
+/// Models m, small and big on one server, which is the default group, too.
+fn with_default(mock: &Mock, upstream: &str) -> Proxy {
+    let rest = format!("[models.small]\ngroup = \"chat\"\n[models.big]\ngroup = \"chat\"\n{KEYS}");
+    let listener = "auth = \"keys\"\ndefault_group = \"chat\"";
+    Setup { listener, upstream, rest: &rest, ..Setup::default() }.start(&[mock])
+}
+
+fn named(model: &str) -> String {
+    format!("{{\"model\":\"{model}\"}}")
+}
+
+fn status(client: &mut Client, request: impl AsRef<[u8]>) -> u16 {
+    client.send(request).answer().status
+}
+
+#[test]
+fn a_limited_key_has_to_prove_its_model() {
+    let mock = mock();
+    let proxy = with_default(&mock, "");
+    let big = named("big");
+    let coded = |coding: &str| format!("{LIMITED}Content-Encoding: {coding}\r\n");
+    for (request, refused) in [
+        (post(CHAT, &coded("gzip"), &big), 415),
+        (post(CHAT, &coded("identity, gzip"), &big), 415),
+        (post(CHAT, &format!("{}Content-Encoding: gzip\r\n", coded("identity")), &big), 415),
+        (post(CHAT, &coded(""), &big), 403),
+        (post(CHAT, &coded("identity"), &big), 403),
+        (post(CHAT, LIMITED, ""), 403),
+        (get("/v1/files", LIMITED), 403),
+        (get("/v1/models/big", LIMITED), 403),
+        (format!("DELETE /v1/models/big HTTP/1.1\r\nHost: x\r\n{LIMITED}\r\n").into(), 403),
+        (format!("OPTIONS * HTTP/1.1\r\nHost: x\r\n{LIMITED}\r\n").into(), 403),
+        (post(CHAT, LIMITED, "{}"), 400),
+    ] {
+        let mut client = proxy.client();
+        assert_eq!(status(&mut client, &request), refused, "{}", String::from_utf8_lossy(&request));
+    }
+    for query in ["", "?model=small", "?model=big"] {
+        let upgrade = format!("{LIMITED}Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        let request = get(&format!("/v1/realtime{query}"), &upgrade);
+        assert_eq!(status(&mut proxy.client(), request), 403, "{query}");
+    }
+    assert_eq!(mock.stats().requests_total, 0);
+    // Whoever may use every model goes to the default group with each of them.
+    let mut client = proxy.client();
+    let all = "Authorization: Bearer sk-all\r\n";
+    for request in [
+        post(CHAT, &format!("{all}Content-Encoding: gzip\r\n"), &big),
+        get("/v1/files", all),
+        post(CHAT, LIMITED, named("small")),
+        post(CHAT, &coded(""), named("small")),
+        get("/v1/models/small", LIMITED),
+    ] {
+        let refused = status(&mut client, &request);
+        assert!(!matches!(refused, 401 | 403 | 415), "{}", String::from_utf8_lossy(&request));
+    }
+    assert_eq!(mock.stats().requests_total, 5);
+}
+
+#[test]
+fn path_query_and_body_name_one_model() {
+    let mock = mock();
+    let proxy = with_default(&mock, "");
+    let (small, big) = (named("small"), named("big"));
+    for (path, body) in [
+        ("/v1/models/small:x", &big),
+        ("/v1beta/models/small:generateContent", &big),
+        ("/v1alpha/models/big:generateContent", &small),
+        ("/openai/deployments/big/chat/completions", &small),
+        ("/v1/publishers/google/models/big:streamGenerateContent", &small),
+        ("/v1beta/%6dodels/big:generateContent", &small),
+        ("/v1/chat/completions?model=big", &small),
+        ("/model/big/invoke", &small),
+    ] {
+        let refused = status(&mut proxy.client(), post(path, LIMITED, body));
+        assert!(matches!(refused, 400 | 403), "{path}: {refused}");
+    }
+    assert_eq!(mock.stats().requests_total, 0);
+    for (path, body) in [
+        ("/v1beta/models/small:generateContent", "{\"contents\":[]}"),
+        ("/v1beta/models/small:generateContent", &small),
+        ("/openai/deployments/small/chat/completions", &small),
+    ] {
+        let passed = status(&mut proxy.client(), post(path, LIMITED, body));
+        assert!(!matches!(passed, 400 | 403), "{path}: {passed}");
+    }
+    assert_eq!(mock.stats().requests_total, 3);
+}
+
+#[test]
+fn a_url_that_is_always_the_same_shows_no_server_the_path() {
+    let mock = mock();
+    let proxy = with_default(&mock, "path_mode = \"fixed\"");
+    for body in ["{}", &named("big")] {
+        let request = post("/v1/models/small:x", LIMITED, body);
+        let refused = status(&mut proxy.client(), request);
+        assert!(matches!(refused, 400 | 403), "{body}: {refused}");
+    }
+    assert_eq!(status(&mut proxy.client(), get("/v1/models/small", LIMITED)), 403);
+    assert_eq!(mock.stats().requests_total, 0);
+    let request = post("/v1/models/small:x", LIMITED, named("small"));
+    assert!(!matches!(status(&mut proxy.client(), request), 400 | 403));
+    assert_eq!(mock.stats().requests_total, 1);
+}
+
+/// Three servers that all list `shared` and one name of their own: `free` stands in no group,
+/// `paid` behind a route for the key `team`, `tenant` in the default group of another listener.
+/// The listener asked first is `main`.
+fn tenants(mocks: &[Mock; 3], main: &str) -> Proxy {
+    let upstream = |name: &str, mock: &Mock| {
+        format!("[[upstream]]\nname = \"{name}\"\nurl = \"{}\"\n", mock.url())
+    };
+    let servers: String = ["free", "paid", "tenant"]
+        .iter()
+        .zip(mocks)
+        .map(|(name, mock)| upstream(name, mock))
+        .collect();
+    Proxy::start(&format!(
+        "[process]\ncores = 1\n\
+         [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\n{main}\n\
+         [[listener.route]]\npath = \"/paid/*\"\ngroup = \"paidgroup\"\nkeys = [\"team\"]\n\
+         [[listener]]\nname = \"other\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+         default_group = \"tenantgroup\"\n\
+         {servers}\
+         [[group]]\nname = \"paidgroup\"\nmembers = [\"paid\"]\n\
+         [[group]]\nname = \"tenantgroup\"\nmembers = [\"tenant\"]\n\
+         [[key]]\nname = \"team\"\nkey = \"sk-team\"\n[[key]]\nname = \"guest\"\nkey = \"sk-guest\"\n"
+    ))
+}
+
+fn listing(name: &str) -> Mock {
+    let name = name.to_owned();
+    mock_with(|config| config.models = vec!["shared".to_owned(), name])
+}
+
+fn ids(client: &mut Client, key: &str) -> Vec<String> {
+    let list = client.send(get("/v1/models", key)).answer().json();
+    let rows = list["data"].as_array().unwrap().iter();
+    rows.map(|row| row["id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn what_stands_behind_a_routes_keys_is_named_by_nobody_else() {
+    for force in ["listed", "any"] {
+        let mocks = [listing("f"), listing("p"), listing("t")];
+        let main = format!("force = \"{force}\"");
+        let proxy = tenants(&mocks, &main);
+        let mut client = proxy.client();
+        let guest = "Authorization: Bearer sk-guest\r\n";
+        let team = "Authorization: Bearer sk-team\r\n";
+        super::house::wait_until("models are known", || ids(&mut proxy.client(), team).len() == 3);
+        assert_eq!(ids(&mut client, guest), ["f", "shared"]);
+        assert_eq!(ids(&mut client, team), ["f", "p", "shared"]);
+        for mock in &mocks {
+            mock.forget_seen();
+        }
+        for name in [
+            "p",
+            "t",
+            "p@paid",
+            "shared@paid",
+            "paidgroup:p",
+            "paid:shared",
+            "tenant:t",
+            "t@tenant",
+        ] {
+            let answer = client.send(post(CHAT, guest, named(name))).answer();
+            assert_eq!(answer.status, 404, "{name}");
+            assert!(answer.message().ends_with("Available: f, shared"), "{}", answer.message());
+        }
+        for name in ["t", "t@tenant", "tenantgroup:t"] {
+            assert_eq!(status(&mut client, post(CHAT, team, named(name))), 404, "{name}");
+        }
+        // A name that is listed here and there leads to where the caller may go.
+        for _ in 0..6 {
+            assert_eq!(status(&mut client, post(CHAT, guest, named("shared"))), 200);
+        }
+        assert_eq!(status(&mut client, post("/paid/x", guest, named("p"))), 403);
+        assert_eq!((mocks[1].seen().len(), mocks[2].seen().len()), (0, 0), "{force}");
+        for name in ["p", "p@paid", "paidgroup:p", "paid:shared"] {
+            assert_eq!(status(&mut client, post(CHAT, team, named(name))), 200, "{name}");
+        }
+        assert_eq!((mocks[1].seen().len(), mocks[2].seen().len()), (4, 0));
+    }
+}
+
+#[test]
+fn a_listener_without_keys_is_no_way_around_them() {
+    let mocks = [listing("f"), listing("p"), listing("t")];
+    let proxy = tenants(&mocks, "auth = \"none\"");
+    let mut client = proxy.client();
+    super::house::wait_until("models are known", || ids(&mut proxy.client(), "").len() == 2);
+    for name in ["p", "p@paid", "paidgroup:p", "paid:shared"] {
+        assert_eq!(status(&mut client, post(CHAT, "", named(name))), 404, "{name}");
+    }
+    assert_eq!(status(&mut client, post("/paid/x", "", named("p"))), 403);
+}
+
+#[test]
+fn names_that_force_nothing_are_names() {
+    let mocks = [listing("f"), listing("p"), listing("t")];
+    let proxy = tenants(&mocks, "auth = \"none\"\nforce = \"off\"");
+    let mut client = proxy.client();
+    super::house::wait_until("models are known", || ids(&mut proxy.client(), "").len() == 2);
+    for name in ["f@free", "free:f"] {
+        assert_eq!(status(&mut client, post(CHAT, "", named(name))), 404, "{name}");
+    }
+    assert_eq!(status(&mut client, post(CHAT, "", named("f"))), 200);
+}
+
+#[test]
+fn a_fallback_is_no_way_around_keys() {
+    let (mine, theirs) = (mock(), mock());
+    let (mine_url, theirs_url) = (mine.url(), theirs.url());
+    drop(mine);
+    let proxy = Proxy::start(&format!(
+        "[process]\ncores = 1\n\
+         [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\ndefault_group = \"mine\"\n\
+         [[listener.route]]\npath = \"/theirs/*\"\ngroup = \"theirs\"\nkeys = [\"team\"]\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{mine_url}\"\nmodels = []\n\
+         [[upstream]]\nname = \"b\"\nurl = \"{theirs_url}\"\nmodels = []\n\
+         [[group]]\nname = \"mine\"\nmembers = [\"a\"]\nfallback = [\"theirs\"]\n\
+         [[group]]\nname = \"theirs\"\nmembers = [\"b\"]\n\
+         [[key]]\nname = \"team\"\nkey = \"sk-team\"\n[[key]]\nname = \"guest\"\nkey = \"sk-guest\"\n"
+    ));
+    let ask = |key: &str| {
+        let key = format!("Authorization: Bearer sk-{key}\r\n");
+        status(&mut proxy.client(), post(CHAT, &key, named("m")))
+    };
+    assert!(matches!(ask("guest"), 502 | 503));
+    assert_eq!(theirs.stats().requests_total, 0);
+    assert_eq!(ask("team"), 200);
+}
+
+#[test]
+fn rights_are_about_the_name_as_it_is_listed() {
+    let mocks = [listing("f"), listing("p"), listing("t")];
+    let upstream = |name: &str, mock: &Mock| {
+        format!("[[upstream]]\nname = \"{name}\"\nurl = \"{}\"\n", mock.url())
+    };
+    let proxy = Proxy::start(&format!(
+        "[process]\ncores = 1\n[[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\n\
+         {}{}[discovery]\nprefix = true\n\
+         [[key]]\nname = \"a\"\nkey = \"sk-a\"\nmodels = [\"cheap:shared\"]\n\
+         [[key]]\nname = \"b\"\nkey = \"sk-b\"\nmodels = [\"shared\"]\n",
+        upstream("cheap", &mocks[0]),
+        upstream("dear", &mocks[1])
+    ));
+    let (a, b) = ("Authorization: Bearer sk-a\r\n", "Authorization: Bearer sk-b\r\n");
+    super::house::wait_until("models are known", || ids(&mut proxy.client(), a).len() == 1);
+    let mut client = proxy.client();
+    assert_eq!(ids(&mut client, a), ["cheap:shared"]);
+    assert_eq!(status(&mut client, post(CHAT, a, named("cheap:shared"))), 200);
+    assert_eq!(status(&mut client, post(CHAT, a, named("shared@cheap"))), 200);
+    assert_eq!(status(&mut client, post(CHAT, a, named("shared@dear"))), 403);
+    for name in ["cheap:shared", "dear:shared", "shared@dear", "shared@cheap"] {
+        assert_eq!(status(&mut client, post(CHAT, b, named(name))), 403, "{name}");
+    }
+    assert!(mocks[1].seen().iter().all(|seen| seen.request_line().starts_with("GET ")));
+}
