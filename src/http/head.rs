@@ -13,7 +13,9 @@
 
 use std::ops::Deref;
 
-use super::{method::Method, name::Name};
+use super::method::Method;
+use super::name::Name;
+use super::path::{PathFault, is_plain, normalise};
 
 /// A part of the head: `start <= end`, both counted from the first byte of the head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -163,7 +165,7 @@ pub struct RequestHead {
     pub method: Method,
     /// The method as it was written.
     pub method_text: Span,
-    /// The request target as it was written.
+    /// The request target, as it was written until its path is brought into normal form.
     pub target: Span,
     /// The version of the sender.
     pub version: Version,
@@ -213,12 +215,52 @@ impl RequestHead {
         self.fields.named(name).count()
     }
 
-    /// The path, never percent-decoded. `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
+    /// Brings the path into normal form, in the bytes that the head stands in.
+    ///
+    /// Shape: target, path and query are then those of the new target; between it and the
+    /// version bytes are left over that no span covers. Keep this before anything looks at the
+    /// path: what is matched is what is sent.
+    /// Errors: the path has no normal form, and stays as it is.
+    #[inline]
+    pub fn normalise_path(&mut self, bytes: &mut [u8]) -> Result<(), PathFault> {
+        if is_plain(self.target_path.of(bytes)) { Ok(()) } else { self.rewrite_path(bytes) }
+    }
+
+    #[cold]
+    fn rewrite_path(&mut self, bytes: &mut [u8]) -> Result<(), PathFault> {
+        let Span { start, end } = self.target_path;
+        let Some(path) = bytes.get_mut(start as usize..end as usize) else { return Ok(()) };
+        if !path.starts_with(b"/") {
+            return Ok(());
+        }
+        let mut normal = path.to_vec();
+        let (before, after) = (path.len(), normalise(&mut normal)?);
+        for (place, byte) in path.iter_mut().zip(&normal[..after]) {
+            *place = *byte;
+        }
+        let shrunk = Span::new(0, before - after).end;
+        bytes.copy_within(end as usize..self.target.end as usize, start as usize + after);
+        self.target_path.end -= shrunk;
+        self.target.end -= shrunk;
+        if let Some(query) = &mut self.target_query {
+            (query.start, query.end) = (query.start - shrunk, query.end - shrunk);
+        }
+        Ok(())
+    }
+
+    /// The path, percent-decoded only as far as [`normalise_path`](Self::normalise_path) does. `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
     pub fn path<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         match self.target_path.of(bytes) {
             [] => b"/",
             path => path,
         }
+    }
+
+    /// Path and query in one, as they stand in the target whatever its form; the path may be
+    /// empty in absolute-form.
+    pub fn path_and_query<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let end = self.target_query.map_or(self.target_path.end, |query| query.end);
+        Span { start: self.target_path.start, end }.of(bytes)
     }
 
     /// The query without its `?`; `None` when the target has no `?`.
@@ -323,6 +365,30 @@ mod tests {
         assert_eq!(head.value(Name::Te, bytes), Some(&b"c"[..]));
         assert_eq!(head.values(Name::Te, bytes).collect::<Vec<_>>(), [b"c", b"a"]);
         assert_eq!((head.count(Name::Te), head.count(Name::Host)), (2, 0));
+    }
+
+    #[test]
+    fn a_path_is_rewritten_where_it_stands() {
+        let check = |target: &str, want: Result<(&str, Option<&str>), PathFault>| {
+            let mut bytes = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n").into_bytes();
+            let mut head = RequestHead::new();
+            let limits = crate::http1::parse::HeadLimits::default();
+            crate::http1::parse::parse_request(&bytes, &mut 0, &limits, &mut head).unwrap();
+            let found = head.normalise_path(&mut bytes);
+            let query = |head: &RequestHead| {
+                head.query(&bytes).map(|query| String::from_utf8(query.to_vec()).unwrap())
+            };
+            let target = String::from_utf8(head.target.of(&bytes).to_vec()).unwrap();
+            let want = want.map(|(target, query)| (target.to_owned(), query.map(str::to_owned)));
+            assert_eq!(found.map(|()| (target, query(&head))), want);
+            assert_eq!(head.value(Name::Host, &bytes), Some(&b"h"[..]));
+        };
+        check("/v1/x?a=//../%61", Ok(("/v1/x?a=//../%61", Some("a=//../%61"))));
+        check("/a/..//%62/?a=//%61", Ok(("/b/?a=//%61", Some("a=//%61"))));
+        check("/%61?", Ok(("/a?", Some(""))));
+        check("http://h:1/%61/../b?c", Ok(("http://h:1/b?c", Some("c"))));
+        check("http://h?c", Ok(("http://h?c", Some("c"))));
+        check("/a/../..", Err(PathFault::ClimbsOut));
     }
 
     #[test]

@@ -2,12 +2,13 @@
 //!
 //! Reading order: `method` (what is asked), `name` (the fields that this house reads, told apart
 //! once), `head` (a message head as spans into the bytes of its receiver), `fields` (lists,
-//! `Connection`, `Keep-Alive`, hop-by-hop). Nothing here reads a wire: `http1` does.
+//! `Connection`, `Keep-Alive`, hop-by-hop), `path` (the one form of a path). Nothing here reads a wire: `http1` does.
 
 pub mod fields;
 pub mod head;
 pub mod method;
 pub mod name;
+pub mod path;
 
 pub use head::{Field, RequestHead, ResponseHead, Span, Version};
 pub use method::Method;

@@ -4,7 +4,7 @@
 //! cut into authority, path and query where it stands. A host is taken only if every server would
 //! read the same one out of it.
 //!
-//! Not here: percent-decoding and dot segments. The path passes as it was written.
+//! Not here: percent-decoding and dot segments (`http::path`).
 
 use memchr::memchr;
 

@@ -134,6 +134,13 @@ impl PathModel {
         self.place
     }
 
+    /// Tells whether a name can stand there and the path stays in its normal form.
+    ///
+    /// `../x` behind a prefix that is taken away would climb out of `models`.
+    pub fn may_be(&self, name: &str) -> bool {
+        self.place == Place::Query || !name.split('/').any(|part| matches!(part, "" | "." | ".."))
+    }
+
     /// Appends `target`, the one it was found in, to `out` with `name` in place of its own.
     ///
     /// Shape: every byte but the span's is copied as it is. What neither a path nor a query
@@ -434,6 +441,16 @@ mod tests {
             replaced(PathModel::of_query, "/x?b=1&model=a&c=2", "é&+"),
             "/x?b=1&model=%C3%A9%26%2B&c=2"
         );
+    }
+
+    #[test]
+    fn a_new_name_does_not_climb() {
+        let verb = PathModel::of_verb(b"/v1beta/models/m:verb").unwrap().unwrap();
+        let query = PathModel::of_query(b"/x?model=m").unwrap().unwrap();
+        for name in ["../x", "a/..", "a/./b", "a//b", "", "/a", ".."] {
+            assert!(!verb.may_be(name) && query.may_be(name), "{name}");
+        }
+        assert!(verb.may_be("meta/llama..3"));
     }
 
     proptest! {

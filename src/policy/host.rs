@@ -4,7 +4,7 @@
 //! port and without regard to case (RFC 9110 §4.2.3); of the rules for that host the longest
 //! prefix that ends at a boundary wins. A boundary is the end, a `/`, a `?` or a `#`: the
 //! prefix `/pre` takes `/pre`, `/pre/x` and `/pre?q`, but not `/prefix`. Nothing is
-//! decoded, and there are no wildcards.
+//! decoded here (`http::path` has done it), and there are no wildcards.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -7,7 +7,7 @@
 //! the regex; a lone brace in a regex is written `\{`.
 //!
 //! Names are for the reader of the config: nothing is captured. Paths are compared byte for
-//! byte and never percent-decoded: `%2F` is not a slash, or a route could be walked around.
+//! byte, in the normal form that `http::path` gives them: `%2F` is not a slash.
 //!
 //! Of all patterns that match a path the lowest `Rank` wins; a pattern without any wildcard
 //! first, then more literal segments, more regexes, more names, the longer one, and the one
@@ -17,6 +17,8 @@ use std::cmp::Reverse;
 use std::fmt;
 
 use regex::bytes::{Regex, RegexBuilder};
+
+use crate::http::path;
 
 /// Most segments a pattern may have; the depth of the route tree.
 pub const SEGMENTS_MAX: usize = 64;
@@ -151,6 +153,20 @@ pub(super) fn parse(pattern: &str) -> Result<Vec<Segment>, PatternWhy> {
     Ok(segments)
 }
 
+/// Tells whether a pattern can match a path in normal form, which is the only one compared.
+#[must_use]
+pub fn is_normal(pattern: &str) -> bool {
+    let Ok(segments) = parse(pattern) else { return true };
+    let (last, others) = segments.split_last().map_or((None, &[][..]), |(l, o)| (Some(l), o));
+    let is_normal = |segment: &Segment, may_be_empty: bool| match segment {
+        Segment::Literal(bytes) if bytes.is_empty() => may_be_empty,
+        Segment::Literal(bytes) => path::is_normal(&[b"/", &**bytes].concat()),
+        _ => true,
+    };
+    others.iter().all(|segment| is_normal(segment, false))
+        && last.is_none_or(|segment| is_normal(segment, true))
+}
+
 /// Finds the end of the first segment: the next slash outside braces.
 fn segment_end(text: &str) -> Result<usize, PatternWhy> {
     if !text.starts_with('{') {
@@ -215,6 +231,16 @@ fn parse_regex(inner: &str) -> Result<SegmentRegex, PatternWhy> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pattern_that_no_normal_path_matches_is_told() {
+        for good in ["/", "/a/", "/a%2Fb/*", "/{x:a//b|%61}/:y", "/a..b/.c"] {
+            assert!(is_normal(good), "{good}");
+        }
+        for bad in ["/a//b", "/%61", "/a%2fb", "/a/../b", "/./a", "/a/%", "//"] {
+            assert!(!is_normal(bad), "{bad}");
+        }
+    }
 
     fn shape(pattern: &str) -> String {
         let letter = |segment: &Segment| match segment {

@@ -28,6 +28,7 @@ use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::head::Version;
+use crate::http::path::PathFault;
 use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
 use crate::llm::reply::Dialect;
@@ -68,12 +69,16 @@ async fn live(
             None => Next::Close,
         };
     }
+    let path = scratch.request.normalise_path(&mut down.recv);
     let mut settle = Settle::begin(core);
     let unix_ms = settle.begun_unix_ms();
     let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.chance());
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
-    let served = serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await;
+    let served = match path {
+        Ok(()) => serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await,
+        Err(fault) => Err(path_refusal(fault).into()),
+    };
     match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
@@ -174,6 +179,11 @@ fn head_refusal(fault: HeadFault, bytes: usize, plan: &Plan) -> Refusal {
         HeadFault::BadVersion => Kind::VersionUnsupported.into(),
         fault => Refusal::because(Kind::HeadMalformed, format!("Malformed request: {fault}.")),
     }
+}
+
+#[cold]
+fn path_refusal(fault: PathFault) -> Refusal {
+    Refusal::because(Kind::HeadMalformed, format!("Malformed request: {fault}."))
 }
 
 /// The caller of a head that could not be read.

@@ -11,6 +11,7 @@ use super::plan::{PathPlan, Plan};
 use super::reply::Refusal;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
+use crate::http::path::decoded;
 use crate::llm::path::names_other;
 use crate::policy::model::ModelTarget;
 
@@ -40,7 +41,10 @@ pub(super) fn agree(
     in_body: Option<&str>,
 ) -> Result<(), Refusal> {
     let query = head.query(bytes).unwrap_or_default();
-    if in_body.is_some_and(|name| name != asked) || names_other(head.path(bytes), query, asked) {
+    let path = head.path(bytes);
+    // Some servers take `%2F` for a slash before they look.
+    let hidden = || path.contains(&b'%') && names_other(&decoded(path), b"", asked);
+    if in_body.is_some_and(|name| name != asked) || names_other(path, query, asked) || hidden() {
         let message = "The request names two different models.";
         return Err(Refusal::because(Kind::ModelChanged, message));
     }

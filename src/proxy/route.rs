@@ -19,6 +19,7 @@ use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::method::Method;
 use crate::http::name::Name;
+use crate::http::path::decoded;
 use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
 use crate::llm::content::{Ambiguity, BodyShape, read_as};
@@ -75,6 +76,9 @@ pub fn by_head(
 ) -> Result<HeadRoute, Refusal> {
     let path = head.path(bytes);
     let host = head.authority(bytes).unwrap_or_default();
+    if memchr::memchr(b'%', path).is_some() {
+        may_use_decoded(listener, host, path, permit)?;
+    }
     if let Some((target, strip)) = listener.hosts.find(host, path) {
         return may_use(target, permit).map(|group| HeadRoute::Group { group, strip });
     }
@@ -99,10 +103,7 @@ pub fn by_head(
 /// Finds the model that the target names: before a verb (Gemini), or, in a GET, as the last
 /// segment under `models` or in `?model=`.
 fn model_in_target(head: &RequestHead, bytes: &[u8]) -> Result<Option<PathModel>, PathFault> {
-    let target = head.target.of(bytes);
-    if !target.starts_with(b"/") {
-        return Ok(None);
-    }
+    let target = head.path_and_query(bytes);
     if let Some(found) = PathModel::of_verb(target)? {
         return Ok(Some(found));
     }
@@ -125,6 +126,25 @@ fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
     match target.keys.is_empty() || permit.key.is_some_and(|key| target.keys.contains(&key.0)) {
         true => Ok(target.group),
         false => Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this route.")),
+    }
+}
+
+/// Most servers decode what is still encoded in a path (`%2F` too): who may not use the route
+/// that they would then be asked by does not get there by another one.
+#[cold]
+fn may_use_decoded(
+    listener: &ListenerPlan,
+    host: &[u8],
+    path: &[u8],
+    permit: &Permit,
+) -> Result<(), Refusal> {
+    let decoded = decoded(path);
+    if let Some((target, _)) = listener.hosts.find(host, &decoded) {
+        return may_use(target, permit).map(|_| ());
+    }
+    match listener.paths.find(&decoded) {
+        Some(target) => may_use(target, permit).map(|_| ()),
+        None => Ok(()),
     }
 }
 
@@ -244,6 +264,11 @@ pub fn finish(
             proven::reads_target(plan, found.target, permit)?;
         }
     }
+    if let (Some(place), Some(name)) = (&in_target, found.name_to_send.as_deref())
+        && !place.may_be(name)
+    {
+        return Err(unknown_model(plan, permit, asked));
+    }
     Ok(Route {
         group: found.target.group,
         upstream: found.target.upstream_forced,
@@ -316,7 +341,7 @@ impl Route {
             return out.extend_from_slice(head.target.of(bytes));
         }
         match (&self.in_target, &self.rename) {
-            (Some(place), Some(name)) => place.replace(head.target.of(bytes), name, out),
+            (Some(place), Some(name)) => place.replace(head.path_and_query(bytes), name, out),
             _ => {
                 let path = path.get(self.strip..).unwrap_or_default();
                 if !path.starts_with(b"/") {

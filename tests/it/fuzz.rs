@@ -215,6 +215,15 @@ fn paths_hold() {
 }
 
 #[test]
+fn normal_paths_hold() {
+    drive(
+        "http::path",
+        http::path::fuzz,
+        &["pub/%2e%2e/admin/./x//y%2fz/", "v1/models/a%2Fb%3Ac", "a/..%2F../%7e%41/"],
+    );
+}
+
+#[test]
 fn content_types_hold() {
     drive(
         "llm::content",

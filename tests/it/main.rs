@@ -40,6 +40,7 @@ mod late;
 mod limits;
 mod listeners;
 mod models;
+mod paths;
 mod pool;
 mod proxied;
 mod queue;

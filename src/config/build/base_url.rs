@@ -67,6 +67,10 @@ fn base_url(url: Url, path_mode: PathMode, text: &str) -> Result<UpstreamUrl, St
     if url.rest.contains('?') && !fixed {
         return Err("a query needs path_mode = \"fixed\"".to_owned());
     }
+    let path = url.rest.split('?').next().unwrap_or_default();
+    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Err("its path has dot segments".to_owned());
+    }
     let base_path = match (fixed, url.rest.as_str()) {
         (true, "") => "/".to_owned(),
         (true, rest) if rest.starts_with('?') => format!("/{rest}"),

@@ -13,7 +13,7 @@ use crate::config::raw::{RawConfig, RawListener, RawRoute};
 use crate::config::reader::{At, Reader};
 use crate::config::values::OneOrMany;
 use crate::policy::host::{HostTable, HostWhy};
-use crate::policy::route::{PathTable, PatternWhy};
+use crate::policy::route::{PathTable, PatternWhy, is_normal};
 
 /// Words of `accept`, for "did you mean".
 const CARRIERS: [&str; 5] = ["bearer", "raw", "x-api-key", "x-goog-api-key", "query:key"];
@@ -219,6 +219,11 @@ fn host_route(r: &mut Reader<'_>, at: &At<String>) -> Option<HostRoute> {
         r.draft.fault(&at.spot, format!("{shown}: {}", fault.why));
         return None;
     }
+    if let Some(slash) = at.value.find('/')
+        && !is_normal(at.value[slash..].trim_end_matches('/'))
+    {
+        never_matched(r, at);
+    }
     let (host, prefix) = match at.value.find('/') {
         Some(slash) => at.value.split_at(slash),
         None => (at.value.as_str(), ""),
@@ -254,8 +259,20 @@ fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
     by_host.into_values().for_each(|paths| check_paths(r, paths));
 }
 
+/// Paths are compared in their normal form alone.
+fn never_matched(r: &mut Reader<'_>, at: &At<String>) {
+    let shown = r.draft.quote(&at.spot, &at.value);
+    let why = "write no \"//\", no dot segments, no %41 for a letter, and %2F in capitals";
+    r.draft.fault(&at.spot, format!("{shown} is never matched: {why}"));
+}
+
 /// The table stops at the first bad pattern; take that one out and ask again.
 fn check_paths(r: &mut Reader<'_>, mut paths: Vec<&At<String>>) {
+    for at in &paths {
+        if !is_normal(&at.value) {
+            never_matched(r, at);
+        }
+    }
     while let Err(fault) = PathTable::new(paths.iter().map(|at| (&at.value, ()))) {
         let bad = paths.remove(fault.index);
         let shown = r.draft.quote(&bad.spot, &bad.value);
