@@ -48,6 +48,8 @@ pub struct Permit {
     pub client: Option<IpAddr>,
     /// The key's place in a queue: the higher goes first.
     pub priority: i32,
+    /// The key pays by the token: every byte of the answer is read.
+    pub is_metered: bool,
     /// The credential belonged to us, not to the upstream.
     pub key_was_ours: bool,
 }
@@ -164,6 +166,7 @@ pub fn admit(
         && framing == Framing::None
         && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
     let rights = key.and_then(|key| plan.keys.key(key)).map(|key| &key.models);
+    let limit = key.and_then(|key| plan.limits.get(key.0 as usize));
     let permit = Permit {
         key,
         limited: rights.is_some_and(|models| !models.allow_all()),
@@ -174,9 +177,8 @@ pub fn admit(
         upgrade,
         peer: peer.cloned(),
         client,
-        priority: key
-            .and_then(|key| plan.limits.get(key.0 as usize))
-            .map_or(0, |limit| limit.priority),
+        priority: limit.map_or(0, |limit| limit.priority),
+        is_metered: limit.is_some_and(|limit| limit.rules.tokens_per_minute > 0),
         key_was_ours: listener.keys_required,
     };
     if path == b"/v1/models" && is_get {

@@ -164,8 +164,14 @@ impl Attempt<'_> {
         let progress = Progress::default();
         progress.body_received.set(turn.body.reader.is_done());
         let total_timer = self.arm_total(&conn, turn.settle);
+        let was_taken = std::mem::replace(&mut turn.settle.passed.is_taken, true);
+        // That of an attempt before says nothing of this one.
+        turn.settle.outcome.status = 0;
         let (uploaded, downloaded) =
             self.both_ways(&mut conn, down, turn, &progress, &up_timer, total_timer.as_ref()).await;
+        if turned_away(&downloaded, turn.settle.outcome.status) {
+            turn.settle.passed.is_taken = was_taken;
+        }
         if let Uploaded::Broken(kind) = uploaded {
             let tell = !progress.answer_begun.get() && kind.row().status.is_some();
             return if tell { Attempted::Refused(kind.into()) } else { Attempted::Over(kind) };
@@ -180,13 +186,17 @@ impl Attempt<'_> {
                 Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
             }
             Downloaded::NoAnswer { kind, .. } if uploaded == Uploaded::Outrun => {
+                // It has been told so.
+                turn.settle.outcome.status = kind.row().status.unwrap_or(0);
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
                 // Once: a server that refuses every stream is no stale connection.
                 let reused = conn.reused() && !self.fresh;
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
-                if !stale {
+                if stale {
+                    turn.settle.passed.is_taken = was_taken;
+                } else {
                     self.judge.ended(kind, turn.settle.now_us());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
@@ -274,6 +284,7 @@ impl Attempt<'_> {
             retry_on: self.retry_on,
             budget: self.budget,
             judge: self.judge,
+            is_metered: self.request.permit.is_metered,
             via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
         };
         let held = std::mem::take(&mut turn.held);
@@ -401,5 +412,17 @@ impl Attempt<'_> {
         if conn.lifetime.until.is_none_or(|until| now < until) {
             self.core.pool.put(conn, self.core.buffers.take(SMALL_BYTES), now);
         }
+    }
+}
+
+/// Whether the request did no work at a server: that said that it is overloaded, or the outbound
+/// proxy kept it.
+fn turned_away(downloaded: &Downloaded, status: u16) -> bool {
+    let is_overloaded = |status: u16| matches!(status, 429 | 503 | 529);
+    match downloaded {
+        Downloaded::Whole { .. } | Downloaded::Cut(_) => is_overloaded(status),
+        Downloaded::Elsewhere { status } => is_overloaded(*status),
+        Downloaded::NoAnswer { kind, .. } => *kind == Kind::OutboundRefused,
+        Downloaded::Upgraded(_) => false,
     }
 }

@@ -23,6 +23,7 @@ use crate::net::ticker::Ticker;
 use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::policy::limit::tally::Tally;
+use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::counters::Counters;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::links::Links;
@@ -56,6 +57,8 @@ pub struct Shared {
     pub per_ip_max: u32,
     /// TLS handshakes of each client address.
     pub shaking: Tally,
+    /// What a token of each model takes, for keys that pay by the token.
+    pub token_sizes: TokenSizes,
     /// Panics caught, one per connection lost.
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`, `per_ip_max` or `handshakes_max`.

@@ -26,6 +26,7 @@ use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::{Member, Tried};
+use crate::policy::limit::passed::Answer;
 use crate::policy::retry::{self, Failure, Verdict};
 
 /// One exchange on its way from member to member.
@@ -238,6 +239,7 @@ async fn end(
             let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
             turn.settle.outcome.request_bytes += sent;
             turn.settle.outcome.response_bytes += received;
+            turn.settle.passed.answer = Answer::Tunnel(received);
             Ok(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, told } => {

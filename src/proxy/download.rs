@@ -73,6 +73,8 @@ pub struct Download<'a> {
     pub judge: &'a Judge<'a>,
     /// An outbound proxy reads the request and may answer by itself.
     pub via_proxy: bool,
+    /// The key pays by the token.
+    pub is_metered: bool,
 }
 
 /// How a download ended.
@@ -287,7 +289,7 @@ impl Download<'_> {
         let head_bytes = response.len as usize;
         let here = (buffer.len() - head_bytes) as u64;
         let whole = matches!(framing, Framing::Length(length) if length <= here);
-        let mut tap = Tap::of(&self.core.taps, response, &buffer, whole);
+        let mut tap = Tap::of(&self.core.taps, response, &buffer, whole, self.is_metered);
         let streamed = tap.is_sse();
         settle.outcome.streamed = streamed;
         let mut out = self.core.buffers.take(buffer.len() + 512);
@@ -297,7 +299,6 @@ impl Download<'_> {
         let mut fault = bad.map(|_| Kind::UpstreamCut);
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
-        settle.outcome.response_bytes += out.len() as u64;
         // Some servers send their head at once and think then: that is still the first byte's
         // time, and a pause begins with the body.
         let mut silence = match here {
@@ -311,7 +312,7 @@ impl Download<'_> {
         out = back;
         while result.is_ok() && !done && fault.is_none() {
             if delivery == Delivery::AsIs {
-                match self.splice(conn, &mut reader, &mut tap, settle, &mut silence).await {
+                match self.splice(conn, &mut reader, &mut tap, &mut silence).await {
                     // Nothing may be left to read: then nothing more would ever come.
                     Ok(()) if reader.is_done() => break,
                     Ok(()) => {}
@@ -350,7 +351,6 @@ impl Download<'_> {
                 (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
-                settle.outcome.response_bytes += taken as u64;
                 let part = Part::range(buffer, 0, taken);
                 (result, buffer) = match streamed {
                     true => self.send_at_once(part).await,
@@ -363,7 +363,6 @@ impl Download<'_> {
                 (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
-                settle.outcome.response_bytes += out.len() as u64;
                 (result, out) = self.send_body(Part::whole(out)).await;
             }
         }
@@ -373,7 +372,9 @@ impl Download<'_> {
         }
         self.core.buffers.give_back(out);
         let body = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
-        let usage = tap.finish(&self.core.taps, body.unwrap_or_default());
+        settle.outcome.response_bytes = tap.bytes();
+        let (usage, answer) = tap.finish(&self.core.taps, body.unwrap_or_default());
+        settle.passed.answer = answer;
         self.core.buffers.give_back(buffer);
         settle.outcome.prompt_tokens = usage.prompt_tokens;
         settle.outcome.completion_tokens = usage.completion_tokens;
@@ -447,7 +448,6 @@ impl Download<'_> {
         conn: &UpConn,
         reader: &mut BodyReader,
         tap: &mut Tap,
-        settle: &mut Settle,
         silence: &mut (Duration, Kind),
     ) -> Result<(), (Result<(), Kind>, Option<Kind>)> {
         let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
@@ -483,8 +483,7 @@ impl Download<'_> {
         self.progress.answer_within.set(None);
         self.write_timer.disarm();
         reader.advance(moved.get());
-        tap.skip();
-        settle.outcome.response_bytes += moved.get();
+        tap.skip(moved.get());
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
             Err(Ended::From(_)) => Err((Ok(()), Some(late.unwrap_or(Kind::UpstreamCut)))),

@@ -8,6 +8,7 @@
 //! pick, before the first byte has gone to the client). Everything with branches is a station
 //! of its own; what is left here is the order.
 
+use std::hash::BuildHasher as _;
 use std::rc::Rc;
 
 use super::admit::{self, Admitted};
@@ -27,7 +28,8 @@ use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
-use crate::http::head::Version;
+use crate::http::head::{RequestHead, Version};
+use crate::http::method::Method;
 use crate::http::path::PathFault;
 use crate::http1::framing::{Framing, request_framing};
 use crate::http1::parse::{HeadFault, Parse, parse_request};
@@ -63,6 +65,7 @@ async fn live(
             Some(refusal) => {
                 let mut settle = Settle::begin(core);
                 settle.fault(refusal.kind);
+                settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
                 let caller = nobody(core, settle.begun_unix_ms());
                 reply::refuse(core, down, &caller, &refusal, false).await
             }
@@ -79,6 +82,7 @@ async fn live(
         Ok(()) => serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await,
         Err(fault) => Err(path_refusal(fault).into()),
     };
+    settle.outcome.request_bytes += body.data_bytes;
     match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
@@ -272,7 +276,9 @@ async fn serve(
     }
     target.clear();
     route.write_target(target, request, &down.recv);
-    settle.outcome.request_bytes = (body.end - body.begin) as u64;
+    if permit.is_metered {
+        note_metered(plan, &route, &routed_by, request, body, settle);
+    }
     down.bulky = body.end - body.begin > SMALL_BYTES;
 
     // From here on the received head and body travel with the attempt; what came behind stays.
@@ -298,6 +304,27 @@ async fn serve(
 #[cold]
 fn too_many_connections() -> Refusal {
     Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
+}
+
+/// Notes what is charged by: whose tokens they are, and whether any are asked for.
+#[cold]
+fn note_metered(
+    plan: &Plan,
+    route: &route::Route,
+    routed_by: &RoutedBy<'_>,
+    head: &RequestHead,
+    body: &RequestBody,
+    settle: &mut Settle,
+) {
+    let retrieves =
+        matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
+    settle.passed.is_retrieval = retrieves && body.reader.is_done() && body.data_bytes == 0;
+    let name = match routed_by.name {
+        // One server or group mostly serves one model.
+        "" => plan.groups.get(usize::from(route.group)).map_or("", |group| &group.name),
+        name => name,
+    };
+    settle.passed.model = foldhash::fast::FixedState::default().hash_one(name);
 }
 
 /// Answers by ourselves.

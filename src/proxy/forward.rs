@@ -3,6 +3,8 @@
 //! Lines that nobody needs to touch are copied as they came, in order, duplicates kept. What
 //! changes is what we own: Host, the credential (each exactly once), hop-by-hop fields, the
 //! length when a model name was replaced, and the forwarding fields if the listener adds them.
+//! An answer that a key pays for by the token is asked for without a coding, so that it can be
+//! read.
 
 use super::admit::Permit;
 use super::core::Core;
@@ -72,18 +74,23 @@ pub fn head(
         Name::XForwardedFor | Name::XForwardedProto | Name::XRealIp => listener.forwarded,
         Name::XRequestId => listener.forwarded,
         Name::UserAgent if upstream.user_agent => true,
+        Name::Other if permit.is_metered && is_coding_wish(field.name.of(bytes)) => true,
         _ if upstream.dropped.is_empty() => false,
         _ => {
             let name = field.name.of(bytes);
             upstream.dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name))
         }
     });
+    if permit.is_metered {
+        ask_for_no_coding(out, upstream);
+    }
     if let Credential::Lines(lines) = &upstream.credential {
         out.extend_from_slice(weighted(lines, core.chance()));
     }
     out.extend_from_slice(&upstream.added);
     for (name, line) in &upstream.inserted {
-        let sent = request_head.fields.iter().any(|f| f.name.of(bytes).eq_ignore_ascii_case(name));
+        let sent = request_head.fields.iter().any(|f| f.name.of(bytes).eq_ignore_ascii_case(name))
+            || (permit.is_metered && is_coding_wish(name));
         if !sent {
             out.extend_from_slice(line);
         }
@@ -105,6 +112,22 @@ pub fn head(
         forwarding_fields(out, request, bytes);
     }
     encode::end_of_head(out);
+}
+
+/// Whether a field asks for an answer, or a tunnel, under a coding.
+fn is_coding_wish(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(ACCEPT_ENCODING)
+        || name.eq_ignore_ascii_case(b"sec-websocket-extensions")
+}
+
+const ACCEPT_ENCODING: &[u8] = b"accept-encoding";
+
+/// Asks for an answer that can be read, unless the operator has decided about that.
+#[cold]
+fn ask_for_no_coding(out: &mut Vec<u8>, upstream: &UpstreamPlan) {
+    if !upstream.dropped.iter().any(|name| name.eq_ignore_ascii_case(ACCEPT_ENCODING)) {
+        encode::field(out, b"Accept-Encoding", b"identity");
+    }
 }
 
 fn request_line(

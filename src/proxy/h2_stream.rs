@@ -155,6 +155,8 @@ fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
     // RFC 9113 §8.1.1: a malformed request is a stream error.
     if kind == Kind::HeadMalformed || respond.send_response(answer, true).is_err() {
         respond.send_reset(Reason::PROTOCOL_ERROR);
+    } else {
+        settle.outcome.status = kind.row().status.unwrap_or(0);
     }
 }
 

@@ -3,7 +3,8 @@
 //! A key's call is charged when its head has passed, before anything is known of its model or
 //! its upstream: what is refused later has been asked for all the same. The windows are charged
 //! at once; a place in flight is held until the exchange ends, and tokens are paid then, from
-//! what the upstream said. `Charge` does both by `Drop`, whatever way the exchange ends.
+//! what the upstream said or, where it said nothing, from what passed. `Charge` does both by
+//! `Drop`, whatever way the exchange ends.
 //!
 //! Where nodes share a budget, a call may have to wait for the store's answer: on its bell, for a
 //! bounded time, and never once the store is known to be away. Only then is memory asked for.
@@ -25,13 +26,10 @@ use crate::policy::keys::KeyId;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
 use crate::policy::limit::lease::Short;
+use crate::policy::limit::passed::Passed;
 use crate::policy::limit::shared::{Answer, Ask, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::token_size::TokenSizes;
 use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
-use crate::telemetry::outcome::Outcome;
-
-/// What one token takes of a stream of events, framing included: 180 to 300 bytes with vLLM,
-/// SGLang, llama-server and OpenAI.
-const STREAM_BYTES_PER_TOKEN: u64 = 256;
 
 /// The rate of each address at one listener.
 pub struct IpLimit {
@@ -201,33 +199,23 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Pays the tokens that the exchange used.
-    pub fn pay(&self, tokens: u64, now_ns: u64) {
-        if let Some((_, limit)) = of_key(&self.plan, Some(self.key)) {
-            limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
-            if let Some(budget) = &self.plan.budget
-                && limit.rules.tokens_per_minute > 0
-                && limit.state.lease.spend(tokens)
-            {
-                budget.ask(limit.ask(None));
-            }
+    /// Pays the tokens that the exchange used, if the key pays by the token.
+    pub fn pay(&self, passed: &Passed, sizes: &TokenSizes, now_ns: u64) {
+        let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
+        if limit.rules.tokens_per_minute == 0 {
+            return;
+        }
+        if let Some((bytes, tokens)) = passed.lesson() {
+            sizes.learn(passed.model, bytes, tokens);
+        }
+        let tokens = passed.tokens(sizes.of(passed.model));
+        limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
+        if let Some(budget) = &self.plan.budget
+            && limit.state.lease.spend(tokens)
+        {
+            budget.ask(limit.ask(None));
         }
     }
-}
-
-/// The tokens that an exchange used, as the upstream said.
-///
-/// A stream that says nothing, or is cut before it can, is charged by its size; else whoever
-/// leaves before the end would pay nothing.
-#[must_use]
-pub fn tokens_used(outcome: &Outcome) -> u64 {
-    let said = outcome.completion_tokens;
-    let completion = if outcome.streamed && (said.is_none() || outcome.fault.is_some()) {
-        said.unwrap_or(0).max(outcome.response_bytes / STREAM_BYTES_PER_TOKEN)
-    } else {
-        said.unwrap_or(0)
-    };
-    outcome.prompt_tokens.unwrap_or(0).saturating_add(completion)
 }
 
 impl Drop for Charge {
@@ -315,19 +303,5 @@ mod tests {
         after.keep_limits(&before);
         drop(charge);
         assert_eq!(after.limits[0].state.in_flight(), 0);
-    }
-
-    #[test]
-    fn tokens_are_what_was_said_and_for_a_silent_stream_its_size() {
-        let plain = Outcome { response_bytes: 2560, ..Outcome::default() };
-        assert_eq!(tokens_used(&plain), 0);
-        let stream = Outcome { streamed: true, ..plain };
-        assert_eq!(tokens_used(&stream), 10);
-        let told = Outcome { prompt_tokens: Some(3), completion_tokens: Some(4), ..stream };
-        assert_eq!(tokens_used(&told), 7);
-        // A server that counts as it goes has said only what it knew then.
-        assert_eq!(tokens_used(&Outcome { fault: Some(Kind::ClientGone.into()), ..told }), 13);
-        let nonsense = Outcome { prompt_tokens: Some(u64::MAX), ..told };
-        assert_eq!(tokens_used(&nonsense), u64::MAX);
     }
 }

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::time::Instant;
 
 use super::core::Core;
-use super::limit::{Charge, tokens_used};
+use super::limit::Charge;
 use crate::error::Kind;
+use crate::policy::limit::passed::Passed;
 use crate::telemetry::outcome::Outcome;
 
 /// The record of one exchange in the making.
@@ -17,6 +18,8 @@ pub struct Settle {
     begun_us: u64,
     /// What has become known so far.
     pub outcome: Outcome,
+    /// What has passed so far, for a key that pays by the token.
+    pub passed: Passed,
     charge: Option<Charge>,
 }
 
@@ -25,7 +28,13 @@ impl Settle {
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
         let begun_us = core.shared.ringer.us_at(Instant::now());
-        Self { core: core.clone(), begun_us, outcome: Outcome::default(), charge: None }
+        Self {
+            core: core.clone(),
+            begun_us,
+            outcome: Outcome::default(),
+            passed: Passed::default(),
+            charge: None,
+        }
     }
 
     /// When the head had been read, nanoseconds since 1970.
@@ -75,8 +84,9 @@ impl Drop for Settle {
         let now_us = self.now_us();
         self.outcome.duration_us = now_us.saturating_sub(self.begun_us);
         if let Some(charge) = &self.charge {
-            let now_ns = self.core.shared.ringer.unix_ns(now_us);
-            charge.pay(tokens_used(&self.outcome), now_ns);
+            let shared = &self.core.shared;
+            self.passed.request_bytes = self.outcome.request_bytes;
+            charge.pay(&self.passed, &shared.token_sizes, shared.ringer.unix_ns(now_us));
         }
         self.core.counters.borrow_mut().record(&self.outcome);
     }

@@ -1,15 +1,18 @@
 //! Reading usage and the first token from a response in passing.
 //!
 //! Which dialect the bytes speak is told by the content type; bytes under a content coding, and
-//! types that carry no usage, are not looked at.
+//! types that carry no usage, are not looked at. For a key that pays by the token all of the body
+//! is read, whatever its type; what cannot be read is measured.
 
 use std::cell::RefCell;
 
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
+use crate::llm::meter::Meter;
 use crate::llm::usage::{BodyKind, Usage, UsageTap, usage_of};
+use crate::policy::limit::passed::Answer;
 
-/// Free taps kept per core.
+/// Free taps, and free meters, kept per core.
 const KEPT_MAX: usize = 64;
 
 /// The free taps of one core: they keep their memory, so that in steady state none is allocated.
@@ -17,6 +20,8 @@ const KEPT_MAX: usize = 64;
 pub struct Taps {
     #[expect(clippy::vec_box, reason = "a tap is moved three times in an exchange")]
     free: RefCell<Vec<Box<UsageTap>>>,
+    #[expect(clippy::vec_box, reason = "as a tap")]
+    meters: RefCell<Vec<Box<Meter>>>,
 }
 
 impl Taps {
@@ -30,10 +35,23 @@ impl Taps {
         }
     }
 
+    fn take_meter(&self, content_type: &[u8]) -> Box<Meter> {
+        let mut meter = self.meters.borrow_mut().pop().unwrap_or_default();
+        meter.reset(content_type);
+        meter
+    }
+
     fn give_back(&self, tap: Box<UsageTap>) {
         let mut free = self.free.borrow_mut();
         if free.len() < KEPT_MAX {
             free.push(tap);
+        }
+    }
+
+    fn give_back_meter(&self, meter: Box<Meter>) {
+        let mut free = self.meters.borrow_mut();
+        if free.len() < KEPT_MAX {
+            free.push(meter);
         }
     }
 }
@@ -42,6 +60,8 @@ impl Taps {
 pub struct Tap {
     looks: Looks,
     sse: bool,
+    /// Data bytes of the body so far.
+    bytes: u64,
 }
 
 enum Looks {
@@ -51,35 +71,61 @@ enum Looks {
     InPassing(Box<UsageTap>),
     /// At the end, at a document that is here whole: nothing of it is kept meanwhile.
     AtTheEnd,
+    /// At every byte, for a key that pays by the token.
+    AtAll(Box<Meter>),
+    /// For such a key at nothing, for it is under a coding.
+    Coded,
+    /// The same, for it is no text.
+    Media,
 }
 
 impl Tap {
-    /// Chooses by the response head; `whole` when the body is here already, in one piece.
+    /// Chooses by the response head.
+    ///
+    /// Shape: `whole` when the body is here already, in one piece; `is_metered` when the key pays
+    /// by the token.
     #[must_use]
-    pub fn of(taps: &Taps, head: &ResponseHead, bytes: &[u8], whole: bool) -> Self {
+    pub fn of(
+        taps: &Taps,
+        head: &ResponseHead,
+        bytes: &[u8],
+        whole: bool,
+        is_metered: bool,
+    ) -> Self {
         let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
         let starts = |name: &[u8]| {
             kind.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
         };
         let sse = starts(b"text/event-stream");
-        let coded = head.fields.has(Name::ContentEncoding);
-        let usage = if coded {
-            None
+        let coded = head.fields.has(Name::ContentEncoding) && is_coded(head, bytes);
+        let looks = if is_metered {
+            Self::metered(taps, kind, coded)
+        } else if coded {
+            Looks::Never
         } else if sse {
-            Some(BodyKind::Sse)
-        } else if starts(b"application/json") {
-            Some(BodyKind::Json)
+            Looks::InPassing(taps.take(BodyKind::Sse))
+        } else if starts(b"application/json") || starts(b"text/json") {
+            match whole {
+                true => Looks::AtTheEnd,
+                false => Looks::InPassing(taps.take(BodyKind::Json)),
+            }
         } else if starts(b"application/x-ndjson") {
-            Some(BodyKind::NdJson)
+            Looks::InPassing(taps.take(BodyKind::NdJson))
         } else {
-            None
+            Looks::Never
         };
-        let looks = match usage {
-            None => Looks::Never,
-            Some(BodyKind::Json) if whole => Looks::AtTheEnd,
-            Some(kind) => Looks::InPassing(taps.take(kind)),
-        };
-        Self { looks, sse }
+        Self { looks, sse, bytes: 0 }
+    }
+
+    fn metered(taps: &Taps, kind: &[u8], coded: bool) -> Looks {
+        let is_media = [&b"audio/"[..], b"image/", b"video/"]
+            .iter()
+            .any(|name| kind.get(..name.len()).is_some_and(|s| s.eq_ignore_ascii_case(name)));
+        match (coded, is_media) {
+            (_, true) => Looks::Media,
+            (true, false) => Looks::Coded,
+            (false, false) => Looks::AtAll(taps.take_meter(kind)),
+        }
     }
 
     /// Whether the response is a stream of server-sent events.
@@ -90,16 +136,26 @@ impl Tap {
 
     /// Looks at body bytes.
     pub fn push(&mut self, data: &[u8]) {
-        if let Looks::InPassing(usage) = &mut self.looks {
-            usage.push(data);
+        self.bytes += data.len() as u64;
+        match &mut self.looks {
+            Looks::InPassing(usage) => usage.push(data),
+            Looks::AtAll(meter) => meter.push(data),
+            Looks::Never | Looks::AtTheEnd | Looks::Coded | Looks::Media => {}
         }
     }
 
-    /// Says that bytes went by unseen.
-    pub fn skip(&mut self) {
+    /// Says that so many bytes went by unseen.
+    pub fn skip(&mut self, bytes: u64) {
+        self.bytes += bytes;
         if let Looks::InPassing(usage) = &mut self.looks {
             usage.skip();
         }
+    }
+
+    /// Data bytes of the body so far.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// How many bytes at the end of a body of known length must be seen; `None` = all of them.
@@ -107,27 +163,52 @@ impl Tap {
     pub fn tail_bytes(&self) -> Option<usize> {
         match &self.looks {
             Looks::InPassing(usage) => usage.needs_tail_only(),
-            Looks::Never | Looks::AtTheEnd => Some(0),
+            Looks::AtAll(meter) => meter.is_blind().then_some(0),
+            Looks::Never | Looks::AtTheEnd | Looks::Coded | Looks::Media => Some(0),
         }
     }
 
     /// Whether a token has been seen.
     #[must_use]
     pub fn first_token_seen(&self) -> bool {
-        matches!(&self.looks, Looks::InPassing(usage) if usage.first_token_seen())
+        match &self.looks {
+            Looks::InPassing(usage) => usage.first_token_seen(),
+            Looks::AtAll(meter) => meter.first_token_seen(),
+            Looks::Never | Looks::AtTheEnd | Looks::Coded | Looks::Media => false,
+        }
     }
 
-    /// What was read, at the end; the memory goes back. `body` is the one that was here whole.
+    /// What was read, at the end, and what passed for a key that pays by the token; the memory
+    /// goes back. `body` is the one that was here whole.
     #[must_use]
-    pub fn finish(self, taps: &Taps, body: &[u8]) -> Usage {
+    pub fn finish(self, taps: &Taps, body: &[u8]) -> (Usage, Answer) {
+        let bytes = self.bytes;
         match self.looks {
-            Looks::Never => Usage::default(),
-            Looks::AtTheEnd => usage_of(body),
+            Looks::Never => (Usage::default(), Answer::None),
+            Looks::AtTheEnd => (usage_of(body), Answer::None),
             Looks::InPassing(mut tap) => {
                 let usage = tap.finish();
                 taps.give_back(tap);
-                usage
+                (usage, Answer::None)
             }
+            Looks::AtAll(mut meter) => {
+                let reading = meter.finish();
+                taps.give_back_meter(meter);
+                (reading.usage, Answer::Read { reading, bytes })
+            }
+            Looks::Coded => (Usage::default(), Answer::Coded(bytes)),
+            Looks::Media => (Usage::default(), Answer::Media(bytes)),
         }
     }
+}
+
+/// Whether a body is under a coding; `identity`, and an empty list, is none.
+#[cold]
+fn is_coded(head: &ResponseHead, bytes: &[u8]) -> bool {
+    let mut codings =
+        head.values(Name::ContentEncoding, bytes).flat_map(|list| list.split(|&byte| byte == b','));
+    codings.any(|coding| {
+        let coding = coding.trim_ascii();
+        !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity")
+    })
 }

@@ -337,7 +337,7 @@ impl Upload<'_> {
         let mut buffer = self.core.buffers.take(LARGE_BYTES);
         let end = loop {
             if matches!(scanner, Scanner::None)
-                && let Some(end) = self.splice(&mut body.reader).await
+                && let Some(end) = self.splice(body).await
             {
                 break end;
             }
@@ -400,8 +400,8 @@ impl Upload<'_> {
     }
 
     /// Lets the kernel move the rest, if it is long and its length is known.
-    async fn splice(&self, reader: &mut BodyReader) -> Option<Uploaded> {
-        let left = reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
+    async fn splice(&self, body: &mut RequestBody) -> Option<Uploaded> {
+        let left = body.reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
         let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);
         let moved = Cell::new(0u64);
         self.await_client();
@@ -421,7 +421,8 @@ impl Upload<'_> {
         let expired = self.client_timer.expired();
         self.client_timer.disarm();
         self.progress.client_owes.set(false);
-        reader.advance(moved.get());
+        body.reader.advance(moved.get());
+        body.data_bytes += moved.get();
         match result {
             Ok(()) => {
                 self.await_upstream();

@@ -25,6 +25,7 @@ use crate::net::sys;
 use crate::net::tls::Store;
 use crate::policy::limit::shared::Budget;
 use crate::policy::limit::tally::Tally;
+use crate::policy::limit::token_size::TokenSizes;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
@@ -410,6 +411,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         per_ip: Tally::new(RandomState::new()),
         per_ip_max: options.per_ip_max,
         shaking: Tally::new(RandomState::new()),
+        token_sizes: TokenSizes::default(),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         handshakes: AtomicU32::new(0),

@@ -39,6 +39,7 @@ mod house;
 mod late;
 mod limits;
 mod listeners;
+mod meters;
 mod models;
 mod paths;
 mod pool;
