@@ -141,7 +141,7 @@ pub(crate) fn is_harmless(key: &str) -> bool {
 pub(crate) fn hidden(line: &str) -> Vec<Range<usize>> {
     if !line.contains('=') {
         let header = line.trim_start().starts_with('[') && !line.contains(['"', '\'']);
-        return if header { Vec::new() } else { vec![0..line.len()] };
+        return if header { Vec::new() } else { only(0..line.len()) };
     }
     let mut from = 0;
     while let Some(equals) = line[from..].find('=').map(|at| from + at) {
@@ -155,14 +155,18 @@ pub(crate) fn hidden(line: &str) -> Vec<Range<usize>> {
             && value[..next].contains('{')
             && value[..next].chars().all(|c| c.is_whitespace() || "[{".contains(c));
         if !opens && !is_harmless(key) {
-            return vec![equals + 1..line.len()];
+            return only(equals + 1..line.len());
         }
         if let Some(comment) = value[..next].find('#') {
-            return vec![equals + 1 + comment..line.len()];
+            return only(equals + 1 + comment..line.len());
         }
         from = equals + 1;
     }
     Vec::new()
+}
+
+fn only(range: Range<usize>) -> Vec<Range<usize>> {
+    std::iter::once(range).collect()
 }
 
 /// The bare key at the end of a text.
@@ -181,7 +185,7 @@ fn trailing_blanks(text: &str) -> usize {
 /// Shape: as `hidden`. Everything, where an escape could hide what these are.
 pub(crate) fn hidden_of_url(source: &str) -> Vec<Range<usize>> {
     if source.contains('\\') {
-        return vec![0..source.len()];
+        return only(0..source.len());
     }
     let quotes = source.len() - source.trim_end_matches(['"', '\'']).len();
     let end = source.len() - quotes;
