@@ -43,8 +43,7 @@ impl Config {
             }
         }
         let mut groups = std::mem::take(&mut config.groups);
-        let timeouts = self.timeouts.upstream;
-        let mut sets = Sets::new(&self.upstreams, &mut groups, &timeouts);
+        let mut sets = Sets::new(&self.upstreams, &mut groups, &self.group_defaults);
         let taken = taken_names(&config.models);
         let (mut models, mut shadowed) = (Vec::new(), Vec::new());
         for (name, upstream_model, members) in reported {

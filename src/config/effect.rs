@@ -41,6 +41,10 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("group.affinity", Present),
     ("group.serve", Unless("[]")),
     ("group.errors", Unless("\"pass\"")),
+    ("group_defaults.balance", BalanceIs(Balance::Prefix)),
+    ("group_defaults.affinity", Present),
+    ("group_defaults.serve", Unless("[]")),
+    ("group_defaults.errors", Unless("\"pass\"")),
     ("admin.dashboard", Unless("true")),
     ("admin.persist", Unless("false")),
 ];

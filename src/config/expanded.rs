@@ -83,7 +83,7 @@ impl Config {
             group.members = members(&group.members, &places);
         }
         for id in own_groups {
-            let group = implicit_group(&config.upstreams, &[id], &self.timeouts.upstream);
+            let group = implicit_group(&config.upstreams, &[id], &self.group_defaults);
             config.upstreams[usize::from(id.0)].group =
                 GroupId(u16::try_from(config.groups.len()).unwrap_or(u16::MAX));
             config.groups.push(group);

@@ -39,6 +39,7 @@ pub(crate) fn print(config: &Config) -> String {
             print_group(&mut out, config, group);
         }
     }
+    print_group_defaults(&mut out, &config.group_defaults);
     for model in config.models.iter().filter(|m| m.origin == ModelOrigin::Configured) {
         print_model(&mut out, config, model);
     }
@@ -457,28 +458,52 @@ fn print_group(out: &mut Out, config: &Config, group: &Group) {
     };
     let members: Vec<_> = group.members.iter().map(member).collect();
     out.raw("members", format!("[{}]", members.join(", ")));
-    let Retry { attempts, initial, max, on } = &group.retry;
-    let (initial, max) = (format_duration(*initial), format_duration(*max));
-    let on = list(retry_words(on));
-    out.raw(
-        "retry",
-        format!("{{ attempts = {attempts}, initial = \"{initial}\", max = \"{max}\", on = {on} }}"),
-    );
-    let Queue { length, wait } = group.queue;
-    out.raw("queue", format!("{{ length = {length}, wait = \"{}\" }}", format_duration(wait)));
-    if let Some(affinity) = &group.affinity {
-        let by = match affinity {
-            Affinity::Prefix => "prefix".to_owned(),
-            Affinity::Header(name) => format!("header:{name}"),
-            Affinity::Key => "key".to_owned(),
-            Affinity::Ip => "ip".to_owned(),
-        };
-        out.raw("affinity", format!("{{ by = {} }}", quoted(&by)));
-    }
+    print_retry(out, &group.retry);
+    print_queue(out, group.queue);
+    print_affinity(out, group.affinity.as_ref());
     out.list("fallback", group.fallback.iter().map(|id| config.group(*id).name.as_str()));
     out.list("serve", group.serve.iter().map(|dialect| dialect.name()));
     out.word("errors", group.errors);
     out.raw("timeouts", inline_times(&upstream_times(&group.timeouts)));
+}
+
+fn print_group_defaults(out: &mut Out, group: &GroupDefaults) {
+    out.head("[group_defaults]");
+    out.word("balance", group.balance);
+    print_retry(out, &group.retry);
+    print_queue(out, group.queue);
+    print_affinity(out, group.affinity.as_ref());
+    out.list("serve", group.serve.iter().map(|dialect| dialect.name()));
+    out.word("errors", group.errors);
+    out.raw("timeouts", inline_times(&upstream_times(&group.timeouts)));
+}
+
+fn print_retry(out: &mut Out, retry: &Retry) {
+    let Retry { attempts, initial, max, on, same } = retry;
+    let (initial, max) = (format_duration(*initial), format_duration(*max));
+    let on = list(retry_words(on));
+    out.raw(
+        "retry",
+        format!(
+            "{{ attempts = {attempts}, initial = \"{initial}\", max = \"{max}\", on = {on}, \
+             same = {same} }}"
+        ),
+    );
+}
+
+fn print_queue(out: &mut Out, Queue { length, wait }: Queue) {
+    out.raw("queue", format!("{{ length = {length}, wait = \"{}\" }}", format_duration(wait)));
+}
+
+fn print_affinity(out: &mut Out, affinity: Option<&Affinity>) {
+    let Some(affinity) = affinity else { return };
+    let by = match affinity {
+        Affinity::Prefix => "prefix".to_owned(),
+        Affinity::Header(name) => format!("header:{name}"),
+        Affinity::Key => "key".to_owned(),
+        Affinity::Ip => "ip".to_owned(),
+    };
+    out.raw("affinity", format!("{{ by = {} }}", quoted(&by)));
 }
 
 fn retry_words(on: &RetryOn) -> Vec<String> {

@@ -158,6 +158,7 @@ fn group(group: &config::Group, reach: Reach) -> GroupPlan {
             max: group.retry.max,
             on: group.retry.on,
         },
+        retry_same: group.retry.same && group.members.len() == 1,
         fallback: group.fallback.iter().map(|group| group.0).collect(),
         queue_length: group.queue.length,
         queue_wait: group.queue.wait,

@@ -85,7 +85,10 @@ pub async fn dispatch(
                 }
             };
         let group = &plan.groups[usize::from(at.group)];
-        let another = pick::another(members, &at.tried) || !at.fallback.as_slice().is_empty();
+        let falls_back = !at.fallback.as_slice().is_empty();
+        // The last attempt is left to those in `fallback`.
+        let same = group.retry_same && (!falls_back || at.retries + 1 < group.retry.attempts);
+        let another = same || falls_back || pick::another(members, &at.tried);
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -119,6 +122,9 @@ pub async fn dispatch(
         }
         at.failed = Some(failed.into());
         at.retries += 1;
+        if same {
+            at.tried = Tried::NONE;
+        }
         if !after.is_zero() && pause(down, after).await == Paused::Gone {
             turn.settle.fault(Kind::ClientGone);
             return Ok(Next::Close);

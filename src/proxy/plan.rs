@@ -169,6 +169,8 @@ pub struct GroupPlan {
     pub members: Vec<(u16, u32)>,
     /// What is retried.
     pub retry: RetryPolicy,
+    /// Whether a group of one tries its only member again.
+    pub retry_same: bool,
     /// Groups that are asked, in order, when nobody of this one is left.
     pub fallback: Vec<u16>,
     /// Requests that may wait when every member is at its concurrency; 0 = none.

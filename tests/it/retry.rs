@@ -193,3 +193,29 @@ fn a_retry_after_a_timeout_happens_only_when_listed() {
     let answer = proxy.client().send(chat("x-mock: delay=30s\r\n", false)).answer();
     assert_eq!((answer.status, requests(&mocks).iter().sum::<u64>()), (504, 1));
 }
+
+#[test]
+fn a_group_of_one_tries_its_only_member_again_when_told_so() {
+    for (same, attempts) in [("", 1), (", same = true", 4)] {
+        let only = mock();
+        let retry = format!("{}{same} }}", QUICK.trim_end_matches(" }"));
+        let proxy = Setup { group: &retry, ..Setup::default() }.start(&[&only]);
+        let answer = proxy.client().send(chat("x-mock: status=503\r\n", false)).answer();
+        assert_eq!((answer.status, only.stats().requests_total), (503, attempts));
+    }
+}
+
+#[test]
+fn a_group_of_one_leaves_its_last_attempt_to_the_others() {
+    let (only, other) = (mock(), mock());
+    let group = "retry = { attempts = 2, initial = \"100ms\", max = \"100ms\", on = [\"503\"], \
+                 same = true }\nfallback = [\"other\"]";
+    let rest = format!(
+        "[[upstream]]\nname = \"b\"\nurl = \"{}\"\nmodels = []\n\
+         [[group]]\nname = \"other\"\nmembers = [\"b\"]\n",
+        other.url()
+    );
+    let proxy = Setup { group, rest: &rest, ..Setup::default() }.start(&[&only]);
+    proxy.client().send(chat("x-mock: status=503\r\n", false)).answer();
+    assert_eq!((only.stats().requests_total, other.stats().requests_total), (2, 1));
+}

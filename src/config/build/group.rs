@@ -1,9 +1,9 @@
-//! Builds `[[group]]`.
+//! Builds `[[group]]` and `[group_defaults]`.
 
 use std::collections::HashSet;
 
 use crate::config::build::check::{
-    AtText as _, Names, is_token, missing, number, required, secs, time, word,
+    AtText as _, Names, is_token, missing, number, required, secs, time, value, word,
 };
 use crate::config::build::process::{connect, pool_idle, section, tcp_keepalive, timeout, total};
 use crate::config::build::{AllNames, each};
@@ -15,11 +15,71 @@ use crate::config::reader::{At, Reader};
 /// What is retried when `retry.on` is not said.
 const RETRY_ON: [&str; 5] = ["connect", "reset", "502", "503", "429"];
 
+/// What holds for every group that does not say otherwise.
+pub(crate) fn group_defaults(
+    raw: &RawConfig,
+    r: &mut Reader<'_>,
+    timeouts: &UpstreamTimeouts,
+) -> GroupDefaults {
+    // Fewest in flight: what a server of models has to do is told best by what it is doing.
+    let plain = GroupDefaults {
+        balance: Balance::LeastConn,
+        retry: Retry {
+            attempts: 2,
+            initial: secs(1) / 10,
+            max: secs(2),
+            on: retry_on_default(),
+            same: false,
+        },
+        queue: Queue { length: 0, wait: secs(30) },
+        affinity: None,
+        serve: Vec::new(),
+        errors: ErrorBodies::Pass,
+        timeouts: *timeouts,
+    };
+    let raw = section(&raw.group_defaults);
+    // A group without a name, members and fallbacks.
+    let said = RawGroup {
+        balance: raw.balance,
+        retry: raw.retry,
+        queue: raw.queue,
+        affinity: raw.affinity,
+        serve: raw.serve,
+        errors: raw.errors,
+        timeouts: raw.timeouts,
+        ..RawGroup::default()
+    };
+    resolved(r, &said, &plain)
+}
+
+/// What a group says, and the defaults where it does not.
+fn resolved(r: &mut Reader<'_>, raw: &RawGroup, defaults: &GroupDefaults) -> GroupDefaults {
+    let queue = section(&raw.queue);
+    GroupDefaults {
+        balance: word(&raw.balance, defaults.balance),
+        retry: retry(r, &section(&raw.retry), &defaults.retry),
+        queue: Queue {
+            length: number(r, &queue.length, defaults.queue.length, 0..=1_000_000),
+            wait: time(r, &queue.wait, defaults.queue.wait, secs(1) / 1000..=secs(3600)),
+        },
+        affinity: match &raw.affinity {
+            Some(at) => required(r, &at.value.by, &at.spot, "by").and_then(|by| affinity(r, by)),
+            None => defaults.affinity.clone(),
+        },
+        serve: match &raw.serve {
+            Some(list) => list.value.iter().map(|at| at.value.0).collect(),
+            None => defaults.serve.clone(),
+        },
+        errors: word(&raw.errors, defaults.errors),
+        timeouts: upstream_timeouts(r, raw, &defaults.timeouts),
+    }
+}
+
 pub(crate) fn groups(
     raw: &RawConfig,
     r: &mut Reader<'_>,
     names: &mut AllNames,
-    defaults: &UpstreamTimeouts,
+    defaults: &GroupDefaults,
 ) -> Vec<Group> {
     let list = each(&raw.group);
     let groups: Vec<Group> = list.iter().map(|at| group(at, r, names, defaults)).collect();
@@ -35,53 +95,47 @@ pub(crate) fn groups(
 pub(crate) fn implicit_group(
     upstreams: &[Upstream],
     members: &[UpstreamId],
-    timeouts: &UpstreamTimeouts,
+    defaults: &GroupDefaults,
 ) -> Group {
     let names: Vec<&str> =
         members.iter().map(|id| upstreams[usize::from(id.0)].name.as_str()).collect();
-    Group {
-        name: names.join("+"),
-        balance: Balance::RoundRobin,
-        members: members.iter().map(|id| Member { upstream: *id, weight: 1 }).collect(),
-        retry: Retry { attempts: 2, initial: secs(1) / 10, max: secs(2), on: retry_on_default() },
-        queue: Queue { length: 0, wait: secs(30) },
-        affinity: None,
-        fallback: Vec::new(),
-        serve: Vec::new(),
-        errors: ErrorBodies::Pass,
-        timeouts: *timeouts,
-        implicit: true,
-    }
+    let members = members.iter().map(|id| Member { upstream: *id, weight: 1 }).collect();
+    assembled(names.join("+"), members, Vec::new(), true, defaults.clone())
 }
 
 fn group(
     at: &At<RawGroup>,
     r: &mut Reader<'_>,
     names: &mut AllNames,
-    defaults: &UpstreamTimeouts,
+    defaults: &GroupDefaults,
 ) -> Group {
     let raw = &at.value;
     let fallback = each(&raw.fallback).iter().filter_map(|at| names.groups.find_one(r, at));
     let fallback = fallback.map(GroupId).collect();
-    let queue = section(&raw.queue);
+    let members = members(at, r, &mut names.upstreams);
+    assembled(raw.name.text(), members, fallback, false, resolved(r, raw, defaults))
+}
+
+fn assembled(
+    name: String,
+    members: Vec<Member>,
+    fallback: Vec<GroupId>,
+    implicit: bool,
+    said: GroupDefaults,
+) -> Group {
+    let GroupDefaults { balance, retry, queue, affinity, serve, errors, timeouts } = said;
     Group {
-        name: raw.name.text(),
-        balance: word(&raw.balance, Balance::RoundRobin),
-        members: members(at, r, &mut names.upstreams),
-        retry: retry(r, &section(&raw.retry)),
-        queue: Queue {
-            length: number(r, &queue.length, 0, 0..=1_000_000),
-            wait: time(r, &queue.wait, secs(30), secs(1) / 1000..=secs(3600)),
-        },
-        affinity: raw.affinity.as_ref().and_then(|at| {
-            let by = required(r, &at.value.by, &at.spot, "by")?;
-            affinity(r, by)
-        }),
+        name,
+        balance,
+        members,
+        retry,
+        queue,
+        affinity,
         fallback,
-        serve: each(&raw.serve).iter().map(|at| at.value.0).collect(),
-        errors: word(&raw.errors, ErrorBodies::Pass),
-        timeouts: upstream_timeouts(r, raw, defaults),
-        implicit: false,
+        serve,
+        errors,
+        timeouts,
+        implicit,
     }
 }
 
@@ -112,17 +166,24 @@ fn members(at: &At<RawGroup>, r: &mut Reader<'_>, upstreams: &mut Names) -> Vec<
     members
 }
 
-fn retry(r: &mut Reader<'_>, raw: &RawRetry) -> Retry {
+fn retry(r: &mut Reader<'_>, raw: &RawRetry, defaults: &Retry) -> Retry {
     let backoff = secs(1) / 10..=secs(10);
-    let initial = time(r, &raw.initial, secs(1) / 10, backoff.clone());
-    let max = time(r, &raw.max, secs(2).max(initial), backoff);
+    let initial = time(r, &raw.initial, defaults.initial, backoff.clone());
+    let max = time(r, &raw.max, defaults.max.max(initial), backoff);
     if let Some(at) = &raw.max
         && max < initial
     {
         r.draft.fault(&at.spot, "less than initial");
     }
-    let on = raw.on.as_ref().map_or_else(retry_on_default, |list| retry_on(r, &list.value));
-    Retry { attempts: number(r, &raw.attempts, 2, 0..=100), initial, max, on }
+    let on = raw.on.as_ref().map_or(defaults.on, |list| retry_on(r, &list.value));
+    Retry {
+        attempts: number(r, &raw.attempts, defaults.attempts, 0..=100),
+        // Of defaults that were said elsewhere the longest backoff may be the shorter one.
+        initial: initial.min(max),
+        max,
+        on,
+        same: value(&raw.same, defaults.same),
+    }
 }
 
 fn retry_on_default() -> RetryOn {

@@ -49,9 +49,9 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
     let timeouts = process::timeouts(raw, r);
     let upstream_spots = upstream::upstreams(raw, r, &mut names);
     let (mut upstreams, spots): (Vec<_>, Vec<_>) = upstream_spots.into_iter().unzip();
-    let mut groups = group::groups(raw, r, &mut names, &timeouts.upstream);
-    let models =
-        models::models(raw, r, &mut names, &mut upstreams, &mut groups, &timeouts.upstream);
+    let group_defaults = group::group_defaults(raw, r, &timeouts.upstream);
+    let mut groups = group::groups(raw, r, &mut names, &group_defaults);
+    let models = models::models(raw, r, &mut names, &mut upstreams, &mut groups, &group_defaults);
     let listeners = listener::listeners(raw, r, &mut names, &timeouts.client);
     let keys = key::keys(raw, r, &mut names);
     rights::warn_of_rights(raw, r, &listeners, &keys);
@@ -68,6 +68,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         keys,
         ratelimit_store: process::ratelimit_store(raw, r),
         upstreams,
+        group_defaults,
         groups,
         models,
         shadowed: Vec::new(),

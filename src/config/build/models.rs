@@ -20,7 +20,7 @@ const WARNINGS_A_LIST_MAX: usize = 20;
 pub(crate) struct Sets<'c> {
     upstreams: &'c [Upstream],
     groups: &'c mut Vec<Group>,
-    timeouts: &'c UpstreamTimeouts,
+    defaults: &'c GroupDefaults,
     /// The implicit groups by their members: a config may need thousands of sets.
     by_members: HashMap<Vec<UpstreamId>, GroupId>,
 }
@@ -30,14 +30,14 @@ impl<'c> Sets<'c> {
     pub(crate) fn new(
         upstreams: &'c [Upstream],
         groups: &'c mut Vec<Group>,
-        timeouts: &'c UpstreamTimeouts,
+        defaults: &'c GroupDefaults,
     ) -> Self {
         let mut by_members = HashMap::new();
         for (index, group) in groups.iter().enumerate().filter(|(_, group)| group.implicit) {
             let members = group.members.iter().map(|member| member.upstream).collect();
             by_members.entry(members).or_insert_with(|| group_id(index));
         }
-        Self { upstreams, groups, timeouts, by_members }
+        Self { upstreams, groups, defaults, by_members }
     }
 
     /// The implicit group of exactly these upstreams, in this order.
@@ -50,7 +50,7 @@ impl<'c> Sets<'c> {
         if let Some(known) = self.by_members.get(members) {
             return *known;
         }
-        self.groups.push(implicit_group(self.upstreams, members, self.timeouts));
+        self.groups.push(implicit_group(self.upstreams, members, self.defaults));
         let made = group_id(self.groups.len() - 1);
         self.by_members.insert(members.to_vec(), made);
         made
@@ -68,7 +68,7 @@ pub(crate) fn models(
     names: &mut AllNames,
     upstreams: &mut Vec<Upstream>,
     groups: &mut Vec<Group>,
-    timeouts: &UpstreamTimeouts,
+    defaults: &GroupDefaults,
 ) -> Vec<Model> {
     let empty = Vec::new();
     let rows = raw.models.as_ref().map_or(&empty, |at| &at.value.0);
@@ -84,9 +84,9 @@ pub(crate) fn models(
     }
     for index in 0..upstreams.len() {
         let only = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
-        groups.push(implicit_group(upstreams, &[only], timeouts));
+        groups.push(implicit_group(upstreams, &[only], defaults));
     }
-    let mut sets = Sets::new(upstreams, groups, timeouts);
+    let mut sets = Sets::new(upstreams, groups, defaults);
     let mut out: Vec<Model> = Vec::new();
     for ((name, row), target) in rows.iter().zip(targets) {
         let group = match target {

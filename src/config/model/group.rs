@@ -32,6 +32,26 @@ pub struct Group {
     pub implicit: bool,
 }
 
+/// What holds for every group that does not say otherwise, those included that no file says:
+/// of one upstream, of a model that several list.
+#[derive(Debug, Clone)]
+pub struct GroupDefaults {
+    /// How a member is picked.
+    pub balance: Balance,
+    /// When another attempt is made.
+    pub retry: Retry,
+    /// Where requests wait.
+    pub queue: Queue,
+    /// What keeps a client with a member.
+    pub affinity: Option<Affinity>,
+    /// Dialects offered to clients on top of the upstreams' own.
+    pub serve: Vec<Dialect>,
+    /// What becomes of upstreams' error bodies.
+    pub errors: ErrorBodies,
+    /// The upstream side's times, resolved against `[timeouts]`.
+    pub timeouts: UpstreamTimeouts,
+}
+
 /// One member of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Member {
@@ -75,6 +95,8 @@ pub struct Retry {
     pub max: Duration,
     /// What is worth another attempt.
     pub on: RetryOn,
+    /// A group of one tries its only member again.
+    pub same: bool,
 }
 
 /// Waiting room of a group.

@@ -41,6 +41,8 @@ pub struct Config {
     /// `[[upstream]]` with `ports` expanded, then those implied by `models.*.backend`;
     /// indexed by `UpstreamId`.
     pub upstreams: Vec<Upstream>,
+    /// `[group_defaults]`; groups hold their own resolved copies.
+    pub group_defaults: GroupDefaults,
     /// `[[group]]` in declaration order, then the implicit ones; indexed by `GroupId`.
     pub groups: Vec<Group>,
     /// `[models]` in declaration order, then the names that upstreams declare. Names and

@@ -79,6 +79,8 @@ mirror! {
         upstream: Vec<At<RawUpstream>>,
         /// Balanced sets of upstreams.
         group: Vec<At<RawGroup>>,
+        /// What holds for every group that does not say otherwise.
+        group_defaults: RawGroupDefaults,
         /// Names in request bodies and where they lead.
         models: NameTable<RawModel>,
         /// Asking upstreams for their models.

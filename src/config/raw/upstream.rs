@@ -150,6 +150,23 @@ mirror! {
         /// Overrides of the upstream side's times.
         timeouts: RawUpstreamTimeouts,
     }
+    /// `[group_defaults]`.
+    RawGroupDefaults {
+        /// How a member is picked.
+        balance: OneOf<Balance>,
+        /// When another attempt is made.
+        retry: RawRetry,
+        /// Waiting room.
+        queue: RawQueue,
+        /// What keeps a client with a member.
+        affinity: RawAffinity,
+        /// Dialects offered on top of the upstreams' own.
+        serve: Vec<At<OneOf<Dialect>>>,
+        /// Error bodies of upstreams.
+        errors: OneOf<ErrorBodies>,
+        /// Overrides of the upstream side's times.
+        timeouts: RawUpstreamTimeouts,
+    }
     /// `group.retry`.
     RawRetry {
         /// Further attempts, 0..100.
@@ -160,6 +177,8 @@ mirror! {
         max: Time,
         /// connect, reset, timeout, or a status 400..599.
         on: Vec<At<String>>,
+        /// A group of one tries its only member again.
+        same: bool,
     }
     /// `group.queue`.
     RawQueue {

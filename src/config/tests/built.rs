@@ -46,6 +46,22 @@ fn implicit_groups_follow_the_declared_ones() {
 }
 
 #[test]
+fn what_a_group_does_not_say_is_as_in_group_defaults() {
+    let groups = "retry = { attempts = 5 }\n[group_defaults]\nretry = { initial = \"1s\", same = true }\n\
+                  balance = \"random\"\nqueue = { length = 7 }\n";
+    let config = good(&with(groups)).config;
+    let chat = &config.groups[0];
+    assert_eq!((chat.retry.attempts, chat.retry.same, chat.queue.length), (5, true, 7));
+    // And so are those that no [[group]] says, also when they come later.
+    let (own, found) = (&config.groups[1], "several".to_owned());
+    assert!(own.implicit && own.retry.attempts == 2 && own.retry.same);
+    assert_eq!((own.balance, own.retry.initial.as_secs()), (Balance::Random, 1));
+    let urls = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
+    let both = Config::for_backends(&urls, &[vec![found.clone()], vec![found]]).unwrap();
+    assert_eq!(both.groups.last().unwrap().balance, Balance::LeastConn);
+}
+
+#[test]
 fn ports_make_several_upstreams() {
     let text = with(
         "[[upstream]]\nname=\"vllm\"\nurl=\"http://10.0.0.1/base\"\nports=[8001,8002]\nmodels=[\"x\"]\n\
