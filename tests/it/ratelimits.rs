@@ -326,6 +326,22 @@ fn a_place_in_flight_comes_back_from_every_end() {
     wait_until("nothing is counted", || ask(&mut proxy.client()).status == 200);
 }
 
+#[test]
+fn a_tunnel_takes_its_place_and_its_request() {
+    let mock = mock();
+    let proxy = limited(&mock, "concurrency = 1\nrpm = 3");
+    fresh_minute();
+    let mut client = proxy.client();
+    let upgrade = format!("{MINE}Connection: Upgrade\r\nUpgrade: websocket\r\n");
+    assert_eq!(client.send(get("/echo?model=m", &upgrade)).answer().status, 101);
+    let refused = ask(&mut proxy.client());
+    assert_eq!(refused.message(), "Too many requests in flight for this API key.");
+    drop(client);
+    wait_until("its place is free", || ask(&mut proxy.client()).status == 200);
+    assert_eq!(ask(&mut proxy.client()).status, 200);
+    assert_eq!(ask(&mut proxy.client()).message(), "Rate limit exceeded: minute limit reached.");
+}
+
 /// A stream that reports its usage at its end, or does not.
 fn stream(tokens: u32, usage: bool) -> Vec<u8> {
     let body = format!(
