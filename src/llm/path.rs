@@ -176,45 +176,59 @@ impl PathModel {
     }
 }
 
-/// Segments of a path behind which servers read the name of a model, lower case, and whether
-/// all that follows is the name (but for a `:verb`), or the next segment alone.
-const NAME_FOLLOWS: [(&[u8], bool); 7] = [
-    (b"models", true),
-    (b"tunedmodels", true),
-    (b"model", false),
-    (b"deployments", false),
-    (b"deployment", false),
-    (b"engines", false),
-    (b"engine", false),
+/// Segments of a path behind which servers read the name of a model, lower case.
+const NAME_FOLLOWS: [(&[u8], Extent); 9] = [
+    (b"models", Extent::Rest),
+    (b"tunedmodels", Extent::Rest),
+    (b"endpoints", Extent::Segment { verb: true }),
+    (b"endpoint", Extent::Segment { verb: true }),
+    (b"model", Extent::Segment { verb: false }),
+    (b"deployments", Extent::Segment { verb: false }),
+    (b"deployment", Extent::Segment { verb: false }),
+    (b"engines", Extent::Segment { verb: false }),
+    (b"engine", Extent::Segment { verb: false }),
 ];
 
+/// How much of what follows is the name.
+#[derive(Clone, Copy)]
+enum Extent {
+    /// All of it, but for a `:verb`.
+    Rest,
+    /// One segment, but for what a `verb` adds to it.
+    Segment { verb: bool },
+}
+
 /// Tells whether path or query name a model that is not `name`, in any form that a server may
-/// read: Gemini's and Vertex's `…/models/NAME:verb`, Azure's `…/deployments/NAME/…`, Bedrock's
-/// `/model/NAME/…`, `…/engines/NAME/…`, `?model=NAME`.
+/// read: Gemini's and Vertex's `…/models/NAME:verb` and `…/endpoints/NAME:verb`, Azure's
+/// `…/deployments/NAME/…`, Bedrock's `/model/NAME/…`, `…/engines/NAME/…`, `?model=NAME`.
 ///
 /// Shape: `path` without query, `query` without its `?`. What cannot be decoded is another.
+/// As servers differ, `\` is a slash here, `;` parts a query, and what it adds to a segment is
+/// none of its name; a name that has these itself is another, too.
 pub fn names_other(path: &[u8], query: &[u8], name: &str) -> bool {
     let is_name = |bytes: &[u8], is_query| decoded(bytes, is_query).eq(name.bytes().map(Some));
+    let is_slash = |byte: &u8| matches!(byte, b'/' | b'\\');
     let mut start = 0;
     while let Some(rest) = path.get(start..) {
-        let len = memchr::memchr(b'/', rest).unwrap_or(rest.len());
-        let segment = rest.get(..len).unwrap_or_default();
+        let len = rest.iter().position(is_slash).unwrap_or(rest.len());
+        let segment = before_semicolon(rest.get(..len).unwrap_or_default());
         let after = rest.get(len + 1..).unwrap_or_default();
         let lower = decoded(segment, false).map(|byte| byte.map(|b| b.to_ascii_lowercase()));
         let lower: Vec<Option<u8>> = lower.take(NAME_BYTES_MAX).collect();
         let follows = NAME_FOLLOWS
             .iter()
             .find(|(word, _)| lower.iter().copied().eq(word.iter().map(|byte| Some(*byte))));
-        if let Some((_, whole)) = follows
+        if let Some((_, extent)) = follows
             && !after.is_empty()
         {
-            let next = after.split(|&byte| byte == b'/').next().unwrap_or_default();
-            let named = if *whole { without_verb(after) } else { next };
+            let next = after.split(is_slash).next().unwrap_or_default();
+            let named = match extent {
+                Extent::Rest => without_verb(after),
+                Extent::Segment { verb: true } => without_verb(next),
+                Extent::Segment { verb: false } => next,
+            };
             if !is_name(named, false) {
                 return true;
-            }
-            if *whole {
-                break;
             }
         }
         start += len + 1;
@@ -223,11 +237,17 @@ pub fn names_other(path: &[u8], query: &[u8], name: &str) -> bool {
 }
 
 fn names_other_in_query(query: &[u8], is_name: impl Fn(&[u8], bool) -> bool) -> bool {
-    query.split(|&byte| byte == b'&').any(|pair| {
+    let names_other = |pair: &[u8]| {
         let key = pair.split(|&byte| byte == b'=').next().unwrap_or_default();
         let value = pair.get(key.len() + 1..).unwrap_or_default();
         is_model_key(key) && !is_name(value, true)
-    })
+    };
+    query.split(|&byte| byte == b'&').any(names_other)
+        || query.split(|byte| b"&;".contains(byte)).any(names_other)
+}
+
+fn before_semicolon(segment: &[u8]) -> &[u8] {
+    segment.split(|&byte| byte == b';').next().unwrap_or_default()
 }
 
 /// What stands before `:verb`, if there is one.
@@ -398,6 +418,12 @@ mod tests {
             "/v1beta/models/b%69g:x",
             "/v1beta/models/small/big:x",
             "/v1beta/tunedModels/big:x",
+            "/v1/projects/p/locations/l/endpoints/big:predict",
+            "/v1beta/models;a=b/big:x",
+            "/v1beta\\models\\big:x",
+            "/v1beta/models/small/models/big:x",
+            "/v1beta/models/small;a=b:x",
+            "/x?a=1;model=big",
             "/openai/deployments/big/chat/completions",
             "/v1/engines/big/completions",
             "/model/big/converse",
@@ -419,6 +445,9 @@ mod tests {
             "/v1/models/sm%61ll:x",
             "/openai/deployments/small/chat/completions?api-version=1",
             "/model/small/invoke",
+            "/v1/endpoints/small:predict",
+            "/v1/endpoints/small/x",
+            "/x?a=1;model=small",
             "/x?model=sm%61ll&models=big",
             "/modelsx/big",
         ] {

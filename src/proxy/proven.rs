@@ -12,7 +12,7 @@ use super::reply::Refusal;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::path::decoded;
-use crate::llm::path::names_other;
+use crate::llm::path::{PathModel, Place, names_other};
 use crate::policy::model::ModelTarget;
 
 /// Refuses a tunnel: what is said in it may name any model, and is not read here.
@@ -29,26 +29,58 @@ pub(super) fn refuse_nameless() -> Refusal {
     Refusal::because(Kind::ModelNotAllowed, message)
 }
 
-/// Checks that path, query and body name no model but `asked`.
+/// What a request says of its model, and what becomes of that.
+pub(super) struct Said<'a> {
+    /// The name that was looked up.
+    pub(super) asked: &'a str,
+    /// The name that is sent in its place.
+    pub(super) renamed: Option<&'a str>,
+    /// Its place in the target, if it stood there: the one place of the target that is renamed.
+    pub(super) in_target: Option<&'a PathModel>,
+    /// The name in the body, if there is one; it is renamed, too.
+    pub(super) in_body: Option<&'a str>,
+}
+
+/// Checks that path, query and body will name one model, once all edits are made.
 ///
-/// Shape: `in_body` is the name in the body, if there is one.
 /// Errors: 400.
 #[cold]
-pub(super) fn agree(
-    head: &RequestHead,
-    bytes: &[u8],
-    asked: &str,
-    in_body: Option<&str>,
-) -> Result<(), Refusal> {
-    let query = head.query(bytes).unwrap_or_default();
-    let path = head.path(bytes);
-    // Some servers take `%2F` for a slash before they look.
-    let hidden = || path.contains(&b'%') && names_other(&decoded(path), b"", asked);
-    if in_body.is_some_and(|name| name != asked) || names_other(path, query, asked) || hidden() {
+pub(super) fn agree(head: &RequestHead, bytes: &[u8], said: &Said<'_>) -> Result<(), Refusal> {
+    let sent = said.renamed.unwrap_or(said.asked);
+    let in_target = match (said.in_target, said.renamed) {
+        (Some(place), Some(name)) => {
+            let mut target = Vec::new();
+            place.replace(head.path_and_query(bytes), name, &mut target);
+            let path = target.split(|&byte| byte == b'?').next().unwrap_or_default();
+            let query = target.get(path.len() + 1..).unwrap_or_default();
+            is_other(path, query, sent)
+        }
+        _ => is_other(head.path(bytes), head.query(bytes).unwrap_or_default(), sent),
+    };
+    if in_target || said.in_body.is_some_and(|name| !said.is_asked(name)) {
         let message = "The request names two different models.";
         return Err(Refusal::because(Kind::ModelChanged, message));
     }
     Ok(())
+}
+
+/// Whether a target names another model to some server.
+fn is_other(path: &[u8], query: &[u8], name: &str) -> bool {
+    // Some servers take `%2F` for a slash before they look.
+    let hidden = || path.contains(&b'%') && names_other(&decoded(path), b"", name);
+    names_other(path, query, name) || hidden()
+}
+
+impl Said<'_> {
+    /// Whether the body means the model that was asked for; Gemini's clients write
+    /// `models/NAME` where the path has `models/NAME:verb`.
+    fn is_asked(&self, in_body: &str) -> bool {
+        let by_verb = self.in_target.is_some_and(|found| found.place() == Place::Verb);
+        in_body == self.asked
+            || by_verb
+                && self.renamed.is_none()
+                && in_body.strip_prefix("models/") == Some(self.asked)
+    }
 }
 
 /// Checks that some server of the target is sent the target, where the target alone names the

@@ -258,7 +258,13 @@ pub fn finish(
         if let Some(doubt) = scanner.doubt() {
             return Err(Refusal::because(Kind::ModelNotAllowed, doubt));
         }
-        proven::agree(head, bytes, asked, in_body.as_ref().map(|found| found.name))?;
+        let said = proven::Said {
+            asked,
+            renamed: found.name_to_send.as_deref(),
+            in_target: in_target.as_ref(),
+            in_body: in_body.as_ref().map(|found| found.name),
+        };
+        proven::agree(head, bytes, &said)?;
         by_target = in_body.is_none();
         if by_target {
             proven::reads_target(plan, found.target, permit)?;
