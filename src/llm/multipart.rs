@@ -10,7 +10,7 @@
 //!
 //! Strict where servers differ: line ends are CRLF, a second field `model` is refused (some
 //! servers take the first, some the last), one with a `filename` is a file and not a name.
-//! Parts are not decoded; RFC 7578 §4.7 has done away with transfer encodings.
+//! Parts are not decoded; a name that is said to be coded is doubtful.
 
 use std::fmt;
 use std::ops::Range;
@@ -130,10 +130,12 @@ pub struct MultipartScan {
     bare: bool,
     /// A `Content-Disposition` of this part has been read.
     disposed: bool,
+    /// What the fields of this part say of its text.
+    coding: Coding,
     /// The value of `model` is complete.
     is_found: bool,
-    /// Something else than line ends stands before the first delimiter or behind the last.
-    outside: bool,
+    /// Something stands there that servers read in different ways.
+    is_doubtful: bool,
 }
 
 /// What the headers have told of a part.
@@ -185,8 +187,9 @@ impl MultipartScan {
             span: 0..0,
             bare: false,
             disposed: false,
+            coding: Coding::None,
             is_found: false,
-            outside: false,
+            is_doubtful: false,
         })
     }
 
@@ -229,12 +232,13 @@ impl MultipartScan {
         self.is_found.then(|| Model { name, span: self.span.clone() })
     }
 
-    /// Tells whether something else than line ends stands before the first delimiter or behind
-    /// the last.
+    /// Tells whether servers may find other parts in it, or read other values.
     ///
-    /// RFC 2046 has a reader ignore it; some look for parts there.
-    pub fn has_more_than_parts(&self) -> bool {
-        self.outside
+    /// It is so when something else than line ends stands before the first delimiter or behind
+    /// the last (RFC 2046 has a reader ignore it; some look for parts there), when a quoted name
+    /// has a quote in it, and when the name is said to be coded, or not to be UTF-8.
+    pub fn is_doubtful(&self) -> bool {
+        self.is_doubtful
     }
 
     /// Tells how many bytes were pushed without a fault.
@@ -249,7 +253,7 @@ impl MultipartScan {
             State::Headers { after_cr } => self.headers(bytes, at, after_cr),
             State::Epilogue => {
                 let rest = bytes.get(at..).unwrap_or_default();
-                self.outside |= !rest.iter().all(|b| b"\r\n".contains(b));
+                self.is_doubtful |= !rest.iter().all(|b| b"\r\n".contains(b));
                 Ok(bytes.len())
             }
             State::Dead(fault) => Err(fault),
@@ -312,7 +316,7 @@ impl MultipartScan {
 
     fn add_to_name(&mut self, more: &[u8]) -> Result<(), MultipartFault> {
         if matches!(self.state, State::Preamble) {
-            self.outside |= !more.iter().all(|b| b"\r\n".contains(b));
+            self.is_doubtful |= !more.iter().all(|b| b"\r\n".contains(b));
         }
         if self.part != Part::Model {
             return Ok(());
@@ -331,6 +335,11 @@ impl MultipartScan {
             self.span = end - self.name_len as u64..end;
             let name = self.name.get(..self.name_len).unwrap_or_default();
             std::str::from_utf8(name).map_err(|_| MultipartFault::NotText)?;
+            self.is_doubtful |= match self.coding {
+                Coding::None => false,
+                Coding::Latin => !name.is_ascii(),
+                Coding::Other => true,
+            };
             self.is_found = true;
         }
         self.part = Part::Other;
@@ -349,7 +358,7 @@ impl MultipartScan {
             (Some(b' ' | b'\t'), 0, false) => State::Tail { dashes, after_cr },
             (Some(b'\r'), 0, false) => State::Tail { dashes, after_cr: true },
             (Some(b'\n'), 0, true) => {
-                (self.line_len, self.disposed) = (0, false);
+                (self.line_len, self.disposed, self.coding) = (0, false, Coding::None);
                 State::Headers { after_cr: false }
             }
             _ => return Err(MultipartFault::BadDelimiter { at: self.seen + at as u64 }),
@@ -403,15 +412,23 @@ impl MultipartScan {
             return Err(fault);
         }
         if !field.eq_ignore_ascii_case(b"content-disposition") {
+            let value = value.get(1..).unwrap_or_default().trim_ascii();
+            self.coding = self.coding.max(Coding::of_field(field, value));
             return Ok(());
         }
         if std::mem::replace(&mut self.disposed, true) {
             return Err(fault);
         }
         let start = memchr::memchr(b';', value).unwrap_or(value.len());
+        let (disposition, parameters) = value.split_at(start);
+        if disposition.contains(&b'"') {
+            return Err(fault);
+        }
+        // Whether such a quote ends the string or not: servers do not agree.
+        self.is_doubtful |= parameters.windows(2).any(|pair| pair == b"\\\"");
         let (mut is_model, mut is_file, mut is_extended) = (false, false, false);
         let (mut names, mut is_paired) = (0, false);
-        let well_formed = each_parameter(value.get(start..).unwrap_or_default(), |name, value| {
+        let well_formed = each_parameter(parameters, |name, value| {
             let mut buffer = [0; 8];
             let is_name = name.eq_ignore_ascii_case(b"name");
             let len = if is_name { unquote(value, &mut buffer) } else { None };
@@ -436,6 +453,48 @@ impl MultipartScan {
             self.part = Part::Model;
         }
         Ok(())
+    }
+}
+
+/// How the fields of a part say that its text is coded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Coding {
+    /// As it stands there, in UTF-8.
+    None,
+    /// In a charset that has ASCII in it.
+    Latin,
+    /// In another, or by a transfer encoding. RFC 7578 §4.7 has done away with those; Django, Go
+    /// and aiohttp undo some of them all the same.
+    Other,
+}
+
+impl Coding {
+    fn of_field(field: &[u8], value: &[u8]) -> Coding {
+        let is_one_of = |value: &[u8], words: &[&[u8]]| {
+            words.iter().any(|word| value.eq_ignore_ascii_case(word))
+        };
+        if field.eq_ignore_ascii_case(b"content-transfer-encoding") {
+            let plain = is_one_of(value, &[b"binary", b"8bit", b"7bit"]);
+            return if plain { Coding::None } else { Coding::Other };
+        }
+        if !field.eq_ignore_ascii_case(b"content-type") {
+            return Coding::None;
+        }
+        let mut coding = Coding::None;
+        let start = memchr::memchr(b';', value).unwrap_or(value.len());
+        let well_formed = each_parameter(value.get(start..).unwrap_or_default(), |name, value| {
+            if name.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"charset")) {
+                let of_charset = match value {
+                    _ if name.len() != 7 => Coding::Other,
+                    _ if is_one_of(value, &[b"utf-8", b"\"utf-8\"", b"utf8"]) => Coding::None,
+                    // Of Java's clients, and harmless in a name of ASCII letters.
+                    _ if is_one_of(value, &[b"us-ascii", b"iso-8859-1"]) => Coding::Latin,
+                    _ => Coding::Other,
+                };
+                coding = coding.max(of_charset);
+            }
+        });
+        if well_formed { coding } else { Coding::Other }
     }
 }
 
@@ -465,6 +524,10 @@ pub(super) fn each_parameter<'a>(
         let value = value.trim_ascii_start();
         let Some(end) = value_end(value) else { return false };
         let (value, after) = value.split_at(end);
+        // To some parsers a quote opens a string wherever it stands, and hides what follows.
+        if !value.starts_with(b"\"") && value.contains(&b'"') {
+            return false;
+        }
         each(name.trim_ascii(), value.trim_ascii());
         rest = after.trim_ascii_start();
     }
@@ -632,18 +695,68 @@ mod tests {
         check(&[field("model", "a\n--b--\r--b-\n-\r")], Some("a\n--b--\r--b-\n-\r"));
     }
 
+    fn is_doubtful(body: String) -> [bool; 3] {
+        [usize::MAX, 1, 3].map(|size| {
+            let mut scan = MultipartScan::new(b"b--x").unwrap();
+            for piece in body.as_bytes().chunks(size) {
+                scan.push(piece).unwrap();
+            }
+            scan.finish().unwrap();
+            scan.is_doubtful()
+        })
+    }
+
+    #[test]
+    fn a_quote_in_a_quoted_value_is_doubtful() {
+        // Python's parser counts quotes, and finds `name=model` in the first.
+        let doubtful =
+            [r#"x="\\"; name="o"; z="; name=model; ""#, r#"name="file"; filename="a\"b""#];
+        for parameters in doubtful {
+            let headers = format!("Content-Disposition: form-data; {parameters}");
+            let body = form(&[part(&headers, "big"), field("model", "a")]);
+            assert_eq!(is_doubtful(body), [true; 3], "{parameters}");
+        }
+        let headers = r#"Content-Disposition: form-data; name="file"; filename="C:\\a\\b; c""#;
+        let body = form(&[part(headers, "x"), field("model", "a")]);
+        assert_eq!(is_doubtful(body), [false; 3]);
+        // A quote that opens no value to us, and a string to them.
+        for disposition in [
+            r#"form-data; x=a"; name="o"; y="; name=model; z=";w=b""#,
+            r#"form-data";x="; name=model; y="; name=o"#,
+        ] {
+            let body = form(&[part(&format!("Content-Disposition: {disposition}"), "big")]);
+            let found = scan(body.as_bytes());
+            assert!(matches!(found, Err(MultipartFault::BadHeader { .. })), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_said_to_be_coded_is_doubtful() {
+        let check = |headers: &str, name: &str, want: bool| {
+            let disposition = "Content-Disposition: form-data; name=model";
+            for headers in
+                [format!("{disposition}\r\n{headers}"), format!("{headers}\r\n{disposition}")]
+            {
+                assert_eq!(is_doubtful(form(&[part(&headers, name)])), [want; 3], "{headers}");
+            }
+            // Of another part it is none of our business.
+            let other = part(&format!("{headers}\r\nContent-Disposition: form-data; name=x"), "");
+            assert_eq!(is_doubtful(form(&[other, field("model", "a")])), [false; 3], "{headers}");
+        };
+        check("Content-Transfer-Encoding: base64", "c21hbGw=", true);
+        check("content-transfer-encoding:Quoted-Printable", "a", true);
+        check("Content-Transfer-Encoding: 8bit", "a", false);
+        check("Content-Type: text/plain; charset=utf-16", "a", true);
+        check("Content-Type: text/plain; charset", "a", true);
+        check("Content-Type: text/plain", "é", false);
+        check("Content-Type: text/plain; charset=UTF-8", "é", false);
+        check("Content-Type: text/plain; charset=ISO-8859-1", "a", false);
+        check("Content-Type: text/plain; charset=ISO-8859-1", "é", true);
+    }
+
     #[test]
     fn bytes_outside_the_parts_are_told() {
-        let told = |body: String| {
-            [usize::MAX, 1, 3].map(|size| {
-                let mut scan = MultipartScan::new(b"b--x").unwrap();
-                for piece in body.as_bytes().chunks(size) {
-                    scan.push(piece).unwrap();
-                }
-                scan.finish().unwrap();
-                scan.has_more_than_parts()
-            })
-        };
+        let told = is_doubtful;
         let form = form(&[field("model", "a")]);
         for clean in ["", "\r\n", "\r\n\r\n"] {
             assert_eq!(told(format!("{clean}{form}{clean}")), [false; 3], "{clean:?}");

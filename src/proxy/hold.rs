@@ -122,8 +122,8 @@ impl Scanner<'_> {
                 Some("A field that differs from 'model' in case alone is ambiguous.")
             }
             Scanner::Json(scan) if scan.model_twice() => Some("A second 'model' is ambiguous."),
-            Scanner::Form(scan) if scan.has_more_than_parts() => {
-                Some("A form with bytes outside its parts is ambiguous.")
+            Scanner::Form(scan) if scan.is_doubtful() => {
+                Some("A form that servers may read in different ways is ambiguous.")
             }
             _ => None,
         }
