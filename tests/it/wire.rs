@@ -172,7 +172,8 @@ impl Client {
         Ok(Answer { head, body: self.rest()?, ..Answer::default() })
     }
 
-    fn try_answer_to(&mut self, method: &str) -> Result<Answer, Broken> {
+    /// Reads one answer to a request of this method, complete or not.
+    pub(crate) fn try_answer_to(&mut self, method: &str) -> Result<Answer, Broken> {
         let mut answer = Answer::default();
         match self.fill(&mut answer, method) {
             Ok(()) => Ok(answer),
