@@ -115,6 +115,8 @@ fn calls(c: &mut Criterion) {
         cooldown: Duration::from_secs(30),
         trials: 1,
         successes: 1,
+        recheck: Duration::from_secs(1),
+        last_resort: true,
     });
     c.bench_function("policy/breaker/call", |b| {
         b.iter(|| {

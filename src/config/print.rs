@@ -428,13 +428,23 @@ fn print_health(health: &Health) -> String {
 }
 
 fn print_breaker(breaker: &BreakerPolicy) -> String {
-    let BreakerPolicy { threshold, window, calls_min, consecutive, cooldown, trials, successes } =
-        breaker;
+    let BreakerPolicy {
+        threshold,
+        window,
+        calls_min,
+        consecutive,
+        cooldown,
+        trials,
+        successes,
+        recheck,
+        last_resort,
+    } = breaker;
     let (window, cooldown) = (format_duration(*window), format_duration(*cooldown));
+    let recheck = format_duration(*recheck);
     format!(
         "{{ threshold = {threshold:?}, window = \"{window}\", calls_min = {calls_min}, \
          consecutive = {consecutive}, cooldown = \"{cooldown}\", trials = {trials}, \
-         successes = {successes} }}"
+         successes = {successes}, recheck = \"{recheck}\", last_resort = {last_resort} }}"
     )
 }
 

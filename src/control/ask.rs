@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::fetch::{Question, Silence, Task, fetch};
 use super::fleet::Event;
 use super::watched::Watched;
-use crate::config::{ModelsFrom, Protocol};
+use crate::config::{ModelsFrom, Protocol, Upstream};
 
 /// How long a server may take to list its models.
 pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -87,17 +87,21 @@ impl Watched {
     }
 
     async fn listed(&self) -> Result<Result<Vec<String>, String>, Silence> {
-        let path = match self.upstream.protocol {
-            Protocol::Ollama => "/api/tags",
-            _ => "/v1/models",
-        };
-        let question = Question { method: "GET", path, body: b"", headers: &[] };
-        let (status, body) = fetch(self, &question, ASK_TIMEOUT).await?;
+        let (status, body) = fetch(self, &models_question(&self.upstream), ASK_TIMEOUT).await?;
         if !status.is_success() {
             return Ok(Err(format!("status {}", status.as_u16())));
         }
         Ok(names(&body).ok_or_else(|| "the answer is no list of models".to_owned()))
     }
+}
+
+/// What asks for the first page of the models.
+pub(super) fn models_question(upstream: &Upstream) -> Question<'static> {
+    let path = match upstream.protocol {
+        Protocol::Ollama => "/api/tags",
+        _ => "/v1/models",
+    };
+    Question { method: "GET", path, body: b"", headers: &[] }
 }
 
 /// Reads `{"data":[{"id":…}]}` (OpenAI) or `{"models":[{"name":…}]}` (Ollama).

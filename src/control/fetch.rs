@@ -298,6 +298,12 @@ impl Task {
     pub fn of(handle: JoinHandle<()>) -> Self {
         Self(handle)
     }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.0.is_finished()
+    }
 }
 
 impl Drop for Task {

@@ -21,6 +21,7 @@ use super::certs::Renewed;
 use super::entry::Entry;
 use super::fetch::Task;
 use super::probe::keep_probing;
+use super::recheck::{BreakerClock, Recheck};
 use super::resolve::Resolver;
 use super::source;
 use super::watched::Watched;
@@ -108,6 +109,8 @@ struct Server {
     failed: bool,
     /// When the operator was last told what the cores complain of.
     complained_at: Option<Instant>,
+    /// Questions while its breaker is not closed.
+    recheck: Option<Recheck>,
     asker: Option<Task>,
     _prober: Option<Task>,
 }
@@ -195,7 +198,12 @@ impl Fleet {
     }
 
     /// Takes facts for ever and publishes what follows from them.
-    pub async fn run(&mut self, mut publish: Publish, say: &(dyn Fn(&str) + Send + Sync)) {
+    pub async fn run(
+        &mut self,
+        mut publish: Publish,
+        clock: BreakerClock,
+        say: &(dyn Fn(&str) + Send + Sync),
+    ) {
         loop {
             // The channel never closes: this side holds a sender.
             if let Ok(Some(event)) = timeout(LOOK, self.inbox.recv()).await {
@@ -209,6 +217,7 @@ impl Fleet {
                 if server.watched.state.take_suspicion() {
                     server.watched.poke.notify_one();
                 }
+                Recheck::look(&mut server.recheck, &server.watched, &clock, now);
                 self.complaints.extend(server.complaint(now));
             }
             self.changed |= self.entries.values().any(|entry| entry.is_due(now));
@@ -372,6 +381,7 @@ impl Fleet {
                     told: false,
                     failed: false,
                     complained_at: None,
+                    recheck: None,
                     asker: None,
                 }
             });
@@ -494,6 +504,7 @@ mod tests {
             told: false,
             failed: false,
             complained_at: None,
+            recheck: None,
             asker: None,
             _prober: None,
         }

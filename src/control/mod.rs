@@ -4,7 +4,7 @@
 //!
 //! `fleet` (all that is known, and the config that follows) with `entry` (which of the servers
 //! that were found are in it), the tasks that feed it: `source` (targets and addresses, by
-//! `resolve`), `certs` (files of certificates), `probe` and `ask` (of one `watched` upstream, by
+//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched` upstream, by
 //! `fetch`, which lets `talk` speak); then `admin` (the operator's HTTP interface) and `signals`,
 //! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
 //! nothing of the others.
@@ -18,6 +18,7 @@ pub mod entry;
 pub mod fetch;
 pub mod fleet;
 pub mod probe;
+mod recheck;
 pub mod redis;
 pub mod resolve;
 mod seats;
@@ -44,6 +45,8 @@ use admin::Gate;
 use certs::{Reloads, keep_watch};
 use fleet::{Board, Fleet, Publish};
 use resolve::Resolver;
+
+pub use recheck::BreakerClock;
 
 /// Tells the operator a line.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
@@ -73,6 +76,8 @@ pub struct Links {
     pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
     /// What the cores have at the moment.
     pub live: Box<dyn Fn() -> Live + Send + Sync>,
+    /// The clock of the breakers.
+    pub clock: BreakerClock,
     /// Whether the process is on its way out.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -156,11 +161,11 @@ impl Control {
             // When the start failed nobody listens any more.
             let _ = begin.send(first);
             let Ok(links) = linked.await else { return };
-            let Links { publish, counters, live, draining } = links;
+            let Links { publish, counters, live, clock, draining } = links;
             let (say, events) = (options.say.clone(), fleet.events());
             let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
             let _admin = gate.map(|gate| gate.open(board, counters, live, draining, reloads));
-            fleet.run(publish, &*options.say).await;
+            fleet.run(publish, clock, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;
         let control = Self { handle, admin, reload, links: Some(links), stop: Some(stop), thread };

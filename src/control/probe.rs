@@ -43,18 +43,22 @@ impl Watched {
     }
 
     async fn probe_result(&self, health: &Health) -> Result<(), String> {
-        let question = Question {
-            method: &health.method,
-            path: &health.path,
-            body: health.body.expose(),
-            headers: &health.headers,
-        };
-        let answer = fetch(self, &question, health.timeout).await;
+        let answer = fetch(self, &probe_question(health), health.timeout).await;
         match answer {
             Ok((status, _)) if status.is_success() => Ok(()),
             Ok((status, _)) => Err(format!("status {}", status.as_u16())),
             Err(silence) => Err(silence.why().to_owned()),
         }
+    }
+}
+
+/// What a probe asks.
+pub(super) fn probe_question(health: &Health) -> Question<'_> {
+    Question {
+        method: &health.method,
+        path: &health.path,
+        body: health.body.expose(),
+        headers: &health.headers,
     }
 }
 

@@ -40,6 +40,8 @@ pub(super) struct Facts {
     pub(super) health: Option<HealthState>,
     /// Lists of models in a row that came too late.
     pub(super) late: u32,
+    /// Nobody listened when it was last rechecked.
+    pub(super) refused: bool,
     pub(super) checked: Checked,
 }
 

@@ -95,7 +95,7 @@ impl SuccessRate {
     pub fn record(&self, result: CallResult, now_us: u64) {
         let sample = match result {
             CallResult::Success => 1.0,
-            CallResult::Failure => 0.0,
+            CallResult::Failure | CallResult::TimedOut => 0.0,
         };
         update(&self.word, |value, _| blend(value, sample, ALPHA).clamp(SUCCESS_MIN, 1.0), now_us);
     }

@@ -35,11 +35,15 @@ struct Dispatch<'d> {
     plan: &'d Plan,
     /// The group at work: the route's, or one of its fallbacks.
     group: u16,
+    /// The route's.
+    first: u16,
     /// Groups not yet fallen back to.
     fallback: std::slice::Iter<'d, u16>,
     forced: Option<u16>,
     /// The model is named in the target alone, and the key is limited to some.
     by_target: bool,
+    /// The model that is asked for; empty where none is known.
+    model: &'d str,
     tried: Tried,
     retries: u32,
     /// What the client is told if nobody else can be tried.
@@ -62,6 +66,7 @@ pub async fn dispatch(
         core,
         plan,
         group: route.group,
+        first: route.group,
         // Who asks for one upstream by name wants that one or none.
         fallback: match route.upstream {
             Some(_) => [].iter(),
@@ -69,6 +74,7 @@ pub async fn dispatch(
         },
         forced: route.upstream,
         by_target: route.by_target,
+        model: route.model_sent(request.routed_by.name),
         tried: Tried::NONE,
         retries: 0,
         failed: None,
@@ -88,7 +94,10 @@ pub async fn dispatch(
         let falls_back = !at.fallback.as_slice().is_empty();
         // The last attempt is left to those in `fallback`.
         let same = group.retry_same && (!falls_back || at.retries + 1 < group.retry.attempts);
-        let another = same || falls_back || pick::another(members, &at.tried);
+        let another = same
+            || falls_back
+            || pick::another(members, &at.tried)
+            || (judge.is_last_resort() && at.has_last_resort(request.permit, turn.settle.now_us()));
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -151,22 +160,26 @@ impl<'d> Dispatch<'d> {
         let (core, plan) = (self.core, self.plan);
         loop {
             let group = &plan.groups[usize::from(self.group)];
-            let choice = Choice {
-                group: self.group,
-                forced: self.forced,
-                asker: permit.asker(),
-                by_target: self.by_target,
-                tried: &self.tried,
-            };
+            let choice = self.choice(permit);
             let now_us = settle.now_us();
-            let refusal = match (pick::pick(core, plan, choice, members, now_us), &group.room) {
-                (Ok(picked), _) => {
+            let mut nobody = match pick::pick(core, plan, choice, members, now_us) {
+                Ok(picked) => {
                     self.tried.insert(picked.member);
                     return Ok(Some(picked));
                 }
-                (Err(Nobody::Left), _) => pick::nobody_left(plan, choice, now_us),
-                (Err(Nobody::Full), None) => Kind::QueueFull.into(),
-                (Err(Nobody::Full), Some(room)) => {
+                Err(nobody) => nobody,
+            };
+            if nobody == Nobody::Left && !self.may_fall_back(permit) {
+                match self.last_resort(permit, now_us) {
+                    Ok(picked) => return Ok(Some(picked)),
+                    Err(why) => nobody = why,
+                }
+            }
+            let choice = self.choice(permit);
+            let refusal = match (nobody, &group.room) {
+                (Nobody::Left, _) => pick::nobody_left(plan, choice, now_us),
+                (Nobody::Full, None) => Kind::QueueFull.into(),
+                (Nobody::Full, Some(room)) => {
                     let wait = Wait { core, plan, room, choice, share: wait::share(permit) };
                     // Boxed by the frame: few wait, and all would carry its future.
                     match Frame::new(wait.run(down, members, settle)).await {
@@ -190,6 +203,49 @@ impl<'d> Dispatch<'d> {
             };
             (self.group, self.forced, self.tried) = (next, None, Tried::NONE);
         }
+    }
+
+    fn choice<'c>(&'c self, permit: &Permit) -> Choice<'c, 'd> {
+        let &Self { group, forced, by_target, ref tried, model, .. } = self;
+        Choice { group, forced, asker: permit.asker(), by_target, tried, model }
+    }
+
+    /// Whether there is a group left to fall back to.
+    #[cold]
+    fn may_fall_back(&self, permit: &Permit) -> bool {
+        let mut left = self.fallback.as_slice().iter();
+        left.any(|next| self.plan.groups[usize::from(*next)].reach.allows(permit.asker()))
+    }
+
+    /// A member whose breaker refuses, where breakers alone leave nobody: of the route's group
+    /// first, then of those that it falls back to.
+    #[cold]
+    fn last_resort(&mut self, permit: &Permit, now_us: u64) -> Result<Picked<'d>, Nobody> {
+        if self.failed.is_none() && self.group != self.first {
+            let fallback = &self.plan.groups[usize::from(self.first)].fallback;
+            let within_reach =
+                |group: &&u16| self.plan.groups[usize::from(**group)].reach.allows(permit.asker());
+            let fallback = fallback.iter().filter(within_reach);
+            for &group in std::iter::once(&self.first).chain(fallback) {
+                let tried = &Tried::NONE;
+                let choice = Choice { group, forced: None, tried, ..self.choice(permit) };
+                if let Ok(picked) = pick::last_resort(self.plan, choice, now_us) {
+                    (self.group, self.tried) = (group, Tried::NONE);
+                    self.tried.insert(picked.member);
+                    return Ok(picked);
+                }
+            }
+            return Err(Nobody::Left);
+        }
+        let picked = pick::last_resort(self.plan, self.choice(permit), now_us)?;
+        self.tried.insert(picked.member);
+        Ok(picked)
+    }
+
+    /// Whether `last_resort` would find somebody.
+    #[cold]
+    fn has_last_resort(&self, permit: &Permit, now_us: u64) -> bool {
+        pick::has_last_resort(self.plan, self.choice(permit), now_us)
     }
 }
 

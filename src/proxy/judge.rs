@@ -4,11 +4,13 @@
 //! ten minutes must not hold a trial of the breaker for ten minutes; or with the failure that
 //! came instead. A stream that is cut later counts as one more call, a failed one. An attempt
 //! that ends without a verdict (the client left, or its request broke) says nothing of the
-//! upstream and gives its trial back.
+//! upstream and gives its trial back. Nor does a failure of one model while others of the same
+//! server work (`policy::breaker::models`).
 
 use std::cell::Cell;
 
-use crate::error::{Blame, Kind};
+use crate::error::{Blame, Finish, Kind, RetryClass};
+use crate::policy::breaker::models::model_hash;
 use crate::policy::breaker::{CallResult, Change, Entry, StateName};
 use crate::upstream::state::UpstreamState;
 
@@ -21,6 +23,9 @@ pub struct Judge<'a> {
     state: &'a UpstreamState,
     /// The breaker's leave to make the call; taken by the verdict.
     entry: Cell<Option<Entry>>,
+    /// The model that is asked for; empty where none is known.
+    model: &'a str,
+    last_resort: bool,
     /// When the attempt began, microseconds since the process's origin.
     begun_us: u64,
 }
@@ -30,53 +35,91 @@ impl<'a> Judge<'a> {
     ///
     /// Units: every `now_us` counts from the process's origin.
     #[must_use]
-    pub fn enter(state: &'a UpstreamState, now_us: u64) -> Option<Self> {
+    pub fn enter(state: &'a UpstreamState, model: &'a str, now_us: u64) -> Option<Self> {
         let entry = state.breaker.enter(now_us / 1000)?;
+        Some(Self::of(state, model, entry, now_us))
+    }
+
+    /// As `enter`, of a call that has nowhere else to go.
+    #[must_use]
+    #[cold]
+    pub fn enter_last_resort(
+        state: &'a UpstreamState,
+        model: &'a str,
+        now_us: u64,
+    ) -> Option<Self> {
+        let entry = state.breaker.enter_last_resort(now_us / 1000)?;
+        let mut judge = Self::of(state, model, entry, now_us);
+        judge.last_resort = true;
+        Some(judge)
+    }
+
+    fn of(state: &'a UpstreamState, model: &'a str, entry: Entry, now_us: u64) -> Self {
         state.count_change(entry.change());
-        Some(Self { state, entry: Cell::new(Some(entry)), begun_us: now_us })
+        Self { state, entry: Cell::new(Some(entry)), model, last_resort: false, begun_us: now_us }
+    }
+
+    /// Whether the call went to a server whose breaker refuses, since there was nobody else.
+    #[must_use]
+    pub fn is_last_resort(&self) -> bool {
+        self.last_resort
     }
 
     /// A complete response head came.
     ///
-    /// 429 is no failure: the server works and says when. `retry_after_s` is what it asked for.
+    /// One that is overloaded has not failed: the server works and says when. `retry_after_s` is
+    /// what it asked for.
     pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now_us: u64) {
-        if let Some(seconds) = retry_after_s.filter(|_| matches!(status, 429 | 503)) {
+        let overloaded = is_overloaded(status, retry_after_s.is_some());
+        if let Some(seconds) = retry_after_s.filter(|_| overloaded) {
             self.state.rest(now_us / 1000 + 1000 * u64::from(seconds.min(REST_MAX_S)));
         }
-        match is_failure(status) {
-            true => self.failed(now_us),
+        if overloaded {
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
-            false if status == 429 => {
-                self.give(CallResult::Success, now_us);
+            self.give(CallResult::Success, now_us);
+        } else if is_failure(status) {
+            self.failed(CallResult::Failure, true, now_us);
+        } else {
+            if self.state.models.watches(now_us / 1000) && status < 400 {
+                self.state.models.worked(model_hash(self.model), now_us / 1000);
             }
-            false => {
-                let took_us = now_us.saturating_sub(self.begun_us);
-                self.state.measures.record_success(took_us, now_us);
-                let change = self.give(CallResult::Success, now_us);
-                if change.is_some_and(|change| change.to == StateName::Closed) {
-                    self.state.measures.recover(took_us, now_us);
-                }
+            let took_us = now_us.saturating_sub(self.begun_us);
+            self.state.measures.record_success(took_us, now_us);
+            let change = self.give(CallResult::Success, now_us);
+            if change.is_some_and(|change| change.to == StateName::Closed) {
+                self.state.measures.recover(took_us, now_us);
             }
         }
     }
 
     /// The attempt ended by a fault.
     pub fn ended(&self, kind: Kind, now_us: u64) {
-        if kind.row().blame == Blame::Upstream {
-            self.failed(now_us);
+        let row = kind.row();
+        if row.blame == Blame::Upstream {
+            let late = row.finish == Finish::Timeout;
+            let result = if late { CallResult::TimedOut } else { CallResult::Failure };
+            // Before there is a connection no model is asked for, and a crash takes them all.
+            self.failed(result, late && row.retry != RetryClass::Connect, now_us);
         }
     }
 
-    fn failed(&self, now_us: u64) {
+    /// Counts a failure; `of_model`: it may be that of the model alone.
+    #[cold]
+    fn failed(&self, result: CallResult, of_model: bool, now_us: u64) {
         let entry = self.entry.take();
         // What was sent before the breaker opened may time out long after the server has
         // recovered: it must not be feared again for that.
         if entry.as_ref().is_none_or(|entry| self.state.breaker.is_present(entry)) {
+            if of_model && self.state.models.failed(model_hash(self.model), now_us / 1000) {
+                // Given back without a verdict, as if it had not been.
+                self.entry.set(entry);
+                return self.give_back();
+            }
             let took_us = now_us.saturating_sub(self.begun_us);
             self.state.measures.record_failure(took_us, now_us);
         }
         self.entry.set(entry);
-        self.give(CallResult::Failure, now_us);
+        self.give(result, now_us);
     }
 
     fn give(&self, result: CallResult, now_us: u64) -> Option<Change> {
@@ -84,15 +127,13 @@ impl<'a> Judge<'a> {
         let change = match self.entry.take() {
             Some(entry) => self.state.breaker.record(entry, result, now_ms),
             // After its verdict an attempt can only have been cut off.
-            None => self.state.breaker.record_cut(now_ms),
+            None => self.state.breaker.record_cut(result, now_ms),
         };
         self.state.count_change(change);
         change
     }
-}
 
-impl Drop for Judge<'_> {
-    fn drop(&mut self) {
+    fn give_back(&self) {
         if let Some(entry) = self.entry.take() {
             self.state.breaker.cancel(entry);
             // A trial that is free again may be the one that somebody waits for.
@@ -101,8 +142,46 @@ impl Drop for Judge<'_> {
     }
 }
 
-/// Whether an answer counts as a failure: 5xx but 501 and 505, which speak of the request.
+impl Drop for Judge<'_> {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+/// Whether an answer says that the server works and has too much to do: 429, 529 (Anthropic), and
+/// a 503 that says when to come back.
+#[must_use]
+pub fn is_overloaded(status: u16, says_when: bool) -> bool {
+    matches!(status, 429 | 529) || (status == 503 && says_when)
+}
+
+/// Whether an answer counts as a failure, unless it is overloaded: 5xx but 501 and 505, which
+/// speak of the request.
 #[must_use]
 pub fn is_failure(status: u16) -> bool {
     (500..600).contains(&status) && !matches!(status, 501 | 505)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_failures_from_overload_and_from_requests_that_are_wrong() {
+        for (status, says_when, overloaded, failure) in [
+            (200, false, false, false),
+            (404, true, false, false),
+            (429, false, true, false),
+            (500, true, false, true),
+            (501, false, false, false),
+            (502, true, false, true),
+            (503, false, false, true),
+            (503, true, true, false),
+            (505, false, false, false),
+            (529, false, true, false),
+        ] {
+            let said = is_overloaded(status, says_when);
+            assert_eq!((said, is_failure(status) && !said), (overloaded, failure), "{status}");
+        }
+    }
 }

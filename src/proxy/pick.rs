@@ -2,7 +2,8 @@
 //!
 //! A candidate is enabled, wanted by the route, healthy, let in by its breaker, below its
 //! concurrency and not yet tried in this exchange. One that asked for rest (`Retry-After`) is
-//! taken only when nobody else is left: it knows best, but some answer is better than none. The
+//! taken only when nobody else is left: it knows best, but some answer is better than none. So is
+//! one that fails this model alone. Where breakers alone leave nobody, `last_resort` picks. The
 //! balancer chooses from a view of plain numbers; what the view promises is then taken by
 //! compare-and-swap, and whoever was slower picks again.
 
@@ -20,7 +21,7 @@ const RETRY_AFTER_MAX_S: u64 = 3600;
 
 /// Who is to be picked from.
 #[derive(Clone, Copy)]
-pub struct Choice<'a> {
+pub struct Choice<'a, 'm> {
     /// The group.
     pub group: u16,
     /// The one upstream that must take it.
@@ -32,9 +33,11 @@ pub struct Choice<'a> {
     pub by_target: bool,
     /// Members that this exchange has tried.
     pub tried: &'a Tried,
+    /// The model that is asked for; empty where none is known.
+    pub model: &'m str,
 }
 
-impl Choice<'_> {
+impl Choice<'_, '_> {
     /// Whether this upstream may take the request, whatever state it is in.
     fn may_go_to(&self, number: u16, upstream: &UpstreamPlan) -> bool {
         self.forced.is_none_or(|forced| forced == number)
@@ -71,7 +74,7 @@ pub enum Nobody {
 pub fn pick<'p>(
     core: &Core,
     plan: &'p Plan,
-    choice: Choice<'_>,
+    choice: Choice<'_, 'p>,
     members: &mut Vec<Member>,
     now_us: u64,
 ) -> Result<Picked<'p>, Nobody> {
@@ -87,7 +90,7 @@ pub fn pick<'p>(
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
-                if let Some(judge) = Judge::enter(&upstream.state, now_us) {
+                if let Some(judge) = Judge::enter(&upstream.state, choice.model, now_us) {
                     return Ok(Picked { member, upstream, lease, judge });
                 }
             }
@@ -96,9 +99,87 @@ pub fn pick<'p>(
     }
 }
 
+/// Picks a member whose breaker refuses, when nobody is left but such: the one that failed
+/// longest ago.
+///
+/// Errors: `Full` when somebody would do but for its concurrency.
+#[cold]
+pub fn last_resort<'p>(
+    plan: &'p Plan,
+    choice: Choice<'_, 'p>,
+    now_us: u64,
+) -> Result<Picked<'p>, Nobody> {
+    let now_ms = now_us / 1000;
+    let mut nobody = Nobody::Left;
+    let mut left: Vec<usize> = candidates(plan, choice)
+        .filter(|(_, upstream)| upstream.state.admits_last_resort(now_ms))
+        .map(|(member, _)| member)
+        .collect();
+    let group = &plan.groups[usize::from(choice.group)];
+    let upstream_of = |member: usize| &plan.upstreams[usize::from(group.members[member].0)];
+    left.sort_by_key(|member| upstream_of(*member).state.breaker.failed_ms());
+    for member in left {
+        let upstream = upstream_of(member);
+        match upstream.state.try_lease() {
+            None => nobody = Nobody::Full,
+            Some(lease) => {
+                let judge = Judge::enter_last_resort(&upstream.state, choice.model, now_us);
+                if let Some(judge) = judge {
+                    return Ok(Picked { member, upstream, lease, judge });
+                }
+            }
+        }
+    }
+    Err(nobody)
+}
+
+/// Whether `last_resort` would find somebody, slots aside.
+#[must_use]
+#[cold]
+pub fn has_last_resort(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> bool {
+    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits_last_resort(now_us / 1000))
+}
+
+/// Whether a breaker lets anybody in, slots aside.
+#[must_use]
+#[cold]
+pub fn somebody_admits(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
+    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits(now_ms))
+}
+
+/// Enters a member whose slot was granted: as a last resort where breakers leave nobody else.
+pub fn enter_granted<'p>(
+    plan: &'p Plan,
+    choice: Choice<'_, 'p>,
+    upstream: &'p UpstreamPlan,
+    now_us: u64,
+) -> Option<Judge<'p>> {
+    if let Some(judge) = Judge::enter(&upstream.state, choice.model, now_us) {
+        return Some(judge);
+    }
+    match somebody_admits(plan, choice, now_us / 1000) {
+        true => None,
+        false => Judge::enter_last_resort(&upstream.state, choice.model, now_us),
+    }
+}
+
+/// Members that may take the request and were not tried yet.
+fn candidates<'p>(
+    plan: &'p Plan,
+    choice: Choice<'_, 'p>,
+) -> impl Iterator<Item = (usize, &'p UpstreamPlan)> {
+    let members = plan.groups[usize::from(choice.group)].members.iter().enumerate();
+    members
+        .filter(move |(at, (upstream, _))| {
+            !choice.tried.has(*at)
+                && choice.may_go_to(*upstream, &plan.upstreams[usize::from(*upstream)])
+        })
+        .map(|(at, (upstream, _))| (at, &plan.upstreams[usize::from(*upstream)]))
+}
+
 /// Members that no slot will do for: tried, switched off, or not for this request.
 #[must_use]
-pub fn unacceptable(plan: &Plan, choice: Choice<'_>) -> Tried {
+pub fn unacceptable(plan: &Plan, choice: Choice<'_, '_>) -> Tried {
     let group = &plan.groups[usize::from(choice.group)];
     let mut not = *choice.tried;
     for (at, (upstream, _)) in group.members.iter().enumerate() {
@@ -113,7 +194,7 @@ pub fn unacceptable(plan: &Plan, choice: Choice<'_>) -> Tried {
 ///
 /// Units: milliseconds from the process's origin, as `now_ms`.
 #[must_use]
-pub fn next_admission_ms(plan: &Plan, choice: Choice<'_>, now_ms: u64) -> Option<u64> {
+pub fn next_admission_ms(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> Option<u64> {
     let group = &plan.groups[usize::from(choice.group)];
     let wanted = group
         .members
@@ -134,7 +215,7 @@ pub fn another(members: &[Member], tried: &Tried) -> bool {
 /// Says that nobody is left, and when somebody may be back.
 #[must_use]
 #[cold]
-pub fn nobody_left(plan: &Plan, choice: Choice<'_>, now_us: u64) -> Refusal {
+pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal {
     let now_ms = now_us / 1000;
     let wait_ms = next_admission_ms(plan, choice, now_ms).map(|at| at.saturating_sub(now_ms));
     let seconds = wait_ms.map_or(1, |ms| ms.div_ceil(1000).clamp(1, RETRY_AFTER_MAX_S));
@@ -145,7 +226,7 @@ pub fn nobody_left(plan: &Plan, choice: Choice<'_>, now_us: u64) -> Refusal {
 }
 
 /// What the balancer sees of a group; returns why nobody of it might do.
-fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64) -> Nobody {
+fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: u64) -> Nobody {
     let group = &plan.groups[usize::from(choice.group)];
     let now_ms = now_us / 1000;
     members.clear();
@@ -166,7 +247,7 @@ fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64)
             nobody = Nobody::Full;
         }
         if member.usable {
-            match state.resting(now_ms) {
+            match is_avoided(upstream, choice, now_ms) {
                 true => resting = true,
                 false => rested = true,
             }
@@ -185,8 +266,14 @@ fn view(plan: &Plan, choice: Choice<'_>, members: &mut Vec<Member>, now_us: u64)
     }
     if rested && resting {
         for (member, &(upstream, _)) in members.iter_mut().zip(&group.members) {
-            member.usable &= !plan.upstreams[usize::from(upstream)].state.resting(now_ms);
+            member.usable &= !is_avoided(&plan.upstreams[usize::from(upstream)], choice, now_ms);
         }
     }
     nobody
+}
+
+/// Whether somebody else is to be preferred: it asked for rest, or fails this model alone.
+fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
+    let state = &upstream.state;
+    state.resting(now_ms) || (state.models.watches(now_ms) && state.avoids(choice.model, now_ms))
 }

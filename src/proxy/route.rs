@@ -339,6 +339,16 @@ fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
 }
 
 impl Route {
+    /// The model as the server will read it; `in_body` is the name found there, empty if none.
+    #[must_use]
+    pub fn model_sent<'a>(&'a self, in_body: &'a str) -> &'a str {
+        match (&self.rename, &self.in_target) {
+            (Some(name), _) => name,
+            (None, Some(found)) => found.name(),
+            (None, None) => in_body,
+        }
+    }
+
     /// Writes path and query as they go upstream, before the upstream's own mapping.
     pub fn write_target(&self, out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8]) {
         let path = head.path(bytes);

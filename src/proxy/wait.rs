@@ -10,7 +10,6 @@ use std::time::Duration;
 use super::admit::Permit;
 use super::conn_h1::Downstream;
 use super::core::Core;
-use super::judge::Judge;
 use super::pick::{self, Choice, Picked};
 use super::plan::Plan;
 use super::reply::Refusal;
@@ -62,7 +61,7 @@ pub struct Wait<'a, 'p> {
     /// Where to wait.
     pub room: &'p Room<Ticket>,
     /// Who is to be picked from.
-    pub choice: Choice<'a>,
+    pub choice: Choice<'a, 'p>,
     /// Whose turn it takes.
     pub share: Share,
 }
@@ -102,7 +101,7 @@ impl<'p> Wait<'_, 'p> {
             let now_us = settle.now_us();
             if let Some((member, lease)) = place.take_grant() {
                 let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-                return match Judge::enter(&upstream.state, now_us) {
+                return match pick::enter_granted(plan, choice, upstream, now_us) {
                     Some(judge) => Waited::Picked(Picked { member, upstream, lease, judge }),
                     None => Waited::Again,
                 };
@@ -113,6 +112,11 @@ impl<'p> Wait<'_, 'p> {
             }
             // Woken without a grant: a breaker may let somebody in now.
             if let Ok(picked) = pick::pick(core, plan, choice, members, now_us) {
+                return Waited::Picked(picked);
+            }
+            if !pick::somebody_admits(plan, choice, now_ms)
+                && let Ok(picked) = pick::last_resort(plan, choice, now_us)
+            {
                 return Waited::Picked(picked);
             }
             let breaker_ms =

@@ -33,6 +33,7 @@ use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::held::HeldBudget;
+use crate::upstream::room::Wake as _;
 use crate::upstream::roster::Site;
 
 /// Starts what a config describes.
@@ -66,6 +67,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
     let shared = || server.shared.clone();
     let (swapped, counted, queued, draining) = (shared(), shared(), shared(), shared());
+    let clocked = shared();
     control.link(Links {
         publish: Box::new(move |config, sites| {
             swapped.swap(plan_of(config, sites)?);
@@ -84,6 +86,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
                 panics: queued.panics.load(Ordering::Relaxed),
             }
         }),
+        clock: Arc::new(move || clocked.ringer.now_ms()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
     server.control = Some(control);

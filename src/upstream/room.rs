@@ -187,6 +187,14 @@ impl<T: Copy + Send + 'static> Room<T> {
         Ok(place)
     }
 
+    /// Whether a member may be called: by its own word, or as a last resort where none else may.
+    fn admits(&self, member: usize, now_ms: u64) -> bool {
+        let Some(state) = self.members.get(member) else { return false };
+        state.admits(now_ms)
+            || (state.admits_last_resort(now_ms)
+                && !self.members.iter().any(|other| other.admits(now_ms)))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inside<T>> {
         // Nothing under the lock panics half way; a poisoned lock must not stop the group.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
@@ -202,7 +210,7 @@ impl<T: Copy + Send + 'static> Room<T> {
         let now_ms = self.wake.now_ms();
         let ticket = {
             let mut inside = self.lock();
-            if !inside.interest.is_in(member) || !state.admits(now_ms) {
+            if !inside.interest.is_in(member) || !self.admits(member, now_ms) {
                 return false;
             }
             let Some(seat) = inside.next_for(member, now_ms) else { return false };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::slots::Slots;
+use crate::policy::breaker::models::{ModelMarks, model_hash};
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
 use crate::policy::ewma::Measures;
 
@@ -31,6 +32,8 @@ pub struct UpstreamState {
     breaker_changes: [AtomicU64; 3],
     /// Whether calls are let through.
     pub breaker: Breaker,
+    /// Which of its models fail by themselves.
+    pub models: ModelMarks,
     /// How fast it answers, and how often it does.
     pub measures: Measures,
 }
@@ -48,6 +51,7 @@ impl UpstreamState {
             resting_until_ms: AtomicU64::new(0),
             breaker_changes: Default::default(),
             breaker: Breaker::new(breaker),
+            models: ModelMarks::default(),
             measures: Measures::new(),
         }
     }
@@ -67,7 +71,7 @@ impl UpstreamState {
     pub fn count_change(&self, change: Option<Change>) {
         if let Some(change) = change {
             self.breaker_changes[change.to as usize].fetch_add(1, Ordering::Relaxed);
-            if change.to == StateName::Closed {
+            if change.to != StateName::Open {
                 self.poke();
             }
         }
@@ -115,6 +119,19 @@ impl UpstreamState {
     #[must_use]
     pub fn admits(&self, now_ms: u64) -> bool {
         self.healthy() && self.breaker.admits(now_ms)
+    }
+
+    /// Whether others are to be preferred for a model, which fails here while others work.
+    #[must_use]
+    #[cold]
+    pub fn avoids(&self, model: &str, now_ms: u64) -> bool {
+        self.models.avoids(model_hash(model), self.breaker.policy(), now_ms)
+    }
+
+    /// As `admits`, of a call that has nowhere else to go.
+    #[must_use]
+    pub fn admits_last_resort(&self, now_ms: u64) -> bool {
+        self.healthy() && self.breaker.admits_last_resort(now_ms)
     }
 
     /// Lets those who wait take what is free: it may be called again, or by more than before.
@@ -198,6 +215,8 @@ mod tests {
             cooldown: Duration::from_secs(30),
             trials: 1,
             successes: 1,
+            recheck: Duration::from_secs(1),
+            last_resort: true,
         };
         let state = Arc::new(UpstreamState::new(policy, 2));
         let held = state.try_lease().unwrap();

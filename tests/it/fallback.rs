@@ -104,7 +104,7 @@ fn a_group_whose_breakers_are_open_is_passed_over() {
 #[test]
 fn a_forced_upstream_has_no_fallback() {
     let mocks = three();
-    let proxy = in_a_row(&mocks, "breaker = { consecutive = 2 }", RETRY);
+    let proxy = in_a_row(&mocks, "breaker = { consecutive = 2, last_resort = false }", RETRY);
     let mut client = proxy.client();
     mocks[0].behave("status=503");
     let forced = post("/v1/chat/completions", "", "{\"model\":\"m@a\"}");
@@ -153,7 +153,9 @@ fn nobody_else_is_asked_after_the_first_byte() {
 #[test]
 fn retry_after_is_when_the_nearest_breaker_lets_somebody_in() {
     let mocks = [mock(), mock()];
-    let cooldown = |time: &str| format!("breaker = {{ consecutive = 1, cooldown = \"{time}\" }}");
+    let cooldown = |time: &str| {
+        format!("breaker = {{ consecutive = 1, cooldown = \"{time}\", last_resort = false }}")
+    };
     let (near, far) = (cooldown("20s"), cooldown("600s"));
     let groups = group("first", "\"a\", \"b\"", RETRY);
     let proxy = house(&[(&mocks[0], &far), (&mocks[1], &near)], &groups);
@@ -213,16 +215,18 @@ fn a_server_that_asks_for_rest_is_better_than_none() {
 }
 
 #[test]
-fn a_429_is_no_failure_of_the_server() {
-    let mocks = [mock()];
-    let groups = group("first", "\"a\"", "retry = { attempts = 0 }\n");
-    let proxy = house(&[(&mocks[0], OPENS_AT_ONCE)], &groups);
-    let mut client = proxy.client();
-    mocks[0].behave("status=429,retry_after=60");
-    for _ in 0..30 {
-        assert_eq!(ask(&mut client).status, 429);
+fn one_that_is_overloaded_has_not_failed() {
+    for (status, more) in [(429, ",retry_after=60"), (529, ""), (503, ",retry_after=60")] {
+        let mocks = [mock()];
+        let groups = group("first", "\"a\"", "retry = { attempts = 0 }\n");
+        let proxy = house(&[(&mocks[0], OPENS_AT_ONCE)], &groups);
+        let mut client = proxy.client();
+        mocks[0].behave(&format!("status={status}{more}"));
+        for _ in 0..30 {
+            assert_eq!(ask(&mut client).status, status);
+        }
+        assert_eq!((requests(&mocks), breaker(&proxy, 0)), ([30], StateName::Closed), "{status}");
     }
-    assert_eq!((requests(&mocks), breaker(&proxy, 0)), ([30], StateName::Closed));
 }
 
 /// Two attempts more for each request would make three floods of one.

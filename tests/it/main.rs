@@ -13,6 +13,7 @@
 mod abort;
 mod abuse;
 mod auth;
+mod blame;
 mod bodies;
 mod certs;
 mod connections;

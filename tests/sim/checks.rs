@@ -40,7 +40,7 @@ impl Checks {
             leases: vec![0; servers],
             trials: vec![Vec::new(); servers],
             latest: vec![0; servers],
-            trials_max: setup.breaker.trials,
+            trials_max: setup.breaker.trials + TRIALS_MORE,
             credit: 0.0,
             down_since_us: vec![None; servers],
             race_us: setup.race_us,
@@ -73,7 +73,7 @@ impl Checks {
         let state = upstream.breaker.state();
         match lease.trial() {
             None => assert!(
-                matches!(state, State::Closed { .. }),
+                matches!(state, State::Closed { .. }) || lease.is_last_resort(),
                 "server {server}: a call passed while its breaker was {state:?}"
             ),
             Some(epoch) => {
@@ -87,6 +87,11 @@ impl Checks {
                 );
             }
         }
+    }
+
+    /// A breaker has half-opened without a trial.
+    pub(crate) fn half_opened(&mut self, server: usize) {
+        self.latest[server] = u32::MAX;
     }
 
     /// A lease has ended.
@@ -223,6 +228,8 @@ impl Checks {
     }
 }
 
+/// Trials that may be let through beyond the configured ones in one half-open period.
+const TRIALS_MORE: u32 = 8;
 /// What follows after the last client has come ends within this.
 const LONGEST_US: u64 = 600 * SECOND;
 /// The slowest mode that a server has, so many times slower than well.

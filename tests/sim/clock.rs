@@ -6,6 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use tokenring::policy::breaker::Sign;
+
 /// One second, in the microseconds of this clock.
 pub(crate) const SECOND: u64 = 1_000_000;
 /// One millisecond.
@@ -42,6 +44,10 @@ pub(crate) enum Event {
     Probe { server: usize },
     /// A probe has its result.
     Probed { server: usize, ok: bool },
+    /// The control thread looks whether a breaker is not closed.
+    Recheck { server: usize },
+    /// And has its answer.
+    Rechecked { server: usize, sign: Sign },
     /// The server turns to its next phase.
     Phase { server: usize, phase: usize },
 }

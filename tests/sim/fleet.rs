@@ -84,6 +84,29 @@ impl<'a> Held<'a> {
         Some(Held { state, entry: Some(entry), began: changes(state), _lease: lease })
     }
 
+    /// As `enter`, where breakers alone leave nobody.
+    pub(crate) fn enter_last_resort(
+        state: &'a UpstreamState,
+        lease: Lease<'a>,
+        now_ms: u64,
+    ) -> Option<Self> {
+        let entry = state.breaker.enter_last_resort(now_ms)?;
+        state.count_change(entry.change());
+        Some(Held { state, entry: Some(entry), began: changes(state), _lease: lease })
+    }
+
+    /// Ends without a verdict, and keeps the slot.
+    pub(crate) fn forgive(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            self.state.breaker.cancel(entry);
+        }
+    }
+
+    /// Whether the breaker refused and there was nobody else.
+    pub(crate) fn is_last_resort(&self) -> bool {
+        matches!(self.entry, Some(Entry::LastResort { .. }))
+    }
+
     /// Tells the breaker how the attempt went; the slot is kept until the last byte. Returns
     /// whether that has closed it.
     pub(crate) fn record(&mut self, result: CallResult, now_ms: u64) -> bool {
@@ -108,7 +131,7 @@ impl<'a> Held<'a> {
     pub(crate) fn trial(&self) -> Option<u32> {
         match self.entry {
             Some(Entry::Trial { epoch, .. }) => Some(epoch),
-            Some(Entry::Passed { .. }) | None => None,
+            Some(Entry::Passed { .. } | Entry::LastResort { .. }) | None => None,
         }
     }
 }

@@ -7,13 +7,14 @@
 //!
 //! Reading order: `clock`, `servers`, `setup` (what a run is made of), `fleet`, `proxy` and `room`
 //! (the deciders in the order of an exchange), `sim` (the loop), `checks`, `report`;
-//! `scenarios` and `waiting` are runs with a name, this file draws the others from seeds:
+//! `scenarios`, `blame` and `waiting` are runs with a name, this file draws the others from seeds:
 //!
 //! ```sh
 //! TOKENRING_SIM_SEEDS=100000 cargo test --test sim       # more of them
 //! TOKENRING_SIM_SEED=4711 cargo test --test sim drawn    # that one again
 //! ```
 
+mod blame;
 mod checks;
 mod clock;
 mod fleet;

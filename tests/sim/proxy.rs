@@ -6,10 +6,10 @@
 
 use tokenring::error::RetryClass;
 use tokenring::policy::balance::{self, Member, Tried};
-use tokenring::policy::breaker::CallResult;
+use tokenring::policy::breaker::{CallResult, StateName};
 use tokenring::policy::retry::{Attempt, Failure, Verdict};
 
-use crate::clock::Event;
+use crate::clock::{Event, MS};
 use crate::fleet::Held;
 use crate::report::Ended;
 use crate::servers::{Call, Place};
@@ -38,6 +38,7 @@ impl<'a> Sim<'a> {
             (vary(&mut self.rng, self.setup.head_us), vary(&mut self.rng, self.setup.body_us));
         self.exchanges.push(Exchange {
             key,
+            model: 2 * self.setup.keys[key].model + 1,
             core: self.rng.below(self.setup.cores as u64) as usize,
             arrived_us: self.clock.now_us(),
             waits_since_us: 0,
@@ -68,7 +69,12 @@ impl<'a> Sim<'a> {
     /// Chooses a server, or finds that there is none.
     pub(crate) fn pick(&mut self, exchange: usize) {
         let nobody = self.view(exchange);
-        let Some(member) = self.balance(exchange) else { return self.nobody(exchange, nobody) };
+        let Some(member) = self.balance(exchange) else {
+            return match nobody {
+                Nobody::Left => self.pick_last_resort(exchange),
+                Nobody::Full => self.nobody(exchange, nobody),
+            };
+        };
         self.exchanges[exchange].stage = Stage::Picking { member };
         match self.setup.race_us {
             0 => self.enter(exchange),
@@ -90,8 +96,47 @@ impl<'a> Sim<'a> {
         self.cores[self.exchanges[exchange].core].members[member].usable = false;
         match self.choose_from(exchange, seen.max(lost)) {
             Ok((member, held)) => self.attempt(exchange, member, held),
+            Err(Nobody::Left) => self.pick_last_resort(exchange),
             Err(nobody) => self.nobody(exchange, nobody),
         }
+    }
+
+    /// Goes where a breaker refuses, when there is nobody else.
+    fn pick_last_resort(&mut self, exchange: usize) {
+        match self.last_resort(exchange) {
+            Ok((member, held)) => self.attempt(exchange, member, held),
+            Err(nobody) => self.nobody(exchange, nobody),
+        }
+    }
+
+    /// The member that failed longest ago, of those whose breakers refuse.
+    pub(crate) fn last_resort(&mut self, exchange: usize) -> Result<(usize, Held<'a>), Nobody> {
+        let now_ms = self.clock.now_ms();
+        let tried = self.exchanges[exchange].tried;
+        let willing =
+            |at: &usize| !tried.has(*at) && self.fleet.upstreams[*at].admits_last_resort(now_ms);
+        let mut left: Vec<usize> = (0..self.fleet.upstreams.len()).filter(willing).collect();
+        left.sort_by_key(|at| self.fleet.upstreams[*at].breaker.failed_ms());
+        let mut nobody = Nobody::Left;
+        for member in left {
+            let state = &self.fleet.upstreams[member];
+            let Some(lease) = state.try_lease() else {
+                nobody = Nobody::Full;
+                continue;
+            };
+            if let Some(held) = Held::enter_last_resort(state, lease, now_ms) {
+                self.report.last_resorts += 1;
+                return Ok((member, held));
+            }
+        }
+        Err(nobody)
+    }
+
+    /// Whether a breaker lets in anybody that this exchange has not tried, slots aside.
+    pub(crate) fn somebody_admits(&self, exchange: usize) -> bool {
+        let (now_ms, tried) = (self.clock.now_ms(), &self.exchanges[exchange].tried);
+        let mut members = self.fleet.upstreams.iter().enumerate();
+        members.any(|(at, state)| !tried.has(at) && state.admits(now_ms))
     }
 
     /// Picks and leases at once, as long as somebody is left.
@@ -133,7 +178,7 @@ impl<'a> Sim<'a> {
     /// What the balancer sees of the group; returns why nobody of it might do.
     fn view(&mut self, exchange: usize) -> Nobody {
         let (now_us, now_ms) = (self.clock.now_us(), self.clock.now_ms());
-        let Exchange { core, tried, .. } = &self.exchanges[exchange];
+        let Exchange { core, tried, model, .. } = &self.exchanges[exchange];
         let members = &mut self.cores[*core].members;
         members.clear();
         let mut nobody = Nobody::Left;
@@ -157,6 +202,16 @@ impl<'a> Sim<'a> {
                 member.peak_us = read.peak_us;
             }
             members.push(member);
+        }
+        let avoided = |at: usize| {
+            let state = &self.fleet.upstreams[at];
+            let policy = state.breaker.policy();
+            state.models.watches(now_ms) && state.models.avoids(*model, policy, now_ms)
+        };
+        if (0..members.len()).any(|at| members[at].usable && !avoided(at)) {
+            for (at, member) in members.iter_mut().enumerate() {
+                member.usable &= !avoided(at);
+            }
         }
         nobody
     }
@@ -191,6 +246,8 @@ impl<'a> Sim<'a> {
             sent_us: self.clock.now_us(),
             head_us: state.head_us,
             body_us: state.body_us,
+            model: self.setup.keys[state.key].model,
+            poison: self.setup.keys[state.key].poison,
             answered: false,
             reused: stale,
             place: Place::Swallowed,
@@ -204,8 +261,12 @@ impl<'a> Sim<'a> {
 
     /// A response head of a server that works.
     pub(crate) fn head(&mut self, call: usize) {
-        let Call { server, sent_us, .. } = self.calls[call];
+        let Call { server, sent_us, exchange, .. } = self.calls[call];
         let now_us = self.clock.now_us();
+        let models = &self.fleet.upstreams[server].models;
+        if models.watches(now_us / MS) {
+            models.worked(self.exchanges[exchange].model, now_us / MS);
+        }
         let measures = &self.fleet.upstreams[server].measures;
         measures.record_success(now_us - sent_us, now_us);
         if self.record(call, CallResult::Success) {
@@ -234,7 +295,7 @@ impl<'a> Sim<'a> {
     /// The connection has died.
     pub(crate) fn cut(&mut self, call: usize) {
         if self.calls[call].answered {
-            return self.broken(call);
+            return self.broken(call, CallResult::Failure);
         }
         self.failed(call, Failure::Fault(RetryClass::Reset), Ended::Unreachable);
     }
@@ -248,23 +309,23 @@ impl<'a> Sim<'a> {
 
     /// A body that has stopped.
     pub(crate) fn stream_idle_over(&mut self, call: usize) {
-        self.broken(call);
+        self.broken(call, CallResult::TimedOut);
     }
 
     /// The client has a part of the response already.
-    fn broken(&mut self, call: usize) {
+    fn broken(&mut self, call: usize, result: CallResult) {
         let Call { exchange, server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         let state = &self.fleet.upstreams[server];
         state.measures.record_failure(now_us - sent_us, now_us);
-        state.count_change(state.breaker.record_cut(self.clock.now_ms()));
+        state.count_change(state.breaker.record_cut(result, self.clock.now_ms()));
         self.finish(call);
         self.settle(exchange, Ended::Broken);
     }
 
     /// An attempt has failed before the client has seen anything.
     fn failed(&mut self, call: usize, why: Failure, ended: Ended) {
-        let Call { exchange, server, sent_us, reused, .. } = self.calls[call];
+        let Call { exchange, server, reused, .. } = self.calls[call];
         let at = Attempt {
             retries: self.exchanges[exchange].retries,
             reused,
@@ -278,24 +339,47 @@ impl<'a> Sim<'a> {
             self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
             return self.send(exchange, server, false);
         }
-        let now_us = self.clock.now_us();
-        let held = self.exchanges[exchange].lease.as_ref();
-        if held.is_none_or(Held::is_present) {
-            let measures = &self.fleet.upstreams[server].measures;
-            measures.record_failure(now_us - sent_us, now_us);
-        }
-        self.record(call, CallResult::Failure);
+        self.blame(call, ended);
+        let last_resort = self.exchanges[exchange].lease.as_ref().is_some_and(Held::is_last_resort);
         self.finish(call);
         self.exchanges[exchange].failed = Some(ended);
         let Verdict::AnotherMember { after } = verdict else {
             return self.settle(exchange, ended);
         };
-        if !self.another(exchange) || !self.take_budget(exchange) {
+        let another = self.another(exchange)
+            || (last_resort && {
+                let (now_ms, tried) = (self.clock.now_ms(), &self.exchanges[exchange].tried);
+                let mut members = self.fleet.upstreams.iter().enumerate();
+                members.any(|(at, state)| !tried.has(at) && state.admits_last_resort(now_ms))
+            });
+        if !another || !self.take_budget(exchange) {
             return self.settle(exchange, ended);
         }
         self.exchanges[exchange].retries += 1;
         self.exchanges[exchange].stage = Stage::Pausing;
         self.clock.after(after.as_micros() as u64, Event::Resume { exchange });
+    }
+
+    /// Whose failure it was.
+    fn blame(&mut self, call: usize, ended: Ended) {
+        let Call { exchange, server, sent_us, .. } = self.calls[call];
+        let now_us = self.clock.now_us();
+        let state = &self.fleet.upstreams[server];
+        let (result, of_model) = match ended {
+            Ended::TimedOut => (CallResult::TimedOut, true),
+            Ended::Status(_) => (CallResult::Failure, true),
+            _ => (CallResult::Failure, false),
+        };
+        let model = self.exchanges[exchange].model;
+        let Some(held) = &mut self.exchanges[exchange].lease else { return };
+        if held.is_present() {
+            if of_model && state.models.failed(model, now_us / MS) {
+                self.checks.tried(server, held);
+                return held.forgive();
+            }
+            state.measures.record_failure(now_us - sent_us, now_us);
+        }
+        self.record(call, result);
     }
 
     /// Whether there is anybody else to try.
@@ -349,7 +433,13 @@ impl<'a> Sim<'a> {
         let now_ms = self.clock.now_ms();
         let Some(held) = &mut self.exchanges[exchange].lease else { return false };
         self.checks.tried(server, held);
-        held.record(result, now_ms)
+        let before = self.fleet.upstreams[server].breaker.state().name();
+        let closed = held.record(result, now_ms);
+        let after = self.fleet.upstreams[server].breaker.state().name();
+        if (before, after) == (StateName::Open, StateName::HalfOpen) {
+            self.checks.half_opened(server);
+        }
+        closed
     }
 
     /// An attempt is over; of one that was not recorded the breaker hears no verdict.

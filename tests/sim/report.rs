@@ -53,6 +53,8 @@ pub(crate) struct Report {
     pub(crate) granted: Vec<u64>,
     /// Waits that ended with a slot, and what had been forecast for them, per key.
     pub(crate) waits: Vec<Vec<(u64, u32)>>,
+    /// Calls that went where a breaker refuses.
+    pub(crate) last_resorts: u64,
     /// Times that a prober changed its mind.
     pub(crate) health_changes: u64,
 }

@@ -51,7 +51,12 @@ impl Sim<'_> {
         let grant = state.place.as_mut().and_then(|place| place.take_grant());
         if let Some((member, lease)) = grant {
             self.leave_room(exchange, true);
-            return match Held::enter(&self.fleet.upstreams[member], lease, now_ms) {
+            let upstream = &self.fleet.upstreams[member];
+            let held = match upstream.admits(now_ms) || self.somebody_admits(exchange) {
+                true => Held::enter(upstream, lease, now_ms),
+                false => Held::enter_last_resort(upstream, lease, now_ms),
+            };
+            return match held {
                 Some(held) => self.attempt(exchange, member, held),
                 None => self.pick(exchange),
             };
@@ -61,6 +66,12 @@ impl Sim<'_> {
             return self.settle(exchange, Ended::Overdue);
         }
         if let Ok((member, held)) = self.choose(exchange) {
+            self.leave_room(exchange, true);
+            return self.attempt(exchange, member, held);
+        }
+        if !self.somebody_admits(exchange)
+            && let Ok((member, held)) = self.last_resort(exchange)
+        {
             self.leave_room(exchange, true);
             return self.attempt(exchange, member, held);
         }

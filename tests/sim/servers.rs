@@ -25,6 +25,8 @@ pub(crate) enum Mode {
     Stalled,
     /// Refuses connections.
     Down,
+    /// Answers 500 to requests for this model in half a millisecond, and is well otherwise.
+    BadModel(u64),
     /// Resets this many of a hundred calls.
     Flaky(u64),
     /// Says nothing to this many of a hundred calls, and fails the others fast.
@@ -44,6 +46,10 @@ pub(crate) struct Call {
     pub(crate) head_us: u64,
     /// See `head_us`.
     pub(crate) body_us: u64,
+    /// The model that it asks for.
+    pub(crate) model: u64,
+    /// Whether any server answers 500 to it.
+    pub(crate) poison: bool,
     /// Whether the head has been sent.
     pub(crate) answered: bool,
     /// Whether it went out on a pooled connection that was dead.
@@ -122,10 +128,18 @@ impl Server {
             Mode::Down => Some((200, Event::Refused { call })),
             Mode::FailFast(status) => Some((500, Event::Error { call, status })),
             Mode::Stalled => None,
+            _ if calls[call].poison => Some((500, Event::Error { call, status: 500 })),
+            Mode::BadModel(model) if model == calls[call].model => {
+                Some((500, Event::Error { call, status: 500 }))
+            }
             Mode::Erratic(percent) if rng.below(100) < percent => None,
             Mode::Erratic(_) => Some((500, Event::Error { call, status: 500 })),
             Mode::Flaky(percent) if rng.below(100) < percent => Some((MS, Event::Cut { call })),
-            Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) => {
+            Mode::Up
+            | Mode::Slow(_)
+            | Mode::Warming { .. }
+            | Mode::Flaky(_)
+            | Mode::BadModel(_) => {
                 calls[call].place = Place::Waiting;
                 self.waiting.push_back(call);
                 return self.start_next(calls, clock);
@@ -198,6 +212,7 @@ impl Server {
                 work_us + work_us * (factor - 1) * left / us.max(1)
             }
             Mode::Up
+            | Mode::BadModel(_)
             | Mode::FailFast(_)
             | Mode::Stalled
             | Mode::Down

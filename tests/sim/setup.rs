@@ -60,7 +60,7 @@ pub(crate) struct Probes {
     pub(crate) timeout_us: u64,
     pub(crate) fall: u32,
     pub(crate) rise: u32,
-    /// Whether a server that fails requests fast answers probes all the same.
+    /// Whether a server that fails requests fast answers probes and rechecks all the same.
     pub(crate) fooled: bool,
 }
 
@@ -75,6 +75,10 @@ pub(crate) struct Queue {
 #[derive(Clone, Debug)]
 pub(crate) struct KeySetup {
     pub(crate) load: Load,
+    /// The model that it asks for.
+    pub(crate) model: u64,
+    /// Every server answers 500 to its requests.
+    pub(crate) poison: bool,
     pub(crate) priority: i32,
     /// Requests per minute, requests per second with this burst, exchanges at once; 0 = none.
     pub(crate) rpm: u32,
@@ -95,7 +99,16 @@ pub(crate) enum Load {
 impl KeySetup {
     /// A key without limits.
     pub(crate) fn with(load: Load) -> KeySetup {
-        KeySetup { load, priority: 0, rpm: 0, per_second: 0, burst: 0, concurrency: 0 }
+        KeySetup {
+            load,
+            model: 0,
+            poison: false,
+            priority: 0,
+            rpm: 0,
+            per_second: 0,
+            burst: 0,
+            concurrency: 0,
+        }
     }
 }
 
@@ -147,6 +160,8 @@ pub(crate) fn calm(seed: u64) -> Setup {
             cooldown: Duration::from_secs(5),
             trials: 1,
             successes: 1,
+            recheck: Duration::from_secs(1),
+            last_resort: true,
         },
         probes: None,
         first_byte_us: 5 * SECOND,
@@ -197,6 +212,8 @@ pub(crate) fn drawn(seed: u64) -> Setup {
             cooldown: Duration::from_secs(between(rng, 1, 5)),
             trials: between(rng, 1, 3) as u32,
             successes: between(rng, 1, 4) as u32,
+            recheck: Duration::from_millis(between(rng, 300, 2_000)),
+            last_resort: rng.below(4) != 0,
         },
         probes: (rng.below(2) == 0).then(|| Probes {
             interval_us: between(rng, 500, 3_000) * MS,
@@ -245,13 +262,14 @@ fn drawn_server(rng: &mut Rng, run_us: u64) -> ServerSetup {
 }
 
 fn drawn_mode(rng: &mut Rng) -> Mode {
-    match rng.below(8) {
+    match rng.below(9) {
         0 => Mode::Slow(5),
         1 => Mode::Warming { factor: 8, us: 3 * SECOND },
         2 => Mode::FailFast(500),
         3 => Mode::FailFast(503),
         4 => Mode::Stalled,
         5 => Mode::Down,
+        7 => Mode::BadModel(rng.below(2)),
         6 => Mode::Erratic(between(rng, 20, 80)),
         _ => Mode::Flaky(between(rng, 10, 90)),
     }
@@ -273,6 +291,8 @@ fn drawn_key(rng: &mut Rng, rate: f64) -> KeySetup {
         burst: 5,
         concurrency: some(6),
         priority: some(2) as i32,
+        model: u64::from(some(2)),
+        poison: some(6) == 1,
         load,
     }
 }

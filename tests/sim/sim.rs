@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokenring::base::rng::Rng;
 use tokenring::policy::balance::{Member, PickState, Tried};
+use tokenring::policy::breaker::Sign;
 use tokenring::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use tokenring::policy::health::HealthState;
 use tokenring::upstream::room;
@@ -53,6 +54,8 @@ pub(crate) struct Core {
 /// One request on its way.
 pub(crate) struct Exchange<'a> {
     pub(crate) key: usize,
+    /// What it asks for, as the deciders know it.
+    pub(crate) model: u64,
     pub(crate) core: usize,
     pub(crate) arrived_us: u64,
     /// Its place in the room, and whether a slot was granted that it has not seen yet.
@@ -170,6 +173,8 @@ impl<'a> Sim<'a> {
             for (phase, (at_us, _)) in setup.phases.iter().enumerate() {
                 self.clock.after(*at_us, Event::Phase { server, phase });
             }
+            let recheck_us = self.setup.breaker.recheck.as_micros() as u64;
+            self.clock.after(self.rng.below(recheck_us), Event::Recheck { server });
             if let Some(probes) = self.setup.probes {
                 let after_us = self.rng.below(probes.interval_us);
                 self.clock.after(after_us, Event::Probe { server });
@@ -207,6 +212,8 @@ impl<'a> Sim<'a> {
             Event::Look { exchange } => self.look(exchange),
             Event::Probe { server } => self.probe(server),
             Event::Probed { server, ok } => self.probed(server, ok),
+            Event::Recheck { server } => self.recheck(server),
+            Event::Rechecked { server, sign } => self.rechecked(server, sign),
             Event::Phase { server, phase } => self.turn(server, phase),
         }
     }
@@ -232,11 +239,41 @@ impl<'a> Sim<'a> {
             Mode::Down => (200, false),
             Mode::FailFast(_) => (500, probes.fooled),
             Mode::Stalled => (probes.timeout_us, false),
-            Mode::Up | Mode::Slow(_) | Mode::Warming { .. } | Mode::Flaky(_) | Mode::Erratic(_) => {
-                (2_000, true)
-            }
+            Mode::Up
+            | Mode::Slow(_)
+            | Mode::Warming { .. }
+            | Mode::Flaky(_)
+            | Mode::BadModel(_)
+            | Mode::Erratic(_) => (2_000, true),
         };
         self.clock.after(after_us, Event::Probed { server, ok });
+    }
+
+    /// The control thread's part; the outages of a run are short, so its pace is the first one.
+    fn recheck(&mut self, server: usize) {
+        let recheck_us = self.setup.breaker.recheck.as_micros() as u64;
+        if self.fleet.upstreams[server].breaker.awaits_trial() {
+            let fooled = self.setup.probes.is_some_and(|probes| probes.fooled);
+            let (after_us, sign) = match self.servers[server].mode() {
+                Mode::Down => (200, Sign::Bad),
+                Mode::FailFast(_) if !fooled => (500, Sign::Bad),
+                Mode::Stalled => (recheck_us, Sign::Silent),
+                _ => (2_000, Sign::Good),
+            };
+            self.clock.after(after_us, Event::Rechecked { server, sign });
+        }
+        if self.is_open() || self.report.unsettled() > 0 {
+            self.clock.after(recheck_us, Event::Recheck { server });
+        }
+    }
+
+    fn rechecked(&mut self, server: usize, sign: Sign) {
+        let state = &self.fleet.upstreams[server];
+        let change = state.breaker.rechecked(sign, self.clock.now_ms());
+        if change.is_some() {
+            self.checks.half_opened(server);
+        }
+        state.count_change(change);
     }
 
     fn probed(&mut self, server: usize, ok: bool) {

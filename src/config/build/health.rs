@@ -1,6 +1,6 @@
 //! Builds `upstream.health` and `upstream.breaker`.
 
-use crate::config::build::check::{filled, fraction, is_token, number, secs, time};
+use crate::config::build::check::{filled, fraction, is_token, number, secs, time, value};
 use crate::config::build::each;
 use crate::config::build::headers::header_ops;
 use crate::config::build::process::section;
@@ -54,5 +54,7 @@ pub(crate) fn breaker(r: &mut Reader<'_>, raw: &RawUpstream) -> BreakerPolicy {
         cooldown: time(r, &said.cooldown, secs(30), secs(1)..=secs(3600)),
         trials: number(r, &said.trials, 1, 1..=1000),
         successes: number(r, &said.successes, 1, 1..=1000),
+        recheck: time(r, &said.recheck, secs(1), secs(1) / 10..=secs(60)),
+        last_resort: value(&said.last_resort, true),
     }
 }

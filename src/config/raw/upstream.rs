@@ -124,6 +124,10 @@ mirror! {
         trials: i64,
         /// Successes that close it.
         successes: i64,
+        /// How often the server is asked whether it is back.
+        recheck: Time,
+        /// Used all the same where breakers alone leave nobody.
+        last_resort: bool,
     }
     /// `[[group]]`.
     RawGroup {

@@ -3,12 +3,16 @@
 //! ```text
 //!            threshold within window, or consecutive failures
 //!   Closed ───────────────────────────────────────────────────▶ Open { until }
-//!     ▲                                                         │       ▲
-//!     │ successes                        cooldown over, by the  │       │ one failure:
-//!     │                                  first who asks (enter) │       │ cooldown doubled
+//!     ▲                              cooldown over, by the      │       ▲
+//!     │ successes                    first who asks (enter), or │       │ one failure:
+//!     │                              a good recheck             │       │ cooldown doubled
 //!     └──────────────────────── HalfOpen { trials } ◀───────────┘       │
 //!                                        └──────────────────────────────┘
 //! ```
+//!
+//! It steers and never walls: where it alone leaves nobody, a call may go to an open one all the
+//! same, and its success counts as that of a trial (`outage` says when, and what a recheck by
+//! the control thread does).
 //!
 //! The one idea: the whole state is one atomic word, and every change of state is one
 //! compare-and-swap of it. Cores never disagree, a trial can neither be given out twice nor
@@ -25,15 +29,21 @@
 //! and ends well minutes later says nothing of the server now, and would break up a
 //! row of failures. If it is cut off after all, `record_cut` says so.
 //!
-//! Source: project specification §8. What is a failure is decided by the table of
+//! Source: project specification §8. Failures of one model alone are not brought here (`models`).
+//! What is a failure is decided by the table of
 //! faults and by whoever calls `record`. Only the trials of the present half-open period
 //! are bounded: calls from before it opened may still be running.
 
+pub mod models;
+mod outage;
 mod window;
+
+pub use outage::Sign;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use outage::Outage;
 use window::Window;
 
 /// An upstream's `breaker`.
@@ -53,6 +63,10 @@ pub struct BreakerPolicy {
     pub trials: u32,
     /// Successes that close it, 1..=1000.
     pub successes: u32,
+    /// From one question of the control thread to the next while it is not closed, at first.
+    pub recheck: Duration,
+    /// Whether calls go there all the same where breakers alone leave nobody.
+    pub last_resort: bool,
 }
 
 /// How a call ended, for what judges servers.
@@ -60,8 +74,18 @@ pub struct BreakerPolicy {
 pub enum CallResult {
     /// The server did its work, whatever the client thinks of the answer.
     Success,
-    /// Connect, reset, timeout, malformed, 5xx except 501 and 505, 429 when configured.
+    /// Connect, reset, malformed, 5xx except 501, 505 and those that mean overloaded.
     Failure,
+    /// No answer in time: a failure that costs whoever waits for it much more.
+    TimedOut,
+}
+
+impl CallResult {
+    /// Tells whether it counts against the server.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        self != CallResult::Success
+    }
 }
 
 /// Where a breaker stands.
@@ -122,6 +146,11 @@ pub enum Entry {
         /// Whether this entry half-opened it.
         half_opened: bool,
     },
+    /// The breaker refuses, and there is nobody else.
+    LastResort {
+        /// The epoch in which the call began.
+        epoch: u32,
+    },
 }
 
 /// Plain values of a breaker, for another process or config.
@@ -144,6 +173,7 @@ pub struct Breaker {
     /// A `Gate`.
     word: AtomicU64,
     window: Window,
+    outage: Outage,
 }
 
 impl Breaker {
@@ -152,6 +182,7 @@ impl Breaker {
         Breaker {
             word: AtomicU64::new(Gate::CLOSED.pack()),
             window: Window::new(millis(policy.window)),
+            outage: Outage::default(),
             policy,
         }
     }
@@ -178,6 +209,11 @@ impl Breaker {
             State::HalfOpen { .. } => (0, Some(0)),
         };
         Snapshot { consecutive, open_ms, doublings: gate.doublings }
+    }
+
+    /// What it judges by.
+    pub fn policy(&self) -> &BreakerPolicy {
+        &self.policy
     }
 
     /// Returns where it stands.
@@ -237,25 +273,31 @@ impl Breaker {
         match entry {
             Entry::Passed { epoch } => self.record_passed(epoch, result, now_ms),
             Entry::Trial { epoch, .. } => self.record_trial(epoch, result, now_ms),
+            Entry::LastResort { epoch } => self.record_last_resort(epoch, result, now_ms),
         }
     }
 
     /// Tells whether a call began since the last change of state: only then does its result
     /// say something of the server as it is now.
     pub fn is_present(&self, entry: &Entry) -> bool {
-        let (Entry::Passed { epoch } | Entry::Trial { epoch, .. }) = entry;
+        let (Entry::Passed { epoch } | Entry::Trial { epoch, .. } | Entry::LastResort { epoch }) =
+            entry;
         self.gate().epoch == *epoch
     }
 
     /// Counts one failure more, of a call that has been recorded as a success: its response
     /// began well and was cut off. It counts now, whenever the call began, and only when closed.
-    pub fn record_cut(&self, now_ms: u64) -> Option<Change> {
-        self.record_passed(self.gate().epoch, CallResult::Failure, now_ms)
+    pub fn record_cut(&self, result: CallResult, now_ms: u64) -> Option<Change> {
+        self.record_passed(self.gate().epoch, result, now_ms)
     }
 
     /// Ends a call without a verdict: its client left, or it was never sent.
     pub fn cancel(&self, entry: Entry) {
-        let Entry::Trial { epoch: begun, .. } = entry else { return };
+        let begun = match entry {
+            Entry::Passed { .. } => return,
+            Entry::LastResort { .. } => return self.outage.ended(),
+            Entry::Trial { epoch, .. } => epoch,
+        };
         self.change(|gate| match gate.state {
             State::HalfOpen { trials_out, successes } if gate.epoch == begun => {
                 let state = State::HalfOpen { trials_out: trials_out.saturating_sub(1), successes };
@@ -282,18 +324,18 @@ impl Breaker {
         if gate.epoch != begun {
             return None;
         }
-        let counts = self.window.record(begun, result == CallResult::Failure, now_ms);
+        let counts = self.window.record(begun, result.is_failure(), now_ms);
         let over = counts.calls >= self.policy.calls_min.max(1)
             && f64::from(counts.failures) / f64::from(counts.calls) >= self.policy.threshold;
         // The usual call ends here and has not written to the word.
         if result == CallResult::Success && consecutive == 0 && !over {
             return None;
         }
-        self.change(|gate| match gate.state {
+        let change = self.change(|gate| match gate.state {
             State::Closed { consecutive } if gate.epoch == begun => {
-                let consecutive = match result {
-                    CallResult::Success => 0,
-                    CallResult::Failure => consecutive.saturating_add(1),
+                let consecutive = match result.is_failure() {
+                    false => 0,
+                    true => consecutive.saturating_add(1),
                 };
                 if over || consecutive >= self.policy.consecutive.max(1) {
                     return Some(self.opened(gate, 0, now_ms));
@@ -301,27 +343,49 @@ impl Breaker {
                 Some(Gate { state: State::Closed { consecutive }, ..gate })
             }
             _ => None,
-        })
+        });
+        if change.is_some() {
+            self.outage.began(result, now_ms);
+        }
+        change
     }
 
     fn record_trial(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
-        self.change(|gate| match gate.state {
+        let mut counted = false;
+        let change = self.change(|gate| match gate.state {
             State::HalfOpen { trials_out, successes } if gate.epoch == begun => {
-                let successes = successes + 1;
-                match result {
-                    CallResult::Failure => Some(self.opened(gate, gate.doublings + 1, now_ms)),
-                    CallResult::Success if successes >= self.policy.successes.min(TRIALS_MAX) => {
-                        let closed = gate.into(State::Closed { consecutive: 0 });
-                        Some(Gate { doublings: 0, ..closed })
-                    }
-                    CallResult::Success => {
-                        let trials_out = trials_out.saturating_sub(1);
-                        Some(Gate { state: State::HalfOpen { trials_out, successes }, ..gate })
-                    }
+                counted = true;
+                if result.is_failure() {
+                    return Some(self.opened(gate, gate.doublings + 1, now_ms));
                 }
+                Some(self.succeeded(gate, trials_out.saturating_sub(1), successes))
             }
-            _ => None,
-        })
+            _ => {
+                counted = false;
+                None
+            }
+        });
+        if counted {
+            self.outage.tried(result, now_ms);
+        }
+        change
+    }
+
+    /// The gate after one success more than `successes`, in a half-open period.
+    fn succeeded(&self, gate: Gate, trials_out: u32, successes: u32) -> Gate {
+        let successes = successes + 1;
+        if successes >= self.policy.successes.min(TRIALS_MAX) {
+            let closed = gate.into(State::Closed { consecutive: 0 });
+            return Gate { doublings: 0, ..closed };
+        }
+        match gate.state {
+            State::HalfOpen { .. } => {
+                Gate { state: State::HalfOpen { trials_out, successes }, ..gate }
+            }
+            State::Open { .. } | State::Closed { .. } => {
+                gate.into(State::HalfOpen { trials_out, successes })
+            }
+        }
     }
 
     fn opened(&self, gate: Gate, doublings: u32, now_ms: u64) -> Gate {
@@ -332,7 +396,7 @@ impl Breaker {
     }
 
     fn trials(&self) -> u32 {
-        self.policy.trials.clamp(1, TRIALS_MAX)
+        (self.policy.trials.max(1) + self.outage.trials_more()).min(TRIALS_MAX)
     }
 
     fn gate(&self) -> Gate {
@@ -399,7 +463,7 @@ impl Entry {
             Entry::Trial { half_opened: true, .. } => {
                 Some(Change { from: StateName::Open, to: StateName::HalfOpen })
             }
-            Entry::Trial { .. } | Entry::Passed { .. } => None,
+            Entry::Trial { .. } | Entry::Passed { .. } | Entry::LastResort { .. } => None,
         }
     }
 }

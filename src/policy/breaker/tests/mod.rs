@@ -15,6 +15,8 @@ fn policy() -> BreakerPolicy {
         cooldown: Duration::from_secs(30),
         trials: 1,
         successes: 1,
+        recheck: Duration::from_secs(1),
+        last_resort: true,
     }
 }
 
@@ -258,19 +260,19 @@ fn streams_that_are_cut_off_open_it() {
     for at in 0..10 {
         assert_eq!(name(&breaker), StateName::Closed);
         succeed(&breaker, 1, at);
-        breaker.record_cut(at);
+        breaker.record_cut(CallResult::Failure, at);
         if name(&breaker) == StateName::Open {
             assert_eq!(at, 4, "five of ten failed");
             break;
         }
     }
     let open = breaker.state();
-    assert_eq!(breaker.record_cut(100), None);
+    assert_eq!(breaker.record_cut(CallResult::Failure, 100), None);
     assert_eq!(breaker.state(), open);
     // In a row they open it at once.
     let breaker = Breaker::new(policy());
     succeed(&breaker, 3, 0);
-    assert_eq!((0..5).filter_map(|_| breaker.record_cut(0)).count(), 1);
+    assert_eq!((0..5).filter_map(|_| breaker.record_cut(CallResult::Failure, 0)).count(), 1);
 }
 
 #[test]
@@ -406,7 +408,9 @@ impl Oracle {
             out.retain(|other| *other != id);
             match result {
                 None => {}
-                Some(CallResult::Failure) => self.open((self.doublings + 1).min(3), now),
+                Some(CallResult::Failure | CallResult::TimedOut) => {
+                    self.open((self.doublings + 1).min(3), now)
+                }
                 Some(CallResult::Success) => {
                     *successes += 1;
                     if *successes >= self.policy.successes {
@@ -419,7 +423,7 @@ impl Oracle {
             return;
         }
         let Some(result) = result else { return };
-        let failed = result == CallResult::Failure;
+        let failed = result.is_failure();
         let tenth = |ms: u64| ms / (self.policy.window.as_millis() as u64 / 10);
         self.calls.push((tenth(now), failed));
         self.row = if failed { self.row + 1 } else { 0 };
@@ -451,6 +455,134 @@ impl Oracle {
     }
 }
 
+/// One call that has nowhere else to go, from beginning to end; `None` when it was refused.
+fn last(breaker: &Breaker, result: CallResult, now_ms: u64) -> Option<Option<Change>> {
+    let entry = breaker.enter_last_resort(now_ms)?;
+    Some(breaker.record(entry, result, now_ms))
+}
+
+/// Opens a breaker by calls that run out of time.
+fn hung(now_ms: u64) -> Breaker {
+    let breaker = Breaker::new(policy());
+    for _ in 0..5 {
+        call(&breaker, CallResult::TimedOut, now_ms);
+    }
+    assert_eq!(name(&breaker), StateName::Open);
+    breaker
+}
+
+#[test]
+fn a_last_resort_goes_freely_while_calls_fail_fast_and_changes_nothing() {
+    let breaker = open(policy(), 0);
+    assert_eq!(breaker.enter(1), None);
+    let out: Vec<Entry> = (0..50).map(|_| breaker.enter_last_resort(1).unwrap()).collect();
+    for entry in out {
+        assert_eq!(breaker.record(entry, CallResult::Failure, 2), None);
+    }
+    assert_eq!(breaker.state(), State::Open { until_ms: 30 * SECOND }, "no longer than before");
+    assert_eq!(breaker.failed_ms(), 2, "but the others are tried before it");
+}
+
+#[test]
+fn one_last_resort_that_works_closes_it() {
+    let breaker = open(policy(), 0);
+    let change = last(&breaker, CallResult::Success, 1).unwrap();
+    assert_eq!(change, Some(Change { from: StateName::Open, to: StateName::Closed }));
+    let two = BreakerPolicy { successes: 2, ..policy() };
+    let breaker = open(two, 0);
+    last(&breaker, CallResult::Success, 1).unwrap();
+    assert_eq!(breaker.state(), State::HalfOpen { trials_out: 0, successes: 1 });
+    last(&breaker, CallResult::Success, 2).unwrap();
+    assert_eq!(name(&breaker), StateName::Closed);
+}
+
+#[test]
+fn one_last_resort_at_a_time_while_calls_hang() {
+    let breaker = hung(0);
+    let first = breaker.enter_last_resort(1).unwrap();
+    assert!(matches!(first, Entry::Trial { half_opened: true, .. }), "{first:?}");
+    assert!(!breaker.admits_last_resort(2) && breaker.enter_last_resort(2).is_none());
+    breaker.record(first, CallResult::TimedOut, 10 * SECOND);
+    let second = breaker.enter_last_resort(10 * SECOND).unwrap();
+    assert_eq!(breaker.enter_last_resort(10 * SECOND), None);
+    breaker.cancel(second);
+    let third = breaker.enter_last_resort(10 * SECOND).unwrap();
+    // It fails, but at once: calls do not hang any more.
+    breaker.record(third, CallResult::Failure, 10 * SECOND);
+    assert!((0..9).all(|_| breaker.enter_last_resort(10 * SECOND).is_some()));
+}
+
+#[test]
+fn calls_that_are_out_in_silence_hang() {
+    let breaker = open(policy(), 0);
+    let _out = breaker.enter_last_resort(SECOND).unwrap();
+    assert!(breaker.enter_last_resort(6 * SECOND).is_some(), "it may be a long prompt");
+    assert!(breaker.enter_last_resort(8 * SECOND).is_some(), "one trial");
+    assert_eq!(breaker.enter_last_resort(8 * SECOND), None);
+    // A server that answers questions is slow, no more.
+    let breaker = open(policy(), 0);
+    let _out = breaker.enter_last_resort(SECOND).unwrap();
+    breaker.rechecked(Sign::Bad, 7 * SECOND);
+    assert!((0..9).all(|_| breaker.enter_last_resort(8 * SECOND).is_some()));
+}
+
+#[test]
+fn a_slow_trial_does_not_hold_up_the_others() {
+    let breaker = open(policy(), 0);
+    let slow = breaker.enter(30 * SECOND).unwrap();
+    assert!(!breaker.admits(31 * SECOND) && breaker.admits_last_resort(31 * SECOND));
+    last(&breaker, CallResult::Success, 31 * SECOND).unwrap();
+    assert_eq!(name(&breaker), StateName::Closed);
+    assert_eq!(breaker.record(slow, CallResult::Success, 90 * SECOND), None);
+}
+
+#[test]
+fn without_last_resort_it_fails_fast() {
+    let breaker = open(BreakerPolicy { last_resort: false, ..policy() }, 0);
+    assert!(!breaker.admits_last_resort(1) && breaker.enter_last_resort(1).is_none());
+    assert!(breaker.admits_last_resort(30 * SECOND), "a trial is no last resort");
+}
+
+#[test]
+fn a_good_recheck_half_opens_it_at_once() {
+    let breaker = open(policy(), 0);
+    assert_eq!(breaker.rechecked(Sign::Bad, SECOND), None);
+    assert_eq!(breaker.rechecked(Sign::Silent, 2 * SECOND), None);
+    assert!(!breaker.admits(2 * SECOND));
+    let change = breaker.rechecked(Sign::Good, 3 * SECOND);
+    assert_eq!(change, Some(Change { from: StateName::Open, to: StateName::HalfOpen }));
+    assert!(call(&breaker, CallResult::Success, 3 * SECOND).is_some());
+    assert_eq!(name(&breaker), StateName::Closed);
+    assert_eq!(breaker.rechecked(Sign::Good, 4 * SECOND), None);
+}
+
+#[test]
+fn a_trial_lost_before_the_return_does_not_hold_up_those_after_it() {
+    let breaker = hung(0);
+    let lost = breaker.enter(30 * SECOND).unwrap();
+    breaker.rechecked(Sign::Silent, 31 * SECOND);
+    assert!(!breaker.admits(31 * SECOND) && !breaker.admits_last_resort(31 * SECOND));
+    breaker.rechecked(Sign::Good, 32 * SECOND);
+    assert!(call(&breaker, CallResult::Success, 32 * SECOND).is_some());
+    assert_eq!(name(&breaker), StateName::Closed);
+    assert_eq!(breaker.record(lost, CallResult::TimedOut, 600 * SECOND), None);
+}
+
+#[test]
+fn a_server_that_answers_rechecks_and_fails_trials_is_believed_once_a_cooldown() {
+    let breaker = open(policy(), 0);
+    assert!(breaker.rechecked(Sign::Good, SECOND).is_some());
+    call(&breaker, CallResult::Failure, SECOND).unwrap();
+    for at in 2..61 {
+        assert_eq!(breaker.rechecked(Sign::Good, at * SECOND), None, "{at}");
+    }
+    assert!(breaker.rechecked(Sign::Good, 61 * SECOND).is_some());
+    call(&breaker, CallResult::Failure, 61 * SECOND).unwrap();
+    // One bad word in between, and the next good one is news again.
+    breaker.rechecked(Sign::Bad, 62 * SECOND);
+    assert!(breaker.rechecked(Sign::Good, 63 * SECOND).is_some());
+}
+
 proptest! {
     #[test]
     fn agrees_with_the_oracle(
@@ -464,6 +596,7 @@ proptest! {
             threshold, calls_min, consecutive, trials, successes,
             window: Duration::from_secs(2),
             cooldown: Duration::from_secs(cooldown_s),
+            recheck: Duration::from_secs(1), last_resort: true,
         };
         let breaker = Breaker::new(policy);
         let mut oracle = Oracle {

@@ -33,6 +33,10 @@ impl Bells {
 }
 
 fn upstream(concurrency: u32) -> Arc<UpstreamState> {
+    resorting(concurrency, false)
+}
+
+fn resorting(concurrency: u32, last_resort: bool) -> Arc<UpstreamState> {
     let policy = BreakerPolicy {
         threshold: 1.0,
         window: Duration::from_secs(10),
@@ -41,6 +45,8 @@ fn upstream(concurrency: u32) -> Arc<UpstreamState> {
         cooldown: Duration::from_secs(30),
         trials: 1,
         successes: 1,
+        recheck: Duration::from_secs(1),
+        last_resort,
     };
     Arc::new(UpstreamState::new(policy, concurrency))
 }
@@ -198,6 +204,26 @@ fn an_open_breaker_grants_nothing_and_a_closing_one_lets_all_go() {
     let entry = up.breaker.enter(30_000).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Success, 30_000));
     assert_eq!((up.in_flight(), bells.take()), (2, vec![1, 2]));
+}
+
+#[test]
+fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
+    let open = |up: &UpstreamState| {
+        let entry = up.breaker.enter(0).unwrap();
+        up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+    };
+    let (up, other) = (resorting(1, true), resorting(1, true));
+    let (room, bells) = room(&[&up, &other], 10);
+    let (held, busy) = (up.try_lease(), other.try_lease());
+    open(&up);
+    let _places = [enter(&room, 1), enter(&room, 2)];
+    drop(held);
+    assert_eq!(bells.take().len(), 0, "the other one is only busy");
+    open(&other);
+    drop(busy);
+    assert_eq!(bells.take(), [1]);
+    up.poke();
+    assert_eq!(bells.take(), [2]);
 }
 
 #[test]

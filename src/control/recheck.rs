@@ -1,0 +1,116 @@
+//! Looking for the return of a server that its breaker keeps out (SPEC §8).
+//!
+//! A cooldown is a guess; a question is not. While a breaker is not closed, the server is asked
+//! every `breaker.recheck` what its probe asks, or without one for its models, and the breaker is told
+//! what came of it (`policy::breaker::rechecked`): the first good answer half-opens it. A question
+//! that hangs is given up when the next is due. After a minute they become rarer, down to a fifth;
+//! not so where nobody listens, for that costs nobody anything.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::ask::models_question;
+use super::fetch::{Silence, Task, fetch};
+use super::probe::probe_question;
+use super::watched::Watched;
+use crate::policy::breaker::{BreakerPolicy, Sign};
+
+/// Milliseconds since the origin that breakers count from.
+pub type BreakerClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+/// Outages up to this long are asked about at the full pace.
+const PACE_FOR: Duration = Duration::from_secs(60);
+/// The slowest pace, in rechecks.
+const SLOWEST: f64 = 5.0;
+/// The least time that a server has to answer: one that is busy is not gone.
+const ANSWER_MIN: Duration = Duration::from_secs(1);
+
+/// The questions of one outage.
+pub(super) struct Recheck {
+    since: Instant,
+    due: Instant,
+    running: Option<Task>,
+}
+
+impl Recheck {
+    /// Asks when it is time; `recheck` is that of the upstream, none while its breaker is closed.
+    pub(super) fn look(
+        recheck: &mut Option<Recheck>,
+        watched: &Arc<Watched>,
+        clock: &BreakerClock,
+        now: Instant,
+    ) {
+        let policy = *watched.state.breaker.policy();
+        if !watched.state.breaker.awaits_trial() || !watched.upstream.enabled {
+            *recheck = None;
+            return;
+        }
+        let known = recheck.get_or_insert_with(|| Recheck {
+            since: now,
+            due: now + policy.recheck,
+            running: None,
+        });
+        let busy = known.running.as_ref().is_some_and(|task| !task.is_over());
+        if busy || now < known.due {
+            return;
+        }
+        let refused = watched.facts().refused;
+        let pause = pause(&policy, now.saturating_duration_since(known.since), refused);
+        known.due = now + pause;
+        let (watched, clock) = (watched.clone(), clock.clone());
+        known.running = Some(Task::of(tokio::spawn(async move {
+            watched.recheck(pause.max(ANSWER_MIN), &clock).await;
+        })));
+    }
+}
+
+/// Time from one question to the next.
+fn pause(policy: &BreakerPolicy, out_for: Duration, refused: bool) -> Duration {
+    if refused {
+        return policy.recheck;
+    }
+    let slower = out_for.as_secs_f64() / PACE_FOR.as_secs_f64();
+    policy.recheck.mul_f64(slower.clamp(1.0, SLOWEST))
+}
+
+impl Watched {
+    async fn recheck(&self, limit: Duration, clock: &BreakerClock) {
+        let answer = match &self.upstream.health {
+            Some(health) => fetch(self, &probe_question(health), limit).await,
+            None => fetch(self, &models_question(&self.upstream), limit).await,
+        };
+        let sign = match &answer {
+            Ok((status, _)) if status.is_success() => Sign::Good,
+            Ok(_) | Err(Silence::Dead(_)) => Sign::Bad,
+            Err(Silence::Late(_)) => Sign::Silent,
+        };
+        self.facts().refused = matches!(answer, Err(Silence::Dead(_)));
+        let change = self.state.breaker.rechecked(sign, clock());
+        self.state.count_change(change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asks_at_the_full_pace_for_a_minute_and_then_less() {
+        let policy = BreakerPolicy {
+            threshold: 0.5,
+            window: Duration::from_secs(10),
+            calls_min: 10,
+            consecutive: 5,
+            cooldown: Duration::from_secs(30),
+            trials: 1,
+            successes: 1,
+            recheck: Duration::from_secs(1),
+            last_resort: true,
+        };
+        let at = |seconds| pause(&policy, Duration::from_secs(seconds), false).as_secs_f64();
+        assert_eq!([0, 59, 90, 300, 9000].map(at), [1.0, 1.0, 1.5, 5.0, 5.0]);
+        assert_eq!(pause(&policy, Duration::from_secs(9000), true), policy.recheck);
+    }
+}

@@ -1,0 +1,188 @@
+//! Whether a server fails, or one model on it.
+//!
+//! A breaker judges a server. One that serves several models may fail all requests for one of
+//! them (it does not fit into memory, its weights are broken) and be well otherwise: then the
+//! breaker must not take the others away. So a failure counts against the model alone as long
+//! as *another* model of the same server has worked lately (`OTHERS_MS`); without such a witness, as
+//! of a server with one model, it counts against the server as ever.
+//!
+//! A model that has failed `consecutive` times in a row is avoided on that server for a cooldown
+//! since its last failure: members that are not in this state are preferred, and where there are
+//! none it is asked all the same. It steers, like the breaker.
+//!
+//! Bounds: `MARKS` models a server are remembered, those with the latest news, and only while
+//! something has failed lately; nothing is written, and no name is hashed, for a server that is well.
+//! Two names with the same hash share a mark. Races between cores cost a mark, no more.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use super::{BreakerPolicy, millis};
+
+/// Models of one server that are remembered.
+const MARKS: usize = 8;
+/// How long a success of another model is a witness for the server, and how long after a failure
+/// successes are written down.
+const OTHERS_MS: u64 = 60_000;
+
+/// The models of one server.
+#[derive(Debug, Default)]
+pub struct ModelMarks {
+    /// Successes are written down until then; 0 = nothing has ever failed.
+    watch_until_ms: AtomicU64,
+    marks: [Mark; MARKS],
+}
+
+/// What is known of one model. Times are plus one, 0 = never.
+#[derive(Debug, Default)]
+struct Mark {
+    /// Hash of its name; 0 = free.
+    model: AtomicU64,
+    failures: AtomicU32,
+    failed_ms: AtomicU64,
+    worked_ms: AtomicU64,
+}
+
+impl Mark {
+    fn latest_ms(&self) -> u64 {
+        self.failed_ms.load(Relaxed).max(self.worked_ms.load(Relaxed))
+    }
+}
+
+/// The number of a model's name.
+#[must_use]
+#[cold]
+pub fn model_hash(name: &str) -> u64 {
+    // FNV-1a, never 0: that is a free mark.
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash | 1
+}
+
+impl ModelMarks {
+    /// Tells whether successes are to be written down, and models may be avoided.
+    #[inline]
+    #[must_use]
+    pub fn watches(&self, now_ms: u64) -> bool {
+        now_ms < self.watch_until_ms.load(Relaxed)
+    }
+
+    /// Writes a success down.
+    #[cold]
+    pub fn worked(&self, model: u64, now_ms: u64) {
+        let mark = self.of(model);
+        mark.worked_ms.store(now_ms + 1, Relaxed);
+        mark.failures.store(0, Relaxed);
+    }
+
+    /// Writes a failure down; tells whether it is the model's alone.
+    #[cold]
+    pub fn failed(&self, model: u64, now_ms: u64) -> bool {
+        self.watch_until_ms.fetch_max(now_ms + OTHERS_MS, Relaxed);
+        let mark = self.of(model);
+        mark.failed_ms.store(now_ms + 1, Relaxed);
+        // A count that is full says no more.
+        let _ = mark.failures.fetch_update(Relaxed, Relaxed, |count| count.checked_add(1));
+        self.marks.iter().any(|other| {
+            let worked_ms = other.worked_ms.load(Relaxed);
+            other.model.load(Relaxed) != model
+                && worked_ms > 0
+                && now_ms.saturating_sub(worked_ms) < OTHERS_MS
+        })
+    }
+
+    /// Tells whether other servers are to be preferred for a model.
+    #[cold]
+    #[must_use]
+    pub fn avoids(&self, model: u64, policy: &BreakerPolicy, now_ms: u64) -> bool {
+        self.marks.iter().any(|mark| {
+            mark.model.load(Relaxed) == model
+                && mark.failures.load(Relaxed) >= policy.consecutive.max(1)
+                && now_ms.saturating_sub(mark.failed_ms.load(Relaxed)) < millis(policy.cooldown)
+        })
+    }
+
+    /// The mark of a model, or the one with the oldest news.
+    fn of(&self, model: u64) -> &Mark {
+        let known = self.marks.iter().find(|mark| mark.model.load(Relaxed) == model);
+        if let Some(mark) = known {
+            return mark;
+        }
+        let oldest = self.marks.iter().min_by_key(|mark| mark.latest_ms());
+        let mark = oldest.unwrap_or(&self.marks[0]);
+        mark.failures.store(0, Relaxed);
+        mark.failed_ms.store(0, Relaxed);
+        mark.worked_ms.store(0, Relaxed);
+        mark.model.store(model, Relaxed);
+        mark
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const A: u64 = 1;
+    const B: u64 = 3;
+
+    fn policy() -> BreakerPolicy {
+        BreakerPolicy {
+            threshold: 0.5,
+            window: Duration::from_secs(10),
+            calls_min: 10,
+            consecutive: 3,
+            cooldown: Duration::from_secs(30),
+            trials: 1,
+            successes: 1,
+            recheck: Duration::from_secs(1),
+            last_resort: true,
+        }
+    }
+
+    #[test]
+    fn without_a_witness_a_failure_is_the_servers() {
+        let marks = ModelMarks::default();
+        assert!(!marks.watches(0));
+        assert!(!marks.failed(A, 0));
+        assert!(marks.watches(0));
+        marks.worked(A, 1);
+        assert!(!marks.failed(A, 2), "itself is no witness");
+    }
+
+    #[test]
+    fn a_failure_is_the_models_while_another_one_works() {
+        let marks = ModelMarks::default();
+        assert!(!marks.failed(A, 0));
+        marks.worked(B, 10);
+        assert!(marks.failed(A, 20));
+        assert!(!marks.failed(B, 30), "nobody speaks for the server");
+        assert!(!marks.failed(A, OTHERS_MS + 30), "that was long ago");
+    }
+
+    #[test]
+    fn a_model_is_avoided_after_failures_in_a_row_and_for_a_cooldown() {
+        let marks = ModelMarks::default();
+        for at in 0..3 {
+            assert!(!marks.avoids(A, &policy(), at));
+            marks.failed(A, at);
+        }
+        assert!(marks.avoids(A, &policy(), 3) && !marks.avoids(B, &policy(), 3));
+        assert!(!marks.avoids(A, &policy(), 40_000));
+        marks.failed(A, 40_000);
+        assert!(marks.avoids(A, &policy(), 40_001), "one more is enough");
+        marks.worked(A, 40_002);
+        assert!(!marks.avoids(A, &policy(), 40_003));
+    }
+
+    #[test]
+    fn marks_bounds_how_many_models_are_remembered() {
+        let marks = ModelMarks::default();
+        for model in 0..100 {
+            marks.failed(2 * model + 1, model);
+        }
+        let known: Vec<u64> = marks.marks.iter().map(|mark| mark.model.load(Relaxed)).collect();
+        assert!(known.iter().all(|model| *model > 2 * (100 - MARKS as u64 - 1)), "{known:?}");
+    }
+}
