@@ -36,6 +36,19 @@ where
     .await
 }
 
+/// Lets others have their turn: done in the next one.
+pub async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 /// Polls a future once with a waker that does nothing.
 ///
 /// For operations that stay armed while nobody waits (an idle connection's receive): the first

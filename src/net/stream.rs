@@ -84,6 +84,19 @@ impl Stream {
         }
     }
 
+    /// As `recv_now`, not much more than `bytes_max` at a time.
+    pub fn recv_some_now(
+        &self,
+        buffer: &mut Vec<u8>,
+        bytes_max: usize,
+    ) -> io::Result<Option<usize>> {
+        match self {
+            Stream::Plain(socket) => sys::recv_some_now(socket.fd(), buffer, bytes_max),
+            // A few records, or what a pipe holds.
+            Stream::Tls(_) | Stream::Pipe(_) => self.recv_now(buffer),
+        }
+    }
+
     /// Sends one part, as much of it as is taken at once.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
         match self {

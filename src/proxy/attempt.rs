@@ -20,7 +20,7 @@ use super::judge::Judge;
 use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way};
 use super::reply::{self, Refusal};
 use super::settle::Settle;
-use super::upload::{Sent, Upload, Uploaded};
+use super::upload::{ClientPace, Sent, Upload, Uploaded};
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
 use crate::http::head::ResponseHead;
@@ -264,6 +264,7 @@ impl Attempt<'_> {
             client_timer: &down.timer,
             up_timer,
             body_idle: timeouts.body_idle,
+            pace: ClientPace::new(self.plan.body_rate_min),
             first_byte: self.timeouts.first_byte,
             body_bytes_max: self.plan.body_bytes_max,
             body_held_bytes_max: self.plan.body_held_bytes_max,

@@ -83,6 +83,7 @@ pub fn compile(
         h2: config.limits.h2,
         body_bytes_max: config.limits.body,
         body_held_bytes_max: config.limits.body_held,
+        body_rate_min: config.limits.body_rate_min,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pools: pools(config, sites),
         loaded_unix_s,

@@ -17,10 +17,11 @@ use super::conn_h1::Downstream;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::forward::{Outgoing, Request};
-use super::hold::{self, Enough, RequestBody, RoutedBy, Unheld};
+use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Unheld};
 use super::limit;
 use super::places;
 use super::plan::{ListenerPlan, Plan};
+use super::rename;
 use super::reply::{self, Caller, Next, Refusal};
 use super::route;
 use super::settle::Settle;
@@ -252,11 +253,11 @@ async fn serve(
     }
 
     // Hold and scan, then route.
-    let mut held = Held::new(&core.shared.held);
+    let mut held = Held::new(&core.shared.held, permit.key.map(|key| key.0), permit.client);
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
     let mut scanner = head_route.scanner(request, &down.recv, listener, &permit, scan)?;
-    if !hold::is_here(plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
+    if !hold::is_here(core, plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
         hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
     }
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
@@ -272,7 +273,13 @@ async fn serve(
                 return Err(Refusal::from(Kind::ModelChanged).into());
             }
         }
-        outgoing = route::rename_in_body(core, down, body, &scanner, name, permit.chunked);
+        let chunked = permit.chunked;
+        outgoing = match body.end - body.begin > SLICE_BYTES {
+            false => route::rename_in_body(core, down, body, &scanner, name, chunked),
+            true => {
+                Frame::with(|| rename::in_slices(core, down, body, &scanner, name, chunked)).await
+            }
+        };
     }
     target.clear();
     route.write_target(target, request, &down.recv);

@@ -8,23 +8,34 @@
 //! The body stays where it was received, behind its head in one buffer; nothing is copied but
 //! when that buffer grows.
 
+use std::pin::pin;
+use std::time::Duration;
+
 use super::admit::too_large;
 use super::conn_h1::Downstream;
 use super::core::Core;
+use super::pace::BodyPace;
 use super::plan::Plan;
 use super::reply::Refusal;
-use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
+use crate::base::buf::{BULK_BYTES, LARGE_BYTES, SMALL_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::http1::framing::Framing;
 use crate::llm::multipart::MultipartScan;
 use crate::llm::scan::{ModelScan, ScanFault};
+use crate::net::bell::{Bell, LOOK};
+use crate::net::frame::Frame;
+use crate::net::race::{race, yield_now};
+use crate::net::stream::Stream;
 use crate::net::sys::Shut;
-use crate::upstream::held::Held;
+use crate::net::ticker::TICK;
+use crate::upstream::held::{Denied, Held};
 
-/// Bodies up to this size are not counted against the process's budget: the receive buffer
-/// they lie in is needed anyway.
+/// See `uncounted_bytes`.
 const UNCOUNTED_BYTES: usize = LARGE_BYTES;
+const UNCOUNTED_STREAM_BYTES: usize = SMALL_BYTES;
+/// Most bytes of one body that are received, scanned or copied in one turn of the loop.
+pub const SLICE_BYTES: usize = BULK_BYTES;
 /// Least room offered to a receive.
 const ROOM_MIN: usize = 4096;
 
@@ -183,6 +194,7 @@ impl From<Refusal> for Unheld {
 /// In the usual case it is, and nobody has to wait.
 /// Errors: 400, 413, 503.
 pub fn is_here(
+    core: &Core,
     plan: &Plan,
     down: &Downstream,
     body: &mut RequestBody,
@@ -190,8 +202,8 @@ pub fn is_here(
     held: &mut Held<'_>,
     enough: Enough,
 ) -> Result<bool, Refusal> {
-    if down.recv.len() > UNCOUNTED_BYTES && !held.grow_to(down.recv.capacity() as u64) {
-        return Err(too_much_held());
+    if down.recv.len() > uncounted_bytes(down) {
+        count(core, down, body, held)?;
     }
     frame(plan, down, body, scanner)?;
     if body.reader.is_done() {
@@ -208,44 +220,122 @@ pub fn is_here(
     })
 }
 
-/// Receives until enough is held, when [`is_here`] has said that it is not.
-pub async fn hold(
-    core: &Core,
-    plan: &Plan,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    scanner: &mut Scanner<'_>,
-    held: &mut Held<'_>,
-    enough: Enough,
-) -> Result<(), Unheld> {
-    let timeout = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
-    loop {
-        make_room(core, down, body, held)?;
-        receive(down, timeout).await?;
-        if is_here(plan, down, body, scanner, held, enough)? {
-            return Ok(());
-        }
+/// Bodies up to this size are not counted: the receive buffer of a connection is needed anyway.
+/// Streams of HTTP/2 are many to a connection, and each may hold little.
+fn uncounted_bytes(down: &Downstream) -> usize {
+    match down.socket {
+        Stream::Plain(_) | Stream::Tls(_) => UNCOUNTED_BYTES,
+        Stream::Pipe(_) => UNCOUNTED_STREAM_BYTES,
     }
 }
 
-/// Receives what has come, or waits until something comes.
+/// Takes what has been received from the process's budget; others may have to give way.
 ///
-/// Waiting is for readiness, and the bytes are taken when this exchange runs: they are scanned
-/// and sent on while they are still in the cache. Queued receives of many large bodies would
-/// each push the other's bytes out (measured at 100 KB: 1.5 times the CPU).
-async fn receive(down: &mut Downstream, timeout: std::time::Duration) -> Result<(), Unheld> {
-    loop {
-        match down.socket.recv_now(&mut down.recv) {
-            Ok(Some(n)) if n > 0 => return Ok(()),
-            Ok(None) => {}
-            _ => return Err(Unheld::Gone(Kind::ClientGone)),
+/// Errors: 503.
+#[cold]
+fn count(
+    core: &Core,
+    down: &Downstream,
+    body: &RequestBody,
+    held: &mut Held<'_>,
+) -> Result<(), Refusal> {
+    let bytes = down.recv.len() as u64;
+    let left = body.reader.length_left().unwrap_or(0);
+    let size = (body.end as u64).saturating_add(left);
+    let ring = |ticket| core.ring(ticket, LOOK);
+    held.claim(bytes, size, now_ms(core), ring).map_err(denied)
+}
+
+fn now_ms(core: &Core) -> u64 {
+    core.shared.ringer.us_at(core.ticker.now()) / 1000
+}
+
+/// Receives until enough is held, when [`is_here`] has said that it is not.
+///
+/// Shape: pooled, since few bodies are not here yet and all exchanges would carry it.
+#[expect(clippy::too_many_arguments)]
+pub fn hold<'f>(
+    core: &'f Core,
+    plan: &'f Plan,
+    down: &'f mut Downstream,
+    body: &'f mut RequestBody,
+    scanner: &'f mut Scanner<'_>,
+    held: &'f mut Held<'_>,
+    enough: Enough,
+) -> Frame<'f, Result<(), Unheld>> {
+    Frame::with(move || async move {
+        let idle = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
+        let mut wait = Waiting { core, pace: BodyPace::new(plan.body_rate_min), idle, bell: None };
+        loop {
+            make_room(core, down, body).await;
+            wait.receive(down, held).await?;
+            if is_here(core, plan, down, body, scanner, held, enough)? {
+                // From here on it gives way to nobody.
+                return Ok(held.end_receiving().map_err(denied)?);
+            }
+            if wait.bell.is_none() && down.recv.len() > uncounted_bytes(down) {
+                let bell = core.bells.hang();
+                held.begin_receiving(bell.ticket(), now_ms(core));
+                wait.bell = Some(bell);
+            }
         }
-        down.timer.arm(down.socket.handle(), Shut::Read, timeout);
-        down.socket.readable().await;
-        let expired = down.timer.expired();
-        down.timer.disarm();
-        if expired {
-            return Err(Refusal::from(Kind::BodyTimeout).into());
+    })
+}
+
+/// What bounds the waits for the rest of a body.
+struct Waiting<'a> {
+    core: &'a Core,
+    pace: BodyPace,
+    idle: Duration,
+    /// Rung when the body has to give way.
+    bell: Option<Bell>,
+}
+
+impl Waiting<'_> {
+    /// Receives what has come, a slice at most, or waits until something comes.
+    ///
+    /// Waiting is for readiness, and the bytes are taken when this exchange runs: they are scanned
+    /// and sent on while they are still in the cache. Queued receives of many large bodies would
+    /// each push the other's bytes out (measured at 100 KB: 1.5 times the CPU). What follows a
+    /// whole slice is waited for too, so that others have their turn.
+    async fn receive(&mut self, down: &mut Downstream, held: &Held<'_>) -> Result<(), Unheld> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match down.socket.recv_some_now(&mut down.recv, SLICE_BYTES) {
+                Ok(Some(n)) if n > 0 => {
+                    return match self.pace.is_slow(waited, n as u64) {
+                        true => Err(Refusal::from(Kind::BodyTimeout).into()),
+                        false if n >= SLICE_BYTES => Ok(yield_now().await),
+                        false => Ok(()),
+                    };
+                }
+                Ok(None) => {}
+                _ => return Err(Unheld::Gone(Kind::ClientGone)),
+            }
+            let begun = self.core.ticker.now();
+            let patience = self.pace.patience(self.idle).saturating_sub(waited);
+            down.timer.arm(down.socket.handle(), Shut::Read, patience.max(TICK));
+            self.readable(&down.socket).await;
+            let expired = down.timer.expired();
+            down.timer.disarm();
+            if held.is_evicted() {
+                return Err(denied(Denied::Evicted).into());
+            }
+            if expired {
+                return Err(Refusal::from(Kind::BodyTimeout).into());
+            }
+            waited += self.core.ticker.now().saturating_duration_since(begun);
+        }
+    }
+
+    /// Waits until something has come, or the bell rings.
+    async fn readable(&mut self, socket: &Stream) {
+        let readable = pin!(socket.readable());
+        match &mut self.bell {
+            Some(bell) => {
+                race(readable, pin!(bell.rung())).await;
+            }
+            None => readable.await,
         }
     }
 }
@@ -293,33 +383,40 @@ pub fn skip(body: &mut RequestBody, received: &[u8]) -> bool {
 
 /// Grows the receive buffer: to the announced length while that is modest, else by doubling, so
 /// that a lying length costs nobody memory.
-fn make_room(
-    core: &Core,
-    down: &mut Downstream,
-    body: &RequestBody,
-    held: &mut Held<'_>,
-) -> Result<(), Refusal> {
+async fn make_room(core: &Core, down: &mut Downstream, body: &RequestBody) {
     let filled = down.recv.len();
     let missing = body
         .reader
         .length_left()
         .map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
     if down.recv.capacity() - filled >= ROOM_MIN.min(missing) {
-        return Ok(());
+        return;
     }
     let announced = filled.saturating_add(missing);
-    let modest = if announced <= BULK_BYTES { announced } else { 2 * filled };
-    let wanted = modest.max(filled + ROOM_MIN);
-    if wanted > UNCOUNTED_BYTES && !held.grow_to(wanted as u64) {
-        return Err(too_much_held());
-    }
-    let mut larger = core.buffers.take(wanted);
-    larger.extend_from_slice(&down.recv);
+    let modest = if announced <= BULK_BYTES { announced } else { announced.min(2 * filled) };
+    let mut larger = core.buffers.take(modest.max(filled + ROOM_MIN));
+    copy_in_slices(&mut larger, &down.recv).await;
     core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
-    Ok(())
+}
+
+/// Appends many bytes, a slice in each turn of the loop.
+pub async fn copy_in_slices(to: &mut Vec<u8>, from: &[u8]) {
+    let mut slices = from.chunks(SLICE_BYTES).peekable();
+    while let Some(slice) = slices.next() {
+        to.extend_from_slice(slice);
+        if slices.peek().is_some() {
+            yield_now().await;
+        }
+    }
 }
 
 #[cold]
-fn too_much_held() -> Refusal {
-    Refusal::because(Kind::HeldTooMuch, "Too many request bodies are held at the moment.")
+fn denied(why: Denied) -> Refusal {
+    Refusal::because(
+        Kind::HeldTooMuch,
+        match why {
+            Denied::Full => "Too many request bodies are held at the moment.",
+            Denied::Evicted => "Too many request bodies are held; this slow one gave way.",
+        },
+    )
 }

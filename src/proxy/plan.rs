@@ -51,6 +51,8 @@ pub struct Plan {
     pub body_bytes_max: u64,
     /// Bytes of a body kept for a retry once its model is known.
     pub body_held_bytes_max: u64,
+    /// Least rate of a request body, bytes a second; 0 = none.
+    pub body_rate_min: u64,
     /// Probe period of idle TCP connections.
     pub tcp_keepalive: Duration,
     /// Pools of all endpoints, sorted, and how long an idle connection stays in each.

@@ -373,7 +373,18 @@ impl Route {
     }
 }
 
-/// Puts another name in the place of the model's value, in the received body.
+/// A name as the value of the model in such a body.
+pub fn value_of(scanner: &Scanner<'_>, name: &str) -> Vec<u8> {
+    let mut value = Vec::with_capacity(name.len() + 16);
+    match scanner {
+        Scanner::Form(_) => value.extend_from_slice(name.as_bytes()),
+        _ => replace_model(name, &mut value),
+    }
+    value
+}
+
+/// Puts another name in the place of the model's value, in the received body; `rename` does for a
+/// large one.
 ///
 /// Shape: a chunked body must be complete; it goes on with a length.
 pub fn rename_in_body(
@@ -385,11 +396,7 @@ pub fn rename_in_body(
     chunked: bool,
 ) -> Outgoing {
     let Some(found) = scanner.model() else { return Outgoing::AsCame };
-    let mut value = Vec::with_capacity(name.len() + 16);
-    match scanner {
-        Scanner::Form(_) => value.extend_from_slice(name.as_bytes()),
-        _ => replace_model(name, &mut value),
-    }
+    let value = value_of(scanner, name);
     let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
     let (from, to) = (place(found.span.start), place(found.span.end));
     if !chunked {

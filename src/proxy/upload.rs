@@ -20,11 +20,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::attempt::Progress;
 use super::core::Core;
-use super::hold::{RequestBody, RoutedBy, Scanner};
+use super::hold::{RequestBody, RoutedBy, SLICE_BYTES, Scanner};
+use super::pace::BodyPace;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
@@ -59,6 +60,8 @@ pub struct Upload<'a> {
     pub up_timer: &'a Timer,
     /// Client-side limit between two reads.
     pub body_idle: Duration,
+    /// How fast the client sends, of the time in which it is awaited.
+    pub pace: ClientPace,
     /// Upstream-side limit for taking the request and beginning the answer.
     pub first_byte: Duration,
     /// Largest body, in data bytes.
@@ -67,6 +70,42 @@ pub struct Upload<'a> {
     pub body_held_bytes_max: u64,
     /// What must not change in the rest of the body.
     pub routed_by: RoutedBy<'a>,
+}
+
+/// How fast a client sends what it has yet to send.
+pub struct ClientPace {
+    pace: Cell<BodyPace>,
+    /// Since when it is awaited.
+    since: Cell<Option<Instant>>,
+    /// For how long it has been, since its last bytes.
+    waited: Cell<Duration>,
+}
+
+impl ClientPace {
+    /// Units: `rate_min` bytes a second; 0 = none.
+    #[must_use]
+    pub fn new(rate_min: u64) -> Self {
+        let pace = Cell::new(BodyPace::new(rate_min));
+        Self { pace, since: Cell::new(None), waited: Cell::default() }
+    }
+
+    fn begin(&self, now: Instant) {
+        self.since.set(Some(now));
+    }
+
+    fn end(&self, now: Instant) {
+        if let Some(since) = self.since.take() {
+            self.waited.set(self.waited.get() + now.saturating_duration_since(since));
+        }
+    }
+
+    /// So many bytes have come; whether that is too slow.
+    fn is_slow(&self, bytes: u64) -> bool {
+        let mut pace = self.pace.get();
+        let slow = pace.is_slow(self.waited.take(), bytes);
+        self.pace.set(pace);
+        slow
+    }
 }
 
 /// What an upload gives back.
@@ -144,7 +183,8 @@ impl Upload<'_> {
     }
 
     /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
-    /// is still in the cache; what the kernel does not take is queued.
+    /// is still in the cache; what the kernel does not take is queued. A very large one goes slice by
+    /// slice: TLS seals what it is given, and others want their turn.
     async fn send_held(
         &self,
         out: Vec<u8>,
@@ -153,7 +193,7 @@ impl Upload<'_> {
         to: usize,
     ) -> (io::Result<()>, Vec<u8>) {
         let mut head = Part::whole(out);
-        let mut body = Part::range(held, from, to);
+        let mut body = Part::range(held, from, to.min(from + SLICE_BYTES));
         if body.left() > 0 {
             // An error shows again in the queued send.
             let taken = self.upstream.send_both_now(head.bytes(), body.bytes());
@@ -164,12 +204,18 @@ impl Upload<'_> {
         }
         let (mut result, out) = self.upstream.send_all(head).await;
         self.core.buffers.give_back(out);
-        let mut held = body;
-        if result.is_ok() && held.left() > 0 {
-            let (sent, back) = self.upstream.send_all(held).await;
-            (result, held) = (sent, Part::whole(back));
+        if result.is_ok() && body.left() > 0 {
+            let (sent, back) = self.upstream.send_all(body).await;
+            (result, body) = (sent, Part::whole(back));
         }
-        (result, held.into_buffer())
+        let mut held = body.into_buffer();
+        let mut sent = from + SLICE_BYTES;
+        while result.is_ok() && sent < to {
+            let slice = Part::range(held, sent, to.min(sent + SLICE_BYTES));
+            (result, held) = self.upstream.send_all(slice).await;
+            sent += SLICE_BYTES;
+        }
+        (result, held)
     }
 
     fn sent_all(&self) {
@@ -252,6 +298,9 @@ impl Upload<'_> {
     async fn receive_kept(&self, held: &mut Vec<u8>) -> Result<(), Uploaded> {
         loop {
             match self.client.recv_now(held) {
+                Ok(Some(n)) if n > 0 && self.pace.is_slow(n as u64) => {
+                    return Err(Uploaded::Broken(Kind::BodyTimeout));
+                }
                 Ok(Some(n)) if n > 0 => return Ok(()),
                 Ok(None) => self.client_speaks().await?,
                 _ => return Err(Uploaded::Broken(Kind::ClientGone)),
@@ -281,7 +330,9 @@ impl Upload<'_> {
 
     /// The client is awaited now, and alone can be late.
     fn await_client(&self) {
-        self.client_timer.arm(self.client.handle(), Shut::Read, self.body_idle);
+        let patience = self.pace.pace.get().patience(self.body_idle);
+        self.client_timer.arm(self.client.handle(), Shut::Read, patience);
+        self.pace.begin(self.core.ticker.now());
         self.progress.client_owes.set(true);
         self.up_timer.disarm();
     }
@@ -289,6 +340,7 @@ impl Upload<'_> {
     /// The client has sent something: it is the upstream's turn.
     fn await_upstream(&self) {
         self.client_timer.disarm();
+        self.pace.end(self.core.ticker.now());
         self.progress.client_owes.set(false);
         let within = match self.progress.answer_begun.get() {
             false => Some(self.first_byte),
@@ -345,9 +397,10 @@ impl Upload<'_> {
             self.await_client();
             let (result, back) = self.client.recv(buffer).await;
             buffer = back;
-            let expired = self.client_timer.expired();
+            let mut expired = self.client_timer.expired();
             self.await_upstream();
-            if !matches!(result, Ok(n) if n > 0) {
+            expired |= matches!(result, Ok(n) if n > 0 && self.pace.is_slow(n as u64));
+            if expired || !matches!(result, Ok(n) if n > 0) {
                 break Uploaded::Broken(if expired { Kind::BodyTimeout } else { Kind::ClientGone });
             }
             let taken = match self.check(&buffer, body, scanner) {
@@ -403,7 +456,7 @@ impl Upload<'_> {
     async fn splice(&self, body: &mut RequestBody) -> Option<Uploaded> {
         let left = body.reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
         let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);
-        let moved = Cell::new(0u64);
+        let (moved, slow) = (Cell::new(0u64), Cell::new(false));
         self.await_client();
         let tell = |step| match step {
             Step::Waits => {
@@ -413,6 +466,11 @@ impl Upload<'_> {
             Step::Moved(n) => {
                 moved.set(moved.get() + n);
                 self.progress.upload_waits.set(false);
+                self.pace.end(self.core.ticker.now());
+                if self.pace.is_slow(n) {
+                    slow.set(true);
+                    return client.shutdown(Shut::Read);
+                }
                 self.await_client();
             }
         };
@@ -431,7 +489,8 @@ impl Upload<'_> {
             Err(Ended::NoPipe(_)) => None,
             Err(Ended::To(_)) => Some(Uploaded::Refused),
             Err(Ended::From(_)) => {
-                let kind = if expired { Kind::BodyTimeout } else { Kind::ClientGone };
+                let late = expired || slow.get();
+                let kind = if late { Kind::BodyTimeout } else { Kind::ClientGone };
                 Some(Uploaded::Broken(kind))
             }
         }

@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
+use super::h2_client::H2Client;
 use super::house::{Setup, mock};
 use super::wire::{chat, get, post, post_chunked};
 
@@ -231,4 +234,136 @@ fn counts_held_bodies_against_held_total() {
     let mut client = proxy.client();
     let body = format!("{{\"p\":\"{}\",\"model\":\"m\"}}", "x".repeat(3_000_000));
     assert_eq!(client.send(post("/v1/chat/completions", "", body)).answer().status, 200);
+}
+
+/// The beginning of a request whose body has no model yet: `held` of `length` bytes.
+fn begun(key: &str, length: usize, held: usize) -> String {
+    format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\
+         Content-Length: {length}\r\n\r\n{{\"p\":\"{}",
+        "x".repeat(held)
+    )
+}
+
+/// A whole request with a body of about that many bytes.
+fn whole(key: &str, bytes: usize) -> Vec<u8> {
+    let body = format!("{{\"p\":\"{}\",\"model\":\"m\"}}", "x".repeat(bytes));
+    post("/v1/chat/completions", &format!("Authorization: Bearer {key}\r\n"), body)
+}
+
+const KEYS: &str = "[[key]]\nname = \"a\"\nkey = \"sk-aaaaaaaaaaaaaaaa\"\n\
+                    [[key]]\nname = \"b\"\nkey = \"sk-bbbbbbbbbbbbbbbb\"\n";
+const HELD: &str = "[limits]\nbody = \"1MiB\"\nbody_held = \"1MiB\"\nheld_total = \"4MiB\"\n";
+const A: &str = "sk-aaaaaaaaaaaaaaaa";
+const B: &str = "sk-bbbbbbbbbbbbbbbb";
+
+#[test]
+fn slow_uploads_of_one_key_lock_nobody_out() {
+    let mock = mock();
+    for process in ["cores = 1", "cores = 2"] {
+        let rest = format!("{HELD}{KEYS}");
+        let setup = Setup { process, listener: "auth = \"keys\"", rest: &rest, ..Setup::default() };
+        let proxy = setup.start(&[&mock]);
+        let mut slow: Vec<_> = (0..4)
+            .map(|_| {
+                let mut client = proxy.client();
+                client.send(begun(A, 1_048_000, 1_040_000));
+                client
+            })
+            .collect();
+        let full = || proxy.shared().held.taken() >= 4 * 1_040_000;
+        super::house::wait_until("the budget is full", full);
+        // Another key, and a smaller one of the same.
+        for (key, bytes) in [(B, 900_000), (A, 100_000), (B, 100_000)] {
+            let answer = proxy.client().send(whole(key, bytes)).answer();
+            assert_eq!(answer.status, 200, "{key} {bytes}: {}", answer.text());
+        }
+        let mut gone = 0;
+        for client in &mut slow {
+            client.patience(Duration::from_millis(300));
+            if let Ok(answer) = client.try_answer() {
+                assert_eq!((answer.status, answer.field("retry-after")), (503, Some("1")));
+                gone += 1;
+            }
+        }
+        assert_eq!(gone, 1, "no more than it takes");
+        drop(slow);
+        proxy.wait_until_empty();
+        assert_eq!(proxy.shared().held.taken(), 0);
+    }
+}
+
+#[test]
+fn books_what_has_come_and_not_the_room_for_it() {
+    let mock = mock();
+    let proxy = Setup { rest: HELD, ..Setup::default() }.start(&[&mock]);
+    let mut clients: Vec<_> = (0..5).map(|_| proxy.client()).collect();
+    for client in &mut clients {
+        client.send(begun("-", 1_000_000, 600_000));
+    }
+    super::house::wait_until("they have come", || proxy.shared().held.taken() >= 5 * 600_000);
+    assert!(proxy.shared().held.taken() < 5 * 601_000);
+    for client in &mut clients {
+        client.send("x".repeat(150_000));
+    }
+    super::house::wait_until("they have come", || proxy.shared().held.taken() >= 5 * 750_000);
+}
+
+#[test]
+fn what_streams_of_one_connection_hold_is_counted() {
+    let mock = mock();
+    let proxy = Setup { rest: HELD, ..Setup::default() }.start(&[&mock]);
+    let client = H2Client::connect(proxy.addr(), None);
+    let mut streams: Vec<_> = (0..20)
+        .map(|_| {
+            let mut stream = client.open("POST", "/v1/chat/completions", &[], false);
+            stream.send(Bytes::from(" ".repeat(40_000)), false).unwrap();
+            stream
+        })
+        .collect();
+    let held = || proxy.shared().held.taken();
+    super::house::wait_until("all of it is counted", || held() >= 20 * 40_000);
+    streams.iter_mut().for_each(|stream| stream.reset());
+    super::house::wait_until("it comes back", || held() == 0);
+}
+
+#[test]
+fn a_body_slower_than_body_rate_min_is_408() {
+    let mock = mock();
+    let rest = "[limits]\nbody_rate_min = \"64KiB\"";
+    let proxy = Setup { rest, ..Setup::default() }.start(&[&mock]);
+    // One that is held for its model, one that streams through, and one that the kernel moves.
+    let head =
+        |path: &str, length: &str| format!("POST {path} HTTP/1.1\r\nHost: a\r\n{length}\r\n\r\n");
+    let begun = Instant::now();
+    let mut clients = [
+        head("/v1/chat/completions", "Content-Length: 3000000"),
+        head("/echo", "Transfer-Encoding: chunked"),
+        head("/echo", "Content-Length: 60000000"),
+    ]
+    .map(|head| {
+        let mut client = proxy.client();
+        client.send(head);
+        client
+    });
+    let mut fine = proxy.client();
+    fine.send(head("/echo", "Content-Length: 1300000"));
+    let mut sent = 0;
+    while begun.elapsed() < Duration::from_millis(9_500) {
+        for (client, bytes) in clients.iter_mut().zip([" ", "1\r\n \r\n", " "]) {
+            let _ = client.try_send(bytes.as_bytes());
+        }
+        fine.send(" ".repeat(30_000));
+        sent += 30_000;
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    for client in &mut clients {
+        let answer = client.answer();
+        assert_eq!(answer.status, 408, "{}", answer.text());
+        assert!(client.is_over());
+    }
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(9) && took < Duration::from_secs(16), "{took:?}");
+    fine.send(" ".repeat(1_300_000 - sent));
+    assert_eq!(fine.answer().status, 200);
 }
