@@ -125,7 +125,7 @@ fn a_proxied_request_allocates_nothing() {
          auth = {{ type = \"bearer\", token = \"up\" }}\n\
          [models.m]\nupstream = \"gpu\"\n[[key]]\nname = \"a\"\nkey = \"sk-a\"\n\
          rpm = 1000000\nrpd = 1000000\ntpm = 1000000000\nper_second = 10000\nburst = 20000\n\
-         concurrency = 10\n",
+         concurrency = 10\n[[key]]\nname = \"b\"\nkey = \"sk-b\"\n",
         mock.url()
     );
     let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
@@ -134,9 +134,9 @@ fn a_proxied_request_allocates_nothing() {
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     stream.set_nodelay(true).unwrap();
-    let request = |body: &str, mock: &str| {
+    let request = |key: &str, body: &str, mock: &str| {
         format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer sk-a\r\n\
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n\
              User-Agent: test\r\nAccept: */*\r\nContent-Type: application/json\r\n\
              x-mock: {mock}\r\nContent-Length: {}\r\n\r\n{body}",
             body.len()
@@ -145,12 +145,16 @@ fn a_proxied_request_allocates_nothing() {
     let body = |bytes: usize, more: &str| {
         format!("{{\"messages\":[\"{}\"],{more}\"model\":\"m\"}}", "x".repeat(bytes))
     };
-    // One test, one after the other: the count is the process's.
-    for (what, request, times) in [
-        ("plain", request(&body(990, ""), "size=1000"), REQUESTS),
-        ("large", request(&body(100_000, ""), "size=1000"), REQUESTS / 4),
-        ("streamed", request(&body(990, "\"stream\":true,"), "tokens=20,interval=0"), REQUESTS / 4),
-    ] {
-        assert_eq!(counted(&mut stream, &request, times), 0, "{what}: in {times} requests");
+    // One test, one after the other: the count is the process's. The first key pays by the token.
+    for key in ["sk-a", "sk-b"] {
+        let stream_body = body(990, "\"stream\":true,");
+        for (what, request, times) in [
+            ("plain", request(key, &body(990, ""), "size=1000"), REQUESTS),
+            ("large", request(key, &body(100_000, ""), "size=1000"), REQUESTS / 4),
+            ("streamed", request(key, &stream_body, "tokens=20,interval=0"), REQUESTS / 4),
+        ] {
+            let count = counted(&mut stream, &request, times);
+            assert_eq!(count, 0, "{key}, {what}: in {times} requests");
+        }
     }
 }

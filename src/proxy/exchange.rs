@@ -284,7 +284,7 @@ async fn serve(
     target.clear();
     route.write_target(target, request, &down.recv);
     if permit.is_metered {
-        note_metered(plan, &route, &routed_by, request, body, settle);
+        note_metered(plan, &route, &routed_by, (request, &down.recv), body, settle);
     }
     down.bulky = body.end - body.begin > SMALL_BYTES;
 
@@ -319,13 +319,19 @@ fn note_metered(
     plan: &Plan,
     route: &route::Route,
     routed_by: &RoutedBy<'_>,
-    head: &RequestHead,
+    (head, bytes): (&RequestHead, &[u8]),
     body: &RequestBody,
     settle: &mut Settle,
 ) {
     let retrieves =
         matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
     settle.passed.is_retrieval = retrieves && body.reader.is_done() && body.data_bytes == 0;
+    settle.passed.prompt = limit::prompt_of(
+        head,
+        bytes,
+        matches!(request_framing(head, bytes), Ok(Framing::Chunked)),
+        bytes.get(body.begin..body.end).unwrap_or_default(),
+    );
     let name = match routed_by.name {
         // One server or group mostly serves one model.
         "" => plan.groups.get(usize::from(route.group)).map_or("", |group| &group.name),

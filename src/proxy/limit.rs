@@ -21,12 +21,14 @@ use super::core::{Core, LocalPlan};
 use super::plan::Plan;
 use super::reply::{Caller, Refusal};
 use crate::error::Kind;
+use crate::http::head::RequestHead;
+use crate::http::name::Name;
 use crate::net::frame::Frame;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
 use crate::policy::limit::lease::Short;
-use crate::policy::limit::passed::Passed;
+use crate::policy::limit::passed::{Passed, Prompt};
 use crate::policy::limit::shared::{Answer, Ask, Budget, Mode, OnLoss, Verdict, Waiter};
 use crate::policy::limit::token_size::TokenSizes;
 use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
@@ -181,6 +183,29 @@ fn full_until_end(full: Full, store_ns: u64) -> Over {
 impl KeyLimit {
     fn ask(&self, waiter: Option<Waiter>) -> Ask {
         Ask { name: self.name.clone(), rules: self.rules, state: self.state.clone(), waiter }
+    }
+}
+
+/// How a request carries its prompt: by its head, and by how the body begins, for some servers
+/// read JSON under any type.
+#[must_use]
+pub fn prompt_of(head: &RequestHead, bytes: &[u8], is_chunked: bool, body: &[u8]) -> Prompt {
+    let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
+    let coded = head
+        .values(Name::ContentEncoding, bytes)
+        .any(|coding| !coding.is_empty() && !coding.eq_ignore_ascii_case(b"identity"));
+    let first = match is_chunked {
+        false => body,
+        true => memchr::memmem::find(body, b"\r\n")
+            .and_then(|at| body.get(at + 2..))
+            .unwrap_or_default(),
+    };
+    let is_form = kind.get(..10).is_some_and(|s| s.eq_ignore_ascii_case(b"multipart/"))
+        && first.starts_with(b"--");
+    match (coded, is_form) {
+        (true, _) => Prompt::Coded,
+        (false, true) => Prompt::Media,
+        (false, false) => Prompt::Text,
     }
 }
 

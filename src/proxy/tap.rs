@@ -109,7 +109,7 @@ impl Tap {
                 true => Looks::AtTheEnd,
                 false => Looks::InPassing(taps.take(BodyKind::Json)),
             }
-        } else if starts(b"application/x-ndjson") {
+        } else if starts(b"application/x-ndjson") || starts(b"application/jsonl") {
             Looks::InPassing(taps.take(BodyKind::NdJson))
         } else {
             Looks::Never

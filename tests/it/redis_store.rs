@@ -218,11 +218,15 @@ fn a_large_budget_is_drawn_in_batches_and_never_exceeded() {
 fn tokens_spent_at_one_node_are_owed_at_the_other() {
     let Some(redis) = Redis::start() else { return };
     let mock = mock();
-    for mode in ["mode = \"strict\"", "mode = \"lease\""] {
-        let key = if mode.contains("lease") { "l" } else { "s" };
-        let [one, two] = [0; 2].map(|_| redis.node(&mock, key, "tpm = 600", mode));
+    let modes = ["mode = \"strict\"", "mode = \"lease\""];
+    // Also those that no server has counted.
+    for (mode, counted) in modes.iter().flat_map(|mode| [(mode, true), (mode, false)]) {
+        let key = format!("{}{counted}", if mode.contains("lease") { "l" } else { "s" });
+        let [one, two] = [0; 2].map(|_| redis.node(&mock, &key, "tpm = 600", mode));
         let fields = format!("{MINE}x-mock: tokens=900\r\n");
-        let body = "{\"model\":\"m\",\"stream\":true,\"stream_options\":{\"include_usage\":true}}";
+        let body = format!(
+            "{{\"model\":\"m\",\"stream\":true,\"stream_options\":{{\"include_usage\":{counted}}}}}"
+        );
         let request = post("/v1/chat/completions", &fields, body);
         assert_eq!(one.client().send(request).answer().status, 200);
         wait_until("the other refuses", || {

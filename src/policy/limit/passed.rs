@@ -10,6 +10,8 @@ use crate::llm::meter::Reading;
 /// Bytes of speech, pictures and vectors that are charged as one token: they are no text, and
 /// their servers count otherwise.
 const MEDIA_BYTES_PER_TOKEN: u64 = 512;
+/// How many times larger text is than its coding: gzip makes a third to a fifth of it.
+const CODED_TIMES: u64 = 4;
 /// Bytes of a tunnel to the client for one token: an event around each, as in a stream (180 to
 /// 300 bytes with every server of note).
 const TUNNEL_BYTES_PER_TOKEN: u64 = 256;
@@ -24,10 +26,24 @@ pub struct Passed {
     pub is_retrieval: bool,
     /// A hash of the model's name.
     pub model: u64,
+    /// How the request carries its prompt.
+    pub prompt: Prompt,
     /// Data bytes of the request.
     pub request_bytes: u64,
     /// The answer.
     pub answer: Answer,
+}
+
+/// How a request carries its prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prompt {
+    /// As text.
+    #[default]
+    Text,
+    /// As text under a coding.
+    Coded,
+    /// As speech or pictures in a form.
+    Media,
 }
 
 /// What passed of an answer.
@@ -85,7 +101,11 @@ impl Passed {
         };
         let asked = said.unwrap_or_else(|| match self.answer {
             Answer::Tunnel(_) => self.request_bytes.div_ceil(TUNNEL_BYTES_PER_TOKEN),
-            _ => of_text(self.request_bytes),
+            _ => match self.prompt {
+                Prompt::Text => of_text(self.request_bytes),
+                Prompt::Coded => of_text(self.request_bytes.saturating_mul(CODED_TIMES)),
+                Prompt::Media => self.request_bytes.div_ceil(MEDIA_BYTES_PER_TOKEN),
+            },
         });
         asked.saturating_add(answered).max(1)
     }
@@ -93,8 +113,8 @@ impl Passed {
     /// Bytes and tokens of the prompt, if the server has said how many.
     #[must_use]
     pub fn lesson(&self) -> Option<(u64, u64)> {
-        match self.answer {
-            Answer::Read { reading, .. } => {
+        match (self.answer, self.prompt) {
+            (Answer::Read { reading, .. }, Prompt::Text) => {
                 Some((self.request_bytes, reading.usage.prompt_tokens?))
             }
             _ => None,
@@ -144,6 +164,10 @@ mod tests {
         assert_eq!(tokens(4000, unreadable), 1100);
         assert_eq!(tokens(4000, Answer::None), 1000);
         assert_eq!(tokens(512, Answer::Tunnel(25_600)), 102);
+        let prompt =
+            |prompt| Passed { is_taken: true, prompt, request_bytes: 51_200, ..Passed::default() };
+        assert_eq!(prompt(Prompt::Coded).tokens(4.0), 51_200);
+        assert_eq!(prompt(Prompt::Media).tokens(4.0), 100);
     }
 
     #[test]
