@@ -75,14 +75,14 @@ enum Line {
 
 /// Sums over the documents.
 #[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    usage: Usage,
-    documents: u64,
+pub(super) struct Tally {
+    pub(super) usage: Usage,
+    pub(super) documents: u64,
     /// Documents with content since the last count, and of that the short ones' text.
-    pieces: u64,
+    pub(super) pieces: u64,
     piece_bytes: u64,
     /// Text of the long ones.
-    text_bytes: u64,
+    pub(super) text_bytes: u64,
     has_content: bool,
 }
 
@@ -266,7 +266,7 @@ impl Default for Meter {
 }
 
 impl Tally {
-    fn add(&mut self, document: Document) {
+    pub(super) fn add(&mut self, document: Document) {
         let Document { usage, has_content, text_bytes } = document;
         self.documents += 1;
         self.has_content |= has_content;
@@ -280,7 +280,7 @@ impl Tally {
     }
 
     /// What an unfinished document has said; nothing when none was open.
-    fn add_open(&mut self, document: Document) {
+    pub(super) fn add_open(&mut self, document: Document) {
         if document != Document::default() {
             self.add(document);
         }

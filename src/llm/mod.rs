@@ -5,12 +5,13 @@
 //! way in the model is found (`scan` in JSON, `multipart` in forms, `path` in the target) and,
 //! when its name changes, only the bytes of its value are replaced (`splice`). On the way out
 //! events are told apart (`sse`) and tokens counted: from the end of a body (`usage`), or from
-//! all of it where they are paid for (`meter`, by `counts`). `api` tells a path that means
+//! all of it where they are paid for (`meter`, by `counts`; `messages` in a
+//! WebSocket). `api` tells a path that means
 //! something to a model server. `reply` writes the few answers that are our own, in the
 //! caller's dialect; `quote` is how text becomes a JSON string.
 //!
 //! Reading order: scan (with `leap` and `unescape` below it), splice, quote, content, multipart,
-//! path, sse (with `lines`), usage, counts, meter, reply. `oracle` is what tests hold `counts`
+//! path, sse (with `lines`), usage, counts, meter, messages, reply. `oracle` is what tests hold `counts`
 //! against.
 
 pub mod api;
@@ -18,6 +19,7 @@ pub mod content;
 mod counts;
 mod leap;
 mod lines;
+pub mod messages;
 pub mod meter;
 pub mod multipart;
 mod oracle;

@@ -192,6 +192,17 @@ fn event_streams_hold() {
 }
 
 #[test]
+fn messages_hold() {
+    let frames = &[
+        "\u{1}\u{5}hello",
+        "\u{1}\u{19}{\"usage\":{\"a\":1},\"b\":2}",
+        "\u{2}~\u{0}\u{3}abc",
+        "\t\u{0}",
+    ];
+    drive("llm::messages", llm::messages::fuzz, &[frames, JSON].concat());
+}
+
+#[test]
 fn meter_holds() {
     drive("llm::meter", llm::meter::fuzz, &[EVENTS, JSON].concat());
 }
