@@ -298,10 +298,13 @@ async fn end(
         }
         Attempted::Upgraded { upstream, bytes } => {
             let idle = attempt.timeouts.stream_idle;
-            let (sent, received) = tunnel::run(core, down, upstream, bytes, idle).await;
-            turn.settle.outcome.request_bytes += sent;
-            turn.settle.outcome.response_bytes += received;
-            turn.settle.passed.answer = Answer::Tunnel(received);
+            let carried = tunnel::run(core, down, upstream, bytes, idle).await;
+            turn.settle.outcome.request_bytes += carried.sent;
+            turn.settle.outcome.response_bytes += carried.received;
+            turn.settle.passed.answer = Answer::Tunnel(carried.received);
+            if let Some(kind) = carried.fault {
+                turn.settle.fault(kind);
+            }
             Ok(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, told } => {

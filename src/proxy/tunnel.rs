@@ -1,68 +1,183 @@
-//! A connection that has left HTTP (WebSocket): bytes both ways until both sides have ended.
+//! A connection that has left HTTP (WebSocket): bytes both ways until one side has ended and the
+//! other has had its time to follow.
 //!
 //! Each direction relays through one buffer and passes the other side's end on, so half-closed
-//! connections work. A tunnel that is silent in both directions for `stream_idle` is ended.
+//! connections work. Nothing here lasts for ever:
+//!
+//! - silence in both directions for `stream_idle` ends the tunnel; one direction may be silent for
+//!   as long as the other is not, since some only listen;
+//! - a side that takes nothing of what is sent to it is cut, the client after `client_write_idle`,
+//!   the upstream after `stream_idle`;
+//! - once a side has ended, the other has `client_write_idle` in all to end as well.
+//!
+//! Every timer is on the socket that is awaited, and each socket has two: for what it is to say,
+//! and for what it is to take.
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::time::Duration;
 
 use super::conn_h1::Downstream;
 use super::core::Core;
 use crate::base::buf::SMALL_BYTES;
+use crate::error::Kind;
 use crate::net::race::{First, race};
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 
+/// What a tunnel has carried, and how it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Bytes to the upstream.
+    pub sent: u64,
+    /// Bytes to the client.
+    pub received: u64,
+    /// What ended it, if neither side did.
+    pub fault: Option<Kind>,
+}
+
+/// One end of a tunnel.
+struct Side {
+    stream: Stream,
+    /// Until it says something, or ends.
+    speaks: Timer,
+    /// Until it takes something.
+    takes: Timer,
+    /// For how long it may take nothing.
+    write_idle: Duration,
+    /// What it is called when it takes nothing.
+    stalled: Kind,
+}
+
+struct Tunnel<'a> {
+    core: &'a Core,
+    client: Side,
+    upstream: Side,
+    /// For how long both sides may be silent.
+    idle: Duration,
+    /// For how long a side may go on when the other has ended.
+    follow: Duration,
+    /// One side has ended.
+    following: Cell<bool>,
+    fault: Cell<Option<Kind>>,
+}
+
 /// Relays both ways; `early` came from the upstream behind its head.
 ///
-/// Shape: returns the bytes relayed to the upstream and to the client.
+/// Shape: `idle` is the group's `stream_idle`.
 pub async fn run(
     core: &Core,
     down: &mut Downstream,
     upstream: Stream,
     early: Vec<u8>,
     idle: Duration,
-) -> (u64, u64) {
-    let client = down.socket.clone();
+) -> Carried {
+    // What it watched for while the answer was awaited is seen here by receives.
+    down.timer.disarm();
     let first = std::mem::take(&mut down.recv);
-    let timer = core.ticker.timer();
-    let mut up = pin!(one_way(core, &client, &upstream, first, &timer, idle));
-    let mut back = pin!(one_way(core, &upstream, &client, early, &timer, idle));
-    match race(up.as_mut(), back.as_mut()).await {
+    let side = |stream, write_idle, stalled| {
+        let (speaks, takes) = (core.ticker.timer(), core.ticker.timer());
+        Side { stream, speaks, takes, write_idle, stalled }
+    };
+    let tunnel = Tunnel {
+        core,
+        client: side(down.socket.clone(), down.write_idle, Kind::ClientStalled),
+        upstream: side(upstream, idle, Kind::UpstreamIdle),
+        idle,
+        follow: down.write_idle,
+        following: Cell::new(false),
+        fault: Cell::new(None),
+    };
+    tunnel.somebody_spoke();
+    let mut up = pin!(tunnel.one_way(&tunnel.client, &tunnel.upstream, first));
+    let mut back = pin!(tunnel.one_way(&tunnel.upstream, &tunnel.client, early));
+    let (sent, received) = match race(up.as_mut(), back.as_mut()).await {
         First::Left(sent) => (sent, back.await),
         First::Right(received) => (up.await, received),
-    }
+    };
+    Carried { sent, received, fault: tunnel.fault.get() }
 }
 
-async fn one_way(
-    core: &Core,
-    from: &Stream,
-    to: &Stream,
-    first: Vec<u8>,
-    timer: &Timer,
-    idle: Duration,
-) -> u64 {
-    let mut bytes = first.len() as u64;
-    let (mut result, back) = to.send_all(Part::whole(first)).await;
-    core.buffers.give_back(back);
-    let mut buffer = core.buffers.take(SMALL_BYTES);
-    while result.is_ok() {
-        buffer.clear();
-        timer.arm(from.handle(), Shut::Both, idle);
-        let (received, back) = from.recv(buffer).await;
-        buffer = back;
-        match received {
-            Ok(n) if n > 0 => bytes += n as u64,
-            _ => break,
+impl Tunnel<'_> {
+    /// Begins the silence anew, unless the time of whoever is to follow runs.
+    fn somebody_spoke(&self) {
+        if !self.following.get() {
+            for side in [&self.client, &self.upstream] {
+                side.speaks.arm(side.stream.handle(), Shut::Both, self.idle);
+            }
         }
-        (result, buffer) = to.send_all(Part::whole(buffer)).await;
     }
-    core.buffers.give_back(buffer);
-    match result {
-        Ok(()) => to.shutdown(Shut::Write),
-        Err(_) => from.shutdown(Shut::Both),
+
+    async fn one_way(&self, from: &Side, to: &Side, first: Vec<u8>) -> u64 {
+        let mut bytes = first.len() as u64;
+        let (mut result, back) = self.pass(to, first).await;
+        self.core.buffers.give_back(back);
+        let mut buffer = self.core.buffers.take(SMALL_BYTES);
+        while result.is_ok() {
+            buffer.clear();
+            let (received, back) = from.stream.recv(buffer).await;
+            buffer = back;
+            match received {
+                Ok(n) if n > 0 => bytes += n as u64,
+                _ => break,
+            }
+            self.somebody_spoke();
+            (result, buffer) = self.pass(to, buffer).await;
+        }
+        self.core.buffers.give_back(buffer);
+        self.ended(from, to, result);
+        bytes
     }
-    bytes
+
+    /// Sends to one side, which may take its time between two pieces up to a limit.
+    ///
+    /// Errors: what ended it, if that was its time.
+    async fn pass(&self, to: &Side, bytes: Vec<u8>) -> (Result<(), Option<Kind>>, Vec<u8>) {
+        let mut part = Part::whole(bytes);
+        while part.left() > 0 {
+            to.takes.arm(to.stream.handle(), Shut::Both, to.write_idle);
+            let (result, back) = to.stream.send(part).await;
+            part = back;
+            match result {
+                Ok(n) if n > 0 => {
+                    part.advance(n);
+                    self.somebody_spoke();
+                }
+                _ => {
+                    let stalled = to.takes.expired().then_some(to.stalled);
+                    to.takes.disarm();
+                    return (Err(stalled), part.into_buffer());
+                }
+            }
+        }
+        to.takes.disarm();
+        (Ok(()), part.into_buffer())
+    }
+
+    /// One direction is over: passes the end on, and gives the other side its time to follow.
+    fn ended(&self, from: &Side, to: &Side, result: Result<(), Option<Kind>>) {
+        let silent = from.speaks.expired() && !self.following.get();
+        let why = match result {
+            _ if self.core.ticker.ended() => Some(Kind::Draining),
+            Err(stalled) => stalled,
+            Ok(()) => silent.then_some(Kind::UpstreamIdle),
+        };
+        if self.fault.get().is_none() {
+            self.fault.set(why);
+        }
+        match result {
+            Ok(()) => to.stream.shutdown(Shut::Write),
+            // What the other direction still has for `from` may go there.
+            Err(_) => {
+                to.stream.shutdown(Shut::Both);
+                from.stream.shutdown(Shut::Read);
+            }
+        }
+        if !self.following.replace(true) {
+            from.speaks.disarm();
+            to.speaks.arm(to.stream.handle(), Shut::Both, self.follow);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! A server that does by hand what a test says, connection by connection.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -16,6 +16,7 @@ pub(crate) struct Scripted {
     addr: SocketAddr,
     stop: Arc<AtomicBool>,
     accepted: Arc<AtomicUsize>,
+    open: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,7 +32,9 @@ impl Scripted {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let (stop, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let open = Arc::new(AtomicUsize::new(0));
         let (told, count, script) = (stop.clone(), accepted.clone(), Arc::new(script));
+        let living = open.clone();
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming() {
                 if told.load(Ordering::SeqCst) {
@@ -41,16 +44,25 @@ impl Scripted {
                 stream.set_read_timeout(Some(LIMIT)).unwrap();
                 stream.set_nodelay(true).unwrap();
                 count.fetch_add(1, Ordering::SeqCst);
-                let script = script.clone();
-                std::thread::spawn(move || script(&mut Conn { stream, input: Vec::new() }));
+                living.fetch_add(1, Ordering::SeqCst);
+                let (script, living) = (script.clone(), living.clone());
+                std::thread::spawn(move || {
+                    script(&mut Conn { stream, input: Vec::new() });
+                    living.fetch_sub(1, Ordering::SeqCst);
+                });
             }
         });
-        Scripted { addr, stop, accepted, thread: Some(thread) }
+        Scripted { addr, stop, accepted, open, thread: Some(thread) }
     }
 
     /// Its base URL.
     pub(crate) fn url(&self) -> String {
         format!("http://{}", self.addr)
+    }
+
+    /// Connections whose script has not ended.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
     }
 
     /// Connections so far.
@@ -117,6 +129,16 @@ impl Conn {
     /// Sends; who has gone does not matter.
     pub(crate) fn say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref());
+    }
+
+    /// Sends; `false` when the peer takes no more.
+    pub(crate) fn try_say(&mut self, bytes: impl AsRef<[u8]>) -> bool {
+        self.stream.write_all(bytes.as_ref()).is_ok()
+    }
+
+    /// Says that nothing more will be sent.
+    pub(crate) fn end(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// Reads and throws away until the peer ends its side or resets.
