@@ -6,7 +6,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Which direction of a connection to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,27 @@ pub enum Peek {
 #[must_use]
 pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Wall-clock time now, in nanoseconds since 1970. It may step.
+#[must_use]
+pub fn wall_ns() -> u64 {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(unix.as_nanos()).unwrap_or(0)
+}
+
+/// The moment that all threads of this process count from, and what the wall's clock showed then.
+#[must_use]
+pub fn origin() -> (Instant, u64) {
+    static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
+    *ORIGIN.get_or_init(|| (Instant::now(), wall_ns()))
+}
+
+/// What the wall's clock showed at the origin and what has passed since: it never steps.
+#[must_use]
+pub fn steady_ns() -> u64 {
+    let (began, unix_ns) = origin();
+    unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 /// Looks at the receive side without taking anything from it.

@@ -22,6 +22,7 @@ use crate::policy::auth::find_credential;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::client_ip::client_ip;
 use crate::policy::limit::gcra::NS_PER_SECOND;
+use crate::policy::limit::moment::Moment;
 use crate::policy::limit::standing::Standing;
 use crate::policy::reach::Asker;
 
@@ -104,7 +105,6 @@ pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Ca
 /// Decides what the head alone decides.
 ///
 /// Shape: `certified` is the name that the client's certificate, verified, gives it.
-/// Units: `now_ns` since 1970.
 pub fn admit(
     plan: &Plan,
     listener: &ListenerPlan,
@@ -112,7 +112,7 @@ pub fn admit(
     bytes: &[u8],
     peer: Option<&Peer>,
     certified: Option<&str>,
-    now_ns: u64,
+    now: Moment,
 ) -> Result<Admitted, Refusal> {
     if matches!(head.method, Method::Connect | Method::Trace) {
         let message = format!("Method {} is not served here.", head.method.text());
@@ -154,10 +154,10 @@ pub fn admit(
     if let Some(limit) = &listener.ip_limit
         && let Some(ip) = client
     {
-        limit.take(ip, now_ns)?;
+        limit.take(ip, now.steady_ns)?;
     }
     let key = if listener.keys_required {
-        Some(authenticate(plan, listener, head, bytes, certified, now_ns / NS_PER_SECOND)?)
+        Some(authenticate(plan, listener, head, bytes, certified, now.wall_ns / NS_PER_SECOND)?)
     } else {
         None
     };

@@ -4,9 +4,9 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use super::leaving::Leaving;
 use super::places::Idle;
@@ -19,9 +19,11 @@ use crate::llm::scan::ModelScan;
 use crate::net::bell::{Bells, LOOK, Ticket};
 use crate::net::mailbox::{Message, Sender};
 use crate::net::splice::Pipes;
+use crate::net::sys;
 use crate::net::ticker::Ticker;
 use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
+use crate::policy::limit::moment::Moment;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::counters::Counters;
@@ -149,7 +151,8 @@ impl Shared {
     }
 }
 
-/// Rings bells from any thread, and keeps the time that all threads count.
+/// Rings bells from any thread, and keeps the time that all threads count: the steady one, and
+/// by how much the wall's clock is ahead of it, which each core looks at every tick.
 pub struct Ringer {
     mailboxes: Vec<Sender>,
     /// Cores whose mailbox was full when a bell of theirs was to be rung.
@@ -158,16 +161,24 @@ pub struct Ringer {
     origin: Instant,
     /// Nanoseconds since 1970 at that moment.
     origin_unix_ns: u64,
+    /// The wall's clock less the steady time, nanoseconds.
+    wall_ahead_ns: AtomicI64,
 }
+
+/// By how much the wall's clock has to move before all cores are told: less is only the time
+/// between two reads.
+const WALL_STEP_NS: u64 = 1_000_000;
 
 impl Ringer {
     /// A ringer for the cores with these mailboxes.
     #[must_use]
     pub fn new(mailboxes: Vec<Sender>) -> Arc<Self> {
         let lost = mailboxes.iter().map(|_| AtomicBool::new(false)).collect();
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let origin_unix_ns = u64::try_from(unix.as_nanos()).unwrap_or(0);
-        Arc::new(Self { mailboxes, lost, origin: Instant::now(), origin_unix_ns })
+        let (origin, origin_unix_ns) = sys::origin();
+        let wall_ahead_ns = AtomicI64::new(0);
+        let ringer = Self { mailboxes, lost, origin, origin_unix_ns, wall_ahead_ns };
+        ringer.set_wall(Instant::now(), sys::wall_ns());
+        Arc::new(ringer)
     }
 
     /// Rings a bell with a value.
@@ -191,9 +202,23 @@ impl Ringer {
         passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
     }
 
-    /// Nanoseconds since 1970 of a moment that `us_at` has told; by the monotonic clock.
+    /// Says what the wall's clock shows now; called by the ticker.
+    pub fn set_wall(&self, now: Instant, wall_ns: u64) {
+        let ahead_ns = wall_ns.wrapping_sub(self.steady_ns(self.us_at(now))) as i64;
+        if ahead_ns.abs_diff(self.wall_ahead_ns.load(Ordering::Relaxed)) >= WALL_STEP_NS {
+            self.wall_ahead_ns.store(ahead_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// A moment that `us_at` has told, by both clocks.
     #[must_use]
-    pub fn unix_ns(&self, us: u64) -> u64 {
+    pub fn moment(&self, us: u64) -> Moment {
+        let steady_ns = self.steady_ns(us);
+        let ahead_ns = self.wall_ahead_ns.load(Ordering::Relaxed);
+        Moment { wall_ns: steady_ns.saturating_add_signed(ahead_ns), steady_ns }
+    }
+
+    fn steady_ns(&self, us: u64) -> u64 {
         self.origin_unix_ns + 1000 * us
     }
 }
@@ -427,5 +452,29 @@ impl Core {
         if panicked {
             self.shared.panics.fetch_add(1, Ordering::Relaxed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR_NS: u64 = 3_600_000_000_000;
+
+    #[test]
+    fn the_wall_may_step_and_the_rest_does_not() {
+        let ringer = Ringer::new(Vec::new());
+        let now = Instant::now();
+        let us = ringer.us_at(now);
+        let before = ringer.moment(us);
+        assert!(before.wall_ns.abs_diff(sys::wall_ns()) < HOUR_NS / 60);
+        for wall_ns in [before.wall_ns + HOUR_NS, before.wall_ns - HOUR_NS, 0] {
+            ringer.set_wall(now, wall_ns);
+            let after = ringer.moment(us);
+            assert_eq!(after, Moment { wall_ns, steady_ns: before.steady_ns });
+        }
+        // What is less than a step is the time between two reads.
+        ringer.set_wall(now, 500);
+        assert_eq!(ringer.moment(us).wall_ns, 0);
     }
 }

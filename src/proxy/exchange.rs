@@ -218,10 +218,10 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let now_ns = settle.begun_unix_ns();
+    let now = settle.begun();
     let (peer, certified) = (down.peer.as_ref(), down.certified.as_deref());
     let admitted =
-        admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now_ns)?;
+        admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now)?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         Admitted::BuiltIn(json, framing) => {
@@ -243,7 +243,7 @@ async fn serve(
     };
     // Nobody to charge: no future is made for it.
     if permit.key.is_some() {
-        settle.hold(limit::charge(core, plan, &permit, caller, now_ns).await?);
+        settle.hold(limit::charge(core, plan, &permit, caller, now).await?);
     }
     let caller = &*caller;
     *body = RequestBody::new(permit.framing, begin);

@@ -28,6 +28,7 @@ use crate::policy::keys::KeyId;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
 use crate::policy::limit::lease::Short;
+use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::{Passed, Prompt};
 use crate::policy::limit::shared::{Answer, Ask, Budget, Mode, OnLoss, Verdict, Waiter};
 use crate::policy::limit::token_size::TokenSizes;
@@ -79,29 +80,29 @@ pub async fn charge(
     plan: &LocalPlan,
     permit: &Permit,
     caller: &mut Caller,
-    now_ns: u64,
+    now: Moment,
 ) -> Result<Option<Charge>, Refusal> {
     let Some((key, limit)) = of_key(plan, permit.key) else { return Ok(None) };
     let charge = || Charge { plan: plan.clone(), key };
     let KeyLimit { rules, state, .. } = limit;
     if let Some(budget) = plan.budget.as_ref().filter(|_| rules.are_shared()) {
-        state.enter(rules, now_ns)?;
+        state.enter(rules, now.steady_ns)?;
         // From here on it leaves by itself.
         let charge = charge();
         // Pooled: an exchange without such a key must not carry it.
-        let charged = Frame::with(|| charge_shared(core, budget, limit, caller, now_ns)).await;
+        let charged = Frame::with(|| charge_shared(core, budget, limit, caller, now)).await;
         if charged.is_err() {
             state.undo_pace(rules);
         }
         return charged.map(|()| Some(charge));
     }
-    match state.admit(rules, now_ns) {
+    match state.admit(rules, now) {
         Ok(standing) => {
             caller.standing = standing;
             Ok(Some(charge()))
         }
         Err(over) => {
-            caller.standing = state.windows.standing(rules.quota, now_ns);
+            caller.standing = state.windows.standing(rules.quota, now.wall_ns);
             Err(over.into())
         }
     }
@@ -113,11 +114,11 @@ async fn charge_shared(
     budget: &Budget,
     limit: &KeyLimit,
     caller: &mut Caller,
-    now_ns: u64,
+    now: Moment,
 ) -> Result<(), Refusal> {
     let KeyLimit { rules, state, .. } = limit;
     let (quota, lease) = (rules.quota, &state.lease);
-    let store_ns = budget.store_ns(now_ns);
+    let store_ns = budget.store_ns(now.steady_ns);
     let verdict = match (budget.is_up(), budget.mode) {
         (false, _) => Verdict::Lost,
         (true, Mode::Strict) => ask_and_wait(core, budget, limit).await,
@@ -139,20 +140,20 @@ async fn charge_shared(
     match verdict {
         Verdict::Pass => {
             // Should the store be lost, this node goes on from what it has let in itself.
-            state.windows.note(now_ns);
+            state.windows.note(now.wall_ns);
             Ok(())
         }
         Verdict::Full(full) => Err(full_until_end(full, store_ns).into()),
         Verdict::Debt => {
-            let wait = state.balance.check(now_ns).err().unwrap_or(1);
+            let wait = state.balance.check(now.steady_ns).err().unwrap_or(1);
             Err(Over::after_ns(Kind::RateTokens, wait).into())
         }
         Verdict::Lost if budget.on_loss == OnLoss::Deny => Err(Kind::LimitsUnknown.into()),
         Verdict::Lost => {
             let share = budget.share(quota);
-            let taken = state.windows.take(share, now_ns);
-            caller.standing = state.windows.standing(share, now_ns);
-            taken.map(|_| ()).map_err(|full| state.full(full, now_ns).into())
+            let taken = state.windows.take(share, now.wall_ns);
+            caller.standing = state.windows.standing(share, now.wall_ns);
+            taken.map(|_| ()).map_err(|full| state.full(full, now.wall_ns).into())
         }
     }
 }
@@ -225,6 +226,8 @@ pub struct Charge {
 
 impl Charge {
     /// Pays the tokens that the exchange used, if the key pays by the token.
+    ///
+    /// Units: `now_ns` is steady.
     pub fn pay(&self, passed: &Passed, sizes: &TokenSizes, now_ns: u64) {
         let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
         if limit.rules.tokens_per_minute == 0 {
@@ -303,7 +306,7 @@ mod tests {
     fn the_next_plan_takes_over_what_was_used_by_name() {
         let before = plan(&(key("a", "rpm = 2") + &key("b", "rpm = 2")));
         for limit in &before.limits {
-            limit.state.admit(&limit.rules, 0).unwrap();
+            limit.state.admit(&limit.rules, 0u64).unwrap();
         }
         let ip = IpAddr::from([192, 0, 2, 1]);
         before.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).unwrap();
@@ -312,7 +315,7 @@ mod tests {
         after.keep_limits(&before);
         let left = |number: usize| {
             let limit = &after.limits[number];
-            (0..9).filter(|_| limit.state.admit(&limit.rules, 0).is_ok()).count()
+            (0..9).filter(|_| limit.state.admit(&limit.rules, 0u64).is_ok()).count()
         };
         assert_eq!((left(0), left(1)), (2, 2));
         assert!(after.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).is_err());
@@ -322,7 +325,7 @@ mod tests {
     fn a_charge_leaves_by_the_rules_it_came_in_by() {
         let before = plan(&key("a", "concurrency = 1"));
         let limit = &before.limits[0];
-        limit.state.admit(&limit.rules, 0).unwrap();
+        limit.state.admit(&limit.rules, 0u64).unwrap();
         let charge = Charge { plan: before.clone(), key: KeyId(0) };
         let mut after = of_text(&key("a", ""));
         after.keep_limits(&before);

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::core::Core;
 use super::limit::Charge;
 use crate::error::Kind;
+use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::Passed;
 use crate::telemetry::outcome::Outcome;
 
@@ -37,16 +38,16 @@ impl Settle {
         }
     }
 
-    /// When the head had been read, nanoseconds since 1970.
+    /// When the head had been read, by both clocks.
     #[must_use]
-    pub fn begun_unix_ns(&self) -> u64 {
-        self.core.shared.ringer.unix_ns(self.begun_us)
+    pub fn begun(&self) -> Moment {
+        self.core.shared.ringer.moment(self.begun_us)
     }
 
-    /// As `begun_unix_ns`, in milliseconds.
+    /// The same by the wall's clock, milliseconds since 1970.
     #[must_use]
     pub fn begun_unix_ms(&self) -> u64 {
-        self.begun_unix_ns() / 1_000_000
+        self.begun().wall_ns / 1_000_000
     }
 
     /// Keeps the key's part until the end.
@@ -86,7 +87,8 @@ impl Drop for Settle {
         if let Some(charge) = &self.charge {
             let shared = &self.core.shared;
             self.passed.request_bytes = self.outcome.request_bytes;
-            charge.pay(&self.passed, &shared.token_sizes, shared.ringer.unix_ns(now_us));
+            let now_ns = shared.ringer.moment(now_us).steady_ns;
+            charge.pay(&self.passed, &shared.token_sizes, now_ns);
         }
         self.core.counters.borrow_mut().record(&self.outcome);
     }

@@ -22,6 +22,7 @@ use crate::net::caught::caught;
 use crate::net::listener::Listening;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Acceptor, Driver, Socket, Stop, Wanted};
+use crate::net::sys;
 use crate::net::ticker::TICK;
 
 /// How much busier than the idlest core a core may be before it hands connections over.
@@ -119,6 +120,7 @@ impl Running {
             rt::sleep(TICK).await;
             let now = Instant::now();
             core.ticker.walk(now);
+            core.shared.ringer.set_wall(now, sys::wall_ns());
             places::publish(&core);
             core.ring_lost();
             // Should the word of a new plan not have fitted into the mailbox.

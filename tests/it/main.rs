@@ -16,6 +16,7 @@ mod auth;
 mod blame;
 mod bodies;
 mod certs;
+mod clock;
 mod connections;
 mod cuts;
 mod discovery;

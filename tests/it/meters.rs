@@ -130,7 +130,7 @@ fn chunked(fields: &str, body: &[u8], size: usize, ends: bool) -> Vec<u8> {
 
 fn now_ns(proxy: &Proxy) -> u64 {
     let ringer = &proxy.shared().ringer;
-    ringer.unix_ns(ringer.us_at(Instant::now()))
+    ringer.moment(ringer.us_at(Instant::now())).steady_ns
 }
 
 /// What the key owes, in tokens; `None` when it owes nothing.

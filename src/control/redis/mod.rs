@@ -16,7 +16,7 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, mpsc as std_mpsc};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, RedisError};
@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{RatelimitStore, StoreKind, StoreMode, StoreOnError};
+use crate::net::sys::steady_ns;
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};
 use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, Verdict, Waiter};
@@ -225,7 +226,7 @@ impl Store {
         let connection = &mut link.connection;
         let (second, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
         let Some(budget) = self.budget.upgrade() else { return Ok(()) };
-        budget.set_clock(second * 1_000_000_000 + micros * 1000, now_ns());
+        budget.set_clock(second * 1_000_000_000 + micros * 1000, steady_ns());
         let mut words = redis::pipe();
         words.cmd("ZADD").arg(NODES_KEY).arg(second).arg(&self.node).ignore();
         let oldest = second.saturating_sub(SILENT_S);
@@ -242,7 +243,7 @@ impl Store {
         let Some(budget) = self.budget.upgrade() else { return Err(End::Over) };
         let mut calls = redis::pipe();
         let nodes = budget.nodes();
-        let now = budget.store_ns(now_ns());
+        let now = budget.store_ns(steady_ns());
         let mut pending = Vec::with_capacity(questions.len());
         for question in questions {
             let waiting = u32::try_from(question.waiters.len()).unwrap_or(u32::MAX);
@@ -259,7 +260,7 @@ impl Store {
         for (mut pending, row) in pending.into_iter().zip(rows) {
             let (now_us, minute, day, passed, given_minute, given_day, left_minute, left_day, due) =
                 row;
-            budget.set_clock(now_us * 1000, now_ns());
+            budget.set_clock(now_us * 1000, steady_ns());
             let dealt =
                 Dealt { minute, day, passed, given_minute, given_day, left_minute, left_day };
             pending.deal(&budget, &dealt, due);
@@ -378,11 +379,6 @@ impl Drop for Pending {
             self.question.state.lease.undo(&self.draw);
         }
     }
-}
-
-fn now_ns() -> u64 {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(unix.as_nanos()).unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@
 use super::gate::Gate;
 use super::gcra::{Bucket, NS_PER_SECOND, Pace};
 use super::lease::Lease;
+use super::moment::Moment;
 use super::standing::Standing;
 use super::tokens::Balance;
 use super::window::{Full, Quota, Windows};
@@ -70,17 +71,20 @@ impl KeyState {
     ///
     /// Shape: after `Ok` one `leave` with the same rules must follow.
     /// Errors: which limit; nothing has been taken of any.
-    pub fn admit(&self, rules: &KeyRules, now_ns: u64) -> Result<Standing, Over> {
-        self.windows.check(rules.quota, now_ns).map_err(|full| self.full(full, now_ns))?;
-        self.enter(rules, now_ns)?;
-        self.windows.take(rules.quota, now_ns).map_err(|full| {
+    pub fn admit(&self, rules: &KeyRules, now: impl Into<Moment>) -> Result<Standing, Over> {
+        let Moment { wall_ns, steady_ns } = now.into();
+        self.windows.check(rules.quota, wall_ns).map_err(|full| self.full(full, wall_ns))?;
+        self.enter(rules, steady_ns)?;
+        self.windows.take(rules.quota, wall_ns).map_err(|full| {
             self.undo_pace(rules);
             self.leave(rules);
-            self.full(full, now_ns)
+            self.full(full, wall_ns)
         })
     }
 
     /// As `admit`, without the windows: somebody else counts them.
+    ///
+    /// Units: `now_ns` is steady.
     pub fn enter(&self, rules: &KeyRules, now_ns: u64) -> Result<(), Over> {
         if rules.tokens_per_minute > 0 {
             let debt = self.balance.check(now_ns);
@@ -121,6 +125,8 @@ impl KeyState {
     }
 
     /// What a full window means to the client.
+    ///
+    /// Units: `now_ns` is the wall's.
     #[must_use]
     pub fn full(&self, full: Full, now_ns: u64) -> Over {
         let kind = match full {
@@ -149,7 +155,7 @@ mod tests {
     fn a_key_without_limits_passes() {
         let (state, rules) = (KeyState::default(), KeyRules::default());
         for _ in 0..100 {
-            assert_eq!(state.admit(&rules, 0), Ok(Standing::default()));
+            assert_eq!(state.admit(&rules, 0u64), Ok(Standing::default()));
         }
         assert_eq!(state.in_flight(), 0);
     }
@@ -194,12 +200,31 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_set_by_an_hour_moves_windows_and_nothing_else() {
+        const HOUR: u64 = 3600 * S;
+        let quota = Quota { per_minute: 1, per_day: 0 };
+        let rules = KeyRules { quota, pace: pace(10, 2), ..KeyRules::default() };
+        let noon = 1_700_000_040 * S;
+        for wall_ns in [noon + HOUR, noon - HOUR] {
+            let state = KeyState::default();
+            state.admit(&rules, noon).unwrap();
+            assert!(state.admit(&rules, noon).is_err());
+            // Another minute by the wall; by the rate no time has passed.
+            let set = Moment { wall_ns, steady_ns: noon };
+            assert!(state.admit(&rules, set).is_ok());
+            assert_eq!(state.admit(&rules, set).unwrap_err().kind, Kind::RateMinute);
+            assert_eq!(state.enter(&rules, noon).unwrap_err().kind, Kind::RateSecond);
+            assert!(state.enter(&rules, noon + S / 10).is_ok());
+        }
+    }
+
+    #[test]
     fn a_place_in_flight_comes_back_when_the_exchange_ends() {
         let (state, rules) =
             (KeyState::default(), KeyRules { concurrency: 1, ..KeyRules::default() });
-        assert!(state.admit(&rules, 0).is_ok() && state.admit(&rules, 0).is_err());
+        assert!(state.admit(&rules, 0u64).is_ok() && state.admit(&rules, 0u64).is_err());
         state.leave(&rules);
-        assert!(state.admit(&rules, 0).is_ok());
+        assert!(state.admit(&rules, 0u64).is_ok());
     }
 
     #[test]
@@ -210,7 +235,7 @@ mod tests {
         for _ in 0..20 {
             let state = KeyState::default();
             let admitted: usize = std::thread::scope(|scope| {
-                let tries = || (0..250).filter(|_| state.admit(&rules, 0).is_ok()).count();
+                let tries = || (0..250).filter(|_| state.admit(&rules, 0u64).is_ok()).count();
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(tries)).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });

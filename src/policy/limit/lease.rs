@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::standing::{Share, Standing};
-use super::window::{Full, Quota, numbers};
+use super::window::{Full, Quota, counts, numbers};
 
 /// A sixty-fourth of a budget is drawn at once ...
 const BATCHES: u32 = 64;
@@ -48,9 +48,9 @@ impl Held {
         u64::from(self.number) << 32 | u64::from(self.spent) << 31 | u64::from(count)
     }
 
-    /// What it is worth in a window: nothing, if it is of an earlier one.
+    /// What it is worth in a window: nothing, if it is of another one.
     fn at(self, number: u32) -> Self {
-        if self.number >= number { self } else { Self { number, spent: false, count: 0 } }
+        if counts(self.number, number) { self } else { Self { number, spent: false, count: 0 } }
     }
 }
 
@@ -191,7 +191,8 @@ impl Lease {
         let (minute, day) = numbers(now_ns);
         let share = |limit: u32, number: u32, stock: &Stock, known: &AtomicU64| {
             let known = known.load(Relaxed);
-            let left = if (known >> 32) as u32 >= number { known as u32 } else { limit };
+            let known_of = (known >> 32) as u32;
+            let left = if counts(known_of, number) { known as u32 } else { limit };
             let left = left.saturating_add(stock.at(number).count).min(limit);
             (limit > 0).then_some(Share { limit, left })
         };
@@ -209,7 +210,7 @@ impl Lease {
             let batch = batch(limit);
             batch > 0 && !held.spent && held.count <= batch / 2
         };
-        let stale = now_ns.saturating_sub(self.drawn_ns.load(Relaxed)) >= REFRESH_NS;
+        let stale = now_ns.abs_diff(self.drawn_ns.load(Relaxed)) >= REFRESH_NS;
         let wanted = stale
             || low(quota.per_minute, self.minute.at(minute))
             || low(quota.per_day, self.day.at(day));
@@ -403,6 +404,21 @@ mod tests {
         assert!(call(&lease, &mut store, quota, 1, 0));
         assert_eq!(lease.take(quota, 59 * S), Err(Short::Full(Full::Minute)));
         assert_eq!(lease.take(quota, 60 * S), Err(Short::Empty));
+    }
+
+    #[test]
+    fn a_store_whose_clock_was_set_back_is_believed() {
+        let (lease, mut store) = (Lease::default(), Store::default());
+        let quota = Quota { per_minute: 1, per_day: 0 };
+        let noon = 1_700_000_040 * S;
+        assert!(call(&lease, &mut store, quota, 1, noon));
+        assert_eq!(lease.take(quota, noon), Err(Short::Full(Full::Minute)));
+        let back = noon - 3600 * S;
+        assert_eq!(lease.take(quota, back), Err(Short::Empty), "it may have more");
+        assert_eq!(lease.standing(quota, back).minute, Some(Share { limit: 1, left: 1 }));
+        assert!(lease.nudge(quota, back));
+        assert!(call(&lease, &mut store, quota, 1, back));
+        assert!(!call(&lease, &mut store, quota, 1, back));
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! rate), `tally` (what each of many holds of something common). All state is atomics that every core shares,
 //! so a limit holds for the process and not for a core.
 //!
-//! Time is `now_ns`: nanoseconds since 1970, which the caller derives from a monotonic clock.
+//! Time is `now_ns`: nanoseconds since 1970, of windows by the wall's clock, of all else by the steady
+//! one (`moment`).
 
 pub mod client_ip;
 pub mod gate;
@@ -16,6 +17,7 @@ pub mod gcra;
 pub mod ip;
 pub mod key;
 pub mod lease;
+pub mod moment;
 pub mod passed;
 pub mod shared;
 pub mod standing;

@@ -2,8 +2,9 @@
 //!
 //! One `AtomicU64` each: the window's number in the high half, the calls in it in the low half.
 //! Both change in one compare-and-swap, so there is no moment between "a new minute" and "count
-//! from zero" in which a call could slip through. A window never goes back: a core whose clock
-//! is a little behind is counted in the later window.
+//! from zero" in which a call could slip through. A core whose clock is a little behind is counted
+//! in the later window; one that is further ahead than the next has been counted by a clock that
+//! was set back since, and is void.
 //!
 //! A call that does not pass both windows consumes nothing. Both are looked at before one is
 //! charged, so that a minute is charged and given back only where two calls race for the last
@@ -182,10 +183,17 @@ pub fn seconds_until_end(number: u32, window_s: u64, now_ns: u64) -> u32 {
     u32::try_from(left).unwrap_or(u32::MAX).max(1)
 }
 
-/// The window in force and its count: of the later one, of the state and of now.
+/// Whether what was counted in the window of that number counts now: in the same window, or in the
+/// next one, as seen by a clock that is a little behind.
+#[must_use]
+pub fn counts(number: u32, now: u32) -> bool {
+    number.checked_sub(now).is_some_and(|ahead| ahead <= 1)
+}
+
+/// The window in force and its count: those of the state, if they count now.
 fn at(state: u64, window: u32) -> (u32, u32) {
     match unpack(state) {
-        (number, count) if number >= window => (number, count),
+        (number, count) if counts(number, window) => (number, count),
         _ => (window, 0),
     }
 }
@@ -262,6 +270,27 @@ mod tests {
         assert_eq!(passed(&windows, RPM_5, 60 * S, 3), 3);
         assert_eq!(passed(&windows, RPM_5, 60 * S - 1, 9), 2);
         assert_eq!(windows.retry_after_s(Full::Minute, 60 * S - 1), 61);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_leave_a_key_locked_out() {
+        let quota = Quota { per_minute: 5, per_day: 9 };
+        let noon = 1_700_000_040 * S;
+        let windows = Windows::default();
+        assert_eq!(passed(&windows, quota, noon, 9), 5);
+        // By an hour: the minute is another one, the day is the same.
+        let back = noon - 3600 * S;
+        assert_eq!(windows.standing(quota, back).minute, Some(Share { limit: 5, left: 5 }));
+        assert_eq!(passed(&windows, quota, back, 9), 4);
+        assert_eq!(windows.take(quota, back), Err(Full::Day));
+        // Over midnight it is counted in the later day, until that begins.
+        let midnight = noon / (DAY_S * S) * DAY_S * S;
+        assert_eq!(windows.take(quota, midnight - 1), Err(Full::Day));
+        assert!(windows.retry_after_s(Full::Day, midnight - 1) as u64 <= DAY_S + 1);
+        // A clock that showed another year: nothing of that counts.
+        let windows = Windows::default();
+        assert_eq!(passed(&windows, quota, 60 * 365 * DAY_S * S, 9), 5);
+        assert_eq!(passed(&windows, quota, noon, 9), 5);
     }
 
     #[test]

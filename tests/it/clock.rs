@@ -1,0 +1,37 @@
+//! The wall's clock is looked at all the time, not once at the start.
+
+use std::time::{Duration, Instant};
+
+use tokenring::net::sys::wall_ns;
+
+use super::house::{Proxy, Setup, mock, wait_until};
+use super::wire::get;
+
+fn wall_is_right(proxy: &Proxy) -> bool {
+    let ringer = &proxy.shared().ringer;
+    let shown = ringer.moment(ringer.us_at(Instant::now())).wall_ns;
+    Duration::from_nanos(shown.abs_diff(wall_ns())) < Duration::from_secs(1)
+}
+
+/// As if the clock of the machine had been wrong by so much and has been set since.
+#[test]
+fn a_clock_that_was_set_is_followed_within_a_tick() {
+    let mock = mock();
+    let setup = Setup {
+        listener: "auth = \"keys\"",
+        rest: "[[key]]\nname = \"a\"\nkey = \"sk-a-0123456789\"\nexpires = \"2200-01-01T00:00:00Z\"",
+        ..Setup::default()
+    };
+    let proxy = setup.start(&[&mock]);
+    let ask = || {
+        let fields = "Authorization: Bearer sk-a-0123456789\r\n";
+        proxy.client().send(get("/echo", fields)).answer().status
+    };
+    assert!(wall_is_right(&proxy));
+    let year = Duration::from_secs(365 * 86_400).as_nanos() as u64;
+    for wrong in [wall_ns() + 250 * year, wall_ns() - 10 * year] {
+        proxy.shared().ringer.set_wall(Instant::now(), wrong);
+        wait_until("the clock is followed", || wall_is_right(&proxy));
+        assert_eq!(ask(), 200);
+    }
+}
