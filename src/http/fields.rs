@@ -10,6 +10,7 @@
 //! what was dropped (the trunk).
 
 use super::{
+    date,
     head::{Field, Fields, RequestHead, ResponseHead, Span, Version},
     name::Name,
 };
@@ -255,11 +256,25 @@ pub fn keep_alive(value: &[u8]) -> KeepAlive {
     found
 }
 
-/// Reads `Retry-After: SECONDS`; the form with a date, which no model server sends, is none.
+/// Reads `Retry-After`: seconds, or a date, as the seconds from `now_s` (since 1970) to it. A part
+/// of a second, which is not in the grammar and some servers send, counts as a whole one.
 ///
 /// Source: RFC 9110 §10.2.3.
-pub fn retry_after(value: &[u8]) -> Option<u32> {
-    decimal(trim(value))
+pub fn retry_after(value: &[u8], now_s: u64) -> Option<u32> {
+    let value = trim(value);
+    let dot = memchr::memchr(b'.', value);
+    let (whole, fraction) = dot.map_or((value, &b""[..]), |dot| (&value[..dot], &value[dot + 1..]));
+    match (decimal(whole), dot) {
+        (Some(seconds), None) => Some(seconds),
+        (Some(seconds), Some(_)) => {
+            let part = decimal(fraction)? > 0;
+            Some(seconds.saturating_add(u32::from(part)))
+        }
+        (None, _) => {
+            let left = date::parse(value)?.saturating_sub(now_s);
+            Some(u32::try_from(left).unwrap_or(u32::MAX))
+        }
+    }
 }
 
 /// A plain decimal; one too large for 32 bits is the largest, since it only says "long".
@@ -323,6 +338,27 @@ mod tests {
         let got: Vec<&[u8]> = list(value.as_bytes()).collect();
         let expected: Vec<&[u8]> = expected.iter().map(|element| element.as_bytes()).collect();
         assert_eq!(got, expected, "{value:?}");
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        const NOW: u64 = 784_111_777;
+        let check = |value: &str, expected| {
+            assert_eq!(retry_after(value.as_bytes(), NOW), expected, "{value:?}");
+        };
+        check("30", Some(30));
+        check(" 0 ", Some(0));
+        check("30.5", Some(31));
+        check("30.0", Some(30));
+        check("0.01", Some(1));
+        check("99999999999", Some(u32::MAX));
+        check("Sun, 06 Nov 1994 08:51:37 GMT", Some(120));
+        check("Sunday, 06-Nov-94 08:49:38 GMT", Some(1));
+        check("Sun Nov  6 08:49:37 1994", Some(0));
+        check("Sun, 06 Nov 1994 08:00:00 GMT", Some(0));
+        for none in ["", "-1", "30.", ".5", "30.x", "1e3", "soon", "30 s"] {
+            check(none, None);
+        }
     }
 
     #[test]

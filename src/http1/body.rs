@@ -104,6 +104,8 @@ pub struct BodyReader {
     trailer_bytes: u32,
     /// The name of the trailer line at hand, which may arrive in pieces.
     name: TrailerName,
+    /// A trailer that is not allowed is for the caller to drop, and no fault.
+    lenient: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,7 +157,20 @@ impl BodyReader {
             Framing::Chunked => BETWEEN,
             Framing::UntilClose => State::UntilClose,
         };
-        BodyReader { state, ext_bytes: 0, trailer_bytes: 0, name: TrailerName::default() }
+        let name = TrailerName::default();
+        BodyReader { state, ext_bytes: 0, trailer_bytes: 0, name, lenient: false }
+    }
+
+    /// As `new`, for an answer: a trailer that must not be merged into a head costs no answer that
+    /// is complete. Whoever relays it has to drop it (`is_forbidden`).
+    pub fn of_answer(framing: Framing) -> BodyReader {
+        BodyReader { lenient: true, ..BodyReader::new(framing) }
+    }
+
+    /// Whether a trailer line has begun.
+    #[inline]
+    pub fn in_trailers(&self) -> bool {
+        self.trailer_bytes > 0
     }
 
     /// Takes the next bytes, up to the end of the next run of data.
@@ -225,14 +240,20 @@ impl BodyReader {
     /// line that ends the message.
     pub fn trailer_lines<'a>(&self, before: &BodyReader, consumed: &'a [u8]) -> &'a [u8] {
         let bytes = self.trailer_bytes.saturating_sub(before.trailer_bytes) as usize;
-        // What follows the lines: the CRLF of the blank line, as far as it has come.
-        let after = match self.state {
+        let (_, after) = self.trailer_end();
+        let end = consumed.len().saturating_sub(after);
+        consumed.get(end.saturating_sub(bytes)..end).filter(|_| bytes > 0).unwrap_or_default()
+    }
+
+    /// Bytes of all trailer lines so far, and of the CRLF of the blank line behind them, as far as it
+    /// has come: these are the last bytes that were read.
+    pub fn trailer_end(&self) -> (usize, usize) {
+        let blank = match self.state {
             State::Done => 2,
             State::EndLf => 1,
             _ => 0,
         };
-        let end = consumed.len().saturating_sub(after);
-        consumed.get(end.saturating_sub(bytes)..end).filter(|_| bytes > 0).unwrap_or_default()
+        (self.trailer_bytes as usize, blank)
     }
 
     /// What it means that the sender has closed: the end, or `Truncated`.
@@ -352,7 +373,7 @@ impl BodyReader {
                 self.name.push(byte);
                 Ok(State::TrailerName)
             }
-            (State::TrailerName, b':') if is_forbidden(self.name.kind()) => {
+            (State::TrailerName, b':') if !self.lenient && is_forbidden(self.name.kind()) => {
                 Err(BodyFault::TrailerForbidden)
             }
             (State::TrailerName, b':') => Ok(State::TrailerValue),

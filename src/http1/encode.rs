@@ -111,14 +111,18 @@ pub fn copy_request_fields(
     copy_fields(out, &head.fields, bytes, drop);
 }
 
-/// Copies the fields of a response that may pass; as [`copy_request_fields`].
+/// Copies the fields of a response that may pass; as [`copy_request_fields`]. 1xx and 204 have no
+/// length, whatever the server said (RFC 9110 §8.6).
 pub fn copy_response_fields(
     out: &mut Vec<u8>,
     head: &ResponseHead,
     bytes: &[u8],
     drop: impl Fn(&Field) -> bool,
 ) {
-    copy_fields(out, &head.fields, bytes, drop);
+    let has_length = !matches!(head.status, 100..=199 | 204);
+    copy_fields(out, &head.fields, bytes, |field| {
+        (field.name_kind == Name::ContentLength && !has_length) || drop(field)
+    });
 }
 
 fn copy_fields(out: &mut Vec<u8>, fields: &Fields, bytes: &[u8], drop: impl Fn(&Field) -> bool) {
@@ -292,6 +296,21 @@ mod tests {
         check(lines, own, "A: 1\r\nB: 2\r\n");
         check(lines, |_| true, "");
         check("", |_| false, "");
+    }
+
+    #[test]
+    fn what_has_no_body_has_no_length() {
+        for (status, passes) in
+            [(100, false), (103, false), (101, false), (204, false), (200, true), (304, true)]
+        {
+            let wire = format!("HTTP/1.1 {status} X\r\nA: 1\r\nContent-Length: 5\r\nB: 2\r\n\r\n");
+            let mut head = ResponseHead::new();
+            let got = parse_response(wire.as_bytes(), &mut 0, &HeadLimits::default(), &mut head);
+            assert_eq!(got, Ok(Parse::Done));
+            let out = written(|out| copy_response_fields(out, &head, wire.as_bytes(), |_| false));
+            let length = if passes { "Content-Length: 5\r\n" } else { "" };
+            assert_eq!(out, format!("A: 1\r\n{length}B: 2\r\n"), "{status}");
+        }
     }
 
     #[test]

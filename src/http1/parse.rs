@@ -11,7 +11,7 @@
 //!
 //! What httparse lets through, and where it is closed:
 //! - lines that end in a bare LF: the walk asks for the CR before each LF;
-//! - any number of empty lines before a request: one is skipped, as §2.2 allows, no more;
+//! - any number of empty lines before a request: a few are skipped (§2.2), no more;
 //! - bytes of 0x80 and above in a target: the request line is read here, not there;
 //! - `HTTP/1.2`, which it refuses and §2.3 wants read as 1.1: likewise.
 //!
@@ -49,6 +49,9 @@ impl Default for HeadLimits {
 
 /// The longest method taken, in bytes. The longest registered one has 17.
 pub const METHOD_BYTES_MAX: usize = 32;
+
+/// Empty lines skipped before a request.
+pub const EMPTY_LINES_MAX: usize = 16;
 
 /// Fields cut up by one call of httparse; a head with more takes more calls.
 const FIELDS_PER_CALL: usize = 32;
@@ -133,7 +136,7 @@ impl std::error::Error for HeadFault {}
 /// Shape: `bytes` begins at the first byte of the head and grows from call to call; `searched` is 0
 /// on the first call and kept by the caller, with the same `head`, until the result is not `More`.
 /// It remembers how far the bytes have been walked, so that a head that drips in costs linear time.
-/// One empty line before the request is skipped and counted in `head.len` (§2.2).
+/// A few empty lines before the request are skipped and counted in `head.len` (§2.2).
 /// Errors: every [`HeadFault`] but `BadStatus`.
 /// Source: RFC 9112 §2.2, §3, §5; RFC 9110 §7.2 for `Host`.
 pub fn parse_request(
@@ -147,7 +150,7 @@ pub fn parse_request(
     }
     let window = &bytes[..bytes.len().min(limits.head_bytes_max)];
     if head.start_line_end == 0 {
-        let Some(start) = skip_empty_line(window)? else {
+        let Some(start) = skip_empty_lines(window)? else {
             return wait(window, searched, limits);
         };
         let line_bytes_max = METHOD_BYTES_MAX + limits.target_bytes_max + " HTTP/1.1\r\n".len() + 1;
@@ -223,16 +226,27 @@ fn wait(window: &[u8], searched: &mut usize, limits: &HeadLimits) -> Result<Pars
     Ok(Parse::More)
 }
 
-/// Where the request line begins: 0, or 2 after an empty line. `None`: not to be told yet.
-fn skip_empty_line(window: &[u8]) -> Result<Option<usize>, HeadFault> {
-    let (start, first) = match window {
-        [] | [b'\r'] | [b'\r', b'\n'] => return Ok(None),
-        [b'\r', b'\n', first, ..] => (2, *first),
-        [b'\r', ..] => return Err(HeadFault::BareCr),
-        [b'\n', ..] => return Err(HeadFault::BareLf),
-        [first, ..] => (0, *first),
-    };
-    if is_token_byte(first) { Ok(Some(start)) } else { Err(HeadFault::BadMethod) }
+/// Where the request line begins, behind the empty lines before it. `None`: not to be told yet.
+fn skip_empty_lines(window: &[u8]) -> Result<Option<usize>, HeadFault> {
+    let mut start = 0;
+    loop {
+        match &window[start..] {
+            [first, ..] if is_token_byte(*first) => return Ok(Some(start)),
+            [] | [b'\r'] => return Ok(None),
+            [b'\r', b'\n', ..] if start < 2 * EMPTY_LINES_MAX => start += 2,
+            [b'\r', b'\n', ..] => return Err(HeadFault::BadStartLine),
+            [b'\r', ..] => return Err(HeadFault::BareCr),
+            [b'\n', ..] => return Err(HeadFault::BareLf),
+            [..] => return Err(HeadFault::BadMethod),
+        }
+    }
+}
+
+/// Whether nothing has come but empty lines: some clients send one behind a body, and it belongs to
+/// no request.
+#[must_use]
+pub fn is_empty_lines(bytes: &[u8]) -> bool {
+    bytes.len() <= 2 * EMPTY_LINES_MAX && bytes.chunks(2).all(|line| line == b"\r\n")
 }
 
 /// Reads `method SP target SP version CR` between `start` and `end`, where the LF stands.
@@ -618,7 +632,10 @@ mod tests {
         // One char per byte, so that offsets stay.
         let text: String = wire.iter().map(|&byte| char::from(byte)).collect();
         let bytes_of = |text: &str| text.chars().map(|c| c as u8).collect::<Vec<u8>>();
-        let body = text.strip_prefix("\r\n").unwrap_or(&text);
+        let mut body = text.as_str();
+        for _ in 0..EMPTY_LINES_MAX {
+            body = body.strip_prefix("\r\n").unwrap_or(body);
+        }
         let (head, _) = body.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
         let parts: Vec<&str> = lines.next()?.split(' ').collect();
@@ -817,6 +834,10 @@ mod tests {
         check("\r", Ok(Parse::More));
         check("\r\n", Ok(Parse::More));
         check("\r\n\u{16}", Err(HeadFault::BadMethod));
+        let many = |lines: usize| format!("{}GET / HTTP/1.0\r\n\r\n", "\r\n".repeat(lines));
+        check(&many(EMPTY_LINES_MAX), Ok(Parse::Done));
+        check(&many(EMPTY_LINES_MAX + 1), Err(HeadFault::BadStartLine));
+        check(&"\r\n".repeat(EMPTY_LINES_MAX), Ok(Parse::More));
     }
 
     #[test]

@@ -19,8 +19,8 @@ use super::scan::{Model, NAME_BYTES_MAX};
 
 /// The longest boundary. Source: RFC 2046 §5.1.1.
 pub const BOUNDARY_BYTES_MAX: usize = 70;
-/// The longest header line of a part that is read; a longer one is refused.
-pub const LINE_BYTES_MAX: usize = 1024;
+/// The longest head of a part that is read, line ends not counted; a longer one is refused.
+pub const HEAD_BYTES_MAX: usize = 8 << 10;
 /// CR LF and two dashes before the boundary.
 const DELIMITER_BYTES_MAX: usize = BOUNDARY_BYTES_MAX + 4;
 
@@ -41,8 +41,8 @@ pub enum MultipartFault {
         /// Offset in the body.
         at: u64,
     },
-    /// A part's header line is longer than [`LINE_BYTES_MAX`].
-    LineTooLong,
+    /// A part's head is longer than [`HEAD_BYTES_MAX`].
+    HeadTooLong,
     /// Two parts are called `model`.
     ModelTwice,
     /// The part `model` is a file, or no UTF-8.
@@ -62,8 +62,8 @@ impl fmt::Display for MultipartFault {
             MultipartFault::BadHeader { at } => {
                 write!(f, "Invalid form data: broken part header at byte {at}")
             }
-            MultipartFault::LineTooLong => {
-                write!(f, "Invalid form data: part header longer than {LINE_BYTES_MAX} bytes")
+            MultipartFault::HeadTooLong => {
+                write!(f, "Invalid form data: part head longer than {HEAD_BYTES_MAX} bytes")
             }
             MultipartFault::ModelTwice => f.write_str("Invalid 'model': given twice"),
             MultipartFault::NotText => f.write_str("Invalid 'model': not a text field"),
@@ -108,7 +108,7 @@ impl Boundary {
 /// Finds the field `model` of a form fed in pieces.
 ///
 /// Shape: `push` each piece of the body in order, then `finish`; `model` may be asked at
-/// any time. The span of its value has no quotes. About 1.5 KiB, no heap.
+/// any time. The span of its value has no quotes. About 9 KiB, no heap.
 #[derive(Clone, Debug)]
 pub struct MultipartScan {
     state: State,
@@ -120,8 +120,10 @@ pub struct MultipartScan {
     /// How many of those were never in the input: the line end that the body's first
     /// delimiter does without. `assumed <= matched`.
     assumed: usize,
-    line: [u8; LINE_BYTES_MAX],
+    line: [u8; HEAD_BYTES_MAX],
     line_len: usize,
+    /// Bytes of the head's lines before this one.
+    head_len: usize,
     part: Part,
     name: [u8; NAME_BYTES_MAX],
     name_len: usize,
@@ -179,8 +181,9 @@ impl MultipartScan {
             delimiter_len: 4 + boundary.len(),
             matched: 2,
             assumed: 2,
-            line: [0; LINE_BYTES_MAX],
+            line: [0; HEAD_BYTES_MAX],
             line_len: 0,
+            head_len: 0,
             part: Part::Other,
             name: [0; NAME_BYTES_MAX],
             name_len: 0,
@@ -358,7 +361,8 @@ impl MultipartScan {
             (Some(b' ' | b'\t'), 0, false) => State::Tail { dashes, after_cr },
             (Some(b'\r'), 0, false) => State::Tail { dashes, after_cr: true },
             (Some(b'\n'), 0, true) => {
-                (self.line_len, self.disposed, self.coding) = (0, false, Coding::None);
+                (self.line_len, self.head_len) = (0, 0);
+                (self.disposed, self.coding) = (false, Coding::None);
                 State::Headers { after_cr: false }
             }
             _ => return Err(MultipartFault::BadDelimiter { at: self.seen + at as u64 }),
@@ -382,14 +386,18 @@ impl MultipartScan {
                 (b'\n', true) => {
                     after_cr = false;
                     self.header(at)?;
+                    self.head_len += self.line_len;
                     self.line_len = 0;
                 }
                 (b'\n', false) | (_, true) | (0, _) => {
                     return Err(MultipartFault::BadHeader { at: self.seen + at as u64 });
                 }
                 (_, false) => {
-                    let place = self.line.get_mut(self.line_len);
-                    *place.ok_or(MultipartFault::LineTooLong)? = byte;
+                    // The lines before leave so much less room for this one.
+                    let room = HEAD_BYTES_MAX.saturating_sub(self.head_len);
+                    let place =
+                        self.line.get_mut(..room).and_then(|line| line.get_mut(self.line_len));
+                    *place.ok_or(MultipartFault::HeadTooLong)? = byte;
                     self.line_len += 1;
                 }
             }
@@ -777,7 +785,7 @@ mod tests {
     }
 
     #[test]
-    fn name_bytes_max_and_line_bytes_max_are_the_last_that_fit() {
+    fn name_bytes_max_and_head_bytes_max_are_the_last_that_fit() {
         check(&[field("model", &"x".repeat(NAME_BYTES_MAX))], Some(&"x".repeat(NAME_BYTES_MAX)));
         refuses(
             form(&[field("model", &"x".repeat(NAME_BYTES_MAX + 1))]),
@@ -785,8 +793,17 @@ mod tests {
         );
         refuses(form(&[field("model", &"\r\n--b-".repeat(50))]), MultipartFault::NameTooLong);
         let line = |len: usize| form(&[part(&format!("X: {}", "y".repeat(len - 3)), "")]);
-        assert_eq!(scan(line(LINE_BYTES_MAX).as_bytes()), Ok(None));
-        refuses(line(LINE_BYTES_MAX + 1), MultipartFault::LineTooLong);
+        assert_eq!(scan(line(HEAD_BYTES_MAX).as_bytes()), Ok(None));
+        refuses(line(HEAD_BYTES_MAX + 1), MultipartFault::HeadTooLong);
+        // Many lines are one head, and each part has its own.
+        let lines = |len: usize| {
+            part(&format!("X: {}\r\nY: {}", "y".repeat(497), "y".repeat(len - 503)), "")
+        };
+        assert_eq!(
+            scan(form(&[lines(HEAD_BYTES_MAX), lines(HEAD_BYTES_MAX)]).as_bytes()),
+            Ok(None)
+        );
+        refuses(form(&[lines(HEAD_BYTES_MAX + 1)]), MultipartFault::HeadTooLong);
     }
 
     #[test]

@@ -136,7 +136,8 @@ impl Attempt<'_> {
         let (links, pool) = (&self.core.links, endpoint.pool);
         let listed = self.upstream.reuse != Reuse::Never;
         timer.arm(stream.handle(), Shut::Both, self.timeouts.connect);
-        let seat = links.begin(pool, stream, self.core.ticker.timer(), listed).await;
+        let seat =
+            links.begin(pool, stream, self.core.ticker.timer(), listed, &self.plan.head).await;
         let late = timer.expired();
         timer.disarm();
         let missed = if late { Missed::Late } else { Missed::Unreachable };

@@ -163,7 +163,7 @@ pub fn admit(
     };
     let upgrade = connection.upgrade
         && head.method == Method::Get
-        && framing == Framing::None
+        && matches!(framing, Framing::None | Framing::Length(0))
         && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
     let rights = key.and_then(|key| plan.keys.key(key)).map(|key| &key.models);
     let limit = key.and_then(|key| plan.limits.get(key.0 as usize));

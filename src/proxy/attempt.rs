@@ -272,6 +272,7 @@ impl Attempt<'_> {
         };
         let download = Download {
             core,
+            head: &self.plan.head,
             client: &client,
             caller: self.request.caller,
             method: self.request.head.method,

@@ -13,7 +13,7 @@ use super::core::Core;
 use super::judge::Judge;
 use super::plan::UpstreamTimeouts;
 use super::reply::Caller;
-use super::respond::{self, Delivery};
+use super::respond::{self, Delivery, Trailers};
 use super::settle::Settle;
 use super::tap::Tap;
 use super::upload::SPLICE_BYTES_MIN;
@@ -37,14 +37,12 @@ use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
 use crate::upstream::pool::TIMEOUT_MARGIN;
 
-/// Bounds of a response head: wider than a request's, since the upstream is the operator's own.
-const RESPONSE_HEAD: HeadLimits =
-    HeadLimits { head_bytes_max: 256 * 1024, fields_max: 256, target_bytes_max: 0 };
-
 /// What a download needs.
 pub struct Download<'a> {
     /// This core.
     pub core: &'a Core,
+    /// Bounds of a response head.
+    pub head: &'a HeadLimits,
     /// The client.
     pub client: &'a Stream,
     /// Who is asking.
@@ -128,7 +126,8 @@ impl Download<'_> {
         let elapsed_us = settle.elapsed_us();
         settle.outcome.first_byte_us = Some(elapsed_us);
         settle.outcome.status = response.status;
-        let rest_s = response.value(Name::RetryAfter, &buffer).and_then(retry_after);
+        let rest_s = response.value(Name::RetryAfter, &buffer);
+        let rest_s = rest_s.and_then(|value| retry_after(value, settle.begun_unix_ms() / 1000));
         self.judge.answered(response.status, rest_s, settle.begun_us() + elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
@@ -177,7 +176,7 @@ impl Download<'_> {
                 return Err(self.no_answer(kind, answered, buffer));
             }
             loop {
-                match parse_response(&buffer, &mut searched, &RESPONSE_HEAD, response) {
+                match parse_response(&buffer, &mut searched, self.head, response) {
                     Err(_) => return Err(self.no_answer(Kind::UpstreamBadHttp, true, buffer)),
                     Ok(Parse::More) => break,
                     Ok(Parse::Done) if response.status >= 200 || response.status == 101 => {
@@ -285,17 +284,26 @@ impl Download<'_> {
             && delivery != Delivery::UntilClose
             && self.progress.body_received.get()
             && !self.core.draining.get();
-        let mut reader = BodyReader::new(framing);
+        let mut reader = BodyReader::of_answer(framing);
         let head_bytes = response.len as usize;
         let here = (buffer.len() - head_bytes) as u64;
         let whole = matches!(framing, Framing::Length(length) if length <= here);
         let mut tap = Tap::of(&self.core.taps, response, &buffer, whole, self.is_metered);
         let streamed = tap.is_sse();
+        // An event of ours would be no part of a coded body.
+        let coding = response.value(Name::ContentEncoding, &buffer);
+        let tells =
+            streamed && coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"));
         settle.outcome.streamed = streamed;
         let mut out = self.core.buffers.take(buffer.len() + 512);
         respond::head(&mut out, response, &buffer, framing, delivery, self.caller, keep);
         let (taken, mut done, bad) =
             respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
+        let mut trailers = Trailers::default();
+        if reader.in_trailers() && delivery == Delivery::AsIs {
+            let from = out.len() - taken;
+            trailers.hold_back(&reader, &mut out, from);
+        }
         let mut fault = bad.map(|_| Kind::UpstreamCut);
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
@@ -350,8 +358,14 @@ impl Download<'_> {
                 let (taken, whole, bad) = respond::check(&mut reader, &buffer, &mut tap);
                 (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
                 extra = done && taken < buffer.len();
+                let mut passes = taken;
+                if reader.in_trailers() {
+                    buffer.truncate(taken);
+                    trailers.hold_back(&reader, &mut buffer, 0);
+                    passes = buffer.len();
+                }
                 note_token(&tap, settle);
-                let part = Part::range(buffer, 0, taken);
+                let part = Part::range(buffer, 0, passes);
                 (result, buffer) = match streamed {
                     true => self.send_at_once(part).await,
                     false => self.send_body(part).await,
@@ -368,7 +382,7 @@ impl Download<'_> {
         }
         self.up_timer.disarm();
         if let (Some(kind), Ok(())) = (fault, result) {
-            self.tell_cut(kind, &reader, delivery, framing, streamed, &mut out).await;
+            self.tell_cut(kind, &reader, delivery, framing, tells, &mut out).await;
         }
         self.core.buffers.give_back(out);
         let body = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
@@ -500,7 +514,7 @@ impl Download<'_> {
         reader: &BodyReader,
         delivery: Delivery,
         framing: Framing,
-        streamed: bool,
+        tells: bool,
         out: &mut Vec<u8>,
     ) {
         let between_chunks = match delivery {
@@ -508,7 +522,7 @@ impl Download<'_> {
             Delivery::AsIs => framing == Framing::Chunked && reader.chunk_data_left() == Some(0),
             Delivery::Nothing | Delivery::UntilClose => false,
         };
-        if !streamed || !between_chunks {
+        if !tells || !between_chunks {
             return;
         }
         let row = kind.row();

@@ -33,7 +33,7 @@ use crate::http::head::{RequestHead, Version};
 use crate::http::method::Method;
 use crate::http::path::PathFault;
 use crate::http1::framing::{Framing, request_framing};
-use crate::http1::parse::{HeadFault, Parse, parse_request};
+use crate::http1::parse::{HeadFault, Parse, is_empty_lines, parse_request};
 use crate::llm::reply::Dialect;
 use crate::net::frame::Frame;
 use crate::net::rt::Part;
@@ -63,14 +63,18 @@ async fn live(
 
     if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch).await {
         return match end {
-            Some(refusal) => {
+            Unread::Refused(refusal) => {
                 let mut settle = Settle::begin(core);
                 settle.fault(refusal.kind);
                 settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
                 let caller = nobody(core, settle.begun_unix_ms());
                 reply::refuse(core, down, &caller, &refusal, false).await
             }
-            None => Next::Close,
+            Unread::Gone => Next::Close,
+            Unread::Nothing => {
+                down.recv.clear();
+                Next::KeepAlive
+            }
         };
     }
     let path = scratch.request.normalise_path(&mut down.recv);
@@ -110,16 +114,24 @@ async fn live(
     }
 }
 
+/// Why no head has been read.
+enum Unread {
+    /// Tell the client.
+    Refused(Refusal),
+    /// There is nobody to tell.
+    Gone,
+    /// The client sent an empty line behind its last request and has begun no other: it idles.
+    Nothing,
+}
+
 /// Reads until the head is complete.
-///
-/// Errors: `None` when there is nobody to answer.
 async fn read_head(
     core: &Core,
     plan: &Plan,
     listener: &ListenerPlan,
     down: &mut Downstream,
     scratch: &mut Scratch,
-) -> Result<(), Option<Refusal>> {
+) -> Result<(), Unread> {
     let mut armed = false;
     let mut searched = 0;
     if down.bulky && down.recv.is_empty() {
@@ -136,8 +148,13 @@ async fn read_head(
                     down.timer.disarm();
                     return Ok(());
                 }
+                Ok(Parse::More) if down.served > 0 && is_empty_lines(&down.recv) => {
+                    return Err(Unread::Nothing);
+                }
                 Ok(Parse::More) => {}
-                Err(fault) => return Err(Some(head_refusal(fault, down.recv.len(), plan))),
+                Err(fault) => {
+                    return Err(Unread::Refused(head_refusal(fault, down.recv.len(), plan)));
+                }
             }
         }
         if down.recv.capacity() - down.recv.len() < SMALL_BYTES / 4 {
@@ -154,10 +171,10 @@ async fn read_head(
         down.watch.received();
         match result {
             Ok(n) if n > 0 => {}
-            _ if down.timer.expired() && !down.recv.is_empty() => {
-                return Err(Some(Kind::HeadTimeout.into()));
+            _ if down.timer.expired() && !is_empty_lines(&down.recv) => {
+                return Err(Unread::Refused(Kind::HeadTimeout.into()));
             }
-            _ => return Err(None),
+            _ => return Err(Unread::Gone),
         }
     }
 }

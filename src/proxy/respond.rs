@@ -7,7 +7,7 @@
 use super::reply::{Caller, connection_field};
 use crate::http::head::{ResponseHead, Version};
 use crate::http::name::Name;
-use crate::http1::body::{BodyFault, BodyReader};
+use crate::http1::body::{BodyFault, BodyReader, is_forbidden};
 use crate::http1::encode;
 use crate::http1::framing::Framing;
 use crate::proxy::tap::Tap;
@@ -70,6 +70,38 @@ pub fn head(
     caller.standing.write(out);
     connection_field(out, caller.version, keep);
     encode::end_of_head(out);
+}
+
+/// Trailers of an answer, held back until they are whole: what a client could merge into the head is
+/// dropped (RFC 9110 §6.5.1). They end the body, so nobody waits for anything else.
+#[derive(Default)]
+pub struct Trailers {
+    lines: Vec<u8>,
+}
+
+impl Trailers {
+    /// Takes what belongs to trailers out of the end of `out`, where the bytes of this body stand
+    /// from `from` on; puts back those that may pass when they are whole.
+    ///
+    /// Shape: `reader` has just read these bytes.
+    #[cold]
+    pub fn hold_back(&mut self, reader: &BodyReader, out: &mut Vec<u8>, from: usize) {
+        // All lines so far less those that are held already; behind them is the blank line.
+        let (lines, blank) = reader.trailer_end();
+        let end = out.len().saturating_sub(blank).max(from);
+        let start = end.saturating_sub(lines.saturating_sub(self.lines.len())).max(from);
+        self.lines.extend_from_slice(&out[start..end]);
+        out.truncate(start);
+        if reader.is_done() {
+            for line in self.lines.split_inclusive(|&byte| byte == b'\n') {
+                let name = memchr::memchr(b':', line).map_or(line, |colon| &line[..colon]);
+                if !is_forbidden(Name::of(name)) {
+                    out.extend_from_slice(line);
+                }
+            }
+            out.extend_from_slice(b"\r\n");
+        }
+    }
 }
 
 /// Checks wire bytes against their framing and shows the data to the tap.

@@ -24,7 +24,7 @@ use h2::{Reason, RecvStream};
 use http::Response;
 
 use super::conn::UpConn;
-use super::links::{HEAD_BYTES_MAX, Links, Seat};
+use super::links::{Links, Seat};
 use super::roster::PoolId;
 use crate::base::buf::SMALL_BYTES;
 use crate::http::head::RequestHead;
@@ -46,10 +46,10 @@ use crate::net::sys::Shut;
 const PIPE_BYTES: usize = 64 * 1024;
 /// Bounds of the head that the exchange writes: larger than any it lets through.
 const REQUEST_HEAD: HeadLimits =
-    HeadLimits { head_bytes_max: 1 << 20, fields_max: 1024, target_bytes_max: 512 * 1024 };
-/// Bounds of the answer's head, as in HTTP/1.1.
+    HeadLimits { head_bytes_max: 64 << 20, fields_max: 1 << 14, target_bytes_max: 32 << 20 };
+/// Bounds of the answer's head: the exchange and the link have their own.
 const ANSWER_HEAD: HeadLimits =
-    HeadLimits { head_bytes_max: HEAD_BYTES_MAX, fields_max: 256, target_bytes_max: 0 };
+    HeadLimits { head_bytes_max: 16 << 20, fields_max: 10_000, target_bytes_max: 0 };
 /// For the end of a stream whose bytes have all come: a reset would look like an abort.
 const LAST_FRAME: Duration = Duration::from_secs(1);
 /// What the exchange reads as bad HTTP: a translation of the answer would be a lie.

@@ -24,6 +24,7 @@ use http::uri::Scheme;
 use super::connect::Missed;
 use super::pulse::Pulse;
 use super::roster::PoolId;
+use crate::http1::parse::HeadLimits;
 use crate::http2::flood::{FloodLimits, FrameCounter};
 use crate::net::caught::caught;
 use crate::net::frame::Frame;
@@ -43,8 +44,8 @@ const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const LINK_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * SEATS_MAX as u32;
 /// What a stream may have waiting to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// Largest head that a server may send: as wide as in HTTP/1.1.
-pub(super) const HEAD_BYTES_MAX: usize = 256 << 10;
+/// What a field of a head counts beside its bytes (RFC 9113 §6.5.2).
+const FIELD_EXTRA_BYTES: usize = 32;
 /// Streams that we have cancelled and whose last frames are still on their way.
 const CANCELLED_MAX: usize = 1024;
 /// For a server that does not read.
@@ -149,6 +150,7 @@ impl Links {
         stream: Stream,
         timer: Timer,
         listed: bool,
+        head: &HeadLimits,
     ) -> Result<Seat, h2::Error> {
         let scheme = match stream {
             Stream::Tls(_) => Scheme::HTTPS,
@@ -157,7 +159,7 @@ impl Links {
         let frames = FrameCounter::upstream(FloodLimits::default(), Instant::now());
         let io = H2Io::new(stream, Vec::new(), frames, timer, WRITE_IDLE);
         let flooded = io.flooded();
-        let (requests, mut connection) = settings().handshake::<_, Chunk>(io).await?;
+        let (requests, mut connection) = settings(head).handshake::<_, Chunk>(io).await?;
         // How many streams it takes is known when its SETTINGS have come, and not before.
         poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             _ if requests.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
@@ -251,14 +253,15 @@ impl Links {
     }
 }
 
-fn settings() -> Builder {
+fn settings(head: &HeadLimits) -> Builder {
+    let head_bytes = head.head_bytes_max + head.fields_max * FIELD_EXTRA_BYTES;
     let mut settings = Builder::new();
     settings
         .enable_push(false)
         .initial_max_send_streams(0)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(LINK_WINDOW_BYTES)
-        .max_header_list_size(HEAD_BYTES_MAX as u32)
+        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_concurrent_reset_streams(CANCELLED_MAX)
         // Counted over the life of a connection, and clients that leave make some of them.

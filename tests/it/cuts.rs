@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use super::house::{LIMIT, Setup, house, mock};
+use super::scripted::Scripted;
 use super::wire::{chat, get, noise};
 
 #[test]
@@ -173,5 +174,28 @@ fn a_slow_reader_is_no_silent_server() {
         // Longer than the server may be silent, and the buffers in between are full.
         std::thread::sleep(Duration::from_secs(1));
         assert_eq!(client.answer().body.len(), 50_000_000, "{how}");
+    }
+}
+
+/// An event of ours would be no part of what the client has to decode.
+#[test]
+fn an_error_event_is_never_put_into_a_coded_body() {
+    for (coding, told) in [("", true), ("identity", true), ("gzip", false), ("br", false)] {
+        let server = Scripted::start(move |conn| {
+            conn.head();
+            let coding = match coding {
+                "" => String::new(),
+                coding => format!("Content-Encoding: {coding}\r\n"),
+            };
+            conn.say(format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{coding}\
+                 Transfer-Encoding: chunked\r\n\r\n5\r\nbytes\r\n"
+            ));
+        });
+        let proxy = Setup::default().start_on(&[server.url()]);
+        let broken = proxy.client().send(chat("", true)).try_answer().expect_err("cut");
+        let body = String::from_utf8_lossy(&broken.body).into_owned();
+        assert_eq!(body.contains("\"error\""), told, "{coding}: {body}");
+        assert!(told || body == "bytes", "{coding}: {body}");
     }
 }

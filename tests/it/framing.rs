@@ -1,6 +1,7 @@
 //! RFC 9112 §6.3 and §11.2: what two servers could read in two ways is refused, on both sides.
 
 use super::house::{Setup, house, mock};
+use super::scripted::Scripted;
 use super::wire::{chat, get};
 
 /// Heads and bodies of which the next message cannot be found for certain.
@@ -100,6 +101,7 @@ fn accepts_what_is_strange_and_clear() {
         "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n2;x=y\r\nab\r\n0\r\nt: v\r\n\r\n",
         "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0002\r\nab\r\n000\r\n\r\n",
         "\r\nPOST /echo HTTP/1.1\r\nhOST:a\r\ncontent-length:2\r\n\r\nab",
+        "\r\n\r\n\r\nPOST /echo HTTP/1.1\r\nhOST:a\r\ncontent-length:2\r\n\r\nab",
         "POST http://a/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab",
     ] {
         let mut client = proxy.client();
@@ -146,7 +148,7 @@ fn does_not_use_a_connection_again_that_spoke_badly() {
 fn takes_a_response_head_that_is_larger_than_a_buffer() {
     let (_mock, proxy) = house();
     let mut client = proxy.client();
-    for bytes in [3_000, 20_000, 120_000] {
+    for bytes in [3_000, 20_000, 60_000] {
         let answer = client.send(chat(&format!("x-mock: head_bytes={bytes}\r\n"), false)).answer();
         assert_eq!(answer.status, 200);
         assert!(answer.head.len() >= bytes, "{} of {bytes}", answer.head.len());
@@ -210,4 +212,59 @@ fn never_reads_the_body_of_a_refused_request_as_the_next_one() {
         }
     }
     assert_eq!(mock.stats().requests_total, 0);
+}
+
+/// RFC 9110 §6.5.1: what a client could merge into the head is left out, and the answer is whole.
+#[test]
+fn a_trailer_that_is_not_allowed_is_dropped_and_no_cut() {
+    const LINES: &str = "Content-Length: 5\r\nX-A: 1\r\nTransfer-Encoding: gzip\r\nx-b: 2\r\n\
+        Authorization: k\r\nTrailer: x\r\n";
+    for (bytewise, sse) in [(false, false), (true, false), (false, true), (true, true)] {
+        let server = Scripted::start(move |conn| {
+            while conn.head().is_some() {
+                let kind = if sse { "Content-Type: text/event-stream\r\n" } else { "" };
+                let head = format!("HTTP/1.1 200 OK\r\n{kind}Transfer-Encoding: chunked\r\n\r\n");
+                let body = format!("2\r\nok\r\n0\r\n{LINES}\r\n");
+                if !bytewise {
+                    conn.say(head + &body);
+                    continue;
+                }
+                conn.say(head);
+                for byte in body.bytes() {
+                    conn.say([byte]);
+                    std::thread::sleep(std::time::Duration::from_micros(200));
+                }
+            }
+        });
+        let proxy = Setup::default().start_on(&[server.url()]);
+        let mut client = proxy.client();
+        for _ in 0..3 {
+            let answer = client.send(get("/echo", "")).answer();
+            assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+            assert_eq!(answer.trailers, "X-A: 1\r\nx-b: 2\r\n", "{bytewise} {sse}");
+        }
+        assert_eq!(server.accepted(), 1, "it can be used again");
+    }
+}
+
+/// RFC 9110 §8.6.
+#[test]
+fn what_has_no_body_has_no_length_either() {
+    let server = Scripted::start(|conn| {
+        while conn.head().is_some() {
+            conn.say("HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nLink: </a>\r\n\r\n");
+            conn.say("HTTP/1.1 204 No Content\r\nContent-Length: 0\r\nX: y\r\n\r\n");
+        }
+    });
+    let proxy = Setup::default().start_on(&[server.url()]);
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        client.send(get("/echo", ""));
+        for (status, kept) in [(103, "link"), (204, "x")] {
+            let head = String::from_utf8(client.through(b"\r\n\r\n").unwrap()).unwrap();
+            let head = head.to_lowercase();
+            assert!(head.starts_with(&format!("http/1.1 {status}")), "{head}");
+            assert!(!head.contains("content-length") && head.contains(&format!("\r\n{kept}:")));
+        }
+    }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::h2_client::H2Client;
 use super::house::{Setup, mock};
+use super::scripted::Scripted;
 use super::wire::{chat, get, post, post_chunked};
 
 const SMALL: &str = "[limits]\nhead = \"2KiB\"\nfields = 16\ntarget = \"200B\"\nbody = \"4KiB\"\nbody_held = \"1KiB\"\n";
@@ -366,4 +367,50 @@ fn a_body_slower_than_body_rate_min_is_408() {
     assert!(took >= Duration::from_secs(9) && took < Duration::from_secs(16), "{took:?}");
     fine.send(" ".repeat(1_300_000 - sent));
     assert_eq!(fine.answer().status, 200);
+}
+
+/// The manual says it of both: a request beyond is 431, a response beyond 502.
+#[test]
+fn answers_have_the_bounds_of_requests() {
+    let mock = mock();
+    for (rest, bytes) in [("", 64 << 10), ("[limits]\nhead = \"300KiB\"\n", 300 << 10)] {
+        let proxy = Setup { rest, ..Setup::default() }.start(&[&mock]);
+        let mut client = proxy.client();
+        let mut status = |bytes: usize| {
+            client.send(get("/echo", &format!("x-mock: head_bytes={bytes}\r\n"))).answer().status
+        };
+        assert_eq!(status(bytes - 100), 200);
+        assert_eq!(status(bytes + 100), 502);
+    }
+    let server = Scripted::start(|conn| {
+        while let Some(head) = conn.head() {
+            let fields = head.split("n=").nth(1).unwrap().split(' ').next().unwrap();
+            let fields = "a: b\r\n".repeat(fields.parse::<usize>().unwrap() - 1);
+            conn.say(format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{fields}\r\n"));
+        }
+    });
+    for (rest, fields) in [("", 128), ("[limits]\nfields = 400\n", 400)] {
+        let proxy = Setup { rest, ..Setup::default() }.start_on(&[server.url()]);
+        let mut client = proxy.client();
+        assert_eq!(client.send(get(&format!("/echo?n={fields}"), "")).answer().status, 200);
+        assert_eq!(client.send(get(&format!("/echo?n={}", fields + 1), "")).answer().status, 502);
+    }
+}
+
+#[test]
+fn an_empty_line_behind_a_body_begins_no_request() {
+    let mock = mock();
+    let proxy = Setup { listener: QUICK, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    let mut request = super::wire::post("/echo", "", "ab");
+    request.extend_from_slice(b"\r\n");
+    for _ in 0..2 {
+        assert_eq!(client.send(&request).answer().text(), "ab");
+        // Longer than a head may take.
+        std::thread::sleep(Duration::from_millis(600));
+    }
+    // A connection that never says more is closed without a word.
+    let mut client = proxy.client();
+    client.send("\r\n");
+    client.expect_end();
 }

@@ -107,6 +107,15 @@ fn an_upgrade_with_a_body_is_no_tunnel() {
     assert_eq!(mock.seen()[0].field("upgrade"), None);
 }
 
+#[test]
+fn an_upgrade_that_says_its_body_is_empty_is_a_tunnel() {
+    let (_mock, proxy) = house();
+    let mut client = proxy.client();
+    let head = UPGRADE.replace("Upgrade: websocket", "Upgrade: websocket\r\nContent-Length: 0");
+    assert_eq!(client.send(format!("{head}\r\nearly")).answer().status, 101);
+    expect(&mut client, b"early");
+}
+
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
     Upgrade: websocket\r\n\r\n";
 
