@@ -171,6 +171,8 @@ pub enum Kind {
     QueueTimeout,
     /// The connection limit of the process is reached.
     ConnectionsReached,
+    /// Descriptors, memory or ports ran out here: it says nothing of the upstream.
+    Shortage,
     /// The process drains, and its time is over.
     Draining,
     /// Our own mistake.
@@ -473,7 +475,7 @@ const fn no_room(kind: Kind, message: &'static str, log: &'static str) -> Row {
 
 /// THE table. One row a kind, in the order of `Kind`.
 #[rustfmt::skip]
-const ROWS: [Row; 51] = [
+const ROWS: [Row; 52] = [
     broken(Kind::HeadMalformed, 400, "Malformed request head.", "malformed head"),
     broken(Kind::TargetTooLong, 414, "Request target is too long.", "target too long"),
     broken(Kind::HeadTooLarge, 431, "Request head is too large.", "head too large"),
@@ -546,6 +548,7 @@ const ROWS: [Row; 51] = [
     no_room(Kind::QueueTimeout, "All upstreams stayed busy. Try again later.", "queue timeout"),
     Row { connection: Connection::Close,
         ..no_room(Kind::ConnectionsReached, "Too many connections. Try again later.", "connection limit") },
+    no_room(Kind::Shortage, "The proxy is out of connections. Try again later.", "out of descriptors, memory or ports"),
     Row { connection: Connection::Close, level: Level::Info, finish: Finish::Drained,
         ..no_room(Kind::Draining, "The server is shutting down. Try again.", "drained") },
     Row { side: Side::Proxy, connection: Connection::Close, blame: Blame::Proxy, level: Level::Error, finish: Finish::Internal,

@@ -16,12 +16,28 @@ impl Config {
     /// that report it. Configured and declared names win. Names of upstreams that do not
     /// discover are left out. With `discovery.prefix` a name is `upstream:model`.
     pub fn with_discovered(&self, found: &[(UpstreamId, Vec<String>)]) -> Config {
+        self.with_discovered_and_away(found, &[])
+    }
+
+    /// As `with_discovered`, and with the names that only upstreams in `away` reported: they lead
+    /// to those, who serve nobody until they are back.
+    pub fn with_discovered_and_away(
+        &self,
+        found: &[(UpstreamId, Vec<String>)],
+        away: &[(UpstreamId, Vec<String>)],
+    ) -> Config {
         let mut config = self.clone();
         config.models.retain(|m| m.origin != ModelOrigin::Discovered);
         // In the order in which they were first reported.
         let mut reported: Vec<(String, Option<String>, Vec<UpstreamId>)> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
-        for (id, names) in found {
+        // Names before this one are those of living upstreams.
+        let mut living = usize::MAX;
+        let all = found.iter().map(|one| (one, false)).chain(away.iter().map(|one| (one, true)));
+        for ((id, names), is_away) in all {
+            if is_away {
+                living = living.min(reported.len());
+            }
             let Some(upstream) = self.upstreams.get(usize::from(id.0)) else { continue };
             if upstream.models != ModelsFrom::Discover {
                 continue;
@@ -35,6 +51,9 @@ impl Config {
                     reported.push((name.clone(), sent, Vec::new()));
                     reported.len() - 1
                 });
+                if is_away && at < living {
+                    continue;
+                }
                 // One upstream's names come together: it is the last, if it is here at all.
                 let members = &mut reported[at].2;
                 if members.last() != Some(id) {

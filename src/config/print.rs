@@ -47,6 +47,7 @@ pub(crate) fn print(config: &Config) -> String {
     out.time("ttl", config.discovery.ttl);
     out.raw("ttl_multiplier", format!("{:?}", config.discovery.ttl_multiplier));
     out.raw("prefix", config.discovery.prefix);
+    out.time("grace", config.discovery.grace);
     if let Some(admin) = &config.admin {
         print_admin(&mut out, admin);
     }

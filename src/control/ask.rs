@@ -1,35 +1,43 @@
 //! Asking a server for its models (SPEC §11).
 //!
-//! `GET /v1/models`, of Ollama `GET /api/tags`, at the start and then every interval of
-//! `[discovery]`; also at once when a core could not connect, when a probe finds the server up
-//! again, and when its address changes. While a question is open the last list holds. Of one
-//! that is dead, or late `LATE_MAX` times in a row, the list is gone; it is asked again soon.
+//! `GET /v1/models`, of Ollama `GET /api/tags`, of Gemini `GET /v1beta/models`, page by page where the
+//! server writes pages; at the start and then every interval of `[discovery]`; also at once when a
+//! core could not connect, when a probe finds the server up again, and when its address changes.
+//!
+//! Not heard of is not the same as not there. While a question is open the last list holds, however
+//! long that takes: a busy server may well serve, only others are preferred after `LATE_AFTER`. Of
+//! one that is dead the names stay known for `discovery.grace`, and nobody is sent there (`fleet`).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::fetch::{Question, Silence, Task, fetch};
 use super::fleet::Event;
 use super::watched::Watched;
-use crate::config::{ModelsFrom, Protocol, Upstream};
+use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
 
 /// How long a server may take to list its models.
-pub const ASK_TIMEOUT: Duration = Duration::from_secs(3);
-/// Lists that may come too late, one after the other, before the server counts as dead.
-const LATE_MAX: u32 = 3;
+pub const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// After so long without a list others are preferred.
+pub const LATE_AFTER: Duration = Duration::from_secs(9);
+/// Pages of a list that are read.
+const PAGES_MAX: usize = 32;
 /// Pause after a question without a list; also the least between any two.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 /// Most of that pause, which doubles.
 const AGAIN_MAX: Duration = Duration::from_secs(5);
+/// Most of it where nobody is there: such a question costs nobody anything.
+const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
 
 /// What came of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
     /// Its models.
     Models(Vec<String>),
-    /// It lives and has no list for us now: what was known still holds.
+    /// It lives and has no list for us now, or could not be asked: what was known still holds.
     NoList(String),
     /// Nobody is there.
     Dead(String),
@@ -49,8 +57,12 @@ pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<
                     again = AGAIN_MIN;
                     interval
                 }
-                Listed::NoList(_) | Listed::Dead(_) => {
+                Listed::NoList(_) => {
                     again = (again * 2).min(AGAIN_MAX);
+                    again.min(interval)
+                }
+                Listed::Dead(_) => {
+                    again = (again * 2).min(AGAIN_DEAD_MAX);
                     again.min(interval)
                 }
             };
@@ -64,60 +76,209 @@ pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<
 impl Watched {
     /// Asks once, now, and tells the fleet.
     pub(super) async fn ask(&self) -> Listed {
-        let answer = self.listed().await;
-        let late = match &answer {
-            Err(Silence::Late(_)) => self.facts().late + 1,
-            _ => 0,
+        let mut asking = pin!(self.listed());
+        let answer = match timeout(LATE_AFTER, asking.as_mut()).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.state.set_late(true);
+                self.facts().checked.unreachable = true;
+                self.tell(Listed::NoList(format!("no list within {LATE_AFTER:?}"))).await;
+                asking.await
+            }
         };
-        self.facts().late = late;
         let listed = match answer {
-            Ok(Ok(models)) => Listed::Models(models),
-            Ok(Err(why)) => Listed::NoList(why),
-            Err(Silence::Late(why)) if late < LATE_MAX => Listed::NoList(why),
-            Err(Silence::Late(why) | Silence::Dead(why)) => Listed::Dead(why),
+            Ok(models) => {
+                self.state.set_unheard(false);
+                Listed::Models(models)
+            }
+            Err(NoList::Said(why)) => Listed::NoList(why),
+            Err(NoList::Silent(Silence::Dead(why))) => Listed::Dead(why),
+            Err(NoList::Silent(Silence::Late(why))) => return self.tell(Listed::NoList(why)).await,
+            // Not asked at all: nothing changes, not even what the operator reads.
+            Err(NoList::Silent(Silence::Ours(why))) => {
+                let listed = Listed::NoList(why);
+                let event = Event::Models(self.identity.clone(), listed.clone());
+                let _ = self.events.send(event).await;
+                return listed;
+            }
         };
+        self.state.set_late(false);
+        self.facts().checked.unreachable = matches!(listed, Listed::Dead(_));
+        self.tell(listed).await
+    }
+
+    async fn tell(&self, listed: Listed) -> Listed {
         self.note(match &listed {
             Listed::Models(_) => None,
             Listed::NoList(why) | Listed::Dead(why) => Some(why.as_str()),
         });
-        self.facts().checked.unreachable = matches!(listed, Listed::Dead(_));
         // The fleet is gone only when all of this ends.
         let _ = self.events.send(Event::Models(self.identity.clone(), listed.clone())).await;
         listed
     }
 
-    async fn listed(&self) -> Result<Result<Vec<String>, String>, Silence> {
-        let (status, body) = fetch(self, &models_question(&self.upstream), ASK_TIMEOUT).await?;
-        if !status.is_success() {
-            return Ok(Err(format!("status {}", status.as_u16())));
+    /// All pages of its list.
+    async fn listed(&self) -> Result<Vec<String>, NoList> {
+        let by = Instant::now() + LIST_TIMEOUT;
+        let headers = list_headers(&self.upstream);
+        let (mut all, mut next, mut path) = (Vec::new(), None, list_path(&self.upstream));
+        for _ in 0..PAGES_MAX {
+            let whole = page_path(&self.upstream, path, next.as_deref());
+            let question = Question { method: "GET", path: &whole, body: b"", headers: &headers };
+            let left = by.saturating_duration_since(Instant::now());
+            let (status, body) = fetch(self, &question, left).await.map_err(NoList::Silent)?;
+            if status.as_u16() == 404 && path == GEMINI_LIST {
+                path = OPENAI_LIST;
+                continue;
+            }
+            if !status.is_success() {
+                // It has no list for anybody, rather than none for now.
+                if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
+                    self.state.set_unheard(false);
+                }
+                return Err(NoList::Said(format!("status {}", status.as_u16())));
+            }
+            let Some(page) = read_page(self.upstream.protocol, &body) else {
+                self.state.set_unheard(false);
+                return Err(NoList::Said("the answer is no list of models".to_owned()));
+            };
+            all.extend(page.names);
+            // A token that comes again would lead in a circle.
+            if page.next.is_none() || page.next == next {
+                break;
+            }
+            next = page.next;
         }
-        Ok(names(&body).ok_or_else(|| "the answer is no list of models".to_owned()))
+        Ok(all)
     }
+}
+
+/// Why there is no list.
+enum NoList {
+    /// The server said so.
+    Said(String),
+    /// It said nothing.
+    Silent(Silence),
+}
+
+/// One page of a list.
+#[derive(Debug, PartialEq, Eq)]
+struct Page {
+    names: Vec<String>,
+    /// What asks for the next one.
+    next: Option<String>,
+}
+
+const OPENAI_LIST: &str = "/v1/models";
+const GEMINI_LIST: &str = "/v1beta/models";
+
+fn list_path(upstream: &Upstream) -> &'static str {
+    match upstream.protocol {
+        Protocol::Ollama => "/api/tags",
+        Protocol::Gemini => GEMINI_LIST,
+        _ => OPENAI_LIST,
+    }
+}
+
+/// Anthropic wants to be told which version is spoken.
+fn list_headers(upstream: &Upstream) -> Vec<HeaderOp> {
+    let version = HeaderOp {
+        op: HeaderAction::Insert,
+        name: "anthropic-version".to_owned(),
+        value: "2023-06-01".to_owned(),
+    };
+    if upstream.protocol == Protocol::Anthropic { vec![version] } else { Vec::new() }
+}
+
+/// The path and query of the page that `next` asks for.
+fn page_path(upstream: &Upstream, path: &str, next: Option<&str>) -> String {
+    let (size, from) = match upstream.protocol {
+        Protocol::Gemini => ("pageSize=1000", "pageToken"),
+        Protocol::Anthropic => ("limit=1000", "after_id"),
+        _ => return path.to_owned(),
+    };
+    let mut out = format!("{path}?{size}");
+    if let Some(next) = next {
+        out.push_str(&format!("&{from}="));
+        for byte in next.bytes() {
+            match byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                true => out.push(char::from(byte)),
+                false => out.push_str(&format!("%{byte:02X}")),
+            }
+        }
+    }
+    out
 }
 
 /// What asks for the first page of the models.
 pub(super) fn models_question(upstream: &Upstream) -> Question<'static> {
-    let path = match upstream.protocol {
-        Protocol::Ollama => "/api/tags",
-        _ => "/v1/models",
-    };
-    Question { method: "GET", path, body: b"", headers: &[] }
+    Question { method: "GET", path: list_path(upstream), body: b"", headers: &[] }
 }
 
-/// Reads `{"data":[{"id":…}]}` (OpenAI) or `{"models":[{"name":…}]}` (Ollama).
-fn names(body: &[u8]) -> Option<Vec<String>> {
+/// Reads `{"data":[{"id":…}]}` (OpenAI), `{"models":[{"name":…}]}` (Ollama), and as these servers write
+/// them, `{"models":[{"name":"models/…"}],"nextPageToken":…}` (Gemini) and
+/// `{"data":[{"id":…}],"has_more":…,"last_id":…}` (Anthropic).
+fn read_page(protocol: Protocol, body: &[u8]) -> Option<Page> {
     let tree: serde_json::Value = serde_json::from_slice(body).ok()?;
     let list = |list: &str, key: &str| {
         let entries = tree.get(list)?.as_array()?;
         let name = |entry: &serde_json::Value| Some(entry.get(key)?.as_str()?.to_owned());
         Some(entries.iter().filter_map(name).collect::<Vec<_>>())
     };
-    list("data", "id").or_else(|| list("models", "name"))
+    let text = |key: &str| Some(tree.get(key)?.as_str()?.to_owned()).filter(|t| !t.is_empty());
+    let mut next = None;
+    let mut names = list("data", "id").or_else(|| list("models", "name"));
+    match protocol {
+        Protocol::Gemini => {
+            next = text("nextPageToken");
+            if next.is_some() || tree.as_object().is_some_and(serde_json::Map::is_empty) {
+                // A page without any is written so.
+                names.get_or_insert_with(Vec::new);
+            }
+            for name in names.iter_mut().flatten() {
+                if let Some(bare) = name.strip_prefix("models/") {
+                    *name = bare.to_owned();
+                }
+            }
+        }
+        Protocol::Anthropic if tree.get("has_more").is_some_and(|more| more == true) => {
+            next = text("last_id");
+        }
+        _ => {}
+    }
+    Some(Page { names: names?, next })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn names(body: &[u8]) -> Option<Vec<String>> {
+        read_page(Protocol::OpenAi, body).map(|page| page.names)
+    }
+
+    #[test]
+    fn reads_the_lists_of_gemini_and_anthropic_as_they_write_them() {
+        let page = |names: &[&str], next: Option<&str>| {
+            let names = names.iter().map(|&name| name.to_owned()).collect();
+            Some(Page { names, next: next.map(str::to_owned) })
+        };
+        let gemini = |body: &[u8]| read_page(Protocol::Gemini, body);
+        let body =
+            br#"{"models":[{"name":"models/gemini-x","displayName":"X"}],"nextPageToken":"t"}"#;
+        assert_eq!(gemini(body), page(&["gemini-x"], Some("t")));
+        let body = br#"{"models":[{"name":"models/b"}]}"#;
+        assert_eq!(gemini(body), page(&["b"], None));
+        assert_eq!(gemini(b"{}"), page(&[], None));
+        assert_eq!(gemini(br#"{"data":[{"id":"c"}]}"#), page(&["c"], None));
+        let anthropic = |body: &[u8]| read_page(Protocol::Anthropic, body);
+        let body =
+            br#"{"data":[{"type":"model","id":"claude-a"}],"has_more":true,"last_id":"claude-a"}"#;
+        assert_eq!(anthropic(body), page(&["claude-a"], Some("claude-a")));
+        let body = br#"{"data":[{"id":"claude-b"}],"has_more":false,"last_id":"claude-b"}"#;
+        assert_eq!(anthropic(body), page(&["claude-b"], None));
+        assert_eq!(read_page(Protocol::OpenAi, body), page(&["claude-b"], None));
+    }
 
     #[test]
     fn reads_both_shapes_of_list_and_nothing_else() {

@@ -30,6 +30,7 @@ use crate::config::{
 };
 use crate::http1::connect;
 use crate::net::dial::Address;
+use crate::net::sys;
 use crate::net::tls::{TlsClient, explain};
 use crate::policy::query;
 use crate::upstream::via::{NoWay, is_open};
@@ -41,6 +42,8 @@ pub enum Silence {
     Dead(String),
     /// Connected, and no whole answer in time.
     Late(String),
+    /// For want of something of ours: it says nothing of the server.
+    Ours(String),
 }
 
 impl Silence {
@@ -48,7 +51,15 @@ impl Silence {
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Silence::Dead(why) | Silence::Late(why) => why,
+            Silence::Dead(why) | Silence::Late(why) | Silence::Ours(why) => why,
+        }
+    }
+
+    /// A connection could not be made, or broke.
+    fn broken(error: &io::Error) -> Self {
+        match sys::is_shortage(error) {
+            true => Silence::Ours(error.to_string()),
+            false => Silence::Dead(error.to_string()),
         }
     }
 }
@@ -69,7 +80,7 @@ pub struct Question<'a> {
 /// Asks an upstream at the first of its addresses that answers; behind an outbound proxy these
 /// are the proxy's.
 ///
-/// Errors: `Dead` when none does, `Late` when the time is over.
+/// Errors: `Dead` when none does, `Late` when the time is over, `Ours` when we could not ask.
 pub async fn fetch(
     watched: &Watched,
     question: &Question<'_>,
@@ -82,7 +93,9 @@ pub async fn fetch(
         let request = request(&watched.upstream, question).map_err(Silence::Dead)?;
         match at(&watched.upstream, address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
-            Err(why) => silence = why,
+            // Then it is not known whether the others are all.
+            Err(why) if !matches!(silence, Silence::Ours(_)) => silence = why,
+            Err(_) => {}
         }
     }
     Err(silence)
@@ -112,6 +125,7 @@ async fn at(
                         let asked = ask(stream, chosen, Scheme::HTTPS, request);
                         answered(timeout_at(by, asked).await)
                     }
+                    Ok(Err(error)) if sys::is_shortage(&error) => Err(Silence::broken(&error)),
                     Ok(Err(error)) => Err(Silence::Dead(format!("tls: {}", explain(&error)))),
                     Err(_) => Err(Silence::Dead(late("no TLS"))),
                 },
@@ -128,7 +142,7 @@ async fn at(
         }
         Address::Unix(path) => match UnixStream::connect(path).await {
             Ok(stream) => answered(timeout_at(by, ask(stream, known, Scheme::HTTP, request)).await),
-            Err(error) => Err(Silence::Dead(error.to_string())),
+            Err(error) => Err(Silence::broken(&error)),
         },
     }
 }
@@ -155,12 +169,13 @@ async fn reach(
     let Some(proxy) = &upstream.proxy else {
         return match dialed {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(Silence::Dead(error.to_string())),
+            Ok(Err(error)) => Err(Silence::broken(&error)),
             Err(_) => Err(Silence::Dead(late("no connection"))),
         };
     };
     let mut stream = match dialed {
         Ok(Ok(stream)) => stream,
+        Ok(Err(error)) if sys::is_shortage(&error) => return Err(Silence::broken(&error)),
         Ok(Err(_)) => return Err(no_way(NoWay::Unreachable, proxy)),
         Err(_) => return Err(no_way(NoWay::ConnectLate, proxy)),
     };
@@ -187,7 +202,7 @@ where
     let mut request = Vec::new();
     let credentials = proxy.credentials.as_ref().map(Secret::expose);
     connect::request(&mut request, &connect::host_port(&url.host, url.port), credentials);
-    stream.write_all(&request).await.map_err(|_| NoWay::Closed)?;
+    stream.write_all(&request).await.map_err(|error| NoWay::broken(&error))?;
     let mut answer = connect::Answer::default();
     let mut bytes = Vec::new();
     while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {
@@ -200,6 +215,9 @@ where
 
 /// A proxy that does not let us through is a server that nobody reaches.
 fn no_way(why: NoWay, proxy: &OutboundProxy) -> Silence {
+    if why == NoWay::Ours {
+        return Silence::Ours(why.why(&proxy.authority()));
+    }
     Silence::Dead(why.why(&proxy.authority()))
 }
 

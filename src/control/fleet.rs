@@ -107,6 +107,12 @@ struct Server {
     /// It has answered, or failed to, since it is known where it is.
     told: bool,
     failed: bool,
+    /// Nobody was there when it was last asked for its models.
+    dead: bool,
+    /// Since when it serves nobody: it is dead, or probes say so.
+    away_since: Option<Instant>,
+    /// When it became known.
+    since: Instant,
     /// When the operator was last told what the cores complain of.
     complained_at: Option<Instant>,
     /// Questions while its breaker is not closed.
@@ -220,6 +226,9 @@ impl Fleet {
                 Recheck::look(&mut server.recheck, &server.watched, &clock, now);
                 self.complaints.extend(server.complaint(now));
             }
+            for server in self.servers.values_mut() {
+                self.changed |= server.forget(self.base.discovery.grace, now);
+            }
             self.changed |= self.entries.values().any(|entry| entry.is_due(now));
             if std::mem::take(&mut self.changed) {
                 self.rebuild();
@@ -254,7 +263,8 @@ impl Fleet {
                 );
             }
             Event::Health(identity) => {
-                let Some(server) = self.servers.get(&identity) else { return };
+                let Some(server) = self.servers.get_mut(&identity) else { return };
+                server.look(Instant::now());
                 let name = &server.watched.upstream.name;
                 self.complaints.push(match server.watched.state.healthy() {
                     true => format!("upstream {name} is up"),
@@ -299,14 +309,16 @@ impl Fleet {
             expanded.upstreams.iter().map(|upstream| self.addresses(upstream)).collect();
         self.sites = self.roster.sites(&expanded, &addresses);
         let board = self.look_after(&expanded, &addresses);
-        let mut found = Vec::new();
+        let (mut found, mut away) = (Vec::new(), Vec::new());
         for (index, watched) in board.iter().enumerate() {
             let server = self.servers.get(&watched.identity);
-            if let Some(models) = server.and_then(Server::models) {
-                found.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
-            }
+            let Some((server, models)) = server.and_then(|one| Some((one, one.models()?))) else {
+                continue;
+            };
+            let list = if server.is_away() { &mut away } else { &mut found };
+            list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
-        self.config = expanded.with_discovered(&found);
+        self.config = expanded.with_discovered_and_away(&found, &away);
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 
@@ -380,6 +392,9 @@ impl Fleet {
                     models: None,
                     told: false,
                     failed: false,
+                    dead: false,
+                    away_since: None,
+                    since: Instant::now(),
                     complained_at: None,
                     recheck: None,
                     asker: None,
@@ -434,14 +449,48 @@ impl Server {
     fn hear(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
         self.told = true;
         let (models, why) = match listed {
-            Listed::Models(models) => (Some(models), None),
+            Listed::Models(models) => {
+                self.dead = false;
+                (Some(models), None)
+            }
             Listed::NoList(why) => (self.models.clone(), Some(why)),
-            Listed::Dead(why) => (None, Some(why)),
+            Listed::Dead(why) => {
+                self.dead = true;
+                (self.models.clone(), Some(why))
+            }
         };
         *changed |= models != self.models;
         self.models = models;
+        self.watched.state.set_away(self.dead);
+        *changed |= self.look(Instant::now());
         let before = std::mem::replace(&mut self.failed, why.is_some());
         why.filter(|_| !before)
+    }
+
+    /// Whether it serves nobody: its models are known for a while, and nobody is sent there.
+    fn is_away(&self) -> bool {
+        self.dead || !self.watched.state.healthy()
+    }
+
+    /// Notes since when it is away; tells whether that has changed.
+    fn look(&mut self, now: Instant) -> bool {
+        let before = self.away_since;
+        self.away_since = self.is_away().then(|| before.unwrap_or(now));
+        before != self.away_since
+    }
+
+    /// Forgets, after `grace`, the models of one that is away, and that one was never heard of;
+    /// tells whether models are gone.
+    fn forget(&mut self, grace: Duration, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= grace {
+            self.watched.state.set_unheard(false);
+        }
+        let gone = |since: Instant| now.saturating_duration_since(since) >= grace;
+        let forgets = self.models.is_some() && self.away_since.is_some_and(gone);
+        if forgets {
+            self.models = None;
+        }
+        forgets
     }
 
     /// What the cores complain of, as often as a person wants to read it; the record has it all.
@@ -455,15 +504,16 @@ impl Server {
         })
     }
 
-    /// The models that may be routed there.
+    /// The models that it has, or had until it went away.
     fn models(&self) -> Option<Vec<String>> {
-        self.models.clone().filter(|_| self.lists())
+        let asked = self.watched.upstream.models == ModelsFrom::Discover;
+        self.models.clone().filter(|_| asked)
     }
 
-    /// Whether there are any.
+    /// Whether there are any, and it serves them.
     fn lists(&self) -> bool {
         let asked = self.watched.upstream.models == ModelsFrom::Discover;
-        self.models.is_some() && asked && self.watched.state.healthy()
+        self.models.is_some() && asked && !self.is_away()
     }
 }
 
@@ -503,6 +553,9 @@ mod tests {
             models: None,
             told: false,
             failed: false,
+            dead: false,
+            away_since: None,
+            since: Instant::now(),
             complained_at: None,
             recheck: None,
             asker: None,
@@ -527,38 +580,54 @@ mod tests {
         Listed::Models(names.iter().map(|name| (*name).to_owned()).collect())
     }
 
-    /// What is told, whether anything changed, how many models are routed.
-    fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>) {
+    /// What is told, whether anything changed, how many models are known, whether it serves them.
+    fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>, bool) {
         let mut changed = false;
         let told = server.hear(listed, &mut changed);
-        (told, changed, server.models().map(|models| models.len()))
+        (told, changed, server.models().map(|models| models.len()), server.lists())
     }
 
     #[test]
-    fn a_list_holds_until_the_next_one_or_death() {
+    fn a_list_holds_until_the_next_one_and_nobody_is_sent_to_the_dead() {
         let mut server = server();
         let no_list = || Listed::NoList("status 503".to_owned());
         let dead = || Listed::Dead("refused".to_owned());
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, true, Some(2)));
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, false, Some(2)));
+        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, true, Some(2), true));
+        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, false, Some(2), true));
         let told = Some("status 503".to_owned());
-        assert_eq!(hear(&mut server, no_list()), (told, false, Some(2)));
-        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2)), "told once");
-        assert_eq!(hear(&mut server, dead()), (None, true, None));
-        assert_eq!(hear(&mut server, dead()), (None, false, None));
-        assert_eq!(hear(&mut server, no_list()), (None, false, None), "nothing comes back");
-        assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1)));
+        assert_eq!(hear(&mut server, no_list()), (told, false, Some(2), true));
+        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), true), "told once");
+        assert_eq!(hear(&mut server, dead()), (None, true, Some(2), false));
+        assert_eq!(hear(&mut server, dead()), (None, false, Some(2), false));
+        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), false), "it is not back");
+        assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1), true));
         assert_eq!(hear(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
+        assert!(!server.watched.state.usable());
     }
 
     #[test]
-    fn what_probes_say_is_down_routes_no_models() {
+    fn discovery_grace_bounds_how_long_the_models_of_the_dead_are_known() {
+        let (mut server, grace) = (server(), Duration::from_secs(600));
+        server.watched.state.set_unheard(true);
+        hear(&mut server, models(&["a"]));
+        hear(&mut server, Listed::Dead("refused".to_owned()));
+        let now = Instant::now();
+        assert!(!server.forget(grace, now + Duration::from_secs(590)));
+        assert!(server.watched.state.unheard());
+        assert!(server.forget(grace, now + Duration::from_secs(601)));
+        assert_eq!(server.models(), None);
+        assert!(!server.watched.state.unheard(), "nor may an unknown name be one of its");
+        assert!(!server.forget(grace, now + Duration::from_secs(602)), "once");
+    }
+
+    #[test]
+    fn what_probes_say_is_down_serves_no_models() {
         let mut server = server();
         hear(&mut server, models(&["a"]));
         server.watched.state.set_healthy(false);
-        assert_eq!(server.models(), None);
+        assert!(!server.lists() && server.models().is_some());
         server.watched.state.set_healthy(true);
-        assert_eq!(server.models().map(|models| models.len()), Some(1));
+        assert!(server.lists());
     }
 
     #[test]

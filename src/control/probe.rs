@@ -9,7 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fetch::{Question, Task, fetch};
+use super::fetch::{Question, Silence, Task, fetch};
 use super::fleet::Event;
 use super::watched::Watched;
 use crate::base::rng::Rng;
@@ -23,7 +23,12 @@ impl Watched {
     /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
     pub async fn probe(&self) {
         let Some(health) = &self.upstream.health else { return };
-        let result = self.probe_result(health).await;
+        let result = match self.probe_result(health).await {
+            Ok(()) => Ok(()),
+            // It was not asked, so nothing changes.
+            Err(Silence::Ours(_)) => return,
+            Err(silence) => Err(silence.why().to_owned()),
+        };
         self.note(result.as_ref().err().map(String::as_str));
         let change = match &mut self.facts().health {
             Some(state) => state.record(result.is_ok()),
@@ -42,12 +47,12 @@ impl Watched {
         let _ = self.events.send(Event::Health(self.identity.clone())).await;
     }
 
-    async fn probe_result(&self, health: &Health) -> Result<(), String> {
+    async fn probe_result(&self, health: &Health) -> Result<(), Silence> {
         let answer = fetch(self, &probe_question(health), health.timeout).await;
         match answer {
             Ok((status, _)) if status.is_success() => Ok(()),
-            Ok((status, _)) => Err(format!("status {}", status.as_u16())),
-            Err(silence) => Err(silence.why().to_owned()),
+            Ok((status, _)) => Err(Silence::Dead(format!("status {}", status.as_u16()))),
+            Err(silence) => Err(silence),
         }
     }
 }

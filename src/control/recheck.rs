@@ -85,6 +85,7 @@ impl Watched {
             Ok((status, _)) if status.is_success() => Sign::Good,
             Ok(_) | Err(Silence::Dead(_)) => Sign::Bad,
             Err(Silence::Late(_)) => Sign::Silent,
+            Err(Silence::Ours(_)) => return,
         };
         self.facts().refused = matches!(answer, Err(Silence::Dead(_)));
         let change = self.state.breaker.rechecked(sign, clock());

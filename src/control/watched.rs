@@ -4,9 +4,10 @@
 //! the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 
 use super::fleet::Event;
 use crate::config::{ModelsFrom, Upstream};
@@ -15,6 +16,9 @@ use crate::net::tls::TlsClient;
 use crate::policy::health::HealthState;
 use crate::upstream::roster::Identity;
 use crate::upstream::state::UpstreamState;
+
+/// Longest that a check asked for by the operator waits for a list of models.
+const CHECK_MAX: Duration = Duration::from_secs(5);
 
 /// An upstream under watch.
 pub struct Watched {
@@ -38,8 +42,6 @@ pub(super) struct Facts {
     pub(super) addresses: Vec<Address>,
     /// Of an upstream with probes.
     pub(super) health: Option<HealthState>,
-    /// Lists of models in a row that came too late.
-    pub(super) late: u32,
     /// Nobody listened when it was last rechecked.
     pub(super) refused: bool,
     pub(super) checked: Checked,
@@ -70,6 +72,10 @@ impl Watched {
         let facts = Facts { addresses, health, ..Facts::default() };
         // One that was down when it left and comes back is as unknown as the counts above.
         state.set_healthy(true);
+        state.set_away(false);
+        state.set_late(false);
+        let asked = upstream.models == ModelsFrom::Discover && upstream.enabled;
+        state.set_unheard(asked);
         Arc::new(Self {
             identity: Identity::of(&upstream),
             upstream,
@@ -98,7 +104,8 @@ impl Watched {
         if self.upstream.health.is_some() {
             self.probe().await;
         } else if self.upstream.models == ModelsFrom::Discover {
-            self.ask().await;
+            // The operator waits for it.
+            let _ = timeout(CHECK_MAX, self.ask()).await;
         }
     }
 

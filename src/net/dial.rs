@@ -28,7 +28,8 @@ pub enum Address {
 
 /// Connects; the timer bounds it.
 ///
-/// Errors: what connect(2) said; `TimedOut` when the timer ended it.
+/// Errors: what socket(2) or connect(2) said (`sys::is_shortage` tells what is our own lack);
+/// `TimedOut` when the timer ended it.
 pub async fn connect(
     address: &Address,
     keepalive: Duration,
@@ -60,6 +61,7 @@ fn start(address: &Address) -> io::Result<(RawSocket, bool)> {
         Address::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
     };
     let socket = RawSocket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    let socket = sys::in_share(socket)?;
     match socket.connect(&to) {
         Ok(()) => Ok((socket, true)),
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),

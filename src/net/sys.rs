@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Which direction of a connection to end.
@@ -199,6 +200,45 @@ pub fn set_flags(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     if ok { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether a call failed for want of something of ours: descriptors, memory, ports, places in
+/// epoll. It says nothing of whoever is at the other end.
+#[must_use]
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EMFILE
+                | libc::ENFILE
+                | libc::ENOMEM
+                | libc::ENOBUFS
+                | libc::EADDRNOTAVAIL
+                | libc::ENOSPC
+        )
+    )
+}
+
+/// The first descriptor that the data plane leaves to others.
+static DESCRIPTORS_MAX: AtomicI32 = AtomicI32::new(i32::MAX);
+
+/// Leaves the last `kept` of `limit` descriptors to whoever does not ask `in_share`: the control
+/// thread and the operator's interface go on when clients have taken all others.
+///
+/// The kernel gives the lowest free number, so a number tells how many are taken at least.
+pub fn keep_descriptors(limit: u64, kept: u64) {
+    let first = i32::try_from(limit.saturating_sub(kept)).unwrap_or(i32::MAX);
+    DESCRIPTORS_MAX.store(first, Ordering::Relaxed);
+}
+
+/// Passes a new descriptor of the data plane on.
+///
+/// Errors: `EMFILE` where it is one of those that are kept for others; it is closed then.
+pub fn in_share<F: AsRawFd>(fd: F) -> io::Result<F> {
+    match fd.as_raw_fd() < DESCRIPTORS_MAX.load(Ordering::Relaxed) {
+        true => Ok(fd),
+        false => Err(io::Error::from_raw_os_error(libc::EMFILE)),
+    }
+}
+
 /// The soft limit on open files after raising it to the hard one.
 #[must_use]
 pub fn raise_open_files() -> u64 {
@@ -269,7 +309,7 @@ pub fn pipe(bytes: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     };
     // SAFETY: fcntl with integer arguments. A refusal leaves the default size, which works too.
     unsafe { libc::fcntl(write.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
-    Ok((read, write))
+    Ok((in_share(read)?, in_share(write)?))
 }
 
 /// Moves up to `bytes` from one descriptor to another inside the kernel, without waiting.
@@ -341,6 +381,18 @@ mod tests {
         drop(client);
         while !hung_up(server.as_raw_fd()) {}
         assert_eq!(peek(server.as_raw_fd()), Peek::Data, "bytes before the end stay readable");
+    }
+
+    #[test]
+    fn tells_what_is_our_own_lack_from_what_the_peer_did() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::ENOBUFS, libc::EADDRNOTAVAIL]
+        {
+            assert!(is_shortage(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        for errno in [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
+            assert!(!is_shortage(&io::Error::from_raw_os_error(errno)), "{errno}");
+        }
+        assert!(!is_shortage(&io::ErrorKind::TimedOut.into()));
     }
 
     #[test]

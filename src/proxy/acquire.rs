@@ -6,7 +6,7 @@
 //! operator says. While it runs the client is watched: one that leaves ends it.
 
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::attempt::{Attempt, Attempted};
 use super::conn_h1::Downstream;
@@ -16,7 +16,7 @@ use crate::net::dial;
 use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::stream::Stream;
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::net::ticker::{TICK, Timer};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
@@ -69,14 +69,24 @@ impl Attempt<'_> {
     async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, Missed> {
         let (keepalive, timeout) = (self.plan.tcp_keepalive, self.timeouts.connect);
         let begun = self.upstream.tls.as_ref().map(|tls| (tls, Instant::now()));
-        let socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
+        let mut socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
+        if let Err(error) = &socket
+            && sys::is_shortage(error)
+        {
+            // What lies idle here is worth less than whoever waits.
+            self.core.pool.sweep(|_| Some(Duration::ZERO), &self.core.buffers, Instant::now());
+            socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
+        }
         let socket = socket.map_err(|error| self.missed(error.into()))?;
         let secure_in = begun.map(|(tls, begun)| (tls, timeout.saturating_sub(begun.elapsed())));
         if let Some(ViaPlan { way: Way::Tunnel { request }, .. }) = &self.upstream.via {
             let limit = self.timeouts.proxy_connect;
             // Boxed by the frame, as above.
             let opened = Frame::with(|| connect_through(&socket, request, timer, limit)).await;
-            opened.map_err(Missed::Proxy)?;
+            opened.map_err(|why| match why {
+                NoWay::Ours => Missed::Ours,
+                why => Missed::Proxy(why),
+            })?;
         }
         let Some((tls, left)) = secure_in else { return Ok(Stream::Plain(socket)) };
         // Zero would mean no limit. Boxed by the frame, as above.
@@ -148,6 +158,16 @@ impl Attempt<'_> {
     #[cold]
     fn no_connection(&self, missed: Missed) -> Attempted {
         let (kind, told) = match missed {
+            Missed::Ours => {
+                let (kind, told) = (Kind::Shortage, None);
+                return Attempted::Failed {
+                    kind,
+                    answered: false,
+                    reused: false,
+                    status: None,
+                    told,
+                };
+            }
             Missed::Unreachable => (Kind::UpstreamConnect, None),
             Missed::Late => (Kind::UpstreamConnectTimeout, None),
             Missed::Tls(why) => {

@@ -6,6 +6,7 @@
 //! bodies of known length that nobody needs to see are moved by the kernel.
 
 use std::cell::Cell;
+use std::io;
 use std::time::Duration;
 
 use super::attempt::Progress;
@@ -31,7 +32,7 @@ use crate::llm::reply::ErrorReply;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 use crate::policy::retry::RetryOn;
 use crate::upstream::conn::UpConn;
@@ -172,7 +173,8 @@ impl Download<'_> {
             let (result, mut buffer) = conn.recv().await;
             if !matches!(result, Ok(n) if n > 0) {
                 let answered = interim || !buffer.is_empty();
-                let kind = self.late(Kind::UpstreamFirstByteTimeout).unwrap_or(Kind::UpstreamReset);
+                let late = self.late(Kind::UpstreamFirstByteTimeout);
+                let kind = late.unwrap_or_else(|| blame(&result, Kind::UpstreamReset));
                 return Err(self.no_answer(kind, answered, buffer));
             }
             loop {
@@ -349,7 +351,7 @@ impl Download<'_> {
                         (result, out) = self.send(Part::whole(out)).await;
                     }
                 } else {
-                    fault = Some(late.unwrap_or(Kind::UpstreamCut));
+                    fault = Some(late.unwrap_or_else(|| blame(&received, Kind::UpstreamCut)));
                 }
                 break;
             }
@@ -543,6 +545,15 @@ impl Download<'_> {
         encode::chunk(out, &event);
         let (_, back) = self.send(Part::whole(std::mem::take(out))).await;
         *out = back;
+    }
+}
+
+/// What a receive that failed is: the upstream's fault, or a lack of our own.
+#[cold]
+fn blame(received: &io::Result<usize>, theirs: Kind) -> Kind {
+    match received {
+        Err(error) if sys::is_shortage(error) => Kind::Shortage,
+        _ => theirs,
     }
 }
 

@@ -202,7 +202,7 @@ pub fn next_admission_ms(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> Op
         .map(|(number, _)| (*number, &plan.upstreams[usize::from(*number)]))
         .filter(|(number, upstream)| choice.may_go_to(*number, upstream))
         .map(|(_, upstream)| upstream)
-        .filter(|upstream| upstream.state.healthy());
+        .filter(|upstream| upstream.state.usable());
     wanted.filter_map(|upstream| upstream.state.breaker.next_admission_ms(now_ms)).min()
 }
 
@@ -275,5 +275,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
 /// Whether somebody else is to be preferred: it asked for rest, or fails this model alone.
 fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
     let state = &upstream.state;
-    state.resting(now_ms) || (state.models.watches(now_ms) && state.avoids(choice.model, now_ms))
+    state.resting(now_ms)
+        || state.late()
+        || (state.models.watches(now_ms) && state.avoids(choice.model, now_ms))
 }

@@ -326,6 +326,15 @@ fn shows(plan: &Plan, permit: &Permit, name: &str) -> bool {
 
 #[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
+    let mut within_reach = plan.upstreams.iter().filter(|one| one.reach.allows(permit.asker()));
+    if let Some(silent) = within_reach.find(|one| one.state.unheard()) {
+        // Not heard of is not the same as not there: it may be one of that server's.
+        let name = &silent.name;
+        let message = format!(
+            "Model '{asked}' is not known, but upstream '{name}' has not said yet which it has."
+        );
+        return Refusal::because(Kind::NobodyAvailable, message);
+    }
     let mut names =
         plan.models.available().iter().map(AsRef::as_ref).filter(|name| shows(plan, permit, name));
     // A gateway may list thousands: an answer to a typing mistake must not cost a core its turn.

@@ -195,7 +195,13 @@ async fn accept(core: Rc<Core>, acceptor: Acceptor, listener: u16, stop: Rc<Stop
             Ok((fd, peer)) => place(&core, fd, peer, listener),
             Err(_) if stop.told() => break,
             Err(error) if is_of_the_connection(&error) => {}
-            Err(_) => rt::sleep(ACCEPT_PAUSE).await,
+            Err(error) => {
+                if sys::is_shortage(&error) {
+                    // Whoever says nothing makes room for whoever waits outside.
+                    core.ticker.end_longest_idle();
+                }
+                rt::sleep(ACCEPT_PAUSE).await;
+            }
         }
     }
 }

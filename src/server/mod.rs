@@ -147,7 +147,8 @@ pub struct Options {
     pub seed: u64,
 }
 
-/// Descriptors kept for everything that is no client connection: listeners, rings, logs.
+/// Descriptors kept for everything that is neither a client's connection nor one made for it:
+/// probes, discovery, the operator's interface, logs. Of few descriptors a quarter.
 const FDS_RESERVED: u64 = 128;
 
 impl Options {
@@ -173,7 +174,9 @@ impl Options {
         };
         // Each client connection may need one more towards an upstream.
         let fds = sys::raise_open_files();
-        let from_fds = u32::try_from(fds.saturating_sub(FDS_RESERVED) / 2).unwrap_or(u32::MAX);
+        let reserved = FDS_RESERVED.min(fds / 4);
+        sys::keep_descriptors(fds, reserved);
+        let from_fds = u32::try_from((fds - reserved) / 2).unwrap_or(u32::MAX);
         let seed = random();
         let connections_max = match config.limits.connections {
             0 => from_fds.max(1),

@@ -15,7 +15,7 @@ use crate::net::caught::caught;
 use crate::net::frame::Frame;
 use crate::net::rt::{self, Socket};
 use crate::net::stream::Handle;
-use crate::net::sys::Shut;
+use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 use crate::net::tls::{TlsClient, TlsStream, explain};
 use crate::upstream::via::NoWay;
@@ -27,6 +27,8 @@ pub enum Missed {
     Unreachable,
     /// It was not made in time.
     Late,
+    /// For want of something of ours.
+    Ours,
     /// The handshake failed, and why.
     Tls(Rc<str>),
     /// There is no way through the outbound proxy.
@@ -38,6 +40,9 @@ impl Missed {
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         match (&self, &other) {
+            // Then nothing is known of the server.
+            (_, Missed::Ours) => other,
+            (Missed::Ours, _) => self,
             (Missed::Tls(_), _) | (Missed::Late, Missed::Unreachable) => self,
             _ => other,
         }
@@ -48,6 +53,7 @@ impl From<io::Error> for Missed {
     fn from(error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::TimedOut => Missed::Late,
+            _ if sys::is_shortage(&error) => Missed::Ours,
             _ => Missed::Unreachable,
         }
     }
@@ -55,7 +61,7 @@ impl From<io::Error> for Missed {
 
 /// Shakes hands on a fresh connection; the timer bounds it. Free to drop.
 ///
-/// Errors: `Late`; `Tls` with the words of rustls, or what became of the connection.
+/// Errors: `Late`; `Ours`; `Tls` with the words of rustls, or what became of the connection.
 pub async fn secure(
     socket: Socket,
     tls: &TlsClient,
@@ -66,7 +72,11 @@ pub async fn secure(
     let shaken = Handshake::new(socket, tls).await;
     let late = timer.expired();
     timer.disarm();
-    shaken.map_err(|error| if late { Missed::Late } else { Missed::Tls(why(&error).into()) })
+    shaken.map_err(|error| match late {
+        true => Missed::Late,
+        false if sys::is_shortage(&error) => Missed::Ours,
+        false => Missed::Tls(why(&error).into()),
+    })
 }
 
 /// What a person is told of a failed handshake.

@@ -5,13 +5,22 @@
 //! connect, and passed on to whoever waits when it is dropped, whatever way the exchange ends.
 //! Whatever makes an upstream usable again lets those who wait for it go.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::slots::Slots;
 use crate::policy::breaker::models::{ModelMarks, model_hash};
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
 use crate::policy::ewma::Measures;
+
+/// Probes say that it is down; what was never probed counts as healthy.
+const DOWN: u8 = 1;
+/// Nobody was there when it was last asked for its models.
+const AWAY: u8 = 2;
+/// It takes very long to list its models.
+const LATE: u8 = 4;
+/// It has not listed its models yet.
+const UNHEARD: u8 = 8;
 
 /// Shared counters of one upstream.
 #[derive(Debug)]
@@ -20,8 +29,8 @@ pub struct UpstreamState {
     /// What may be in flight, and who waits for it.
     pub slots: Slots,
     attempts: AtomicU64,
-    /// Probes say that it is down; what was never probed counts as healthy.
-    down: AtomicBool,
+    /// What the control thread has found out: `DOWN`, `AWAY`, `LATE`, `UNHEARD`.
+    found: AtomicU8,
     /// A connection to it failed since the control thread last looked.
     suspect: AtomicBool,
     /// What the operator should know of that.
@@ -45,7 +54,7 @@ impl UpstreamState {
         Self {
             slots: Slots::new(concurrency),
             attempts: AtomicU64::new(0),
-            down: AtomicBool::new(false),
+            found: AtomicU8::new(0),
             suspect: AtomicBool::new(false),
             complaint: Mutex::default(),
             resting_until_ms: AtomicU64::new(0),
@@ -98,12 +107,61 @@ impl UpstreamState {
     /// Whether active probes let requests go there; unknown counts as healthy.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        !self.down.load(Ordering::Relaxed)
+        !self.is_found(DOWN)
+    }
+
+    /// Whether requests may go there: it is healthy, and somebody was there when it was last
+    /// asked for its models.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        !self.is_found(DOWN | AWAY)
+    }
+
+    /// Says whether nobody was there when it was asked for its models.
+    pub fn set_away(&self, away: bool) {
+        self.find(AWAY, away);
+        if !away {
+            self.poke();
+        }
+    }
+
+    /// Whether others are to be preferred: it takes very long to say which models it has.
+    #[must_use]
+    pub fn late(&self) -> bool {
+        self.is_found(LATE)
+    }
+
+    /// See `late`.
+    pub fn set_late(&self, late: bool) {
+        self.find(LATE, late);
+    }
+
+    /// Whether it has not said yet which models it has: a name that nobody knows may be one of
+    /// them.
+    #[must_use]
+    pub fn unheard(&self) -> bool {
+        self.is_found(UNHEARD)
+    }
+
+    /// See `unheard`.
+    pub fn set_unheard(&self, unheard: bool) {
+        self.find(UNHEARD, unheard);
+    }
+
+    fn is_found(&self, any: u8) -> bool {
+        self.found.load(Ordering::Relaxed) & any != 0
+    }
+
+    fn find(&self, what: u8, is_so: bool) {
+        match is_so {
+            true => self.found.fetch_or(what, Ordering::Relaxed),
+            false => self.found.fetch_and(!what, Ordering::Relaxed),
+        };
     }
 
     /// Says what the probes found.
     pub fn set_healthy(&self, healthy: bool) {
-        self.down.store(!healthy, Ordering::Relaxed);
+        self.find(DOWN, !healthy);
         if healthy {
             self.poke();
         }
@@ -115,10 +173,10 @@ impl UpstreamState {
         self.poke();
     }
 
-    /// Whether a call would be let in, slots aside: healthy, and the breaker says so.
+    /// Whether a call would be let in, slots aside: usable, and the breaker says so.
     #[must_use]
     pub fn admits(&self, now_ms: u64) -> bool {
-        self.healthy() && self.breaker.admits(now_ms)
+        self.usable() && self.breaker.admits(now_ms)
     }
 
     /// Whether others are to be preferred for a model, which fails here while others work.
@@ -131,7 +189,7 @@ impl UpstreamState {
     /// As `admits`, of a call that has nowhere else to go.
     #[must_use]
     pub fn admits_last_resort(&self, now_ms: u64) -> bool {
-        self.healthy() && self.breaker.admits_last_resort(now_ms)
+        self.usable() && self.breaker.admits_last_resort(now_ms)
     }
 
     /// Lets those who wait take what is free: it may be called again, or by more than before.

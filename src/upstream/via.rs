@@ -7,6 +7,7 @@
 //! Not a byte behind the proxy's answer is taken: it may be the server's first, since HTTP/2 in
 //! clear lets both sides begin (RFC 9113 §3.4).
 
+use std::io;
 use std::time::Duration;
 
 use crate::error::Kind;
@@ -29,6 +30,8 @@ pub enum NoWay {
     ConnectLate,
     /// It did not answer in time.
     AnswerLate,
+    /// For want of something of ours.
+    Ours,
     /// It ended the connection before its answer.
     Closed,
     /// Its answer is no HTTP.
@@ -47,9 +50,16 @@ impl NoWay {
             NoWay::Unreachable | NoWay::Closed | NoWay::Malformed(_) | NoWay::Unasked => {
                 Kind::OutboundConnect
             }
+            NoWay::Ours => Kind::Shortage,
             NoWay::ConnectLate | NoWay::AnswerLate => Kind::OutboundTimeout,
             NoWay::Refused(_) => Kind::OutboundRefused,
         }
+    }
+
+    /// A call on the connection to it failed.
+    #[must_use]
+    pub fn broken(error: &io::Error) -> Self {
+        if sys::is_shortage(error) { NoWay::Ours } else { NoWay::Closed }
     }
 
     /// For a person; `proxy` is its `host:port`.
@@ -59,6 +69,7 @@ impl NoWay {
             NoWay::Unreachable => "could not be connected".to_owned(),
             NoWay::ConnectLate => "could not be connected in time".to_owned(),
             NoWay::AnswerLate => "did not answer in time".to_owned(),
+            NoWay::Ours => "could not be used: we are out of descriptors or memory".to_owned(),
             NoWay::Closed => "ended the connection before its answer".to_owned(),
             NoWay::Malformed(fault) => format!("answered with bad HTTP: {fault}"),
             NoWay::Unasked => "sent more than its answer".to_owned(),
@@ -104,7 +115,7 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
         match sys::send_now(socket.fd(), request) {
             Ok(0) => socket.writable().await,
             Ok(sent) => request = request.get(sent..).unwrap_or_default(),
-            Err(_) => return Err(NoWay::Closed),
+            Err(error) => return Err(NoWay::broken(&error)),
         }
     }
     let mut answer = Answer::default();
@@ -117,7 +128,8 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
         let known = bytes.len();
         match sys::peek_now(socket.fd(), &mut bytes) {
             Ok(None) => socket.readable().await,
-            Ok(Some(0)) | Err(_) => return Err(NoWay::Closed),
+            Ok(Some(0)) => return Err(NoWay::Closed),
+            Err(error) => return Err(NoWay::broken(&error)),
             Ok(Some(_)) => match answer.push(&bytes).map_err(NoWay::Malformed)? {
                 Told::More => take(socket, bytes.len() - known)?,
                 Told::Tunnel { head_bytes } => {

@@ -1,5 +1,10 @@
-//! SPEC §8: a breaker steers and never walls, and looks for the server's return.
+//! SPEC §8, §11: what works is not taken away for what does not. A breaker steers and never walls,
+//! and looks for the server's return; what is our own lack is nobody else's fault; a server that was
+//! not heard of may well be there.
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
@@ -7,7 +12,7 @@ use tokenring::policy::breaker::StateName;
 
 use super::fake::Fake;
 use super::house::{Proxy, mock, wait_until};
-use super::wire::{Client, chat, post};
+use super::wire::{Client, chat, get, post};
 
 const HEAD: &str =
     "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n";
@@ -156,4 +161,156 @@ fn a_model_that_keeps_failing_does_not_take_the_others_away() {
         assert_eq!(ask(&mut client, "n", broken), 500);
     }
     assert_eq!(state(&proxy, 0), StateName::Open);
+}
+
+/// The one upstream `u`, asked for its models.
+fn asked(url: &str, more: &str) -> Proxy {
+    Proxy::start(&format!("{HEAD}[[upstream]]\nname = \"u\"\nurl = \"{url}\"\n{more}\n"))
+}
+
+fn ask_for(proxy: &Proxy, model: &str) -> (u16, Option<String>) {
+    let body = format!("{{\"model\":{model:?}}}");
+    let answer = proxy.client().send(post("/v1/chat/completions", "", &body)).answer();
+    (answer.status, answer.field("retry-after").map(str::to_owned))
+}
+
+fn is_listed(proxy: &Proxy, model: &str) -> bool {
+    proxy.client().send(get("/v1/models", "")).answer().text().contains(&format!("{model:?}"))
+}
+
+#[test]
+fn a_model_whose_only_server_restarts_is_503_and_never_404() {
+    let server = Fake::start("a", &["x"]);
+    let addr = server.addr();
+    let proxy = asked(&server.url(), "[discovery]\nttl = \"1s\"");
+    assert_eq!(ask_for(&proxy, "x").0, 200);
+    drop(server);
+    let seen = |status: u16| {
+        assert!([200, 502, 503].contains(&status), "{status}");
+        status
+    };
+    wait_until("it is known to be away", || seen(ask_for(&proxy, "x").0) == 503);
+    assert!(ask_for(&proxy, "x").1.is_some(), "Retry-After");
+    assert!(is_listed(&proxy, "x"));
+    assert_eq!(ask_for(&proxy, "y").0, 404, "that one was never there");
+    let _server = Fake::start_at(addr, "a", &["x"]);
+    let back = Instant::now();
+    wait_until("it serves again", || seen(ask_for(&proxy, "x").0) == 200);
+    assert!(back.elapsed() < Duration::from_secs(2), "{:?}", back.elapsed());
+}
+
+#[test]
+fn without_grace_what_is_away_is_unknown() {
+    let server = Fake::start("a", &["x"]);
+    let proxy = asked(&server.url(), "[discovery]\nttl = \"1s\"\ngrace = \"0s\"");
+    assert_eq!(ask_for(&proxy, "x").0, 200);
+    drop(server);
+    wait_until("it is unknown", || ask_for(&proxy, "x").0 == 404);
+    assert!(!is_listed(&proxy, "x"));
+}
+
+#[test]
+fn a_list_that_takes_longer_than_the_start_waits_is_no_404() {
+    let server = Fake::start("a", &["x"]);
+    server.say(|says| says.delay = Duration::from_secs(8));
+    let proxy = asked(&server.url(), "");
+    server.say(|says| says.delay = Duration::ZERO);
+    assert!(!is_listed(&proxy, "x"));
+    let (status, retry_after) = ask_for(&proxy, "x");
+    assert_eq!((status, retry_after.is_some()), (503, true));
+    wait_until("the list has come", || ask_for(&proxy, "x").0 == 200);
+    assert_eq!(ask_for(&proxy, "y").0, 404, "now that is known");
+    // From now on it takes long, and what is known holds.
+    assert!(is_listed(&proxy, "x"));
+}
+
+#[test]
+fn the_list_of_gemini_is_read_page_by_page() {
+    let server = Fake::start("a", &["gemini-a", "gemini-b", "gemini-c"]);
+    let proxy = asked(&server.url(), "protocol = \"gemini\"");
+    for model in ["gemini-a", "gemini-b", "gemini-c"] {
+        assert!(is_listed(&proxy, model), "{model}");
+    }
+    assert_eq!(server.probes().len(), 3);
+}
+
+/// A proxy in a process of its own, which has few descriptors.
+struct Poor(Child);
+
+impl Drop for Poor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn free() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+/// Status and text of an answer, if there is one.
+fn raw(addr: SocketAddr, request: &[u8]) -> Option<(u16, String)> {
+    let mut stream = TcpStream::connect(addr).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(15))).ok()?;
+    stream.write_all(request).ok()?;
+    let (mut all, mut some) = (Vec::new(), [0; 4096]);
+    while let Ok(n @ 1..) = stream.read(&mut some) {
+        all.extend_from_slice(&some[..n]);
+    }
+    let text = String::from_utf8_lossy(&all).into_owned();
+    let status = text.split(' ').nth(1)?.parse().ok()?;
+    Some((status, text))
+}
+
+#[test]
+fn what_runs_out_here_is_no_fault_of_the_servers() {
+    let server = mock();
+    let (addr, admin) = (free(), free());
+    let dir = std::env::temp_dir().join(format!("tokenring-{}-poor", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("c.toml");
+    let text = format!(
+        "[process]\ncores = 1\n[limits]\nconnections = 1000\n[discovery]\nttl = \"1s\"\n\
+         [[listener]]\nname = \"l\"\nbind = \"{addr}\"\nauth = \"none\"\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{}\"\n\
+         breaker = {{ consecutive = 1, cooldown = \"1h\", recheck = \"60s\" }}\n\
+         health = {{ interval = \"1s\", fall = 1 }}\n\
+         [models.m]\nupstream = \"a\"\n[admin]\nbind = \"{admin}\"\n",
+        server.url()
+    );
+    std::fs::write(&file, text).unwrap();
+    let poor = Command::new("sh")
+        .args(["-c", "ulimit -n 100; exec \"$0\" serve -c \"$1\"", env!("CARGO_BIN_EXE_tokenring")])
+        .arg(&file)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let _poor = Poor(poor);
+    let close = "Connection: close\r\n";
+    let chat = chat(close, false);
+    wait_until("it serves", || raw(addr, &chat).is_some_and(|(status, _)| status == 200));
+    server.behave("delay=1500ms");
+    let answers: Vec<(u16, String)> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..70).map(|_| scope.spawn(|| raw(addr, &chat))).collect();
+        // The operator is answered all the while.
+        for _ in 0..5 {
+            let (status, _) = raw(admin, &get("/metrics", close)).expect("an answer");
+            assert_eq!(status, 200);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        clients.into_iter().filter_map(|client| client.join().unwrap()).collect()
+    });
+    let count = |wanted: u16| answers.iter().filter(|(status, _)| *status == wanted).count();
+    assert!(count(200) > 10 && count(503) > 0, "{} and {}", count(200), count(503));
+    assert_eq!(count(200) + count(503), answers.len(), "no 502: {answers:?}");
+    let refused = answers.iter().find(|(status, _)| *status == 503);
+    assert!(refused.is_some_and(|(_, text)| text.to_lowercase().contains("retry-after: ")));
+    // Nobody thinks the worse of the server.
+    server.behave("");
+    assert_eq!(raw(addr, &chat).map(|(status, _)| status), Some(200));
+    let (_, metrics) = raw(admin, &get("/metrics", close)).unwrap();
+    assert!(metrics.contains("tokenring_breaker_state{upstream=\"a\",state=\"closed\"} 1"));
+    assert!(!metrics.contains("tokenring_upstream_healthy{upstream=\"a\"} 0"), "{metrics}");
+    let _ = std::fs::remove_dir_all(dir);
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 pub(crate) struct Says {
     /// The names in its list of models.
     pub models: Vec<String>,
-    /// Status of `/v1/models` and `/api/tags`.
+    /// Status of `/v1/models`, `/v1beta/models` and `/api/tags`.
     pub models_status: u16,
     /// Status of `/health`.
     pub health: u16,
@@ -148,6 +148,19 @@ impl Inner {
                     says.models_status,
                     format!("{{\"object\":\"list\",\"data\":[{}]}}", listed("{\"id\":", "}")),
                 ),
+                "/v1beta/models" => {
+                    // One a page, and the token is the place of the next.
+                    let token = head.split("pageToken=").nth(1).unwrap_or("0");
+                    let digits: String = token.chars().take_while(char::is_ascii_digit).collect();
+                    let at: usize = digits.parse().unwrap_or(0);
+                    let name = says.models.get(at).map_or("", String::as_str);
+                    let next = match at + 1 < says.models.len() {
+                        true => format!(",\"nextPageToken\":\"{}\"", at + 1),
+                        false => String::new(),
+                    };
+                    let page = format!("{{\"models\":[{{\"name\":\"models/{name}\"}}]{next}}}");
+                    (says.models_status, page)
+                }
                 "/api/tags" => {
                     (says.models_status, format!("{{\"models\":[{}]}}", listed("{\"name\":", "}")))
                 }

@@ -144,7 +144,7 @@ fn force_check_probes_now() {
 }
 
 #[test]
-fn models_of_a_server_that_is_down_leave_the_table() {
+fn models_of_a_server_that_is_down_are_away() {
     let a = Fake::start("a", &["x"]);
     let text = format!(
         "{HEAD}[[upstream]]\nname = \"a\"\nurl = \"{}\"\n\
@@ -159,7 +159,7 @@ fn models_of_a_server_that_is_down_leave_the_table() {
     assert_eq!(status(&proxy), 200);
     a.say(|says| says.health = 500);
     admin(&proxy, post("/health/force-check", "", ""));
-    wait_until("x is gone", || status(&proxy) == 404);
+    wait_until("x is away", || status(&proxy) == 503);
     a.say(|says| says.health = 200);
     admin(&proxy, post("/health/force-check", "", ""));
     wait_until("x is back", || status(&proxy) == 200);

@@ -222,6 +222,7 @@ pub(crate) fn discovery(raw: &RawConfig, r: &mut Reader<'_>) -> Discovery {
         ttl: time(r, &raw.ttl, ttl, secs(1)..=secs(24 * 3600)),
         ttl_multiplier,
         prefix: value(&raw.prefix, false),
+        grace: time(r, &raw.grace, secs(600), secs(0)..=secs(24 * 3600)),
     }
 }
 

@@ -274,6 +274,9 @@ pub struct Discovery {
     pub ttl_multiplier: f64,
     /// True: discovered ids are `upstream:model`.
     pub prefix: bool,
+    /// How long a model stays known whose servers are away, and an unknown name may be one of a
+    /// server that has not been heard of yet.
+    pub grace: Duration,
 }
 
 impl Discovery {

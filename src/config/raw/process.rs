@@ -122,6 +122,8 @@ mirror! {
         ttl_multiplier: f64,
         /// Ids are "upstream:model".
         prefix: bool,
+        /// A model whose servers are away stays known for this long.
+        grace: Time,
     }
     /// `[admin]`.
     RawAdmin {

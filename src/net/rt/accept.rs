@@ -11,6 +11,8 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, UnixListener};
 
+use crate::net::sys;
+
 /// A listening socket of this core.
 pub enum Acceptor {
     /// IPv4 or IPv6.
@@ -39,11 +41,11 @@ impl Acceptor {
         match self {
             Acceptor::Tcp(listener) => {
                 let (stream, peer) = listener.cancelable_accept(stop.handle()).await?;
-                Ok((owned(stream), Some(peer)))
+                Ok((sys::in_share(owned(stream))?, Some(peer)))
             }
             Acceptor::Unix(listener) => {
                 let (stream, _) = listener.cancelable_accept(stop.handle()).await?;
-                Ok((owned(stream), None))
+                Ok((sys::in_share(owned(stream))?, None))
             }
         }
     }
