@@ -30,8 +30,9 @@ use crate::net::stream::Handle;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 
-/// What a stream may have waiting to be sent.
-const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// What a stream may have waiting to be sent: as much as its pipe gives at a time. A client that
+/// opens all its streams and reads none has this for each of them.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
 
 /// What the streams of a connection share.
 pub struct Shared {

@@ -420,3 +420,29 @@ fn denied(why: Denied) -> Refusal {
         },
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future as _;
+    use std::task::{Context, Poll, Waker};
+
+    #[test]
+    fn a_large_copy_takes_a_turn_for_each_slice() {
+        for bytes in [0, 1, SLICE_BYTES, SLICE_BYTES + 1, 7 * SLICE_BYTES + 9] {
+            let from: Vec<u8> = (0..bytes).map(|n| n as u8).collect();
+            let mut to = Vec::new();
+            let mut turns = 1;
+            {
+                let mut copying = pin!(copy_in_slices(&mut to, &from));
+                while copying.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+                    == Poll::Pending
+                {
+                    turns += 1;
+                }
+            }
+            assert_eq!(turns, bytes.div_ceil(SLICE_BYTES).max(1), "{bytes}");
+            assert_eq!(to, from);
+        }
+    }
+}

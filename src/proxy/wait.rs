@@ -20,6 +20,7 @@ use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::Member;
+use crate::policy::limit::ip::network;
 use crate::upstream::room::{Accepts, Room, Share};
 
 /// Marks shares that belong to an address and not to a key.
@@ -37,14 +38,15 @@ pub enum Waited<'p> {
     Refused(Refusal),
 }
 
-/// Whose turn a waiter takes: its key's, or its address's where there are no keys.
+/// Whose turn a waiter takes: its key's, or its address's (IPv6: its /64's) where there are no
+/// keys.
 #[must_use]
 pub fn share(permit: &Permit) -> Share {
     let of_address = || {
-        let text = permit.client.map(|ip| ip.to_string()).unwrap_or_default();
+        let network = permit.client.map(network).unwrap_or_default();
         // FNV-1a: two addresses that share a number share their turns, no more.
-        let hash = text
-            .bytes()
+        let hash = std::iter::once(network.0)
+            .chain(network.1.to_le_bytes())
             .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         hash | SHARE_OF_ADDRESS
     };
@@ -105,6 +107,9 @@ impl<'p> Wait<'_, 'p> {
                     Some(judge) => Waited::Picked(Picked { member, upstream, lease, judge }),
                     None => Waited::Again,
                 };
+            }
+            if place.is_displaced() {
+                return Waited::Refused(refusal(Kind::QueueFull, room));
             }
             let now_ms = now_us / 1000;
             if now_ms >= deadline_ms {

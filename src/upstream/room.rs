@@ -23,7 +23,8 @@
 //! 4. Ask `take_grant` first: entering may have granted at once.
 //! 5. Wait for the bell, the deadline, the client's leaving, and the `next_admission_ms` of
 //!    breakers that are open.
-//! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet.
+//! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet; and `is_displaced`:
+//!    a newcomer has got the place, which is 503 with `retry_after_s`.
 //! 7. Not yet, by a bell or a breaker: pick once more (1); if that succeeds drop the place, else wait
 //!    on (5) in the same place.
 //! 8. With the lease, ask the breaker; when it refuses, drop the lease and begin anew (1).
@@ -95,7 +96,17 @@ struct Seat<T> {
     id: WaitId,
     ticket: T,
     accepts: Accepts,
-    granted: Option<usize>,
+    stay: Stay,
+}
+
+/// What has become of a stay.
+#[derive(Clone, Copy)]
+enum Stay {
+    Waiting,
+    /// A slot of this member is its own.
+    Granted(usize),
+    /// The place has gone to a newcomer.
+    Displaced,
 }
 
 /// How many waiters would take a slot of which member. Nearly all take any, so that a busy room
@@ -166,14 +177,16 @@ impl<T: Copy + Send + 'static> Room<T> {
         deadline_ms: u64,
     ) -> Result<Place<'_, T>, Full> {
         let now_ms = self.wake.now_ms();
-        let seat = {
+        let (seat, displaced) = {
             let mut inside = self.lock();
+            let displaced = inside.displace(&self.members, share, now_ms);
             let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
-            let seat = inside.sit(Seat { id, ticket, accepts, granted: None });
+            let seat = inside.sit(Seat { id, ticket, accepts, stay: Stay::Waiting });
             inside.interest.add(&self.members, &accepts);
             self.publish(&inside);
-            seat
+            (seat, displaced)
         };
+        displaced.into_iter().for_each(|ticket| self.wake.ring(ticket));
         let place = Place { room: self, seat, taken: false };
         // A slot may have come free between the look that found none and the place taken. What
         // is free goes to whoever is next, which need not be the newcomer.
@@ -219,7 +232,7 @@ impl<T: Copy + Send + 'static> Room<T> {
             }
             let Seat { id, ticket, accepts, .. } = inside.seats[seat];
             inside.queue.grant(id, now_ms);
-            inside.seats[seat].granted = Some(member);
+            inside.seats[seat].stay = Stay::Granted(member);
             inside.interest.remove(&self.members, &accepts);
             self.publish(&inside);
             ticket
@@ -240,6 +253,17 @@ impl<T: Copy + Send + 'static> Waiting for Room<T> {
 }
 
 impl<T: Copy> Inside<T> {
+    /// Takes the place of whoever has to leave a full room for a newcomer; whom to tell.
+    fn displace(&mut self, members: &[Arc<UpstreamState>], share: Share, now_ms: u64) -> Option<T> {
+        let id = self.queue.displaced_by(share)?;
+        self.queue.cancel(id, now_ms);
+        let seat = &mut self.seats[self.seat_of[id.index()]];
+        seat.stay = Stay::Displaced;
+        let Seat { ticket, accepts, .. } = *seat;
+        self.interest.remove(members, &accepts);
+        Some(ticket)
+    }
+
     fn sit(&mut self, seat: Seat<T>) -> usize {
         let index = seat.id.index();
         let at = match self.free.pop() {
@@ -335,7 +359,7 @@ impl<'r, T: Copy + Send + 'static> Place<'r, T> {
         let room = self.room;
         let member = {
             let mut inside = room.lock();
-            let member = inside.seats[self.seat].granted?;
+            let Stay::Granted(member) = inside.seats[self.seat].stay else { return None };
             inside.free.push(self.seat);
             member
         };
@@ -344,7 +368,13 @@ impl<'r, T: Copy + Send + 'static> Place<'r, T> {
     }
 
     fn is_granted(&self) -> bool {
-        self.room.lock().seats[self.seat].granted.is_some()
+        matches!(self.room.lock().seats[self.seat].stay, Stay::Granted(_))
+    }
+
+    /// Whether the place has gone to a newcomer, and nothing will be granted any more.
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        !self.taken && matches!(self.room.lock().seats[self.seat].stay, Stay::Displaced)
     }
 }
 
@@ -357,14 +387,18 @@ impl<T: Copy + Send + 'static> Drop for Place<'_, T> {
         let now_ms = room.wake.now_ms();
         let granted = {
             let mut inside = room.lock();
-            let Seat { id, accepts, granted, .. } = inside.seats[self.seat];
+            let Seat { id, accepts, stay, .. } = inside.seats[self.seat];
             inside.free.push(self.seat);
-            if granted.is_none() {
-                inside.queue.cancel(id, now_ms);
-                inside.interest.remove(&room.members, &accepts);
-                room.publish(&inside);
+            match stay {
+                Stay::Waiting => {
+                    inside.queue.cancel(id, now_ms);
+                    inside.interest.remove(&room.members, &accepts);
+                    room.publish(&inside);
+                    None
+                }
+                Stay::Granted(member) => Some(member),
+                Stay::Displaced => None,
             }
-            granted
         };
         if let Some(member) = granted {
             room.members[member].slots.release();

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use h2::Reason;
+
+use super::h2_client::H2Client;
 use super::house::{LIMIT, Proxy, Setup, house, mock, mock_with, wait_until};
 use super::wire::{Client, chat, get};
 
@@ -153,6 +156,29 @@ fn the_longest_idle_one_may_be_another_cores() {
         client.is_over().then_some(())
     });
     assert!(over.count() >= 40, "the longest idle ones have gone");
+}
+
+#[test]
+fn streams_count_against_the_limit_of_connections() {
+    let mock = mock();
+    let proxy = Setup { rest: "[limits]\nconnections = 3", ..Setup::default() }.start(&[&mock]);
+    let client = H2Client::connect(proxy.addr(), None);
+    // The first stands in the place of its connection.
+    let mut busy: Vec<_> =
+        (0..3).map(|_| client.get("/echo", &[("x-mock", "delay=60s")])).collect();
+    wait_until("three are busy", || mock.stats().in_flight == 3);
+    assert_eq!(client.get("/echo", &[]).reset_by_peer(), Reason::REFUSED_STREAM);
+    assert!(proxy.client().is_over(), "nor is there a place for a connection");
+    busy.pop().unwrap().reset();
+    wait_until("one has left", || mock.stats().in_flight == 2);
+    let last = || {
+        let answer = client.get("/echo", &[]).try_answer();
+        answer.is_ok_and(|answer| answer.status == 200)
+    };
+    wait_until("there is a place", last);
+    drop((busy, client));
+    proxy.wait_until_empty();
+    assert_eq!(proxy.shared().streams.load(Ordering::Relaxed), 0);
 }
 
 #[test]

@@ -201,6 +201,46 @@ fn keys_take_turns_and_a_higher_priority_goes_first() {
 }
 
 #[test]
+fn a_full_queue_makes_place_for_a_key_with_fewer_and_for_a_higher_priority() {
+    let mock = mock();
+    let proxy = Setup {
+        listener: "auth = \"keys\"\n",
+        upstream: "concurrency = 1\n",
+        group: "queue = { length = 3, wait = \"60s\" }\n",
+        rest: KEYS,
+        ..Setup::default()
+    }
+    .start(&[&mock]);
+    let of = |who: &str| format!("Authorization: Bearer sk-{who}\r\nx-who: {who}\r\n");
+    let held = hold(&mock, &proxy, &of("a"));
+    let mut crowd = Vec::new();
+    for before in 0..3 {
+        wait_for_waiters(&proxy, before);
+        let mut client = proxy.client();
+        client.send(chat(&of("a"), false));
+        crowd.push(client);
+    }
+    wait_for_waiters(&proxy, 3);
+    let mut more = proxy.client();
+    assert_eq!(more.send(chat(&of("a"), false)).answer().status, 503, "its own key has them all");
+    let mut others = Vec::new();
+    for who in ["b", "vip"] {
+        let mut client = proxy.client();
+        client.send(chat(&of(who), false));
+        others.push(client);
+        // The last of the largest share goes.
+        let answer = crowd.pop().unwrap().answer();
+        assert_eq!(answer.status, 503);
+        assert!(answer.field("retry-after").is_some());
+        wait_for_waiters(&proxy, 3);
+    }
+    drop(held);
+    for client in crowd.iter_mut().chain(&mut others) {
+        assert_eq!(client.answer().status, 200);
+    }
+}
+
+#[test]
 fn another_concurrency_takes_effect_with_its_plan_and_lets_waiters_go() {
     let mock = mock();
     let mut roster = Roster::default();

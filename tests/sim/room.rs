@@ -61,7 +61,8 @@ impl Sim<'_> {
                 None => self.pick(exchange),
             };
         }
-        if now_ms >= deadline_ms {
+        let displaced = state.place.as_ref().is_some_and(|place| place.is_displaced());
+        if now_ms >= deadline_ms || displaced {
             self.leave_room(exchange, false);
             return self.settle(exchange, Ended::Overdue);
         }

@@ -88,8 +88,8 @@ impl IpTable {
     }
 }
 
-/// What addresses of one client have in common.
-pub(super) fn network(ip: IpAddr) -> (u8, u64) {
+/// What the addresses of one client have in common.
+pub fn network(ip: IpAddr) -> (u8, u64) {
     match ip.to_canonical() {
         IpAddr::V4(ip) => (4, u64::from(ip.to_bits())),
         IpAddr::V6(ip) => (6, (ip.to_bits() >> 64) as u64),

@@ -10,6 +10,10 @@
 //! A waiter may be unable to use the slot that came free (it has tried that server before):
 //! `find` takes the first in order that can, and the others keep their places.
 //!
+//! When the room is full its places belong to all: a newcomer of a higher priority, or of a key
+//! that would not have more of them than the largest has then, gets the place of the last of that
+//! largest share (`displaced_by`). Nobody is displaced for one who would be no better.
+//!
 //! Entering, being granted and leaving take constant time but for two walks that are short in
 //! this house: over the priorities that are waiting now, and, for a deadline earlier than that
 //! of others already here, over those others. Nothing is allocated once the room has been as
@@ -42,6 +46,9 @@ impl WaitId {
         self.index as usize
     }
 }
+
+/// Most keys of a priority among which the largest share is looked for.
+const FLOWS_COMPARED_MAX: usize = 256;
 
 /// Nobody else may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +109,8 @@ struct Waiter {
 struct Flow {
     in_level: Links,
     waiters: List<0>,
+    /// How many they are.
+    len: u32,
     key: u32,
     level: u32,
     weight: u32,
@@ -166,7 +175,9 @@ impl Queue {
             flow,
             deadline_ms,
         });
-        self.flows.at_mut(flow).waiters.insert(&mut self.waiters, index, NIL);
+        let into = self.flows.at_mut(flow);
+        into.len += 1;
+        into.waiters.insert(&mut self.waiters, index, NIL);
         // From the end, since a room's waits are nearly always equally long.
         let (mut behind, mut before) = (NIL, self.deadlines.tail());
         while before != NIL && self.waiters.at(before).deadline_ms > deadline_ms {
@@ -174,6 +185,29 @@ impl Queue {
         }
         self.deadlines.insert(&mut self.waiters, index, behind);
         Ok(WaitId { index, generation: self.waiters.at(index).generation })
+    }
+
+    /// Who has to leave a full room for a newcomer: the last of the largest share of the lowest
+    /// priority, unless that is above the newcomer's, or its own key would have more waiting than
+    /// that share has then. Changes nothing.
+    ///
+    /// Of more than `FLOWS_COMPARED_MAX` keys those are compared whose turn it is first.
+    #[must_use]
+    pub fn displaced_by(&self, share: Share) -> Option<WaitId> {
+        let lowest = self.order.tail();
+        if self.len < self.length || lowest == NIL {
+            return None;
+        }
+        let level = self.levels.at(lowest);
+        let flows = level.flows.iter(&self.flows).take(FLOWS_COMPARED_MAX);
+        // Of equals the one whose turn it is last.
+        let (_, largest) = flows.max_by_key(|(_, flow)| flow.len)?;
+        let own =
+            self.known.get(&(share.priority, share.key)).map_or(0, |at| self.flows.at(*at).len);
+        let gives_way = level.priority < share.priority
+            || (level.priority == share.priority && own + 1 < largest.len);
+        let index = largest.waiters.tail();
+        gives_way.then(|| WaitId { index, generation: self.waiters.at(index).generation })
     }
 
     /// Finds who is next among those in time that `accepts` the slot; changes nothing.
@@ -284,6 +318,7 @@ impl Queue {
         let flow = self.flows.insert(|_| Flow {
             in_level: Links::FREE,
             waiters: List::EMPTY,
+            len: 0,
             key: share.key,
             level,
             weight,
@@ -315,6 +350,7 @@ impl Queue {
         self.deadlines.remove(&mut self.waiters, index);
         let flow = self.flows.at_mut(at);
         flow.waiters.remove(&mut self.waiters, index);
+        flow.len -= 1;
         self.waiters.free(index);
         self.len -= 1;
         if !flow.waiters.is_empty() {

@@ -41,6 +41,17 @@ impl Oracle {
         ids.find(|(id, deadline)| *deadline > now && accepts(*id)).map(|(id, _)| *id)
     }
 
+    /// The last of the largest share of the lowest priority, if the newcomer is better.
+    fn displaced(&self, share: Share) -> Option<WaitId> {
+        let (priority, keys) = self.levels.iter().find(|(_, keys)| !keys.is_empty())?;
+        let most = keys.iter().map(|turns| turns.waiters.len()).max()?;
+        let largest = keys.iter().rev().find(|turns| turns.waiters.len() == most)?;
+        let own = keys.iter().find(|turns| turns.key == share.key);
+        let own = own.map_or(0, |turns| turns.waiters.len());
+        let better = *priority < share.priority || (*priority == share.priority && own + 1 < most);
+        better.then(|| largest.waiters.last().unwrap().0)
+    }
+
     fn grant(&mut self, id: WaitId) {
         for keys in self.levels.values_mut() {
             let holds = |turns: &Turns| turns.waiters.iter().any(|(other, _)| *other == id);
@@ -113,7 +124,19 @@ proptest! {
                             oracle.enqueue(id, share, now + wait);
                             given.push(id);
                         }
-                        Err(Full) => prop_assert!(full),
+                        Err(Full) => {
+                            prop_assert!(full);
+                            let expected = oracle.displaced(share);
+                            prop_assert_eq!(queue.displaced_by(share), expected);
+                            if let Some(victim) = expected {
+                                prop_assert!(queue.cancel(victim, now) && gone.insert(victim));
+                                oracle.remove(victim);
+                                let id = queue.enqueue(share, now, now + wait).unwrap();
+                                prop_assert!(!given.contains(&id));
+                                oracle.enqueue(id, share, now + wait);
+                                given.push(id);
+                            }
+                        }
                     }
                 }
                 Op::Next | Op::NextWhere(_) => {
@@ -241,6 +264,30 @@ fn who_cannot_use_the_slot_keeps_the_place() {
     let b = queue.find(0, |id| id != ids[0].0).unwrap();
     assert!(b == ids[1].0 && queue.grant(b, 0));
     assert_eq!(order(&mut queue, &ids), ["a", "c"]);
+}
+
+#[test]
+fn a_full_room_makes_place_for_a_better_newcomer() {
+    let mut queue = Queue::new(4);
+    let (many, few) = (Share::of(1, 0), Share::of(2, 0));
+    let ids = enter(&mut queue, &[("a", many), ("b", many), ("c", many), ("d", few)]);
+    // Two and two is as even as it gets.
+    assert_eq!(queue.displaced_by(few), Some(ids[2].0));
+    assert!(queue.cancel(ids[2].0, 0));
+    assert_eq!(queue.displaced_by(few), None, "there is a place");
+    queue.enqueue(few, 0, 9).unwrap();
+    assert_eq!((queue.displaced_by(few), queue.displaced_by(many)), (None, None));
+    // A third key gets one all the same, and a fourth nothing: everybody would have one.
+    let third = queue.displaced_by(Share::of(3, 0)).unwrap();
+    assert!(queue.cancel(third, 0));
+    queue.enqueue(Share::of(3, 0), 0, 9).unwrap();
+    let fourth = queue.displaced_by(Share::of(4, 0)).unwrap();
+    assert!(queue.cancel(fourth, 0));
+    queue.enqueue(Share::of(4, 0), 0, 9).unwrap();
+    assert_eq!(queue.displaced_by(Share::of(5, 0)), None);
+    // A higher priority is better whatever it has, a lower one never.
+    assert!(queue.displaced_by(Share::of(5, 1)).is_some());
+    assert_eq!(queue.displaced_by(Share::of(5, -1)), None);
 }
 
 #[test]

@@ -88,6 +88,27 @@ fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
 }
 
 #[test]
+fn a_newcomer_displaces_the_last_of_the_largest_share() {
+    let up = upstream(1);
+    let (room, bells) = room(&[&up], 2);
+    let lease = up.try_lease().unwrap();
+    let of = |key, ticket| room.enter(Share::of(key, 0), Accepts::ALL, ticket, LATE);
+    let (mut a, mut b) = (of(1, 1).unwrap(), of(1, 2).unwrap());
+    assert!(of(1, 3).is_err());
+    let mut c = of(2, 4).unwrap();
+    assert_eq!((bells.take(), room.len()), (vec![2], 2));
+    assert!(b.is_displaced() && b.take_grant().is_none() && !a.is_displaced());
+    assert!(of(3, 5).is_err(), "everybody has one");
+    drop(lease);
+    let (_, lease) = a.take_grant().unwrap();
+    drop(b);
+    drop(lease);
+    let (_, lease) = c.take_grant().unwrap();
+    drop(lease);
+    assert_eq!((up.in_flight(), room.len(), wanted(&up)), (0, 0, false));
+}
+
+#[test]
 fn whoever_leaves_with_a_grant_passes_it_on() {
     let up = upstream(1);
     let (room, bells) = room(&[&up], 10);
