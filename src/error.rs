@@ -189,6 +189,18 @@ impl Kind {
     pub fn row(self) -> &'static Row {
         &TABLE[self as usize]
     }
+
+    /// Returns `error.code` as the Responses API has it.
+    ///
+    /// Codex takes each 403 for a failure that passes and asks six times, but for the word that
+    /// OpenAI itself uses for a model that a key may not use.
+    #[must_use]
+    pub fn code_in_responses(self) -> &'static str {
+        match self {
+            Kind::ModelNotAllowed => Kind::ModelNotFound.row().code,
+            _ => self.row().code,
+        }
+    }
 }
 
 /// What follows from a fault.

@@ -156,15 +156,19 @@ pub fn admit(
     {
         limit.take(ip, now.steady_ns)?;
     }
+    let upgrade = connection.upgrade
+        && head.method == Method::Get
+        && matches!(framing, Framing::None | Framing::Length(0))
+        && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
+    // Before the key, too: with a wrong one the wish would be repeated for as long as the request.
+    if upgrade && unrouted::leads_nowhere(listener, head, bytes) {
+        return Err(Kind::UpgradeRefused.into());
+    }
     let key = if listener.keys_required {
         Some(authenticate(plan, listener, head, bytes, certified, now.wall_ns / NS_PER_SECOND)?)
     } else {
         None
     };
-    let upgrade = connection.upgrade
-        && head.method == Method::Get
-        && matches!(framing, Framing::None | Framing::Length(0))
-        && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
     let rights = key.and_then(|key| plan.keys.key(key)).map(|key| &key.models);
     let limit = key.and_then(|key| plan.limits.get(key.0 as usize));
     let permit = Permit {

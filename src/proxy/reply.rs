@@ -113,9 +113,13 @@ pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool
     let status = row.status.unwrap_or(502);
     let mut body = Vec::with_capacity(256);
     let wait_s = refusal.retry_after.clamp(1, row.retry_after_s_max);
+    let code = match caller.dialect {
+        Dialect::Responses => refusal.kind.code_in_responses(),
+        _ => row.code,
+    };
     ErrorReply {
         status,
-        code: row.code,
+        code,
         kind: row.error_type,
         message: refusal.message.as_deref().unwrap_or(row.message),
         hint: refusal.hint.as_deref(),

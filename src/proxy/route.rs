@@ -102,7 +102,10 @@ pub fn by_head(
 
 /// Finds the model that the target names: before a verb (Gemini), or, in a GET, as the last
 /// segment under `models` or in `?model=`.
-fn model_in_target(head: &RequestHead, bytes: &[u8]) -> Result<Option<PathModel>, PathFault> {
+pub(super) fn model_in_target(
+    head: &RequestHead,
+    bytes: &[u8],
+) -> Result<Option<PathModel>, PathFault> {
     let target = head.path_and_query(bytes);
     if let Some(found) = PathModel::of_verb(target)? {
         return Ok(Some(found));

@@ -7,6 +7,7 @@
 use super::admit::Permit;
 use super::plan::ListenerPlan;
 use super::reply::Refusal;
+use super::route::model_in_target;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
@@ -24,15 +25,27 @@ pub fn root_is_ours(
     bytes: &[u8],
     certified: Option<&str>,
 ) -> bool {
-    let path = head.path(bytes);
-    let host = head.authority(bytes).unwrap_or_default();
-    if listener.hosts.find(host, path).is_some() || listener.paths.find(path).is_some() {
+    if has_route(listener, head, bytes) {
         return false;
     }
     let asked_for_key = listener.keys_required
         && certified.is_none()
         && find_credential(&listener.carriers, &places(head, bytes)).is_none();
     listener.default_group.is_none() || asked_for_key
+}
+
+/// Whether a WebSocket that is asked for here can lead to nobody, whoever asks: there is no
+/// route, no default group, and no model in the target.
+#[cold]
+pub fn leads_nowhere(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
+    let names_model = || !matches!(model_in_target(head, bytes), Ok(None));
+    listener.default_group.is_none() && !has_route(listener, head, bytes) && !names_model()
+}
+
+fn has_route(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
+    let path = head.path(bytes);
+    let host = head.authority(bytes).unwrap_or_default();
+    listener.hosts.find(host, path).is_some() || listener.paths.find(path).is_some()
 }
 
 /// Where a request may carry its key.

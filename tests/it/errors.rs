@@ -158,6 +158,46 @@ fn a_websocket_that_no_route_takes_is_told_to_go_without() {
 }
 
 #[test]
+fn a_websocket_that_leads_to_nobody_costs_no_key_and_no_limit() {
+    let mock = mock();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\nrpm = 1\nmodels = [\"m\"]\n";
+    let route = "[[listener.route]]\npath = \"/ws\"\ngroup = \"chat\"\n";
+    let listener = format!("auth = \"keys\"\n{route}");
+    let proxy = Setup { listener: &listener, rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    for credential in ["", "Authorization: Bearer sk-2\r\n", "Authorization: Bearer sk-1\r\n"] {
+        let upgrade = format!("{credential}Connection: Upgrade\r\nUpgrade: websocket\r\n");
+        for _ in 0..2 {
+            assert_eq!(client.send(get("/v1/responses", &upgrade)).answer().status, 426);
+        }
+        // Where one can lead to somebody, the key comes first.
+        if !credential.contains("sk-1") {
+            assert_eq!(client.send(get("/ws", &upgrade)).answer().status, 401);
+            assert_eq!(client.send(get("/v1/realtime?model=m", &upgrade)).answer().status, 401);
+        }
+    }
+    let auth = "Authorization: Bearer sk-1\r\n";
+    assert_eq!(client.send(chat(auth, false)).answer().status, 200);
+    assert_eq!(mock.seen().len(), 1);
+}
+
+#[test]
+fn a_forbidden_model_is_told_to_codex_in_the_word_that_ends_it() {
+    let mock = mock();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\nmodels = [\"other\"]\n";
+    let proxy =
+        Setup { listener: "auth = \"keys\"", rest: key, ..Setup::default() }.start(&[&mock]);
+    let mut client = proxy.client();
+    let auth = "Authorization: Bearer sk-1\r\n";
+    for (path, code) in
+        [("/v1/responses", "model_not_found"), ("/v1/chat/completions", "insufficient_permissions")]
+    {
+        let answer = client.send(post(path, auth, "{\"model\":\"m\"}")).answer();
+        assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some(code)));
+    }
+}
+
+#[test]
 fn the_root_answers_without_a_key_where_health_does() {
     let mock = mock();
     let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\n";
