@@ -53,7 +53,8 @@ from bed import TOKENRING, WORK, Process, free_port
 from fake_engine import HELD, WORD, Engine, dialect_of
 
 RB = pathlib.Path(os.environ.get("RB", pathlib.Path.home() / ".cache/realbackends"))
-PATIENCE = 45  # Seconds for a program; who is still busy then waits, and that is compared too.
+START = 120  # Seconds for a program's start, until its first request.
+PATIENCE = 45  # Seconds from there to its end; who is still busy then waits, and that is compared too.
 LATER = 0.1  # Seconds by which an answer may come later through the proxy.
 CHANCE = 0.35  # Programs draw their pauses between two tries: this share of them may differ.
 END_LATER = 1.5  # Seconds by which a program's own end may come later: it does much else.
@@ -111,7 +112,7 @@ def opencode(home, base, key, model):
         "autoupdate": False, "share": "disabled", "model": f"tap/{model}", "small_model": f"tap/{model}",
         "provider": {"tap": {"npm": "@ai-sdk/openai-compatible", "name": "tap", "options": {"baseURL": f"{base}/v1", "apiKey": key},
                              "models": {model: {"name": model}}}}})
-    return ["run", "-m", f"tap/{model}", QUESTION], {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
+    return ["run", "--title", "A word", "-m", f"tap/{model}", QUESTION], {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_AUTOUPDATE": "1"}
 
 
 def qwen(home, base, key, model):
@@ -212,6 +213,11 @@ class Tap:
                 current.first, current.status = current.last, int(data.split(b" ", 2)[1][:3])
 
         await asyncio.gather(_hand_on(reader, far_writer, request), _hand_on(far_reader, writer, answer))
+
+    def limit(self, begun):
+        """Until when a program that was started at `begun` may take."""
+        asked = next((e.asked for e in self.exchanges if e.of_api()), None)
+        return begun + START if asked is None else asked + PATIENCE
 
     def refused(self):
         return sum(e.status == 429 for e in self.exchanges)
@@ -341,8 +347,8 @@ def watch(home, folder, argv, variables, tap, give_back):
     with open(printed, "wb") as out:
         child = subprocess.Popen([str(a) for a in argv], cwd=folder, env={k: str(v) for k, v in variables.items()}, start_new_session=True,
                                  stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, preexec_fn=bed._with_parent)
-        limit = time.monotonic() + PATIENCE
-        while child.poll() is None and time.monotonic() < limit:
+        begun = time.monotonic()
+        while child.poll() is None and time.monotonic() < tap.limit(begun):
             if tap.refused() >= 2:
                 give_back()
             time.sleep(0.01)
