@@ -95,16 +95,16 @@ impl Messages {
         std::mem::take(&mut self.unpaid)
     }
 
-    /// Says that the tunnel is over; `asked_bytes` as in `push`.
+    /// What no count covers, should the tunnel be over now; `asked_bytes` as in `push`. Of a
+    /// message that is not here whole the bytes count.
     #[must_use]
-    pub fn finish(&mut self, asked_bytes: u64) -> Uncounted {
-        self.unread_bytes = self.unread_bytes.saturating_add(self.head_len as u64);
-        self.end_message(asked_bytes);
+    pub fn uncounted(&self, asked_bytes: u64) -> Uncounted {
+        let open = self.message_bytes.saturating_add(self.head_len as u64);
         let Tally { pieces, text_bytes, .. } = self.tally;
         Uncounted {
             asked_bytes: asked_bytes.saturating_sub(self.covered_bytes),
             pieces,
-            other_bytes: text_bytes.saturating_add(self.unread_bytes),
+            other_bytes: text_bytes.saturating_add(self.unread_bytes).saturating_add(open),
         }
     }
 
@@ -196,7 +196,7 @@ pub fn fuzz(data: &[u8]) {
             assert!(messages.head_len < HEAD_BYTES_MAX);
         }
         let unpaid = messages.take_unpaid();
-        (messages.finish(9), messages.said(), unpaid)
+        (messages.uncounted(9), messages.said(), unpaid)
     };
     let whole = run(data.len());
     assert_eq!(whole, run(1));
@@ -231,7 +231,7 @@ mod tests {
         let mut messages = Messages::default();
         bytes.chunks(size).for_each(|piece| messages.push(piece, asked_bytes));
         let unpaid = messages.take_unpaid();
-        (messages.said(), unpaid, messages.finish(asked_bytes + 50))
+        (messages.said(), unpaid, messages.uncounted(asked_bytes + 50))
     }
 
     fn read(frames: &[Vec<u8>]) -> (Usage, u64, Uncounted) {
@@ -274,7 +274,7 @@ mod tests {
         // Cut in a message.
         let mut cut = delta();
         cut.truncate(cut.len() - 3);
-        assert_eq!(read(&[cut]).2.pieces, 1);
+        assert_eq!(read(&[cut]).2.other_bytes, 50);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::plan::Plan;
 use super::reply::{Next, Refusal};
 use super::route::Route;
 use super::settle::Settle;
-use super::tunnel;
+use super::tunnel::{self, Metered};
 use super::wait::{self, Wait, Waited};
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
@@ -26,7 +26,6 @@ use crate::net::frame::Frame;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::{Member, Tried};
-use crate::policy::limit::passed::Answer;
 use crate::policy::retry::{self, Failure, Verdict};
 
 /// One exchange on its way from member to member.
@@ -298,10 +297,12 @@ async fn end(
         }
         Attempted::Upgraded { upstream, bytes } => {
             let idle = attempt.timeouts.stream_idle;
-            let carried = tunnel::run(core, down, upstream, bytes, idle).await;
+            let carried = {
+                let meter = request.permit.is_metered.then(|| Metered::new(turn.settle));
+                tunnel::run(core, down, upstream, bytes, idle, meter).await
+            };
             turn.settle.outcome.request_bytes += carried.sent;
             turn.settle.outcome.response_bytes += carried.received;
-            turn.settle.passed.answer = Answer::Tunnel(carried.received);
             if let Some(kind) = carried.fault {
                 turn.settle.fault(kind);
             }

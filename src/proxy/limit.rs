@@ -236,7 +236,12 @@ impl Charge {
         if let Some((bytes, tokens)) = passed.lesson() {
             sizes.learn(passed.model, bytes, tokens);
         }
-        let tokens = passed.tokens(sizes.of(passed.model));
+        self.pay_tokens(passed.tokens(sizes.of(passed.model)), now_ns);
+    }
+
+    /// Pays so many tokens.
+    pub fn pay_tokens(&self, tokens: u64, now_ns: u64) {
+        let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
         limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
         if let Some(budget) = &self.plan.budget
             && limit.state.lease.spend(tokens)

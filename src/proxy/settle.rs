@@ -55,6 +55,14 @@ impl Settle {
         self.charge = charge;
     }
 
+    /// Pays tokens of an exchange that goes on for long.
+    pub fn pay(&self, tokens: u64) {
+        if let Some(charge) = &self.charge {
+            let now = self.core.shared.ringer.moment(self.now_us());
+            charge.pay_tokens(tokens, now.steady_ns);
+        }
+    }
+
     /// Microseconds since the head was read.
     #[must_use]
     pub fn elapsed_us(&self) -> u64 {

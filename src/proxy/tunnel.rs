@@ -13,19 +13,22 @@
 //! Every timer is on the socket that is awaited, and each socket has two: for what it is to say,
 //! and for what it is to take.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::time::Duration;
 
 use super::conn_h1::Downstream;
 use super::core::Core;
+use super::settle::Settle;
 use crate::base::buf::SMALL_BYTES;
 use crate::error::Kind;
+use crate::llm::messages::Messages;
 use crate::net::race::{First, race};
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
+use crate::policy::limit::passed::Answer;
 
 /// What a tunnel has carried, and how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +39,39 @@ pub struct Carried {
     pub received: u64,
     /// What ended it, if neither side did.
     pub fault: Option<Kind>,
+}
+
+/// What a tunnel costs a key that pays by the token: each count is paid when it comes, since a
+/// tunnel may last for hours, and what none covers at its end.
+pub struct Metered<'a> {
+    messages: Box<Messages>,
+    settle: &'a mut Settle,
+}
+
+impl<'a> Metered<'a> {
+    /// Reads a tunnel of this exchange.
+    #[must_use]
+    pub fn new(settle: &'a mut Settle) -> Self {
+        Self { messages: Box::default(), settle }
+    }
+
+    /// The upstream has said this; the client had sent so many bytes.
+    fn hear(&mut self, bytes: &[u8], sent: u64) {
+        self.messages.push(bytes, sent);
+        let tokens = self.messages.take_unpaid();
+        if tokens > 0 {
+            self.settle.pay(tokens);
+        }
+        self.note(sent);
+    }
+
+    /// Notes what is owed, should this be the end.
+    fn note(&mut self, sent: u64) {
+        let said = self.messages.said();
+        self.settle.outcome.prompt_tokens = said.prompt_tokens;
+        self.settle.outcome.completion_tokens = said.completion_tokens;
+        self.settle.passed.answer = Answer::Tunnel(self.messages.uncounted(sent));
+    }
 }
 
 /// One end of a tunnel.
@@ -62,6 +98,9 @@ struct Tunnel<'a> {
     /// One side has ended.
     following: Cell<bool>,
     fault: Cell<Option<Kind>>,
+    /// Bytes that the client has sent so far.
+    sent: Cell<u64>,
+    meter: RefCell<Option<Metered<'a>>>,
 }
 
 /// Relays both ways; `early` came from the upstream behind its head.
@@ -73,6 +112,7 @@ pub async fn run(
     upstream: Stream,
     early: Vec<u8>,
     idle: Duration,
+    meter: Option<Metered<'_>>,
 ) -> Carried {
     // What it watched for while the answer was awaited is seen here by receives.
     down.timer.disarm();
@@ -89,6 +129,8 @@ pub async fn run(
         follow: down.write_idle,
         following: Cell::new(false),
         fault: Cell::new(None),
+        sent: Cell::new(0),
+        meter: RefCell::new(meter),
     };
     tunnel.somebody_spoke();
     let mut up = pin!(tunnel.one_way(&tunnel.client, &tunnel.upstream, first));
@@ -97,6 +139,9 @@ pub async fn run(
         First::Left(sent) => (sent, back.await),
         First::Right(received) => (up.await, received),
     };
+    if let Some(meter) = &mut *tunnel.meter.borrow_mut() {
+        meter.note(sent);
+    }
     Carried { sent, received, fault: tunnel.fault.get() }
 }
 
@@ -110,8 +155,18 @@ impl Tunnel<'_> {
         }
     }
 
+    /// Bytes have come from one side, `all` of them so far.
+    fn heard(&self, from: &Side, bytes: &[u8], all: u64) {
+        if std::ptr::eq(from, &self.client) {
+            self.sent.set(all);
+        } else if let Some(meter) = &mut *self.meter.borrow_mut() {
+            meter.hear(bytes, self.sent.get());
+        }
+    }
+
     async fn one_way(&self, from: &Side, to: &Side, first: Vec<u8>) -> u64 {
         let mut bytes = first.len() as u64;
+        self.heard(from, &first, bytes);
         let (mut result, back) = self.pass(to, first).await;
         self.core.buffers.give_back(back);
         let mut buffer = self.core.buffers.take(SMALL_BYTES);
@@ -123,6 +178,7 @@ impl Tunnel<'_> {
                 Ok(n) if n > 0 => bytes += n as u64,
                 _ => break,
             }
+            self.heard(from, &buffer, bytes);
             self.somebody_spoke();
             (result, buffer) = self.pass(to, buffer).await;
         }

@@ -392,6 +392,39 @@ fn a_streamed_upload_and_a_tunnel_are_paid() {
 }
 
 #[test]
+fn a_tunnel_pays_each_count_when_it_comes() {
+    let server = Scripted::start();
+    let proxy = server.proxy("");
+    let delta = r#"{"type":"response.output_text.delta","delta":"word "}"#;
+    let done =
+        r#"{"type":"response.done","response":{"usage":{"input_tokens":60,"output_tokens":40}}}"#;
+    let upgraded = "HTTP/1.1 101 Now\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
+    let mut answer = upgraded.as_bytes().to_vec();
+    for text in [delta, delta, done, delta, delta, delta] {
+        answer.extend_from_slice(&[0x81, text.len() as u8]);
+        answer.extend_from_slice(text.as_bytes());
+    }
+    let length = answer.len() - upgraded.len();
+    server.say(answer, Then::Wait);
+    empty(&proxy);
+    let mut client = proxy.client();
+    let upgrade = format!(
+        "GET /echo HTTP/1.1\r\nHost: a\r\n{MINE}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    );
+    assert_eq!(client.send(upgrade).answer().status, 101);
+    let mut got = 0;
+    while got < length {
+        got += client.some().len();
+    }
+    // The tunnel is still open.
+    wait_until("the count is paid", || debt(&proxy).is_some());
+    check("its count", debt(&proxy).unwrap(), 100..=100);
+    drop(client);
+    proxy.wait_until_empty();
+    check("the rest", debt(&proxy).unwrap(), 103..=103);
+}
+
+#[test]
 fn every_core_charges_the_same_key() {
     let server = Scripted::start();
     let rest = "[[key]]\nname = \"a\"\nkey = \"sk-a\"\ntpm = 60\n";

@@ -5,6 +5,7 @@
 //! the count, not a server that never counts, not a coding that nobody here reads. Only what no
 //! server has taken costs nothing.
 
+use crate::llm::messages::Uncounted;
 use crate::llm::meter::Reading;
 
 /// Bytes of speech, pictures and vectors that are charged as one token: they are no text, and
@@ -12,8 +13,8 @@ use crate::llm::meter::Reading;
 const MEDIA_BYTES_PER_TOKEN: u64 = 512;
 /// How many times larger text is than its coding: gzip makes a third to a fifth of it.
 const CODED_TIMES: u64 = 4;
-/// Bytes of a tunnel to the client for one token: an event around each, as in a stream (180 to
-/// 300 bytes with every server of note).
+/// Bytes of a tunnel for one token, where nothing better is known: speech takes some 3,000, and
+/// text with an event around each token 180 to 300.
 const TUNNEL_BYTES_PER_TOKEN: u64 = 256;
 
 /// What passed of one exchange.
@@ -63,8 +64,8 @@ pub enum Answer {
     Coded(u64),
     /// A body that is no text: its data bytes.
     Media(u64),
-    /// A tunnel: bytes to the client.
-    Tunnel(u64),
+    /// A tunnel: what no count covers, for the others are paid as they come.
+    Tunnel(Uncounted),
 }
 
 impl Passed {
@@ -83,7 +84,9 @@ impl Passed {
             Answer::None => 0,
             Answer::Coded(bytes) => unread(of_text(bytes)),
             Answer::Media(bytes) => unread(bytes.div_ceil(MEDIA_BYTES_PER_TOKEN)),
-            Answer::Tunnel(bytes) => bytes.div_ceil(TUNNEL_BYTES_PER_TOKEN),
+            Answer::Tunnel(Uncounted { pieces, other_bytes, .. }) => {
+                pieces.saturating_add(other_bytes.div_ceil(TUNNEL_BYTES_PER_TOKEN))
+            }
             Answer::Read { reading, bytes } => {
                 let usage = reading.usage;
                 said = usage.prompt_tokens;
@@ -100,7 +103,7 @@ impl Passed {
             }
         };
         let asked = said.unwrap_or_else(|| match self.answer {
-            Answer::Tunnel(_) => self.request_bytes.div_ceil(TUNNEL_BYTES_PER_TOKEN),
+            Answer::Tunnel(left) => left.asked_bytes.div_ceil(TUNNEL_BYTES_PER_TOKEN),
             _ => match self.prompt {
                 Prompt::Text => of_text(self.request_bytes),
                 Prompt::Coded => of_text(self.request_bytes.saturating_mul(CODED_TIMES)),
@@ -163,7 +166,8 @@ mod tests {
         let unreadable = Answer::Read { reading: Reading::default(), bytes: 400 };
         assert_eq!(tokens(4000, unreadable), 1100);
         assert_eq!(tokens(4000, Answer::None), 1000);
-        assert_eq!(tokens(512, Answer::Tunnel(25_600)), 102);
+        let left = Uncounted { asked_bytes: 512, pieces: 7, other_bytes: 25_600 };
+        assert_eq!(tokens(4000, Answer::Tunnel(left)), 109);
         let prompt =
             |prompt| Passed { is_taken: true, prompt, request_bytes: 51_200, ..Passed::default() };
         assert_eq!(prompt(Prompt::Coded).tokens(4.0), 51_200);
