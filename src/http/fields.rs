@@ -115,7 +115,8 @@ pub fn is_value_byte(byte: u8) -> bool {
 /// Whether the field ends at the proxy whatever `Connection` says (RFC 9110 §7.6.1).
 ///
 /// `Trailer` is not among them: trailers are relayed, and so is their announcement. The two proxy
-/// credentials are: they are spoken to the next hop, and a reverse proxy is not one.
+/// credentials are: they are spoken to the next hop, and a reverse proxy is not one. So is what
+/// only looks like a name of ours: a request with it is refused, an answer goes on without it.
 pub fn is_hop_by_hop(name: Name) -> bool {
     matches!(
         name,
@@ -127,6 +128,7 @@ pub fn is_hop_by_hop(name: Name) -> bool {
             | Name::Upgrade
             | Name::ProxyAuthorization
             | Name::ProxyAuthenticate
+            | Name::LookAlike
     )
 }
 

@@ -12,20 +12,23 @@ macro_rules! names {
         #[allow(missing_docs)]
         pub enum Name {
             $($(#[$doc])* $variant,)*
+            /// A listed name with something else in place of a dash, such as `Content_Length`:
+            /// for a server that maps both to one variable (CGI, WSGI, PHP) it is that name.
+            LookAlike,
             /// Any name that is not listed here.
             #[default]
             Other,
         }
 
         impl Name {
-            /// Every listed name, without `Other`.
+            /// Every listed name, without `LookAlike` and `Other`.
             pub const ALL: &'static [Name] = &[$(Name::$variant),*];
 
-            /// The name in lower case; empty for `Other`.
+            /// The name in lower case; empty for `LookAlike` and `Other`.
             pub const fn text(self) -> &'static str {
                 match self {
                     $(Name::$variant => $text,)*
-                    Name::Other => "",
+                    Name::LookAlike | Name::Other => "",
                 }
             }
         }
@@ -115,10 +118,11 @@ impl Name {
             _ => return Name::Other,
         };
         let words = words(name);
-        candidates
-            .iter()
-            .find(|candidate| candidate.is(words))
-            .map_or(Name::Other, |found| found.name)
+        match candidates.iter().find(|candidate| candidate.is(words)) {
+            Some(found) if found.has_dashes(words) => found.name,
+            Some(found) => found.look_alike(name),
+            None => Name::Other,
+        }
     }
 }
 
@@ -126,27 +130,60 @@ impl Name {
 struct Candidate {
     name: Name,
     text: [u64; 3],
-    /// The bits that have to be the same: all but the case bit of a letter.
+    /// The bits that have to be the same: all but the case bit of a letter, and the dashes.
     mask: [u64; 3],
+    /// The bytes that have to be dashes.
+    dashes: [u64; 3],
 }
 
 impl Candidate {
     const fn new(name: Name) -> Candidate {
         let text = name.text().as_bytes();
         let mut mask = [0u8; NAME_BYTES_MAX];
+        let mut dashes = [0u8; NAME_BYTES_MAX];
         let mut at = 0;
         while at < text.len() {
-            mask[at] = if text[at].is_ascii_alphabetic() { !0x20 } else { !0 };
+            match text[at] {
+                b'-' => dashes[at] = !0,
+                _ => mask[at] = !0x20,
+            }
             at += 1;
         }
-        Candidate { name, text: words(text), mask: words(mask.split_at(text.len()).0) }
+        let (mask, dashes) = (mask.split_at(text.len()).0, dashes.split_at(text.len()).0);
+        Candidate { name, text: words(text), mask: words(mask), dashes: words(dashes) }
     }
 
-    /// Whether the words are this name; both are of the same length.
+    /// Whether the words are this name but for its dashes; both are of the same length.
     #[inline]
     fn is(&self, words: [u64; 3]) -> bool {
-        let differ = |at: usize| (words[at] ^ self.text[at]) & self.mask[at];
+        self.same(words, &self.mask)
+    }
+
+    /// Whether dashes stand where this name has them.
+    #[inline]
+    fn has_dashes(&self, words: [u64; 3]) -> bool {
+        self.same(words, &self.dashes)
+    }
+
+    #[inline]
+    fn same(&self, words: [u64; 3], mask: &[u64; 3]) -> bool {
+        let differ = |at: usize| (words[at] ^ self.text[at]) & mask[at];
         differ(0) | differ(1) | differ(2) == 0
+    }
+
+    /// What a name is that differs from this one in its dashes alone.
+    #[cold]
+    fn look_alike(&self, name: &[u8]) -> Name {
+        // Nothing hangs on these two.
+        if matches!(self.name, Name::UserAgent | Name::RetryAfter) {
+            return Name::Other;
+        }
+        let dashes = self.name.text().bytes().zip(name).filter(|(wanted, _)| *wanted == b'-');
+        let mut other = dashes.map(|(_, byte)| *byte);
+        match other.all(|byte| !byte.is_ascii_alphanumeric()) {
+            true => Name::LookAlike,
+            false => Name::Other,
+        }
     }
 }
 
@@ -190,10 +227,24 @@ mod tests {
                     let mut near = name.text().as_bytes().to_vec();
                     near[at] = byte;
                     let slow = |name: &&Name| name.text().as_bytes().eq_ignore_ascii_case(&near);
-                    let slow = Name::ALL.iter().find(slow).copied().unwrap_or(Name::Other);
-                    assert_eq!(Name::of(&near), slow, "{near:?}");
+                    let slow = Name::ALL.iter().find(slow).copied();
+                    let stands_for_dash = name.text().as_bytes()[at] == b'-'
+                        && !byte.is_ascii_alphanumeric()
+                        && !matches!(name, Name::UserAgent | Name::RetryAfter);
+                    let other = if stands_for_dash { Name::LookAlike } else { Name::Other };
+                    assert_eq!(Name::of(&near), slow.unwrap_or(other), "{near:?}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn look_alikes_are_told() {
+        for name in ["Transfer_Encoding", "content_LENGTH", "X_Api-Key", "x.goog~api_key"] {
+            assert_eq!(Name::of(name.as_bytes()), Name::LookAlike, "{name}");
+        }
+        for name in ["user_agent", "contentxlength", "x_api_keys", "_host", "hos_", "x_one"] {
+            assert_eq!(Name::of(name.as_bytes()), Name::Other, "{name}");
         }
     }
 

@@ -97,6 +97,8 @@ pub enum HeadFault {
     ControlByte,
     /// A field line without a colon, or with a name that is no token.
     BadField,
+    /// A name that some server would take for one that means something here (`Content_Length`).
+    LookAlike,
     /// HTTP/1.1 without `Host`.
     HostMissing,
     /// More than one `Host`.
@@ -122,6 +124,7 @@ impl fmt::Display for HeadFault {
             HeadFault::SpaceBeforeColon => "white space before the colon of a field",
             HeadFault::ControlByte => "control byte in a field value",
             HeadFault::BadField => "malformed field line",
+            HeadFault::LookAlike => "field name that another server may take for another",
             HeadFault::HostMissing => "host field missing",
             HeadFault::HostTwice => "more than one host field",
             HeadFault::HostBad => "malformed host field",
@@ -176,6 +179,9 @@ pub fn parse_request(
         return wait(window, searched, limits);
     };
     check_host(head, window)?;
+    if head.fields.has(Name::LookAlike) {
+        return Err(HeadFault::LookAlike);
+    }
     head.len = Span::new(0, end).end;
     *searched = end;
     Ok(Parse::Done)

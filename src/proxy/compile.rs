@@ -269,6 +269,10 @@ fn upstream_plan(
             HeaderAction::Remove => dropped.push(op.name.clone().into_bytes()),
         }
     }
+    // The client's own of that name would stand beside it.
+    if let UpstreamAuth::Header { name, .. } = &upstream.auth {
+        dropped.push(name.clone().into_bytes());
+    }
     if let Some(agent) = &upstream.user_agent {
         added.extend_from_slice(format!("User-Agent: {agent}\r\n").as_bytes());
     }

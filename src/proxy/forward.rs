@@ -67,19 +67,20 @@ pub fn head(
         out.extend_from_slice(authorization);
     }
     let own_credentials = !permit.credentials_pass(&upstream.credential);
-    encode::copy_request_fields(out, request_head, bytes, |field| match field.name_kind {
-        Name::Host | Name::Expect => true,
-        Name::Authorization | Name::XApiKey | Name::XGoogApiKey => own_credentials,
-        Name::ContentLength => outgoing != Outgoing::AsCame,
-        Name::XForwardedFor | Name::XForwardedProto | Name::XRealIp => listener.forwarded,
-        Name::XRequestId => listener.forwarded,
-        Name::UserAgent if upstream.user_agent => true,
-        Name::Other if permit.is_metered && is_coding_wish(field.name.of(bytes)) => true,
-        _ if upstream.dropped.is_empty() => false,
-        _ => {
-            let name = field.name.of(bytes);
-            upstream.dropped.iter().any(|dropped| dropped.eq_ignore_ascii_case(name))
-        }
+    encode::copy_request_fields(out, request_head, bytes, |field| {
+        let ours = match field.name_kind {
+            Name::Host | Name::Expect => true,
+            Name::Authorization | Name::XApiKey | Name::XGoogApiKey => own_credentials,
+            Name::ContentLength => outgoing != Outgoing::AsCame,
+            // Written anew below, or not for the upstream to know.
+            Name::XForwardedFor | Name::XForwardedProto | Name::XRealIp => true,
+            Name::XForwardedHost | Name::Forwarded => !listener.forwarded,
+            Name::XRequestId => listener.forwarded,
+            Name::UserAgent => upstream.user_agent,
+            Name::Other if permit.is_metered && is_coding_wish(field.name.of(bytes)) => true,
+            _ => !listener.forwarded && is_forwarding(field.name.of(bytes)),
+        };
+        ours || (!upstream.dropped.is_empty() && is_dropped(upstream, field.name.of(bytes)))
     });
     if permit.is_metered {
         ask_for_no_coding(out, upstream);
@@ -116,8 +117,7 @@ pub fn head(
 
 /// Whether a field asks for an answer, or a tunnel, under a coding.
 fn is_coding_wish(name: &[u8]) -> bool {
-    name.eq_ignore_ascii_case(ACCEPT_ENCODING)
-        || name.eq_ignore_ascii_case(b"sec-websocket-extensions")
+    same_to_a_server(name, ACCEPT_ENCODING) || same_to_a_server(name, b"sec-websocket-extensions")
 }
 
 const ACCEPT_ENCODING: &[u8] = b"accept-encoding";
@@ -125,9 +125,26 @@ const ACCEPT_ENCODING: &[u8] = b"accept-encoding";
 /// Asks for an answer that can be read, unless the operator has decided about that.
 #[cold]
 fn ask_for_no_coding(out: &mut Vec<u8>, upstream: &UpstreamPlan) {
-    if !upstream.dropped.iter().any(|name| name.eq_ignore_ascii_case(ACCEPT_ENCODING)) {
+    if !is_dropped(upstream, ACCEPT_ENCODING) {
         encode::field(out, b"Accept-Encoding", b"identity");
     }
+}
+
+/// Whether the operator has this field removed, replaced or written.
+fn is_dropped(upstream: &UpstreamPlan, name: &[u8]) -> bool {
+    upstream.dropped.iter().any(|dropped| same_to_a_server(dropped, name))
+}
+
+/// Whether two names are one, also to a server that takes `_` for a dash (CGI, WSGI).
+fn same_to_a_server(a: &[u8], b: &[u8]) -> bool {
+    let plain = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| plain(*a) == plain(*b))
+}
+
+/// Whether the field tells of the client and of the proxies before us, under any of its names.
+fn is_forwarding(name: &[u8]) -> bool {
+    const FRONT: &[u8] = b"x-forwarded-";
+    name.get(..FRONT.len()).is_some_and(|front| same_to_a_server(front, FRONT))
 }
 
 fn request_line(

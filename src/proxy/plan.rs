@@ -229,7 +229,7 @@ pub struct UpstreamPlan {
     pub host_line: Option<Vec<u8>>,
     /// Credentials to put in.
     pub credential: Credential,
-    /// Field names that are replaced or removed, lower case.
+    /// Field names that are replaced, removed or carry the credential, lower case.
     pub dropped: Vec<Vec<u8>>,
     /// Field lines that are always added.
     pub added: Vec<u8>,

@@ -1,5 +1,9 @@
 //! SPEC §2 `[[upstream]]`, §9: the head as it reaches the upstream, and as it comes back.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener};
+
+use super::h2::House;
 use super::house::{Setup, house, mock};
 use super::wire::{chat, get, post};
 use loadtest::mock::SeenRequest;
@@ -145,8 +149,16 @@ fn tells_the_upstream_who_is_asking() {
     assert_eq!(trusted.fields("x-forwarded-proto"), ["https"]);
     assert_eq!(trusted.fields("x-forwarded-for"), ["10.0.0.1, 127.0.0.1"]);
     let off = Setup { listener: "forwarded = \"off\"", ..Setup::default() };
-    let silent = seen(off, get("/echo", ""));
-    assert_eq!(silent.fields("x-forwarded-for"), [""; 0]);
+    let fields = format!(
+        "{fields}X-Forwarded-Host: h\r\nX-Forwarded-Port: 1\r\nX-FORWARDED-User: u\r\n\
+         Forwarded: for=10.0.0.1\r\nX-Stays: 1\r\n"
+    );
+    for fields in ["", &fields] {
+        let silent = seen(off, get("/echo", fields));
+        let head = String::from_utf8_lossy(&silent.head).to_lowercase();
+        assert!(!head.contains("forwarded") && !head.contains("x-real-ip"), "{head}");
+        assert_eq!(silent.fields("x-stays").len(), usize::from(!fields.is_empty()));
+    }
 }
 
 #[test]
@@ -157,4 +169,127 @@ fn turns_an_absolute_target_into_a_path() {
     );
     assert_eq!(seen.request_line(), "GET /echo?q HTTP/1.1");
     assert_eq!(seen.field("host").as_deref(), Some("real.example"));
+}
+
+#[test]
+fn what_looks_like_a_field_of_ours_is_refused() {
+    let (mock, proxy) = house();
+    for name in [
+        "Content_Length",
+        "Transfer_Encoding",
+        "transfer.encoding",
+        "Keep_Alive",
+        "Proxy_Connection",
+        "Content_Type",
+        "Content_Encoding",
+        "X_Api_Key",
+        "X-Goog_Api-Key",
+        "Proxy_Authorization",
+        "X_Forwarded_For",
+        "x-forwarded_proto",
+        "X_Real-IP",
+    ] {
+        let answer = proxy.client().send(post("/echo", &format!("{name}: 1\r\n"), "a")).answer();
+        assert_eq!(answer.status, 400, "{name}");
+    }
+    assert_eq!(mock.stats().requests_total, 0);
+    let answer = proxy.client().send(post("/echo", "X_Own: 1\r\nUser_Agent: a\r\n", "a")).answer();
+    assert_eq!(answer.status, 200);
+    assert_eq!(mock.seen()[0].field("x_own").as_deref(), Some("1"));
+}
+
+#[test]
+fn a_field_that_the_operator_writes_is_not_the_clients() {
+    let upstream = "auth = { type = \"header\", name = \"api-key\", value = \"ours\" }\nheaders = [\
+        { op = \"replace\", key = \"x-tenant-id\", value = \"ours\" },\
+        { op = \"remove\", key = \"authorization\" }]";
+    let fields = "API-Key: theirs\r\napi_key: theirs\r\nX_Tenant-Id: theirs\r\n\
+        Authorization: theirs\r\n";
+    let seen = seen(Setup { upstream, ..Setup::default() }, get("/echo", fields));
+    let head = String::from_utf8_lossy(&seen.head).into_owned();
+    assert!(!head.contains("theirs"), "{head}");
+    assert_eq!(seen.fields("api-key"), ["ours"]);
+    assert_eq!(seen.fields("x-tenant-id"), ["ours"]);
+}
+
+#[test]
+fn lengths_and_chunks_go_on_as_a_strict_parser_takes_them() {
+    let (mock, proxy) = house();
+    for length in ["03", "+3", "3, 03", "00003", "0x3"] {
+        let request =
+            format!("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\nabc");
+        assert_eq!(proxy.client().send(request).answer().status, 400, "{length}");
+    }
+    for extension in [";", ";a=", ";=b", ";a=\"b", " ;a", "; a", ";a=\"b\"c", ";a;", ";a b"] {
+        let chunk = format!("3{extension}\r\nabc\r\n0\r\n\r\n");
+        let head = "POST /echo HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let answer = proxy.client().send(format!("{head}{chunk}")).answer();
+        assert_eq!(answer.status, 400, "{extension}");
+    }
+    assert!(mock.seen().iter().all(|seen| !seen.body_complete));
+    mock.forget_seen();
+    for length in ["3, 3", "3,3\r\nContent-Length: 3"] {
+        let request =
+            format!("POST /echo HTTP/1.1\r\nHost: h\r\nContent-Length: {length}\r\n\r\nabc");
+        assert_eq!(proxy.client().send(request).answer().text(), "abc", "{length}");
+    }
+    assert!(mock.seen().iter().all(|seen| seen.fields("content-length") == ["3"]));
+}
+
+/// A server that answers every request with these bytes and closes.
+fn raw_server(answer: &'static [u8]) -> String {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                if stream.read(&mut byte).unwrap_or(0) == 0 {
+                    break;
+                }
+                seen.push(byte[0]);
+            }
+            let _ = stream.write_all(answer);
+        }
+    });
+    url
+}
+
+#[test]
+fn an_answer_goes_on_as_a_strict_parser_takes_it() {
+    let ask = |answer: &'static [u8]| {
+        let proxy = Setup::default().start_on(&[raw_server(answer)]);
+        proxy.client().send(get("/echo", "")).answer()
+    };
+    let answer = ask(b"HTTP/1.1 200 OK\r\nContent-Length: 2, 2\r\nTransfer_Encoding: chunked\r\n\
+        Content_Length: 9\r\nX_Own: 1\r\nX-Stays: 1\r\n\r\nab");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ab"));
+    assert_eq!(answer.fields("content-length"), ["2"]);
+    for (name, count) in
+        [("transfer_encoding", 0), ("content_length", 0), ("x_own", 1), ("x-stays", 1)]
+    {
+        assert_eq!(answer.fields(name).len(), count, "{name}");
+    }
+    assert_eq!(ask(b"HTTP/1.1 200 OK\r\nContent-Length: 02\r\n\r\nab").status, 502);
+    let proxy = Setup::default().start_on(&[raw_server(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=\"\r\nab\r\n0\r\n\r\n",
+    )]);
+    let mut client = proxy.client();
+    client.send(get("/echo", ""));
+    assert!(client.try_answer().map_or(true, |answer| answer.status == 502));
+}
+
+#[test]
+fn a_stream_of_http2_has_the_same_rules() {
+    let house = House::plain(Setup::default());
+    let client = house.client();
+    for name in ["content_length", "x_forwarded_for", "x_api-key"] {
+        // Malformed, as the name itself would be.
+        assert!(client.post("/echo", &[(name, "1")], "a").try_answer().is_err(), "{name}");
+    }
+    assert_eq!(client.post("/echo/../../b", &[], "a").answer().status, 400);
+    assert_eq!(client.post("/x/../%65cho", &[], "a").answer().status, 200);
+    assert_eq!(house.mock.seen()[0].request_line(), "POST /echo HTTP/1.1");
 }
