@@ -117,7 +117,7 @@ fn one(
         unix: false,
         ..entry.url.clone()
     };
-    url.original = written(&url);
+    url.original = UrlAsWritten::new(written(&url));
     let host = match (&entry.host, source) {
         (HostRule::Upstream, Discover::Dns { .. }) => HostRule::Literal(entry.url.authority()),
         (rule, _) => rule.clone(),
@@ -220,7 +220,7 @@ mod tests {
         let found = vec![(UpstreamId(0), vec![target("fd00::2", 8001, 1)])];
         let after = config(TEXT).expanded(&found);
         let upstream = &after.upstreams[0];
-        assert_eq!(upstream.url.original, "http://[fd00::2]:8001/base");
+        assert_eq!(upstream.url.original.expose(), "http://[fd00::2]:8001/base");
         assert_eq!((upstream.url.base_path.as_str(), upstream.url.port), ("/base", 8001));
         assert_eq!(upstream.host, HostRule::Literal("vllm.svc:8000".into()));
         let srv = TEXT.replace("dns:vllm.svc:8000", "srv:_http._tcp.x");

@@ -48,6 +48,7 @@ pub(crate) fn print(config: &Config) -> String {
     out.raw("ttl_multiplier", format!("{:?}", config.discovery.ttl_multiplier));
     out.raw("prefix", config.discovery.prefix);
     out.time("grace", config.discovery.grace);
+    out.raw("endpoints", config.discovery.endpoints);
     if let Some(admin) = &config.admin {
         print_admin(&mut out, admin);
     }

@@ -135,7 +135,8 @@ impl<T: FromNode> FromNode for NameTable<T> {
     }
 }
 
-/// A credential: `"…"` or `"file:/path"`, whose trailing newline is dropped.
+/// A credential: `"…"` or `"file:/path"`; one line end behind that of a file or of a variable is
+/// dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct SecretText(pub(crate) Secret);
 
@@ -145,14 +146,13 @@ impl FromNode for SecretText {
     fn read(node: &Node<'_>, r: &mut Reader<'_>) -> Option<Self> {
         let text = r.string(node, true)?;
         let Some(path) = text.strip_prefix("file:") else {
+            // Out of a variable it may come with one; who writes one here means something else.
+            let from_env = node.value.as_str().is_some_and(|text| text.contains("${"));
+            let text = if from_env { without_line_end(&text) } else { &text };
             return Some(Self(Secret::new(text)));
         };
         match (r.outside.read)(Path::new(path)) {
-            Ok(content) => {
-                let content = content.strip_suffix('\n').unwrap_or(&content);
-                let content = content.strip_suffix('\r').unwrap_or(content);
-                Some(Self(Secret::new(content)))
-            }
+            Ok(content) => Some(Self(Secret::new(without_line_end(&content)))),
             Err(why) => {
                 let spot = Spot { secret: true, ..node.spot() };
                 r.draft.fault(&spot, format!("cannot read the file of this secret: {why}"));
@@ -160,6 +160,12 @@ impl FromNode for SecretText {
             }
         }
     }
+}
+
+/// Drops one line end, which editors and `echo` leave behind a secret.
+pub(crate) fn without_line_end(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
 }
 
 /// A URL that may hold a password or, in its query, a key; masked then.

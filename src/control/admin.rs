@@ -5,12 +5,13 @@
 //! and closures of the server and changes nothing but by a probe.
 
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -64,6 +65,8 @@ struct Desk {
     draining: Draining,
     reloads: Arc<Reloads>,
     token: Option<[u8; 32]>,
+    /// A browser can be led here: the address is not a Unix socket.
+    is_tcp: bool,
 }
 
 impl Gate {
@@ -97,7 +100,8 @@ impl Gate {
         reloads: Arc<Reloads>,
     ) -> Task {
         let token = self.token;
-        let desk = Arc::new(Desk { board, counters, live, draining, reloads, token });
+        let is_tcp = matches!(self.listening, Listening::Tcp(_));
+        let desk = Arc::new(Desk { board, counters, live, draining, reloads, token, is_tcp });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -173,6 +177,11 @@ where
 }
 
 async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !reads && !desk.is_at_home(request.headers()) {
+        let why = "sent by a page of another origin, or to a name that is not this address";
+        return fault(StatusCode::FORBIDDEN, "forbidden", why);
+    }
     let Some(token) = &desk.token else { return next.run(request).await };
     if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(token))) {
         return next.run(request).await;
@@ -181,6 +190,35 @@ async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next
     let realm = header::HeaderValue::from_static("Bearer");
     answer.headers_mut().insert(header::WWW_AUTHENTICATE, realm);
     answer
+}
+
+/// Whether a page of this address itself could have sent it, as far as a browser tells.
+///
+/// A page elsewhere says so in `Origin`. One whose name was made to lead here (DNS rebinding) has
+/// that name in `Host`, so without a token, which no such page has, only addresses and
+/// names without a dot (`localhost`) are taken there.
+fn is_of_this_address(headers: &HeaderMap, any_name: bool) -> bool {
+    let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
+    let (host, origin) = (text(header::HOST), text(header::ORIGIN));
+    if headers.get_all(header::HOST).iter().count() > 1
+        || headers.get_all(header::ORIGIN).iter().count() > 1
+    {
+        return false;
+    }
+    let same = origin.is_none_or(|origin| {
+        let at = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
+        at.is_some() && at.map(str::to_ascii_lowercase) == host.map(str::to_ascii_lowercase)
+    });
+    same && (any_name || host.is_none_or(is_near))
+}
+
+/// An IP address, or a name without a dot, which nobody far away can own; a port may follow.
+fn is_near(host: &str) -> bool {
+    if let Some(rest) = host.strip_prefix('[') {
+        return rest.split(']').next().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
+    }
+    let name = host.split(':').next().unwrap_or_default();
+    !name.contains('.') || name.parse::<Ipv4Addr>().is_ok()
 }
 
 /// The digest of the token that a request brings.
@@ -258,6 +296,10 @@ pub async fn probe_now(board: &Board) {
 }
 
 impl Desk {
+    fn is_at_home(&self, headers: &HeaderMap) -> bool {
+        is_of_this_address(headers, self.token.is_some() || !self.is_tcp)
+    }
+
     /// The enabled upstreams.
     fn rows(&self) -> Vec<Arc<Watched>> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
@@ -309,4 +351,36 @@ fn fault(status: StatusCode, kind: &str, message: &str) -> Response {
 fn body(status: StatusCode, json: &Value) -> Response {
     let kind = [(header::CONTENT_TYPE, "application/json")];
     (status, kind, json.to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_of_another_origin_is_told_by_its_fields() {
+        let check = |fields: &[(&'static str, &str)], without_token: bool, with_token: bool| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in fields {
+                headers.append(*name, HeaderValue::from_str(value).unwrap());
+            }
+            let told = [false, true].map(|any_name| is_of_this_address(&headers, any_name));
+            assert_eq!(told, [without_token, with_token], "{fields:?}");
+        };
+        for host in ["127.0.0.1:9000", "localhost:9000", "LOCALHOST", "[::1]:9000", "proxy:1", ""] {
+            check(&[("host", host)], true, true);
+        }
+        check(&[], true, true);
+        check(&[("host", "evil.example:9000")], false, true);
+        check(&[("host", "127.0.0.1.evil.example")], false, true);
+        let ours = ("host", "127.0.0.1:9000");
+        check(&[ours, ("origin", "http://127.0.0.1:9000")], true, true);
+        check(&[("host", "a.b:1"), ("origin", "https://A.b:1")], false, true);
+        for origin in ["http://evil.example", "http://127.0.0.1:80", "null", "127.0.0.1:9000", ""] {
+            check(&[ours, ("origin", origin)], false, false);
+        }
+        check(&[ours, ours], false, false);
+        check(&[ours, ("origin", "http://127.0.0.1:9000"), ("origin", "null")], false, false);
+        check(&[("origin", "http://localhost")], false, false);
+    }
 }

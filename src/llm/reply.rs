@@ -188,8 +188,8 @@ pub struct ModelEntry<'a> {
     pub description: &'a str,
     /// The group or server that answers for it.
     pub provider: &'a str,
-    /// The path or address it is served at.
-    pub endpoint: &'a str,
+    /// The address it is served at, `host:port`, where clients may know it.
+    pub endpoint: Option<&'a str>,
 }
 
 impl ModelEntry<'_> {
@@ -203,10 +203,13 @@ impl ModelEntry<'_> {
             (",\"owned_by\":", self.owned_by),
             (",\"description\":", self.description),
             (",\"provider\":", self.provider),
-            (",\"endpoint\":", self.endpoint),
         ] {
             out.extend_from_slice(key.as_bytes());
             quote(value, out);
+        }
+        if let Some(endpoint) = self.endpoint {
+            out.extend_from_slice(b",\"endpoint\":");
+            quote(endpoint, out);
         }
         out.push(b'}');
     }
@@ -409,13 +412,13 @@ mod tests {
             owned_by: "me",
             description: "a \"b\"",
             provider: "gpu0",
-            endpoint: "http://h",
+            endpoint: Some("h:1"),
         };
         let mut out = Vec::new();
         write_models_list([entry("a"), entry("b")], &mut out);
         let one = |id| {
             format!(
-                r#"{{"id":"{id}","object":"model","created":1700000000,"owned_by":"me","description":"a \"b\"","provider":"gpu0","endpoint":"http://h"}}"#
+                r#"{{"id":"{id}","object":"model","created":1700000000,"owned_by":"me","description":"a \"b\"","provider":"gpu0","endpoint":"h:1"}}"#
             )
         };
         let want = format!(r#"{{"object":"list","data":[{},{}]}}"#, one("a"), one("b"));

@@ -20,7 +20,7 @@ use crate::net::sys::{self, Shut};
 use crate::net::ticker::{TICK, Timer};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
-use crate::upstream::connect::{Missed, secure};
+use crate::upstream::connect::{Missed, NoTls, secure};
 use crate::upstream::links::{Find, Lead, Opened};
 use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{NoWay, connect_through};
@@ -170,9 +170,9 @@ impl Attempt<'_> {
             }
             Missed::Unreachable => (Kind::UpstreamConnect, None),
             Missed::Late => (Kind::UpstreamConnectTimeout, None),
-            Missed::Tls(why) => {
+            Missed::Tls(NoTls { why, plain }) => {
                 self.upstream.state.complain(format!("tls handshake failed: {why}"));
-                let told = format!("The TLS handshake with the upstream failed: {why}.");
+                let told = format!("The TLS handshake with the upstream failed: {plain}.");
                 (Kind::UpstreamTls, Some(told))
             }
             Missed::Proxy(why) => (why.kind(), self.told_of(Some(why))),

@@ -428,12 +428,13 @@ fn listed(config: &Config, groups: &[GroupPlan]) -> Vec<ListedModel> {
     let row = |model: &config::Model| {
         let group = &groups[usize::from(model.group.0)];
         let first = group.members.first().map(|(upstream, _)| usize::from(*upstream));
-        let endpoint = first.map(|upstream| config.upstreams[upstream].url.original.clone());
+        let first = first.filter(|_| config.discovery.endpoints);
+        let endpoint = first.map(|upstream| config.upstreams[upstream].url.place());
         ListedModel {
             id: model.name.clone(),
             description: model.description.clone(),
             provider: group.name.clone(),
-            endpoint: endpoint.unwrap_or_default(),
+            endpoint,
         }
     };
     let mut rows: Vec<ListedModel> = config.models.iter().map(row).collect();

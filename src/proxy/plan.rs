@@ -287,6 +287,6 @@ pub struct ListedModel {
     pub description: String,
     /// The upstream or group behind it.
     pub provider: String,
-    /// The base URL behind it, without credentials.
-    pub endpoint: String,
+    /// Where it is, `host:port`, if clients may know.
+    pub endpoint: Option<String>,
 }

@@ -442,7 +442,7 @@ pub fn models_list(plan: &Plan, permit: &Permit) -> Vec<u8> {
             owned_by: &model.provider,
             description: &model.description,
             provider: &model.provider,
-            endpoint: &model.endpoint,
+            endpoint: model.endpoint.as_deref(),
         });
     let mut json = Vec::new();
     write_models_list(entries, &mut json);

@@ -36,7 +36,7 @@ pub fn banner(started: &Started) -> String {
     }
     for upstream in &config.upstreams {
         let state = if upstream.enabled { "" } else { " (disabled)" };
-        let _ = writeln!(out, "  upstream   {} at {}{state}", upstream.name, upstream.url.original);
+        let _ = writeln!(out, "  upstream   {} at {}{state}", upstream.name, upstream.url);
     }
     let names: Vec<&str> = config.models.iter().map(|model| model.name.as_str()).collect();
     let _ = writeln!(

@@ -17,7 +17,7 @@ use crate::net::rt::{self, Socket};
 use crate::net::stream::Handle;
 use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
-use crate::net::tls::{TlsClient, TlsStream, explain};
+use crate::net::tls::{TlsClient, TlsStream, explain, plainly};
 use crate::upstream::via::NoWay;
 
 /// Why there is no connection.
@@ -29,10 +29,19 @@ pub enum Missed {
     Late,
     /// For want of something of ours.
     Ours,
-    /// The handshake failed, and why.
-    Tls(Rc<str>),
+    /// The handshake failed.
+    Tls(NoTls),
     /// There is no way through the outbound proxy.
     Proxy(NoWay),
+}
+
+/// Why a handshake failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoTls {
+    /// For the operator: may name the server.
+    pub why: Rc<str>,
+    /// For the client: names nobody.
+    pub plain: &'static str,
 }
 
 impl Missed {
@@ -75,7 +84,7 @@ pub async fn secure(
     shaken.map_err(|error| match late {
         true => Missed::Late,
         false if sys::is_shortage(&error) => Missed::Ours,
-        false => Missed::Tls(why(&error).into()),
+        false => Missed::Tls(NoTls { why: why(&error).into(), plain: plainly(&error) }),
     })
 }
 

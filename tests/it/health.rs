@@ -141,6 +141,13 @@ fn force_check_probes_now() {
     let told = admin(&proxy, post("/health/force-check", "", "")).json();
     assert_eq!(told["healthy_endpoints"], 2);
     assert_eq!(admin(&proxy, get("/health/force-check", "")).status, 405);
+    // A browser's page of somewhere else, or of a name that was made to lead here.
+    for (host, origin) in [("127.0.0.1", "Origin: http://evil.example\r\n"), ("evil.example", "")] {
+        let request = format!(
+            "POST /health/force-check HTTP/1.1\r\nHost: {host}\r\n{origin}Content-Length: 0\r\n\r\n"
+        );
+        assert_eq!(admin(&proxy, request.into_bytes()).status, 403, "{host} {origin}");
+    }
 }
 
 #[test]

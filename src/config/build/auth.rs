@@ -142,6 +142,10 @@ fn basic(r: &mut Reader<'_>, said: &RawAuth, parent: &Spot) -> Option<UpstreamAu
         r.draft.fault(&username.spot, "a user name of basic holds no \":\" (RFC 7617 §2)");
         return None;
     }
+    if !is_field_value(username.value.as_bytes()) {
+        r.draft.fault(&username.spot, "holds a control byte, or a blank at an end");
+        return None;
+    }
     let mut both = format!("{}:", username.value).into_bytes();
     both.extend_from_slice(password.expose());
     Some(UpstreamAuth::Basic(Secret::new(both)))

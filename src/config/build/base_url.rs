@@ -14,7 +14,7 @@ pub(crate) fn nowhere() -> UpstreamUrl {
         port: 0,
         base_path: none(),
         unix: false,
-        original: none(),
+        original: UrlAsWritten::new(none()),
     }
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn upstream_url(
             r.draft.fault(&at.spot, "a Unix socket is written unix:/path, at most 107 bytes");
             return None;
         }
-        let (host, original) = (path.to_owned(), text.to_owned());
+        let (host, original) = (path.to_owned(), UrlAsWritten::new(text));
         return Some(UpstreamUrl {
             tls: false,
             host,
@@ -78,5 +78,12 @@ fn base_url(url: Url, path_mode: PathMode, text: &str) -> Result<UpstreamUrl, St
         (false, rest) => rest.trim_end_matches('/').to_owned(),
     };
     let port = url.port.unwrap_or(if tls { 443 } else { 80 });
-    Ok(UpstreamUrl { tls, host: url.host, port, base_path, unix: false, original: text.to_owned() })
+    Ok(UpstreamUrl {
+        tls,
+        host: url.host,
+        port,
+        base_path,
+        unix: false,
+        original: UrlAsWritten::new(text),
+    })
 }

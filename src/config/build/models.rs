@@ -156,7 +156,7 @@ fn backend(
     let url_at = At { value: UrlText(text), spot: at.spot.clone() };
     let url = upstream_url(r, &url_at, PathMode::Append)?;
     let name = match url.unix {
-        true => url.original.clone(),
+        true => url.place(),
         false => format!("{}:{}{}", url.host, url.port, url.base_path),
     };
     let key = (name, url.tls);

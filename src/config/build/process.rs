@@ -12,7 +12,7 @@ use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{CoresEntry, RawConfig, RawH2};
 use crate::config::reader::{At, Reader};
-use crate::config::values::{Size, Time};
+use crate::config::values::{Size, Time, without_line_end};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -223,6 +223,7 @@ pub(crate) fn discovery(raw: &RawConfig, r: &mut Reader<'_>) -> Discovery {
         ttl_multiplier,
         prefix: value(&raw.prefix, false),
         grace: time(r, &raw.grace, secs(600), secs(0)..=secs(24 * 3600)),
+        endpoints: value(&raw.endpoints, false),
     }
 }
 
@@ -238,7 +239,25 @@ pub(crate) fn admin(raw: &RawConfig, r: &mut Reader<'_>) -> Option<Admin> {
     };
     let said = raw.token.as_ref().map(|t| t.value.0.clone()).filter(|t| !t.expose().is_empty());
     let from_env = || (r.outside.env)("TOKENRING_ADMIN_TOKEN").filter(|t| !t.is_empty());
-    let token = said.or_else(|| from_env().map(Secret::new));
+    let trimmed = |token: Secret| match token.expose().strip_suffix(b"\n") {
+        Some(rest) => Secret::new(rest.strip_suffix(b"\r").unwrap_or(rest)),
+        None => token,
+    };
+    let token = match said {
+        Some(token) => Some((trimmed(token), None)),
+        None => from_env().map(|text| (Secret::new(without_line_end(&text)), Some(()))),
+    };
+    let token = token.and_then(|(token, from_env)| {
+        if !token.expose().is_empty() && token.expose().iter().all(u8::is_ascii_graphic) {
+            return Some(token);
+        }
+        let spot = raw.token.as_ref().map_or(&at.spot, |token| &token.spot);
+        let whose = if from_env.is_some() { "TOKENRING_ADMIN_TOKEN " } else { "" };
+        let why = "holds a blank, a line end or another byte that a header cannot carry";
+        r.draft.fault(spot, format!("{whose}{why}"));
+        // Complained about; the address is not open for it.
+        Some(token)
+    });
     if token.is_none() && !bind.is_local() {
         let spot = raw.bind.as_ref().map_or(&at.spot, |b| &b.spot);
         let message = "not loopback and without a token; set admin.token or TOKENRING_ADMIN_TOKEN";

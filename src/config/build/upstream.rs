@@ -71,7 +71,7 @@ fn expand(r: &mut Reader<'_>, raw: &RawUpstream, one: Upstream) -> Vec<Upstream>
         let mut copy = one.clone();
         copy.name = format!("{}-{port}", one.name);
         copy.url.port = port;
-        copy.url.original = written(&copy.url);
+        copy.url.original = UrlAsWritten::new(written(&copy.url));
         out.push(copy);
     }
     out
@@ -132,7 +132,7 @@ fn upstream(r: &mut Reader<'_>, at: &At<RawUpstream>) -> Upstream {
 pub(crate) fn plain(r: &mut Reader<'_>, name: String, url: UpstreamUrl) -> Upstream {
     let at = At { value: RawUpstream::default(), spot: Spot::default() };
     // Of an empty entry nothing but the missing URL is complained about.
-    let given = At { value: UrlText(url.original.clone()), spot: Spot::default() };
+    let given = At { value: UrlText(url.original.expose().to_owned()), spot: Spot::default() };
     let at = At { value: RawUpstream { url: Some(given), ..at.value }, ..at };
     let built = upstream(r, &at);
     Upstream { name, url, implicit: true, models: ModelsFrom::List(Vec::new()), ..built }

@@ -277,6 +277,8 @@ pub struct Discovery {
     /// How long a model stays known whose servers are away, and an unknown name may be one of a
     /// server that has not been heard of yet.
     pub grace: Duration,
+    /// True: the list of models tells where each is, as `host:port`.
+    pub endpoints: bool,
 }
 
 impl Discovery {

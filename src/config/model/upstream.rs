@@ -99,15 +99,61 @@ pub struct UpstreamUrl {
     /// True: `host` is the path of a Unix socket.
     pub unix: bool,
     /// As written, after substitution.
-    pub original: String,
+    pub original: UrlAsWritten,
+}
+
+/// A URL as somebody wrote it; printed without what may be a secret, its user and its query.
+///
+/// `expose` is the only way to the text itself and is easy to search for.
+#[derive(Clone, PartialEq, Eq)]
+pub struct UrlAsWritten(String);
+
+impl UrlAsWritten {
+    /// Takes the text of a URL.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text itself, for whoever reads it again.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for UrlAsWritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (url, query) = match self.0.split_once('?') {
+            Some((before, _)) => (before, "?***"),
+            None => (&self.0[..], ""),
+        };
+        let Some((scheme, rest)) = url.split_once("://") else { return write!(f, "{url}{query}") };
+        let authority_end = rest.find('/').unwrap_or(rest.len());
+        let (authority, path) = rest.split_at(authority_end);
+        match authority.rsplit_once('@') {
+            Some((_, host)) => write!(f, "{scheme}://***@{host}{path}{query}"),
+            None => write!(f, "{scheme}://{authority}{path}{query}"),
+        }
+    }
+}
+
+impl std::fmt::Debug for UrlAsWritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 impl UpstreamUrl {
-    /// As written, but for the query, which may hold a key.
+    /// As written, but for what may hold a key.
     pub fn shown(&self) -> String {
-        match self.original.split_once('?') {
-            Some((before, _)) => format!("{before}?***"),
-            None => self.original.clone(),
+        self.original.to_string()
+    }
+
+    /// `host:port`, or the path of a Unix socket: where it is, and nothing of what is asked there.
+    pub fn place(&self) -> String {
+        match (self.unix, self.host.contains(':')) {
+            (true, _) => format!("unix:{}", self.host),
+            (false, true) => format!("[{}]:{}", self.host, self.port),
+            (false, false) => format!("{}:{}", self.host, self.port),
         }
     }
 
@@ -125,9 +171,15 @@ impl UpstreamUrl {
     }
 }
 
+impl std::fmt::Display for UpstreamUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.original)
+    }
+}
+
 impl std::fmt::Debug for UpstreamUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.shown())
+        write!(f, "{self}")
     }
 }
 
@@ -355,4 +407,24 @@ pub enum Discover {
         /// Service.
         service: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_its_user_and_query() {
+        for (text, shown) in [
+            ("http://h:1/a", "http://h:1/a"),
+            ("https://h/a?key=CANARY", "https://h/a?***"),
+            ("http://u:CANARY@h:1", "http://***@h:1"),
+            ("http://u:CANARY@h:1/a@b?CANARY", "http://***@h:1/a@b?***"),
+            ("unix:/run/x.sock", "unix:/run/x.sock"),
+        ] {
+            let url = UrlAsWritten::new(text);
+            assert_eq!(format!("{url} {url:?}"), format!("{shown} {shown}"));
+            assert_eq!(url.expose(), text);
+        }
+    }
 }

@@ -124,6 +124,8 @@ mirror! {
         prefix: bool,
         /// A model whose servers are away stays known for this long.
         grace: Time,
+        /// GET /v1/models tells where each model is, as host:port.
+        endpoints: bool,
     }
     /// `[admin]`.
     RawAdmin {

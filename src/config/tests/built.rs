@@ -69,7 +69,7 @@ fn ports_make_several_upstreams() {
          [models.all]\nupstream=\"vllm\"\n",
     );
     let config = good(&text).config;
-    let urls: Vec<_> = config.upstreams.iter().map(|u| u.url.original.as_str()).collect();
+    let urls: Vec<_> = config.upstreams.iter().map(|u| u.url.original.expose()).collect();
     assert_eq!(
         urls,
         ["http://127.0.0.1:8000", "http://10.0.0.1:8001/base", "http://10.0.0.1:8002/base"]
@@ -258,6 +258,24 @@ fn admin_token_may_come_from_the_environment() {
     let env = |name: &str| (name == "TOKENRING_ADMIN_TOKEN").then(|| "t0ken".to_owned());
     let admin = Config::from_toml_str(&text, &env).unwrap().admin.unwrap();
     assert_eq!(admin.token.unwrap().expose(), b"t0ken");
+    // One line end is what `echo` leaves; more, and any other control byte, is a fault.
+    for (token, is_good) in
+        [("t0ken\n", true), ("t0ken\r\n", true), ("t0ken\n\n", false), ("t0\nken", false)]
+    {
+        for by_env in [true, false] {
+            let env =
+                |name: &str| (by_env && name == "TOKENRING_ADMIN_TOKEN").then(|| token.to_owned());
+            let said = if by_env { String::new() } else { format!("token={token:?}\n") };
+            let text = with(&format!("[admin]\nbind=\"0.0.0.0:9000\"\n{said}"));
+            match Config::from_toml_str(&text, &env) {
+                Ok(config) => {
+                    assert!(is_good, "{token:?}");
+                    assert_eq!(config.admin.unwrap().token.unwrap().expose(), b"t0ken");
+                }
+                Err(report) => assert!(!is_good && !report.to_string().contains("t0"), "{report}"),
+            }
+        }
+    }
     assert!(good(BASE).config.admin.is_none());
     assert!(good(&with("[admin]\nbind=\"\"")).config.admin.is_none());
 }

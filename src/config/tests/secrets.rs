@@ -64,6 +64,24 @@ fn key_from_a_file_loses_its_newline() {
 }
 
 #[test]
+fn a_secret_out_of_a_variable_loses_one_newline_and_no_more() {
+    let text = with(
+        "[[upstream]]\nname=\"u\"\nurl=\"http://127.0.0.1\"\nauth={type=\"bearer\",token=\"${T}\"}\n",
+    );
+    for (value, expected) in
+        [("abc\n", Some("abc")), ("abc\r\n", Some("abc")), ("abc\n\n", None), ("a\nbc", None)]
+    {
+        let env = |name: &str| (name == "T").then(|| value.to_owned());
+        let config = Config::from_toml_str(&text, &env).ok();
+        let token = config.map(|config| match &config.upstreams.last().unwrap().auth {
+            UpstreamAuth::Bearer(token) => token.expose().to_vec(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(token.as_deref(), expected.map(str::as_bytes), "{value:?}");
+    }
+}
+
+#[test]
 fn secrets_are_in_no_fault() {
     let up = "[[upstream]]\nname=\"u\"\nurl=\"http://127.0.0.1\"\n";
     for more in [

@@ -115,6 +115,38 @@ pub fn why(error: &Error) -> String {
     }
 }
 
+/// As [`explain`], for whoever must learn nothing of the server: no name, no address, no path.
+#[must_use]
+pub fn plainly(error: &io::Error) -> &'static str {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    match inner {
+        Some(Error::InvalidCertificate(why)) => certificate_plainly(why),
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "what the other side speaks is no TLS"
+        }
+        Some(Error::AlertReceived(_)) => "the other side refused",
+        Some(_) => "the two sides do not agree",
+        None if error.kind() == io::ErrorKind::UnexpectedEof => "the server closed the connection",
+        None => "the connection broke",
+    }
+}
+
+fn certificate_plainly(why: &CertificateError) -> &'static str {
+    match why {
+        CertificateError::UnknownIssuer => "the certificate is signed by nobody we trust",
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "the certificate has expired"
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the certificate is not valid yet"
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "the certificate is not valid for name or address asked for"
+        }
+        _ => "the certificate is refused",
+    }
+}
+
 fn mozilla() -> Arc<RootCertStore> {
     static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
     let load = || {

@@ -16,7 +16,7 @@ mod tickets;
 mod wire;
 
 pub use crate::pki::{client_name, provider};
-pub use client::{TlsClient, client_config, explain, why};
+pub use client::{TlsClient, client_config, explain, plainly, why};
 pub use server::{ReloadableServer, server_config};
 pub use store::Store;
 pub use stream::TlsStream;

@@ -23,12 +23,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 use aws_lc_rs::aead;
 #[cfg(not(feature = "aws-lc-rs"))]
 use ring::aead;
+use rustls::pki_types::CertificateDer;
 use rustls::server::ProducesTickets;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{ClientAuth, ListenerTls};
 use crate::net::sys::unix_s;
-use crate::pki::provider;
+use crate::pki::{facts, provider};
 
 /// How long a key seals.
 const ROTATE_S: u64 = 12 * 3600;
@@ -114,7 +115,8 @@ impl Keyring {
         true
     }
 
-    /// Seals a session.
+    /// Seals a session: for as long as a ticket opens, but no longer than the certificates live
+    /// that the client showed in it.
     ///
     /// Errors: `None` without a key or without a nonce; the client gets no ticket.
     pub fn seal(
@@ -129,9 +131,12 @@ impl Keyring {
         if !random(&mut nonce) {
             return None;
         }
+        // One that ends earlier counts as sealed so much earlier.
+        let end_s = certificates_end(session).map_or(u64::MAX, |end_s| end_s.saturating_add(1));
+        let sealed_s = now_s.min(end_s.saturating_sub(LIFETIME_S));
         let mut ticket = Vec::with_capacity(ID + TIME + NONCE + session.len() + 16);
         ticket.extend_from_slice(&key.id);
-        ticket.extend_from_slice(&now_s.to_be_bytes());
+        ticket.extend_from_slice(&sealed_s.to_be_bytes());
         let bound = bound(&ticket, context);
         let mut sealed = session.to_vec();
         let at = aead::Nonce::assume_unique_for_key(nonce);
@@ -190,6 +195,29 @@ impl Keyring {
         keys.sort_by_key(|key| std::cmp::Reverse(key.made_s));
         Some(Self(keys))
     }
+}
+
+/// When the first of the certificates in a session ends, in Unix seconds; `None` without any.
+///
+/// How a session is written is rustls's affair; a certificate is DER, and known by itself
+/// (RFC 5280 §4.1): a `SEQUENCE` with its length in one or two bytes of their own.
+fn certificates_end(session: &[u8]) -> Option<u64> {
+    let mut end_s: Option<u64> = None;
+    let mut at = 0;
+    while let Some(rest) = session.get(at..).filter(|rest| !rest.is_empty()) {
+        at += 1;
+        let len = match *rest {
+            [0x30, 0x81, len, ..] => 3 + usize::from(len),
+            [0x30, 0x82, high, low, ..] => 4 + usize::from(u16::from_be_bytes([high, low])),
+            _ => continue,
+        };
+        let Some(der) = rest.get(..len) else { continue };
+        if let Some(facts) = facts(&CertificateDer::from(der)) {
+            end_s = Some(end_s.map_or(facts.not_after, |end_s| end_s.min(facts.not_after)));
+            at += len - 1;
+        }
+    }
+    end_s
 }
 
 /// What is authenticated beside the session.
@@ -379,6 +407,36 @@ mod tests {
         assert!(old.0.len() == 1 && old.0[0].id != id, "the process was away for long");
         assert!(old.rotate(1_000_000, &chance(3)));
         assert_eq!(old.0.len(), 1, "the clock went back");
+    }
+
+    #[test]
+    fn a_ticket_ends_with_the_first_certificate_in_it() {
+        use crate::pki::tests::authority::Authority;
+        use rustls::pki_types::pem::PemObject as _;
+
+        let authority = Authority::of("a", &[], 2031);
+        let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).unwrap().to_vec();
+        let (own, _) = authority.sign_until("app", &[], 2030);
+        let (own, root) = (der(&own), der(&authority.cert));
+        let end = facts(&CertificateDer::from(own.as_slice())).unwrap().not_after;
+        let session =
+            [b"\x30\x82\x00\x01 front\x30", &root[..], b"\0\x02\x30", &own, b"\x30\x81"].concat();
+        assert_eq!(certificates_end(&session), Some(end));
+        for now in [end - 10 * HOUR, end - 24 * HOUR, end - 10] {
+            let ring = ring(1, now);
+            let ticket = ring.seal(&context(0), &session, now, &chance(2)).unwrap();
+            let open = |now| ring.open(&context(0), &ticket, now).is_some();
+            assert!(open(now) && open(end.min(now + 24 * HOUR - 1)));
+            assert!(!open(end + 1), "{}", end - now);
+        }
+        // Without a client's certificate, and with one that lives long: a day.
+        let now = end - 100 * HOUR;
+        for session in [&b"plain"[..], &session] {
+            let ring = ring(1, now);
+            let ticket = ring.seal(&context(0), session, now, &chance(2)).unwrap();
+            assert!(ring.open(&context(0), &ticket, now + 24 * HOUR - 1).is_some());
+            assert!(ring.open(&context(0), &ticket, now + 24 * HOUR).is_none());
+        }
     }
 
     #[test]
