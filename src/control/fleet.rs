@@ -29,6 +29,7 @@ use crate::base::rng::Rng;
 use crate::config::{Config, ModelsFrom, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
+use crate::policy::breaker::StateName;
 use crate::upstream::roster::{Identity, Roster, Site};
 
 /// How long the start waits for the first answers.
@@ -82,6 +83,8 @@ pub struct Fleet {
     /// Its upstreams' sites.
     pub sites: Vec<Site>,
     changed: bool,
+    /// The start is over: from now on servers come and go.
+    running: bool,
 }
 
 /// A fact that a task keeps up to date.
@@ -115,6 +118,8 @@ struct Server {
     since: Instant,
     /// When the operator was last told what the cores complain of.
     complained_at: Option<Instant>,
+    /// Changes of its breaker that the operator was told of.
+    breaker_seen: [u64; 3],
     /// Questions while its breaker is not closed.
     recheck: Option<Recheck>,
     asker: Option<Task>,
@@ -140,6 +145,7 @@ impl Fleet {
             complaints: Vec::new(),
             sites: Vec::new(),
             changed: false,
+            running: false,
             base,
         };
         for (index, entry) in fleet.base.upstreams.iter().enumerate() {
@@ -210,6 +216,7 @@ impl Fleet {
         clock: BreakerClock,
         say: &(dyn Fn(&str) + Send + Sync),
     ) {
+        self.running = true;
         loop {
             // The channel never closes: this side holds a sender.
             if let Ok(Some(event)) = timeout(LOOK, self.inbox.recv()).await {
@@ -223,6 +230,7 @@ impl Fleet {
                 if server.watched.state.take_suspicion() {
                     server.watched.poke.notify_one();
                 }
+                self.complaints.extend(server.breaker_word());
                 Recheck::look(&mut server.recheck, &server.watched, &clock, now);
                 self.complaints.extend(server.complaint(now));
             }
@@ -374,12 +382,13 @@ impl Fleet {
 
     /// Has every upstream of the config watched, and no other; in its order.
     fn look_after(&mut self, config: &Config, addresses: &[Vec<Address>]) -> Vec<Arc<Watched>> {
-        let mut board = Vec::new();
+        let (mut board, mut added) = (Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.servers);
         for ((upstream, addresses), site) in config.upstreams.iter().zip(addresses).zip(&self.sites)
         {
             let identity = Identity::of(upstream);
             let mut server = before.remove(&identity).unwrap_or_else(|| {
+                added.push(upstream.name.clone());
                 let state = site.state.clone();
                 let (entry, places) = (upstream.clone(), addresses.clone());
                 let tls = self.tls.client(upstream);
@@ -396,6 +405,7 @@ impl Fleet {
                     away_since: None,
                     since: Instant::now(),
                     complained_at: None,
+                    breaker_seen: site.state.breaker_changes(),
                     recheck: None,
                     asker: None,
                 }
@@ -410,6 +420,12 @@ impl Fleet {
             }
             board.push(server.watched.clone());
             self.servers.insert(identity, server);
+        }
+        if self.running {
+            let named = |server: &Server| server.watched.upstream.name.clone();
+            let come = added.into_iter().map(|name| format!("upstream {name} added"));
+            let gone = before.values().map(|server| format!("upstream {} removed", named(server)));
+            self.complaints.extend(come.chain(gone));
         }
         board
     }
@@ -493,6 +509,22 @@ impl Server {
         forgets
     }
 
+    /// That its breaker has changed, and why.
+    fn breaker_word(&mut self) -> Option<String> {
+        let state = &self.watched.state;
+        let changes = state.breaker_changes();
+        if std::mem::replace(&mut self.breaker_seen, changes) == changes {
+            return None;
+        }
+        let name = &self.watched.upstream.name;
+        let why = || state.last_failure().unwrap_or_else(|| "failures".to_owned());
+        Some(match state.breaker.state().name() {
+            StateName::Open => format!("upstream {name}: breaker open: {}", why()),
+            StateName::HalfOpen => format!("upstream {name}: breaker half open: it is tried"),
+            StateName::Closed => format!("upstream {name}: breaker closed: it works"),
+        })
+    }
+
     /// What the cores complain of, as often as a person wants to read it; the record has it all.
     fn complaint(&mut self, now: Instant) -> Option<String> {
         let why = self.watched.state.take_complaint()?;
@@ -557,6 +589,7 @@ mod tests {
             away_since: None,
             since: Instant::now(),
             complained_at: None,
+            breaker_seen: [0; 3],
             recheck: None,
             asker: None,
             _prober: None,

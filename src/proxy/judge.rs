@@ -12,7 +12,7 @@ use std::cell::Cell;
 use crate::error::{Blame, Finish, Kind, RetryClass};
 use crate::policy::breaker::models::model_hash;
 use crate::policy::breaker::{CallResult, Change, Entry, StateName};
-use crate::upstream::state::UpstreamState;
+use crate::upstream::state::{Failure, UpstreamState};
 
 /// Longest time that a `Retry-After` of an upstream is honoured, in seconds: a mistaken one must
 /// not take a server out for a day.
@@ -78,7 +78,7 @@ impl<'a> Judge<'a> {
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
             self.give(CallResult::Success, now_us);
         } else if is_failure(status) {
-            self.failed(CallResult::Failure, true, now_us);
+            self.failed(Failure::Status(status), CallResult::Failure, true, now_us);
         } else {
             if self.state.models.watches(now_us / 1000) && status < 400 {
                 self.state.models.worked(model_hash(self.model), now_us / 1000);
@@ -99,13 +99,14 @@ impl<'a> Judge<'a> {
             let late = row.finish == Finish::Timeout;
             let result = if late { CallResult::TimedOut } else { CallResult::Failure };
             // Before there is a connection no model is asked for, and a crash takes them all.
-            self.failed(result, late && row.retry != RetryClass::Connect, now_us);
+            let of_model = late && row.retry != RetryClass::Connect;
+            self.failed(Failure::Fault(kind), result, of_model, now_us);
         }
     }
 
     /// Counts a failure; `of_model`: it may be that of the model alone.
     #[cold]
-    fn failed(&self, result: CallResult, of_model: bool, now_us: u64) {
+    fn failed(&self, why: Failure, result: CallResult, of_model: bool, now_us: u64) {
         let entry = self.entry.take();
         // What was sent before the breaker opened may time out long after the server has
         // recovered: it must not be feared again for that.
@@ -115,6 +116,7 @@ impl<'a> Judge<'a> {
                 self.entry.set(entry);
                 return self.give_back();
             }
+            self.state.note_failure(why);
             let took_us = now_us.saturating_sub(self.begun_us);
             self.state.measures.record_failure(took_us, now_us);
         }

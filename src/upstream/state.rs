@@ -5,10 +5,11 @@
 //! connect, and passed on to whoever waits when it is dropped, whatever way the exchange ends.
 //! Whatever makes an upstream usable again lets those who wait for it go.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::slots::Slots;
+use crate::error::Kind;
 use crate::policy::breaker::models::{ModelMarks, model_hash};
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
 use crate::policy::ewma::Measures;
@@ -21,6 +22,18 @@ const AWAY: u8 = 2;
 const LATE: u8 = 4;
 /// It has not listed its models yet.
 const UNHEARD: u8 = 8;
+
+/// Numbers of faults begin here, behind those of statuses.
+const KIND: u32 = 1000;
+
+/// What a failed call ended with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// This status.
+    Status(u16),
+    /// This fault.
+    Fault(Kind),
+}
 
 /// Shared counters of one upstream.
 #[derive(Debug)]
@@ -35,6 +48,8 @@ pub struct UpstreamState {
     suspect: AtomicBool,
     /// What the operator should know of that.
     complaint: Mutex<Option<String>>,
+    /// The last failure that counted: a status, or a kind of fault behind `KIND`; 0 = none.
+    failure: AtomicU32,
     /// It asked to be left alone until then, milliseconds since the process's origin.
     resting_until_ms: AtomicU64,
     /// Changes of the breaker to Closed, Open and HalfOpen.
@@ -57,6 +72,7 @@ impl UpstreamState {
             found: AtomicU8::new(0),
             suspect: AtomicBool::new(false),
             complaint: Mutex::default(),
+            failure: AtomicU32::new(0),
             resting_until_ms: AtomicU64::new(0),
             breaker_changes: Default::default(),
             breaker: Breaker::new(breaker),
@@ -74,6 +90,29 @@ impl UpstreamState {
     /// Notes that it asked to be left alone; a later end counts.
     pub fn rest(&self, until_ms: u64) {
         self.resting_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    }
+
+    /// Notes a failure that counts, for the operator.
+    #[cold]
+    pub fn note_failure(&self, failure: Failure) {
+        let number = match failure {
+            Failure::Status(status) => u32::from(status),
+            Failure::Fault(kind) => KIND + kind as u32,
+        };
+        self.failure.store(number, Ordering::Relaxed);
+    }
+
+    /// The last failure that counted, for a person.
+    #[must_use]
+    pub fn last_failure(&self) -> Option<String> {
+        match self.failure.load(Ordering::Relaxed) {
+            0 => None,
+            number @ KIND.. => {
+                let kind = Kind::all().find(|kind| KIND + *kind as u32 == number)?;
+                Some(kind.row().log.to_owned())
+            }
+            status => Some(format!("status {status}")),
+        }
     }
 
     /// Counts a change of the breaker.

@@ -66,6 +66,29 @@ fn five_bad_requests_take_the_model_from_nobody() {
 }
 
 #[test]
+fn the_operator_is_told_of_each_change_of_a_breaker_and_why() {
+    let server = mock();
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
+    let lines = told.clone();
+    let differs = tokenring::control::Options {
+        say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
+        ..Default::default()
+    };
+    let text = format!(
+        "{HEAD}[[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = []\n\
+         breaker = {{ cooldown = \"1h\", recheck = \"60s\" }}\n[models.m]\nupstream = \"a\"\n",
+        server.url()
+    );
+    let proxy = Proxy::start_with(&text, differs);
+    let mut client = proxy.client();
+    poison(&mut client);
+    let heard = |line: &str| told.lock().unwrap().iter().any(|known| known == line);
+    wait_until("it is told", || heard("upstream a: breaker open: status 500"));
+    assert_eq!(status(&mut client, ""), 200);
+    wait_until("it is told", || heard("upstream a: breaker closed: it works"));
+}
+
+#[test]
 fn without_last_resort_it_fails_fast() {
     let server = mock();
     let proxy = house(&[server.url()], "recheck = \"60s\", last_resort = false", "");

@@ -377,7 +377,7 @@ fn questions_of_the_control_thread_go_through_it_too() {
     }
     // Behind a proxy that refuses nobody is reached, and the operator is told by whom.
     hop.set(Mood::Refuses(407));
-    wait_until("its models have left", || ask() == 404);
+    wait_until("its models are away", || ask() == 503);
     let why = format!("outbound proxy {} wants other credentials: status 407", hop.addr);
     let heard = || said.lock().unwrap().clone();
     wait_until("it was said", || heard().iter().any(|line| line.ends_with(&why)));
