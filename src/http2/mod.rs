@@ -7,7 +7,7 @@
 //! Reading order: `fault` (why a message is refused), `framing` (how its body is delimited on the
 //! other side), `fields` (which fields pass), `request` and `response` (a client that speaks
 //! HTTP/2), `outgoing` (a server that speaks HTTP/2), `trailers`, `flood` (frames counted where
-//! they stand). Nothing here knows a socket, a stream or the `h2` crate: types are those of `http`.
+//! they stand), `fragment` (the one thing of a head that is lost before we see it). Nothing here knows a socket, a stream or the `h2` crate: types are those of `http`.
 
 pub mod fault;
 pub mod framing;
@@ -18,6 +18,7 @@ pub mod response;
 pub mod outgoing;
 pub mod trailers;
 pub mod flood;
+pub mod fragment;
 
 pub use fault::Fault;
 pub use framing::{BodyFraming, Ends};

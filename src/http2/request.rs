@@ -10,7 +10,7 @@
 //! carry); RFC 9112 §11.2 on smuggling, and the research that made it famous for HTTP/2: Kettle,
 //! "HTTP/2: The Sequel is Always Worse" (2021).
 //!
-//! Not here: what was lost before. The `http` crate cuts a fragment off a path; a pseudo-field
+//! Not here: what was lost before. The `http` crate cuts a fragment off a path (`fragment`); a pseudo-field
 //! that is unknown, missing or late is refused by the `h2` crate.
 
 use http::{HeaderMap, Method, Uri, header};

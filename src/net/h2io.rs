@@ -7,7 +7,7 @@
 //! Frames are counted in passing, for the floods that `h2` does not limit. A connection that floods
 //! is read no further, and says so in `Flooded`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -27,6 +27,7 @@ use super::sys::Shut;
 use super::ticker::Timer;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::http2::flood::{Flood, FrameCounter};
+use crate::http2::fragment::FragmentFinder;
 
 /// Which flood a connection sent, if it did.
 #[derive(Clone, Default)]
@@ -40,11 +41,24 @@ impl Flooded {
     }
 }
 
+/// Which streams of a connection have a path with a fragment.
+#[derive(Clone, Default)]
+pub struct Fragments(Rc<RefCell<FragmentFinder>>);
+
+impl Fragments {
+    /// Whether the stream, which has just been opened, is one.
+    #[must_use]
+    pub fn take(&self, stream: u32) -> bool {
+        self.0.borrow_mut().take(stream)
+    }
+}
+
 /// The IO of one HTTP/2 connection.
 pub struct H2Io {
     stream: Stream,
     frames: FrameCounter,
     flooded: Flooded,
+    fragments: Option<Fragments>,
     /// Received and not yet taken, from `taken`.
     received: Vec<u8>,
     taken: usize,
@@ -75,6 +89,7 @@ impl H2Io {
             stream,
             frames,
             flooded,
+            fragments: None,
             received: first,
             taken: 0,
             waiting: None,
@@ -91,6 +106,15 @@ impl H2Io {
     #[must_use]
     pub fn flooded(&self) -> Flooded {
         self.flooded.clone()
+    }
+
+    /// Looks for paths with fragments too: what the peer sends are requests.
+    #[must_use]
+    pub fn fragments(&mut self) -> Fragments {
+        let fragments = Fragments::default();
+        fragments.0.borrow_mut().push(&self.received);
+        self.fragments = Some(fragments.clone());
+        fragments
     }
 
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -114,6 +138,9 @@ impl H2Io {
                     self.bulky = buffer.len() >= SMALL_BYTES;
                     self.drained = buffer.len() < buffer.capacity();
                     self.flooded.0.set(self.frames.push(&buffer, Instant::now()).err());
+                    if let Some(fragments) = &self.fragments {
+                        fragments.0.borrow_mut().push(&buffer);
+                    }
                     (self.received, self.taken) = (buffer, 0);
                     if self.flooded.by().is_some() {
                         cx.waker().wake_by_ref();

@@ -21,10 +21,11 @@ use super::h2_stream;
 use super::places;
 use super::plan::ClientTimeouts;
 use crate::config::H2Limits;
+use crate::http2::Fault;
 use crate::http2::flood::FrameCounter;
 use crate::net::caught::caught;
 use crate::net::frame::Frame;
-use crate::net::h2io::{Chunk, Flooded, H2Io};
+use crate::net::h2io::{Chunk, Flooded, Fragments, H2Io};
 use crate::net::rt;
 use crate::net::stream::Handle;
 use crate::net::sys::Shut;
@@ -114,12 +115,12 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let stream = shared.client.stream.clone();
     let limits = core.plan().h2;
     let frames = FrameCounter::downstream(limits.flood(), Instant::now());
-    let io = H2Io::new(stream, first, frames, core.ticker.timer(), timeouts.write_idle);
-    let flooded = io.flooded();
+    let mut io = H2Io::new(stream, first, frames, core.ticker.timer(), timeouts.write_idle);
+    let (flooded, fragments) = (io.flooded(), io.fragments());
     shared.timer.arm(shared.handle(), Shut::Both, timeouts.head);
     if let Ok(connection) = settings(&limits).handshake::<_, Chunk>(io).await {
         shared.rest();
-        accept(&core, &shared, connection, &flooded).await;
+        accept(&core, &shared, connection, &flooded, &fragments).await;
         // It may still be telling us what it has received, or opening a stream.
         linger(&shared.client.stream, &shared.timer).await;
     }
@@ -142,6 +143,7 @@ async fn accept(
     shared: &Rc<Shared>,
     mut connection: Connection<H2Io, Chunk>,
     flooded: &Flooded,
+    fragments: &Fragments,
 ) {
     let leave = core.leaving.enroll();
     let mut ended = false;
@@ -169,6 +171,10 @@ async fn accept(
         .await;
         // An error of the connection is the client's: `h2` has sent the GOAWAY for it.
         let Some(Ok((request, mut respond))) = accepted else { break };
+        if fragments.take(respond.stream_id().as_u32()) {
+            h2_stream::refuse(core, Fault::TargetBad, &mut respond);
+            continue;
+        }
         let Some(open) = shared.open(core) else {
             // It has not been looked at, and the client knows that it may ask again.
             respond.send_reset(Reason::REFUSED_STREAM);

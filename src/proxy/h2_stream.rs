@@ -139,7 +139,7 @@ async fn discard(core: &Core, body: &mut RecvStream) {
 }
 
 /// Answers a head that HTTP/1.1 has no words for.
-fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
+pub(super) fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
     let kind = match fault {
         Fault::MethodRefused => Kind::MethodRefused,
         Fault::HeadTooLarge => Kind::HeadTooLarge,

@@ -175,6 +175,22 @@ fn http_2_floods_hold() {
 }
 
 #[test]
+fn http_2_fragments_hold() {
+    let preface = "x".repeat(24);
+    drive(
+        "http2::fragment",
+        http2::fragment::fuzz,
+        &[
+            &format!("{preface}\0\0\u{9}\u{1}\u{4}\0\0\0\u{1}D\u{7}/health"),
+            &format!("{preface}\0\0\u{6}\u{1}\u{4}\0\0\0\u{1}D\u{4}/a#b"),
+            &format!(
+                "{preface}\0\0\u{4}\u{1}\0\0\0\0\u{1}D\u{4}/a\0\0\u{2}\u{9}\u{4}\0\0\0\u{1}#b"
+            ),
+        ],
+    );
+}
+
+#[test]
 fn the_model_scan_holds() {
     drive("llm::scan", llm::scan::fuzz, JSON);
 }
