@@ -284,10 +284,17 @@ impl ModelTable {
             }
             _ => target,
         };
+        // Under another name it is known to its own servers alone: what that name is to the others
+        // of a group, nobody has said.
+        let serves = |entry: &ModelEntry| {
+            let those = self.upstreams_in(entry.group);
+            match entry.upstream_model.is_empty() {
+                true => shares(those),
+                false => !there.is_empty() && there.iter().all(|one| those.contains(one)),
+            }
+        };
         let known = self.known(model);
-        if let Some(entry) = known
-            && shares(self.upstreams_in(entry.group))
-        {
+        if let Some(entry) = known.filter(|entry| serves(entry)) {
             return Some(self.found(entry, at(entry), asked));
         }
         if self.shadowed.get(model).is_some_and(|by| shares(by)) {
@@ -307,22 +314,18 @@ impl ModelTable {
         if force != Force::Any {
             return None;
         }
-        if let Some(entry) = known {
-            return Some(self.found(entry, target, asked));
-        }
-        // As it would be listed.
+        // Rights are about what is read there, as it would be listed.
+        let sent = known.map_or(model, at_server);
         let name = match self.prefixed {
-            true => Cow::Owned(format!("{place}:{model}")),
-            false => Cow::Borrowed(model),
+            true => Cow::Owned(format!("{place}:{sent}")),
+            false => Cow::Borrowed(sent),
         };
-        Some(Found { target, name, known: false, name_to_send: Some(model) })
+        let known = self.known(&name).is_some_and(|entry| entry.name == *name);
+        Some(Found { target, name, known, name_to_send: (sent != asked).then_some(sent) })
     }
 
     fn found<'n>(&'n self, entry: &'n ModelEntry, target: ModelTarget, asked: &str) -> Found<'n> {
-        let at_server = match entry.upstream_model.as_str() {
-            "" => entry.name.as_str(),
-            other => other,
-        };
+        let at_server = at_server(entry);
         let name = Cow::Borrowed(entry.name.as_str());
         Found { target, name, known: true, name_to_send: (at_server != asked).then_some(at_server) }
     }
@@ -336,6 +339,14 @@ impl ModelTable {
             Some(one) => Cow::Owned(vec![one]),
             None => Cow::Borrowed(self.upstreams_in(target.group)),
         }
+    }
+}
+
+/// What its servers call a model.
+fn at_server(entry: &ModelEntry) -> &str {
+    match entry.upstream_model.as_str() {
+        "" => &entry.name,
+        other => other,
     }
 }
 
@@ -477,6 +488,8 @@ mod tests {
             check("pool:phi", Some((9, None, "phi", Some("phi"))));
             // It lists the name, though the config leads it elsewhere.
             check("big@ollama", Some((101, Some(1), "big", Some("big"))));
+            // One of the group lists it, and it is not all of it that says big-70b.
+            check("pool:big", Some((9, None, "big", Some("big"))));
         }
     }
 
@@ -488,6 +501,8 @@ mod tests {
             ("ollama:llama3", (101, Some(1), "llama3", None)),
             ("gpt-4@ollama", (101, Some(1), "llama3", Some("llama3"))),
             ("ollama:x:8b", (101, Some(1), "x:8b", Some("x:8b"))),
+            // Rights are about what that server reads.
+            ("big@llama3", (102, Some(2), "big-70b", Some("big-70b"))),
             // An upstream goes before a group of its name.
             ("gpu0:x", (100, Some(0), "x", Some("x"))),
         ] {
@@ -554,9 +569,11 @@ mod tests {
         for (group, upstream) in [(1, 0u16), (2, 1), (10, 0), (11, 1)] {
             members[group] = [upstream].into();
         }
+        members[9] = [0, 1].into();
         let table = ModelTable::new(ModelNames {
             discovered: vec![entry("cheap", 1), entry("dear", 2)],
             upstreams: vec![place("cheap", 0), place("dear", 1)],
+            groups: vec![group("both", 9)],
             members,
             prefixed: true,
             ..ModelNames::default()
@@ -577,6 +594,12 @@ mod tests {
         assert_eq!(told("m", Force::Any), None);
         assert_eq!(told("x@dear", Force::Listed), None);
         assert_eq!(told("x@dear", Force::Any), Some(("dear:x".to_owned(), Some(1), "x")));
+        // No name of one server's is a way to another's.
+        for asked in ["cheap:m@dear", "both:cheap:m", "dear:cheap:m"] {
+            assert_eq!(told(asked, Force::Listed), None, "{asked}");
+        }
+        assert_eq!(told("cheap:m@dear", Force::Any), Some(("dear:m".to_owned(), Some(1), "m")));
+        assert_eq!(told("both:cheap:m", Force::Any), Some(("both:m".to_owned(), None, "m")));
     }
 
     #[test]
