@@ -110,7 +110,7 @@ fn is_media_type(bytes: &[u8]) -> bool {
 /// Whether a body with these parameters is UTF-8: the only charset that every server agrees on.
 fn is_utf8(parameters: &[u8]) -> bool {
     let (mut charsets, mut good) = (0, true);
-    let well_formed = each_parameter(parameters, |name, value| {
+    let well_formed = read_parameters(parameters, |name, value| {
         if name.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"charset")) {
             charsets += 1;
             let utf8: [&[u8]; 4] = [b"utf-8", b"\"utf-8\"", b"utf8", b"us-ascii"];
@@ -118,6 +118,12 @@ fn is_utf8(parameters: &[u8]) -> bool {
         }
     });
     well_formed && good && charsets <= 1
+}
+
+/// Shows each parameter; says whether all could be read, and by every parser in the same way:
+/// whether the quote in `"\\"` ends the string, they do not agree.
+fn read_parameters<'a>(parameters: &'a [u8], each: impl FnMut(&'a [u8], &'a [u8])) -> bool {
+    each_parameter(parameters, each) && !parameters.windows(2).any(|pair| pair == b"\\\"")
 }
 
 /// Reads the one boundary of a form.
@@ -130,7 +136,7 @@ fn boundary(parameters: &[u8]) -> Result<Boundary, Ambiguity> {
         return Err(Ambiguity::BoundaryTwice);
     }
     let mut found = None;
-    let well_formed = each_parameter(parameters, |name, value| {
+    let well_formed = read_parameters(parameters, |name, value| {
         if name.eq_ignore_ascii_case(WORD) {
             found = Boundary::of_value(value);
         }
@@ -212,6 +218,8 @@ mod tests {
             "application/json; charset=utf-7",
             "application/json; charset=utf-8; charset=utf-7",
             "application/json; charset*=utf-7''x",
+            r#"application/json; x="\\"; y="; charset=utf-7; z=""#,
+            r#"application/json; x=a"; y="; charset=utf-7; z=";w=b""#,
             "application/json; x",
         ] {
             assert_eq!(told(&[bad]), "BadType", "{bad}");
@@ -250,6 +258,9 @@ mod tests {
             "; xboundary=C",
             "; boundary=B, multipart/form-data",
             "; boundary=B; x",
+            r#"; x="\\"; boundary=B"#,
+            r#"; x="\\"; y="; boundary=B; ""#,
+            r#"; x=a"; y="; boundary=B; z=";w=b""#,
             "; boundary=B x=\"y\"",
         ] {
             check(bad, "BadBoundary");
