@@ -28,7 +28,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TOKENRING = pathlib.Path(os.environ.get("TOKENRING", ROOT / "target/release/tokenring"))
 LOADTEST = pathlib.Path(os.environ.get("LOADTEST", ROOT / "target/release/loadtest"))
-PACKAGES = ["h2", "hyperframe", "hpack", "httpx[http2]", "openai", "cryptography"]
+PACKAGES = ["h2", "hyperframe", "hpack", "httpx[http2]", "openai", "cryptography", "starlette", "python-multipart"]
 
 
 def in_environment():
@@ -37,11 +37,12 @@ def in_environment():
     if pathlib.Path(sys.prefix).resolve() == home.resolve():
         return
     python = home / "bin/python3"
-    if not (home / "ready").exists():
+    ready = home / "ready"
+    if not ready.exists() or ready.read_text() != "\n".join(PACKAGES):
         print(f"making {home}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
-        (home / "ready").write_text("\n".join(PACKAGES))
+        ready.write_text("\n".join(PACKAGES))
     WORK.rmdir()  # The one that goes on makes its own.
     os.execv(python, [str(python), *sys.argv])
 

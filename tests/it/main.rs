@@ -19,6 +19,7 @@ mod certs;
 mod clock;
 mod connections;
 mod cuts;
+mod differential;
 mod discovery;
 mod drain;
 mod duplex;

@@ -24,15 +24,15 @@ const COMBINATIONS_MIN: u64 = 2_000;
 // ---------------------------------------------------------------------------- who asks
 
 /// A key on a listener, and what it may do there.
-struct Asker {
-    listener: &'static str,
-    key: Option<&'static str>,
+pub(crate) struct Asker {
+    pub listener: &'static str,
+    pub key: Option<&'static str>,
     /// The servers it may reach.
-    reaches: &'static [&'static str],
+    pub reaches: &'static [&'static str],
     /// Servers at which a route leaves the model to the client.
-    routed: &'static [&'static str],
+    pub routed: &'static [&'static str],
     /// What servers may read; `None` = anything.
-    models: Option<fn(&str) -> bool>,
+    pub models: Option<fn(&str) -> bool>,
 }
 
 /// `ren` is called otherwise by its servers.
@@ -48,7 +48,7 @@ fn of_glob(name: &str) -> bool {
     name.starts_with("sm")
 }
 
-const ASKERS: &[Asker] = &[
+pub(crate) const ASKERS: &[Asker] = &[
     Asker {
         listener: "main",
         key: Some("sk-small"),
@@ -118,7 +118,7 @@ const ASKERS: &[Asker] = &[
 ];
 
 /// The servers: name, models that it lists, and what else is said of it.
-const SERVERS: &[(&str, &str, &str)] = &[
+pub(crate) const SERVERS: &[(&str, &str, &str)] = &[
     ("chat0", "\"small\", \"big\"", ""),
     ("chat1", "\"small\", \"big\", \"extra\"", ""),
     ("fixed", "\"fix\"", "path_mode = \"fixed\"\n"),
@@ -255,7 +255,7 @@ impl Way {
 
 const CHAT: &str = "/v1/chat/completions";
 /// Names alone: known ones, aliases, forced ones, such as stand elsewhere, and none.
-const NAMES: &[&str] = &[
+pub(crate) const NAMES: &[&str] = &[
     "small",
     "ren",
     "big",
@@ -326,7 +326,7 @@ const BODIES: &[(&str, &str, &[&str])] = &[
     ("alias twice", r#"{"model":"nick","x":1,"model":"nick"}"#, &["nick", "nick"]),
 ];
 /// Where a path may name a model.
-const PATHS: &[&str] = &[
+pub(crate) const PATHS: &[&str] = &[
     "/v1beta/models/NAME:generateContent",
     "/v1/models/NAME:streamGenerateContent?alt=sse",
     "/models/NAME:countTokens",
@@ -536,6 +536,13 @@ const KINDS: &[(&str, Kind)] = &[
     ("said to be gzip", |way| carried("Content-Encoding: gzip\r\n", way.json.clone())),
     ("identity", |way| typed("application/json\r\nContent-Encoding: identity", way)),
     ("empty coding", |way| typed("application/json\r\nContent-Encoding: ", way)),
+    ("json, its type dropped", |way| {
+        typed("multipart/form-data; boundary=B\r\nConnection: content-type", way)
+    }),
+    ("form, its type dropped", |way| {
+        let fields = format!("{FORM}Connection: Content-Type\r\n");
+        carried(&fields, model_parts(way, "name=\"model\""))
+    }),
     ("chunked", |way| Carried { chunked: true, ..typed("application/json", way) }),
     ("chunked form", |way| Carried {
         chunked: true,
@@ -723,7 +730,11 @@ fn nobody_reaches_what_is_not_theirs() {
                         let key = (who, way.label.as_str(), *kind);
                         passed.entry(key).or_default().insert(name);
                         let got = Got::of(&seen.head, &seen.body);
-                        if let Some(why) = leak(asker, name, &got) {
+                        let none = || {
+                            let none = names_none(asker, name, &got);
+                            none.then(|| format!("{name} reads no model"))
+                        };
+                        if let Some(why) = leak(asker, name, &got).or_else(none) {
                             leaks.push(format!(
                                 "{}/{who}, {} as {kind}: {why}\n    {}",
                                 asker.listener,
@@ -752,18 +763,114 @@ fn nobody_reaches_what_is_not_theirs() {
     println!("{combinations} combinations, {} passed", passed.len());
 }
 
+/// Two servers that list one name, under `discovery.prefix`: a key has what is listed.
+#[test]
+fn listed_names_are_what_keys_are_about() {
+    let listing = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        mock_with(|config| config.models = names)
+    };
+    let servers = [("cheap", listing(&["m", "n"])), ("dear", listing(&["m", "x"]))];
+    let socket = |name: &str| -> PathBuf {
+        let file = format!("tokenring-listed-{}-{name}.sock", std::process::id());
+        std::env::temp_dir().join(file)
+    };
+    let mut text = "[process]\ncores = 1\n[discovery]\nprefix = true\n".to_owned();
+    for force in ["listed", "any", "off"] {
+        text += &format!(
+            "[[listener]]\nname = \"{force}\"\nforce = \"{force}\"\nauth = \"keys\"\n\
+             bind = \"unix:{}\"\n",
+            socket(force).display()
+        );
+    }
+    for (name, mock) in &servers {
+        text += &format!("[[upstream]]\nname = \"{name}\"\nurl = \"{}\"\n", mock.url());
+    }
+    text += "[[group]]\nname = \"both\"\nmembers = [\"cheap\", \"dear\"]\n";
+    text += "[[key]]\nname = \"one\"\nkey = \"one\"\nmodels = [\"cheap:m\"]\n\
+             [[key]]\nname = \"bare\"\nkey = \"bare\"\nmodels = [\"m\", \"m@dear\"]\n\
+             [[key]]\nname = \"all\"\nkey = \"all\"\n";
+    let _proxy = Proxy::start(&text);
+    let names = [
+        "m",
+        "n",
+        "x",
+        "cheap:m",
+        "dear:m",
+        "m@cheap",
+        "m@dear",
+        "cheap:n",
+        "dear:x",
+        "cheap:x",
+        "n@dear",
+        "cheap:m@dear",
+        "dear:m@cheap",
+        "cheap:dear:m",
+        "cheap:cheap:m",
+        "cheap",
+        "cheap:",
+        "@cheap",
+        "both:m",
+        "both:cheap:m",
+        "both:dear:m",
+    ];
+    let mut passed = BTreeSet::new();
+    for force in ["listed", "any", "off"] {
+        for key in ["one", "bare", "all"] {
+            let mut client = None;
+            for name in names {
+                for kind in ["json", "form", "chunked", "no type"] {
+                    let (kind, make) = KINDS.iter().find(|(label, _)| *label == kind).unwrap();
+                    let way = Way::new(name, CHAT, &format!("{{\"model\":\"{name}\"}}"), &[name]);
+                    let carried = make(&way);
+                    for (_, mock) in &servers {
+                        mock.forget_seen();
+                    }
+                    let request = request(&way, &carried, Some(key));
+                    send(&mut client, &socket(force), &request, carried.method);
+                    for (server, mock) in &servers {
+                        for seen in mock.seen() {
+                            let got = Got::of(&seen.head, &seen.body);
+                            let read: BTreeSet<String> =
+                                got.models().into_iter().map(|(_, name)| name).collect();
+                            let what =
+                                format!("{force}/{key}: {name} as {kind} at {server}: {read:?}");
+                            assert_ne!(key, "bare", "{what}");
+                            let listed = *server == "cheap" && read.iter().eq(["m"]);
+                            assert!(key == "all" || listed, "{what}");
+                            passed.insert((force, key, name, *server));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for must in [
+        ("listed", "one", "cheap:m", "cheap"),
+        ("listed", "one", "m@cheap", "cheap"),
+        ("off", "one", "cheap:m", "cheap"),
+        ("listed", "all", "dear:m", "dear"),
+        ("listed", "all", "m@dear", "dear"),
+    ] {
+        assert!(passed.contains(&must), "{must:?} has to pass: {passed:?}");
+    }
+}
+
 /// What is wrong with a server having got this.
-fn leak(asker: &Asker, server: &str, got: &Got) -> Option<String> {
-    if !asker.reaches.contains(&server) {
+pub(crate) fn leak(asker: &Asker, server: &str, got: &Got) -> Option<String> {
+    // One that is out of order, and everybody's.
+    if server != "dead" && !asker.reaches.contains(&server) {
         return Some(format!("{server} was reached"));
     }
-    let Some(may) = asker.models.filter(|_| !asker.routed.contains(&server)) else { return None };
-    let read = got.models();
-    if read.is_empty() {
-        return Some(format!("{server} reads no model"));
-    }
+    let may = asker.models.filter(|_| !asker.routed.contains(&server))?;
     // Gemini writes its names so in bodies.
     let plain = |name: &str| name.strip_prefix("models/").unwrap_or(name).to_owned();
+    let read = got.models();
     let other = read.iter().find(|(_, name)| !may(&plain(name)));
     other.map(|(reader, name)| format!("{server} ({reader}) reads {name:?}"))
+}
+
+/// Whether a server is left to choose a model for a key that is limited to some.
+fn names_none(asker: &Asker, server: &str, got: &Got) -> bool {
+    asker.models.is_some() && !asker.routed.contains(&server) && got.models().is_empty()
 }
