@@ -255,7 +255,7 @@ async fn serve(
         0 => None,
         _ => {
             let peer = permit.peer.as_ref().map(|peer| peer.ip);
-            places::count_vouched(core, peer, permit.client).map_err(|()| too_many_connections())?
+            places::count_vouched(core, peer, permit.client).map_err(|_| too_many_connections())?
         }
     };
     // Nobody to charge: no future is made for it.

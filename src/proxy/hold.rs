@@ -253,7 +253,6 @@ fn now_ms(core: &Core) -> u64 {
 /// Receives until enough is held, when [`is_here`] has said that it is not.
 ///
 /// Shape: pooled, since few bodies are not here yet and all exchanges would carry it.
-#[expect(clippy::too_many_arguments)]
 pub fn hold<'f>(
     core: &'f Core,
     plan: &'f Plan,
@@ -305,8 +304,12 @@ impl Waiting<'_> {
                 Ok(Some(n)) if n > 0 => {
                     return match self.pace.is_slow(waited, n as u64) {
                         true => Err(Refusal::from(Kind::BodyTimeout).into()),
-                        false if n >= SLICE_BYTES => Ok(yield_now().await),
-                        false => Ok(()),
+                        false => {
+                            if n >= SLICE_BYTES {
+                                yield_now().await;
+                            }
+                            Ok(())
+                        }
                     };
                 }
                 Ok(None) => {}

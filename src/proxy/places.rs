@@ -33,6 +33,10 @@ pub struct Idle {
     since_us: AtomicU64,
 }
 
+/// An address has as many connections as it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooMany;
+
 /// A count for as long as this lives.
 pub struct Counted {
     shared: Arc<Shared>,
@@ -112,7 +116,7 @@ pub fn count_connection(
     core: &Core,
     peer: Option<SocketAddr>,
     listener: u16,
-) -> Result<Option<Counted>, ()> {
+) -> Result<Option<Counted>, TooMany> {
     match core.shared.per_ip_max {
         0 => Ok(None),
         _ => counted_ip(core, peer, listener).map(|ip| count(core, ip)).transpose(),
@@ -127,7 +131,7 @@ pub fn count_vouched(
     core: &Core,
     peer: Option<IpAddr>,
     client: Option<IpAddr>,
-) -> Result<Option<Counted>, ()> {
+) -> Result<Option<Counted>, TooMany> {
     match (peer, client) {
         (Some(peer), Some(client)) if peer.to_canonical() != client => {
             count(core, client).map(Some)
@@ -136,10 +140,10 @@ pub fn count_vouched(
     }
 }
 
-fn count(core: &Core, ip: IpAddr) -> Result<Counted, ()> {
+fn count(core: &Core, ip: IpAddr) -> Result<Counted, TooMany> {
     let holder = core.shared.per_ip.holder_at(ip);
     let (counted, held) = Counted::add(&core.shared, |shared| &shared.per_ip, holder);
-    if held > u64::from(core.shared.per_ip_max) { Err(()) } else { Ok(counted) }
+    if held > u64::from(core.shared.per_ip_max) { Err(TooMany) } else { Ok(counted) }
 }
 
 /// Whose connection it is; nobody's that comes from a trusted proxy, behind which are many.
