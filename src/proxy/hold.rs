@@ -86,11 +86,13 @@ impl RoutedBy<'_> {
     /// No name but this may follow, and not even this where the server has been told another.
     #[must_use]
     pub fn still_holds(&self, scanner: &Scanner<'_>) -> bool {
-        matches!(scanner, Scanner::None)
-            || scanner.model().is_some_and(|found| found.name == self.name)
-                && !scanner.case_variant_seen()
-                && !(self.renamed && scanner.model_twice())
-                && !(self.limited && scanner.doubt().is_some())
+        if matches!(scanner, Scanner::None) {
+            return true;
+        }
+        let same = scanner.model().is_some_and(|found| found.name == self.name);
+        let second = self.renamed && scanner.model_twice();
+        let doubt = self.limited && scanner.doubt().is_some();
+        same && !(second || doubt || scanner.case_variant_seen())
     }
 }
 

@@ -273,7 +273,7 @@ pub fn finish(
             proven::reads_target(plan, found.target, permit)?;
         }
     }
-    if let (Some(place), Some(name)) = (&in_target, found.name_to_send.as_deref())
+    if let (Some(place), Some(name)) = (&in_target, found.name_to_send)
         && !place.may_be(name)
     {
         return Err(unknown_model(plan, permit, asked));

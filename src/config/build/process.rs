@@ -247,16 +247,16 @@ pub(crate) fn admin(raw: &RawConfig, r: &mut Reader<'_>) -> Option<Admin> {
         Some(token) => Some((trimmed(token), None)),
         None => from_env().map(|text| (Secret::new(without_line_end(&text)), Some(()))),
     };
-    let token = token.and_then(|(token, from_env)| {
+    let token = token.map(|(token, from_env)| {
         if !token.expose().is_empty() && token.expose().iter().all(u8::is_ascii_graphic) {
-            return Some(token);
+            return token;
         }
         let spot = raw.token.as_ref().map_or(&at.spot, |token| &token.spot);
         let whose = if from_env.is_some() { "TOKENRING_ADMIN_TOKEN " } else { "" };
         let why = "holds a blank, a line end or another byte that a header cannot carry";
         r.draft.fault(spot, format!("{whose}{why}"));
         // Complained about; the address is not open for it.
-        Some(token)
+        token
     });
     if token.is_none() && !bind.is_local() {
         let spot = raw.bind.as_ref().map_or(&at.spot, |b| &b.spot);
