@@ -12,7 +12,7 @@ the first request to the answer, or where none comes to the last refusal and to 
 
 Needs: unshare, node, and the programs: RB [~/.cache/realbackends] holds them in agents/ (npm i @openai/codex
 @anthropic-ai/claude-code @google/gemini-cli opencode-ai @qwen-code/qwen-code) and venv-aider/ (pip install
-aider-chat). One that is missing is a skip, or a failure with TOKENRING_CI=1. About a quarter of an hour.
+aider-chat). One that is missing is a skip, or a failure with TOKENRING_CI=1. About half an hour.
 ONLY=REGEX runs the lines of that name ("codex: wrong key"); KEEP=1 leaves what they printed behind.
 """
 import fcntl
@@ -50,7 +50,7 @@ import time
 
 import bed
 from bed import TOKENRING, WORK, Process, free_port
-from fake_engine import HELD, WORD, Engine, dialect_of
+from fake_engine import ENDS, HELD, WORD, Engine, dialect_of
 
 RB = pathlib.Path(os.environ.get("RB", pathlib.Path.home() / ".cache/realbackends"))
 START = 120  # Seconds for a program's start, until its first request.
@@ -172,12 +172,24 @@ class Exchange:
         self.asked = time.monotonic()
         self.method, self.target = data.decode("latin-1").split(" ", 2)[:2]
         self.status, self.first, self.last = None, None, None
+        self.chunked, self.ended = False, False
+
+    def answered(self, data):
+        """Notes a piece of the answer."""
+        self.last = time.monotonic()
+        if self.first is None:
+            self.first, self.status = self.last, int(data.split(b" ", 2)[1][:3])
+            self.chunked = b"transfer-encoding: chunked" in data.partition(b"\r\n\r\n")[0].lower()
+        # Some leave at the last event, without waiting for the last chunk.
+        self.ended = self.ended or any(end in data for end in ENDS)
+
+    def is_answer(self):
+        """Whether it is what was asked for, and not cut."""
+        whole = self.ended or not self.chunked
+        return self.status == 200 and self.method == "POST" and bool(dialect_of(self.target.partition("?")[0])) and whole
 
     def of_api(self):
         return self.target not in ("/", "")
-
-    def for_answer(self):
-        return self.method == "POST" and dialect_of(self.target.partition("?")[0]) is not None
 
 
 class Tap:
@@ -207,12 +219,7 @@ class Tap:
                 current = Exchange(data)
                 self.exchanges.append(current)
 
-        def answer(data):
-            current.last = time.monotonic()
-            if current.first is None:
-                current.first, current.status = current.last, int(data.split(b" ", 2)[1][:3])
-
-        await asyncio.gather(_hand_on(reader, far_writer, request), _hand_on(far_reader, writer, answer))
+        await asyncio.gather(_hand_on(reader, far_writer, request), _hand_on(far_reader, writer, lambda data: current.answered(data)))
 
     def limit(self, begun):
         """Until when a program that was started at `begun` may take."""
@@ -301,9 +308,7 @@ class Seen:
         self.statuses = [e.status for e in asked]
         start = asked[0].asked if asked else None
         since = lambda moment: None if start is None or moment is None else moment - start
-        good = [e for e in asked if e.status == 200 and e.for_answer()]
-        self.first = since(good[0].first) if good else None
-        self.whole = since(good[-1].last) if good and self.answered else None
+        self.first = since(min((e.first for e in asked if e.is_answer()), default=None))
         self.last = since(max((e.last for e in asked if e.last), default=None))
         self.end = since(ended)
         self.in_time = in_time
@@ -336,7 +341,9 @@ def run(agent, case, through):
         folder.mkdir(parents=True)
         key = (CLIENT_KEY if through else ENGINE_KEY) if case.right_key else WRONG_KEY
         argv, variables = agent.command(home, f"http://127.0.0.1:{tap.port}", key, case.model or agent.model)
-        return watch(home, folder, [agent.file, *argv], variables, tap, give_back)
+        seen = watch(home, folder, [agent.file, *argv], variables, tap, give_back)
+        bed.expect(not proxy or (proxy.alive() and "panicked at" not in proxy.log()), "the proxy panicked")
+        return seen
 
 
 def watch(home, folder, argv, variables, tap, give_back):
@@ -362,6 +369,9 @@ def watch(home, folder, argv, variables, tap, give_back):
 # ----------------------------------------------------------------- judgment
 
 
+NAMES = {"first": "the answer's first byte", "last": "the last refusal", "end": "the program's end"}
+
+
 def worse(direct, through):
     """What is worse through the proxy than without; each a list of runs, of which the best counts."""
     if any(not seen.statuses for seen in direct):
@@ -373,10 +383,12 @@ def worse(direct, through):
     if not any(seen.in_time for seen in through):
         return "it waits on and on"
     drawn = CHANCE if len(direct[0].statuses) > 1 else 0
-    for what, slack in [("first", LATER), ("whole", LATER), ("last", LATER), ("end", END_LATER)]:
-        best = [min((getattr(seen, what) for seen in runs if getattr(seen, what) is not None), default=None) for runs in (direct, through)]
-        if None not in best and best[1] > best[0] * (1 + (drawn if what != "end" else CHANCE)) + slack:
-            return f"{what} after {best[1]:.2f} s, directly after {best[0]:.2f} s"
+    # After an answer some ask more, for a title or what to say next, and take their time.
+    came = "last" if direct[0].first is None else "first"
+    for what, share, slack in [(came, drawn, LATER), ("end", CHANCE, END_LATER)]:
+        here, there = (min((getattr(seen, what) for seen in runs if getattr(seen, what) is not None), default=None) for runs in (direct, through))
+        if here is not None and (there is None or there > here * (1 + share) + slack):
+            return f"{NAMES[what]}: {'none' if there is None else f'after {there:.2f} s'}, directly after {here:.2f} s"
     return None
 
 
@@ -397,6 +409,7 @@ def compare(agent, case):
         fault = worse(direct, through)
         if not fault:
             break
+        print(f"      once more: {name}: {fault}", flush=True)
     row("FAIL" if fault else "ok", name, direct[-1], through[-1])
     if fault:
         print(f"      {fault}", flush=True)
@@ -407,7 +420,7 @@ def main():
     bed.need(TOKENRING)
     only = os.environ.get("ONLY", "")
     passed, failed = 0, 0
-    print("answers, and seconds from the first request: first good answer, last byte, end of the program (+ = ended by us)")
+    print("answers, and seconds from the first request: first byte of an answer that was whole, last byte, end of the program (+ = ended by us)")
     print(f"{'':50} {'directly':24} {'first':>6} {'last':>6} {'end':>6} | {'through the proxy':24} {'first':>6} {'last':>6} {'end':>6}")
     for agent in AGENTS:
         wanted = [case for case in CASES if re.search(only, f"{agent.name}: {case.name}")]

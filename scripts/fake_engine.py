@@ -14,6 +14,7 @@ import time
 TEXT = ["The word ", "is pome", "granate", "."]
 WORD = "pomegranate"
 PAUSE = 0.02  # Between two pieces.
+ENDS = [b"[DONE]", b"message_stop", b"response.completed", b'"finishReason": "STOP"']  # Of a whole stream, by API.
 HELD = "held-open"  # A model whose answer never ends: its connection is closed by the client.
 
 
