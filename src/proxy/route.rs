@@ -263,7 +263,7 @@ pub fn finish(
         }
         let said = proven::Said {
             asked,
-            renamed: found.name_to_send.as_deref(),
+            renamed: found.name_to_send,
             in_target: in_target.as_ref(),
             in_body: in_body.as_ref().map(|found| found.name),
         };
