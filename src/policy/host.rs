@@ -81,6 +81,16 @@ impl<T> HostTable<T> {
     /// Shape: `host` is the value of `Host`, port and all; `path` is the path, with or without
     /// what follows it. Nothing is allocated. `strip` takes the bytes away.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<(&T, usize)> {
+        self.find_map(host, path, |value, strip| Some((value, strip)))
+    }
+
+    /// As `find`, but asks for each rule that fits, the longest prefix first, whether it is it.
+    pub fn find_map<'t, R>(
+        &'t self,
+        host: &[u8],
+        path: &[u8],
+        mut choose: impl FnMut(&'t T, usize) -> Option<R>,
+    ) -> Option<R> {
         if self.is_empty() {
             return None;
         }
@@ -90,8 +100,8 @@ impl<T> HostTable<T> {
         lower.copy_from_slice(host);
         lower.make_ascii_lowercase();
         let rules = self.hosts.get(&*lower)?;
-        let rule = rules.iter().find(|rule| covers(&rule.prefix, path))?;
-        Some((&rule.value, rule.prefix.len()))
+        let mut fitting = rules.iter().filter(|rule| covers(&rule.prefix, path));
+        fitting.find_map(|rule| choose(&rule.value, rule.prefix.len()))
     }
 
     /// Tells whether there is no rule at all.

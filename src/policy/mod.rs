@@ -1,7 +1,8 @@
 //! Deciders: who may, where to, and what next.
 //!
 //! Reading order follows a request: `auth` (which credential) and `keys` (whose, and what
-//! it may), `limit` (how much of it), `route` and `host` (by path and by host), `model` (by
+//! it may), `limit` (how much of it), `routes` (by `host`, by path, which is
+//! `route`, or by both), `model` (by
 //! name), `balance` (which member) by what `ewma` has measured, `breaker` and `health` (whether
 //! it may be used at all), `queue` (who waits for one), `retry` and `budget` (after a failure).
 //! `pattern` and `query` are what `route` and `auth` lean on; `base_path` is where a path goes behind a
@@ -25,3 +26,4 @@ pub mod queue;
 pub mod reach;
 pub mod retry;
 pub mod route;
+pub mod routes;

@@ -25,7 +25,6 @@ use crate::http1::parse::HeadLimits;
 use crate::net::tls::Store;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
-use crate::policy::host::HostTable;
 use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
 use crate::policy::limit::ip::{IpPace, IpTable};
@@ -34,7 +33,7 @@ use crate::policy::limit::window::Quota;
 use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Place};
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
-use crate::policy::route::PathTable;
+use crate::policy::routes::{RouteTable, Rule};
 use crate::upstream::roster::{PoolId, Site};
 
 /// Compiles a checked config.
@@ -198,13 +197,13 @@ fn listener_plan(
         group: rule.group.0,
         keys: rule.keys.iter().flatten().map(|key| u32::from(key.0)).collect(),
     };
-    let paths = listener
-        .routes
-        .iter()
-        .filter_map(|rule| rule.path.as_ref().map(|path| (path.clone(), target(rule))));
-    let hosts = listener.routes.iter().filter_map(|rule| {
-        let host = rule.host.as_ref()?;
-        Some((format!("{}{}", host.host, host.prefix.as_deref().unwrap_or("")), target(rule)))
+    let routes = listener.routes.iter().map(|rule| Rule {
+        host: rule
+            .host
+            .as_ref()
+            .map(|host| format!("{}{}", host.host, host.prefix.as_deref().unwrap_or(""))),
+        path: rule.path.clone(),
+        value: target(rule),
     });
     let named = |what: String| format!("listener.{}: {what}", listener.name);
     Ok(ListenerPlan {
@@ -227,10 +226,7 @@ fn listener_plan(
             table: Arc::new(IpTable::new(RandomState::new())),
         }),
         forwarded: listener.forwarded == Forwarded::Append,
-        paths: PathTable::new(paths)
-            .map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
-        hosts: HostTable::new(hosts)
-            .map_err(|fault| named(format!("route {}: {}", fault.index, fault.why)))?,
+        routes: RouteTable::new(routes).map_err(|why| named(format!("route: {why}")))?,
         timeouts: ClientTimeouts {
             head: listener.timeouts.client_head,
             body_idle: listener.timeouts.client_body_idle,

@@ -14,13 +14,12 @@ use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::base_path::BasePath;
-use crate::policy::host::HostTable;
 use crate::policy::keys::KeyTable;
 use crate::policy::limit::shared::Budget;
 use crate::policy::model::{Force, ModelTable};
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
-use crate::policy::route::PathTable;
+use crate::policy::routes::RouteTable;
 use crate::upstream::room::{Room, Wake};
 use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
@@ -110,10 +109,8 @@ pub struct ListenerPlan {
     pub ip_limit: Option<IpLimit>,
     /// Whether forwarding fields are added.
     pub forwarded: bool,
-    /// Routes by path.
-    pub paths: PathTable<RouteTarget>,
-    /// Routes by host and prefix.
-    pub hosts: HostTable<RouteTarget>,
+    /// Routes by host, path, or both.
+    pub routes: RouteTable<RouteTarget>,
     /// Client-side timeouts.
     pub timeouts: ClientTimeouts,
 }

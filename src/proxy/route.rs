@@ -79,11 +79,8 @@ pub fn by_head(
     if memchr::memchr(b'%', path).is_some() {
         may_use_decoded(listener, host, path, permit)?;
     }
-    if let Some((target, strip)) = listener.hosts.find(host, path) {
+    if let Some((target, strip)) = listener.routes.find(host, path) {
         return may_use(target, permit).map(|group| HeadRoute::Group { group, strip });
-    }
-    if let Some(target) = listener.paths.find(path) {
-        return may_use(target, permit).map(|group| HeadRoute::Group { group, strip: 0 });
     }
     if permit.limited && permit.upgrade {
         return Err(proven::refuse_tunnel());
@@ -142,11 +139,8 @@ fn may_use_decoded(
     permit: &Permit,
 ) -> Result<(), Refusal> {
     let decoded = decoded(path);
-    if let Some((target, _)) = listener.hosts.find(host, &decoded) {
-        return may_use(target, permit).map(|_| ());
-    }
-    match listener.paths.find(&decoded) {
-        Some(target) => may_use(target, permit).map(|_| ()),
+    match listener.routes.find(host, &decoded) {
+        Some((target, _)) => may_use(target, permit).map(|_| ()),
         None => Ok(()),
     }
 }

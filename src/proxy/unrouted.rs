@@ -45,7 +45,7 @@ pub fn leads_nowhere(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) 
 fn has_route(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
     let path = head.path(bytes);
     let host = head.authority(bytes).unwrap_or_default();
-    listener.hosts.find(host, path).is_some() || listener.paths.find(path).is_some()
+    listener.routes.find(host, path).is_some()
 }
 
 /// Where a request may carry its key.

@@ -335,6 +335,31 @@ fn routes_by_path_and_host() {
 }
 
 #[test]
+fn a_route_with_host_and_path_wants_both() {
+    let mocks = [mock(), mock()];
+    let proxy = Setup {
+        listener: "[[listener.route]]\nhost = \"b.example\"\npath = \"/files/*\"\ngroup = \"one\"\n\
+                   [[listener.route]]\nhost = \"b.example\"\npath = \"/other\"\ngroup = \"one\"",
+        rest: "[[group]]\nname = \"one\"\nmembers = [\"gpu1\"]",
+        ..Setup::default()
+    }
+    .start(&[&mocks[0], &mocks[1]]);
+    let mut client = proxy.client();
+    for (host, path, status) in [
+        ("b.example", "/files/1", 200),
+        ("b.example", "/other", 200),
+        ("b.example", "/elsewhere", 404),
+        ("c.example", "/files/1", 404),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        let before = mocks[1].seen().len();
+        let answer = client.send(request).answer();
+        assert_eq!(mocks[1].seen().len() - before, usize::from(status == 200), "{host} {path}");
+        assert!(status == 200 || answer.status == status, "{host} {path}");
+    }
+}
+
+#[test]
 fn answers_health_and_the_models_list_itself() {
     let mock = mock();
     let proxy = Setup {

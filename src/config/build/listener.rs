@@ -224,27 +224,20 @@ fn host_route(r: &mut Reader<'_>, at: &At<String>) -> Option<HostRoute> {
     {
         never_matched(r, at);
     }
-    let (host, prefix) = match at.value.find('/') {
-        Some(slash) => at.value.split_at(slash),
-        None => (at.value.as_str(), ""),
-    };
-    let prefix = Some(prefix.trim_end_matches('/')).filter(|p| !p.is_empty());
-    let host = host.trim_end_matches('.').to_ascii_lowercase();
-    Some(HostRoute { host, prefix: prefix.map(str::to_owned) })
+    Some(as_compared(&at.value))
 }
 
 /// Bad patterns, and rules that could never be reached since an earlier one is the same.
 fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
-    // Per host with prefix, the rules with a path; "" = any host.
-    let mut by_host: HashMap<String, Vec<&At<String>>> = HashMap::new();
-    let mut bare: HashMap<String, &Spot> = HashMap::new();
+    // Per host with prefix, as it is compared, the rules with a path; none = any host.
+    let mut by_host: HashMap<Option<HostRoute>, Vec<&At<String>>> = HashMap::new();
+    let mut bare: HashMap<HostRoute, &Spot> = HashMap::new();
     for at in list {
         let host_at = filled(&at.value.host);
-        let host =
-            host_at.map_or(String::new(), |h| h.value.trim_end_matches('/').to_ascii_lowercase());
-        match (filled(&at.value.path), host_at) {
+        let host = host_at.map(|at| as_compared(&at.value));
+        match (filled(&at.value.path), host_at.zip(host.clone())) {
             (Some(path), _) => by_host.entry(host).or_default().push(path),
-            (None, Some(host_at)) => {
+            (None, Some((host_at, host))) => {
                 if let Some(first) = bare.get(&host) {
                     let line = r.draft.line_of(first);
                     let why = HostWhy::Twice;
@@ -257,6 +250,17 @@ fn check_patterns(r: &mut Reader<'_>, list: &[At<RawRoute>]) {
         }
     }
     by_host.into_values().for_each(|paths| check_paths(r, paths));
+}
+
+/// A host and its prefix as they are compared: of the prefix the case counts.
+fn as_compared(text: &str) -> HostRoute {
+    let (host, prefix) = match text.find('/') {
+        Some(slash) => text.split_at(slash),
+        None => (text, ""),
+    };
+    let prefix = Some(prefix.trim_end_matches('/')).filter(|p| !p.is_empty());
+    let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+    HostRoute { host, prefix: prefix.map(str::to_owned) }
 }
 
 /// Paths are compared in their normal form alone.
