@@ -1,8 +1,10 @@
 //! Listening sockets: one per core and address, all bound before any core begins.
 //!
-//! TCP listeners share their port by SO_REUSEPORT, so each core has a queue of its own and a
-//! new process can take over the port. A Unix path has one queue; every core accepts from it.
-//! Never TCP_DEFER_ACCEPT: a handover would lose the connections it hides.
+//! TCP listeners share their port by SO_REUSEPORT, so each core has a queue of its own. The first
+//! of them takes the port without it: with another process, which would get a part of the
+//! connections and give none back, no port is shared, whoever it is. A Unix path has one queue;
+//! every core accepts from it. Never TCP_DEFER_ACCEPT: a handover would lose the connections it
+//! hides.
 
 use std::fs;
 use std::io;
@@ -36,7 +38,11 @@ pub fn bind(address: &Address, copies: usize) -> io::Result<(Address, Vec<Listen
             Address::Tcp(addr) => addr.to_string(),
             Address::Unix(path) => format!("unix:{}", path.display()),
         };
-        io::Error::new(error.kind(), format!("cannot listen on {shown}: {error}"))
+        let hint = match error.kind() {
+            io::ErrorKind::AddrInUse => " (another process listens there)",
+            _ => "",
+        };
+        io::Error::new(error.kind(), format!("cannot listen on {shown}: {error}{hint}"))
     };
     match address {
         Address::Tcp(addr) => bind_tcp(*addr, copies).map_err(named),
@@ -47,12 +53,16 @@ pub fn bind(address: &Address, copies: usize) -> io::Result<(Address, Vec<Listen
 fn bind_tcp(addr: SocketAddr, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
     let mut obtained = addr;
     let mut listening = Vec::with_capacity(copies);
-    for _ in 0..copies.max(1) {
+    for copy in 0..copies.max(1) {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM.cloexec(), None)?;
         socket.set_reuse_address(true)?;
-        socket.set_reuse_port(true)?;
+        socket.set_reuse_port(copy > 0)?;
         socket.bind(&obtained.into())?;
         socket.listen(BACKLOG)?;
+        // Now that it is ours; an address that needs no copy stays closed to them.
+        if copy == 0 && copies > 1 {
+            socket.set_reuse_port(true)?;
+        }
         let listener = std::net::TcpListener::from(socket);
         obtained = listener.local_addr()?;
         listening.push(Listening::Tcp(listener));
@@ -93,6 +103,22 @@ mod tests {
         for listener in listening {
             let Listening::Tcp(listener) = listener else { unreachable!() };
             assert_eq!(listener.local_addr().unwrap(), obtained);
+        }
+    }
+
+    #[test]
+    fn a_port_is_shared_with_no_stranger() {
+        let any = Address::Tcp("127.0.0.1:0".parse().unwrap());
+        for copies in [1, 3] {
+            let (obtained, first) = bind(&any, copies).unwrap();
+            for strangers in [1, 2] {
+                let error = bind(&obtained, strangers).err().unwrap();
+                assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+                let Address::Tcp(addr) = obtained else { unreachable!() };
+                assert!(error.to_string().contains(&addr.to_string()), "{error}");
+            }
+            drop(first);
+            assert!(bind(&obtained, 2).is_ok());
         }
     }
 
