@@ -32,7 +32,6 @@ use Off::{BalanceIs, K8s, Present, Rediss, Unless};
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
-    ("log.format", Unless("\"text\"")),
     ("log.access", Unless("\"off\"")),
     ("ratelimit_store.url", Rediss),
     ("upstream.protocol", Unless("\"openai\"")),

@@ -28,7 +28,7 @@ use super::certs::Reloads;
 use super::fetch::Task;
 use super::fleet::Board;
 use super::seats::{Seated, Seats};
-use super::watched::Watched;
+use super::watched::{Standing, Watched};
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
@@ -234,10 +234,10 @@ async fn health(State(desk): State<Arc<Desk>>) -> Response {
 }
 
 async fn ready(State(desk): State<Arc<Desk>>) -> Response {
-    let (healthy, total) = desk.count();
+    let somebody = desk.rows().iter().any(|watched| watched.can_serve());
     let why = match (desk.draining)() {
         true => Some("draining"),
-        false => (total > 0 && healthy == 0).then_some("no healthy upstream"),
+        false => (!somebody).then_some("no healthy upstream"),
     };
     match why {
         None => body(StatusCode::OK, &json!({ "ready": true })),
@@ -256,7 +256,8 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
     let counters = (desk.counters)();
     let row = |watched: &Arc<Watched>| UpstreamRow {
         name: watched.upstream.name.clone(),
-        healthy: watched.healthy(),
+        healthy: watched.standing() == Standing::Healthy,
+        unknown: watched.standing() == Standing::Unknown,
         in_flight: watched.state.in_flight(),
         attempts: watched.state.attempts(),
         breaker: match watched.state.breaker.state() {
@@ -309,7 +310,8 @@ impl Desk {
     /// How many are healthy, and how many there are.
     fn count(&self) -> (usize, usize) {
         let rows = self.rows();
-        (rows.iter().filter(|watched| watched.healthy()).count(), rows.len())
+        let healthy = rows.iter().filter(|watched| watched.standing() == Standing::Healthy);
+        (healthy.count(), rows.len())
     }
 
     fn health(&self) -> Value {
@@ -336,7 +338,8 @@ fn endpoint(watched: &Watched) -> Value {
         String::from_utf8_lossy(&text).into_owned()
     };
     json!({
-        "healthy": watched.healthy(),
+        "healthy": watched.standing() == Standing::Healthy,
+        "state": watched.standing().name(),
         "lastCheck": checked.last_unix_ms.map(time),
         "errorCount": checked.errors,
         "lastError": checked.last_error,

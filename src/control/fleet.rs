@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -169,9 +170,12 @@ impl Fleet {
         let by = Instant::now() + FIRST_WAIT;
         while self.is_incomplete() {
             let left = by.saturating_duration_since(Instant::now());
-            match timeout(left, self.inbox.recv()).await {
+            // A probe that changes nothing brings no event.
+            match timeout(left.min(LOOK), self.inbox.recv()).await {
                 Ok(Some(event)) => self.take(event),
-                _ => break,
+                Ok(None) => break,
+                Err(_) if left.is_zero() => break,
+                Err(_) => {}
             }
             // What came meanwhile is taken first: each config made is as long as all lists are.
             while let Ok(event) = self.inbox.try_recv() {
@@ -185,7 +189,13 @@ impl Fleet {
     }
 
     fn is_incomplete(&self) -> bool {
-        let asked = |server: &Server| server.asker.is_some() && !server.told;
+        let asked = |server: &Server| {
+            let watched = &server.watched;
+            let probed = watched.upstream.enabled && watched.upstream.health.is_some();
+            let unknown = probed && !watched.addresses().is_empty();
+            (server.asker.is_some() && !server.told)
+                || (unknown && watched.checked().last_unix_ms.is_none())
+        };
         self.entries.values().any(|entry| !entry.targets.told)
             || self.names.values().any(|known| !known.told)
             || self.servers.values().any(asked)
@@ -327,6 +337,9 @@ impl Fleet {
             list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
         self.config = expanded.with_discovered_and_away(&found, &away);
+        for (watched, reached) in board.iter().zip(self.config.reached()) {
+            watched.reached.store(reached, Ordering::Relaxed);
+        }
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 

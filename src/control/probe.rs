@@ -2,9 +2,10 @@
 //!
 //! A probe is good when the answer is 2xx within the timeout. `policy::health` counts `fall` and
 //! `rise`; what it decides goes into the flag that every core reads before it picks, and to the
-//! fleet, so that the models of a server that is down leave the table. The first probe comes
-//! after a random part of `SPREAD_MAX`, so that a fleet is not probed in one instant, and each
-//! upstream keeps its own beat from then on.
+//! fleet, so that the models of a server that is down leave the table. The first probe comes as
+//! soon as it is known where the server is, and the start waits for it as for its models: until
+//! then it is unknown. The next comes after a random part of the interval, so that a fleet is not
+//! probed in one instant, and each upstream keeps its own beat from then on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,8 +17,8 @@ use crate::base::rng::Rng;
 use crate::config::Health;
 use crate::policy::health::HealthChange;
 
-/// Longest wait before the first probe.
-const SPREAD_MAX: Duration = Duration::from_secs(2);
+/// From one look at whether it is known where a server is to the next.
+const LOOK: Duration = Duration::from_millis(20);
 
 impl Watched {
     /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
@@ -70,9 +71,13 @@ pub(super) fn probe_question(health: &Health) -> Question<'_> {
 /// Probes for as long as the task lives; none without `health`.
 pub(super) fn keep_probing(watched: &Arc<Watched>, rng: &mut Rng) -> Option<Task> {
     let interval = watched.upstream.health.as_ref()?.interval;
-    let spread = interval.min(SPREAD_MAX).mul_f64(rng.f64());
+    let spread = interval.mul_f64(rng.f64().mul_add(0.5, 0.5));
     let watched = watched.clone();
     Some(Task::of(tokio::spawn(async move {
+        while watched.addresses().is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        watched.probe().await;
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + spread, interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -3,6 +3,7 @@
 //! `probe` and `ask` are the two things that are done to it; both end in the same record, which
 //! the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -32,8 +33,33 @@ pub struct Watched {
     pub state: Arc<UpstreamState>,
     /// Asks for its models now.
     pub poke: Notify,
+    /// Whether any listener leads to it.
+    pub(super) reached: AtomicBool,
     pub(super) events: mpsc::Sender<Event>,
     facts: Mutex<Facts>,
+}
+
+/// How it is, as far as anybody knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has answered, and nothing says that it is down.
+    Healthy,
+    /// Probes say that it is down, or nobody was there.
+    Unhealthy,
+    /// Nobody has asked it yet, or nobody knows where it is.
+    Unknown,
+}
+
+impl Standing {
+    /// The word that the operator reads.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Standing::Healthy => "healthy",
+            Standing::Unhealthy => "unhealthy",
+            Standing::Unknown => "unknown",
+        }
+    }
 }
 
 /// What is known of it.
@@ -82,6 +108,7 @@ impl Watched {
             tls,
             state,
             poke: Notify::new(),
+            reached: AtomicBool::new(true),
             events,
             facts: Mutex::new(facts),
         })
@@ -91,6 +118,33 @@ impl Watched {
     #[must_use]
     pub fn healthy(&self) -> bool {
         self.state.healthy() && !self.facts().checked.unreachable
+    }
+
+    /// What is known of it.
+    ///
+    /// Shape: one that nobody has asked and that has answered nobody is unknown, and so is one
+    /// that nobody knows where to find: it is picked, if it can be, and not counted as healthy.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        let facts = self.facts();
+        if !self.state.healthy() || facts.checked.unreachable {
+            return Standing::Unhealthy;
+        }
+        let asked = facts.checked.last_unix_ms.is_some() || self.state.attempts() > 0;
+        match asked && !facts.addresses.is_empty() {
+            true => Standing::Healthy,
+            false => Standing::Unknown,
+        }
+    }
+
+    /// Whether a request could be sent there: it is switched on, a listener reaches it, it is
+    /// known where it is, and not known to be down.
+    #[must_use]
+    pub fn can_serve(&self) -> bool {
+        self.upstream.enabled
+            && self.reached.load(Ordering::Relaxed)
+            && self.healthy()
+            && !self.facts().addresses.is_empty()
     }
 
     /// The record.

@@ -12,6 +12,7 @@ use super::leaving::Leaving;
 use super::places::Idle;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
+use super::told::Tell;
 use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
@@ -75,6 +76,8 @@ pub struct Shared {
     pub draining: AtomicBool,
     /// Rings the bells of all cores.
     pub ringer: Arc<Ringer>,
+    /// Tells the operator of failed exchanges; none = nobody is told.
+    pub tell: std::sync::OnceLock<Tell>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }

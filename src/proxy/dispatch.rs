@@ -289,6 +289,7 @@ async fn end(
         Attempted::Refused(refusal) => Err(refusal),
         Attempted::Over(kind) => {
             turn.settle.fault(kind);
+            turn.settle.blame(&attempt.upstream.name);
             if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                 // A body without length would end in a way that looks clean.
                 down.socket.close_with_reset();
@@ -309,6 +310,7 @@ async fn end(
             Ok(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, told } => {
+            turn.settle.blame(&attempt.upstream.name);
             return Err(Failed { kind, answered, reused, status, told });
         }
     })

@@ -25,6 +25,7 @@ use super::rename;
 use super::reply::{self, Caller, Next, Refusal};
 use super::route;
 use super::settle::Settle;
+use super::told::tell_failure;
 use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
@@ -78,6 +79,7 @@ async fn live(
         };
     }
     let path = scratch.request.normalise_path(&mut down.recv);
+    scratch.model.clear();
     let mut settle = Settle::begin(core);
     let unix_ms = settle.begun_unix_ms();
     let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.chance());
@@ -88,7 +90,7 @@ async fn live(
         Err(fault) => Err(path_refusal(fault).into()),
     };
     settle.outcome.request_bytes += body.data_bytes;
-    match served {
+    let next = match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
             settle.fault(kind);
@@ -111,7 +113,11 @@ async fn live(
             }
             next
         }
+    };
+    if settle.outcome.fault.is_some() {
+        tell_failure(core, &plan, &caller, scratch, &settle);
     }
+    next
 }
 
 /// Why no head has been read.
@@ -258,6 +264,7 @@ async fn serve(
             places::count_vouched(core, peer, permit.client).map_err(|_| too_many_connections())?
         }
     };
+    settle.key = permit.key;
     // Nobody to charge: no future is made for it.
     if permit.key.is_some() {
         settle.hold(limit::charge(core, plan, &permit, caller, now).await?);

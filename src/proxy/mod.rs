@@ -6,7 +6,7 @@
 //! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
 //! succeeds), `pick` (which member), `wait` (until one has a slot), `attempt` (one try at one upstream), `upload` and `download`
 //! (both directions of it), `judge` (what it says of the upstream), `settle` (what is recorded).
-//! `unrouted` has the words for a request that nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
+//! `told` is what an operator hears of a failure, `unrouted` has the words for a request that nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads usage in
 //! passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
 //! (`compile` makes it), `core` what a
 //! core owns.
@@ -40,6 +40,7 @@ pub mod respond;
 pub mod route;
 pub mod settle;
 pub mod tap;
+pub mod told;
 pub mod tunnel;
 pub mod unrouted;
 pub mod upload;

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::core::Core;
 use super::limit::Charge;
 use crate::error::Kind;
+use crate::policy::keys::KeyId;
 use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::Passed;
 use crate::telemetry::outcome::Outcome;
@@ -21,6 +22,10 @@ pub struct Settle {
     pub outcome: Outcome,
     /// What has passed so far, for a key that pays by the token.
     pub passed: Passed,
+    /// The client's key, once it has been let in.
+    pub key: Option<KeyId>,
+    /// The upstream of the last attempt, if that failed.
+    pub blamed: Option<Box<str>>,
     charge: Option<Charge>,
 }
 
@@ -34,6 +39,8 @@ impl Settle {
             begun_us,
             outcome: Outcome::default(),
             passed: Passed::default(),
+            key: None,
+            blamed: None,
             charge: None,
         }
     }
@@ -79,6 +86,12 @@ impl Settle {
     #[must_use]
     pub fn now_us(&self) -> u64 {
         self.core.shared.ringer.us_at(Instant::now())
+    }
+
+    /// Notes which upstream failed.
+    #[cold]
+    pub fn blame(&mut self, upstream: &str) {
+        self.blamed = Some(upstream.into());
     }
 
     /// Notes what ended it, unless something earlier did.

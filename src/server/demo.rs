@@ -7,6 +7,7 @@ use std::time::Duration;
 use loadtest::mock::{Mock, MockConfig};
 
 use super::banner::show;
+use super::log::Log;
 use super::serve::announce;
 use super::start;
 use crate::config::Config;
@@ -52,7 +53,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
         // The usual port is taken: any other will do for a demo.
         Err(_) => start(&config(&servers, 0)?)?,
     };
-    announce(&started, err);
+    announce(&started, &Log::start(&started.config.log), err);
     let address = started.server.address().map(show).unwrap_or_default();
     out.write_all(usage(&address).as_bytes()).map_err(|error| error.to_string())?;
     out.flush().map_err(|error| error.to_string())?;

@@ -6,6 +6,7 @@
 
 pub mod banner;
 pub mod demo;
+pub mod log;
 pub mod serve;
 
 use std::hash::RandomState;
@@ -51,12 +52,13 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let state_dir = config.process.state_dir.as_deref().filter(|_| has_tls);
     let (tls, amiss) = Store::open(state_dir);
     let tls = Arc::new(tls);
+    let say = differs.say.clone();
     let (mut control, begun) = Control::begin(config, tls.clone(), differs)?;
     let Begun { config, sites, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
     warnings.extend(amiss);
-    let budget = open_budget(&config, &control, &mut warnings)?;
+    let budget = open_budget(&config, &control, say, &mut warnings)?;
     let plan_of = move |config: &Config, sites: &[Site]| {
         let mut plan = compile(config, sites, &tls, unix.as_secs())?;
         plan.budget.clone_from(&budget);
@@ -97,10 +99,13 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
 fn open_budget(
     config: &Config,
     control: &Control,
+    say: control::Say,
     warnings: &mut Vec<String>,
 ) -> Result<Option<Arc<Budget>>, String> {
     let node = random();
-    let Some(opened) = redis::open(&config.ratelimit_store, node)? else { return Ok(None) };
+    let Some(opened) = redis::open_telling(&config.ratelimit_store, node, say)? else {
+        return Ok(None);
+    };
     control.handle().spawn(opened.run);
     match opened.first.recv_timeout(2 * redis::CONNECT_TIMEOUT) {
         Ok(Ok(())) => {}
@@ -424,6 +429,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         handshakes_max: options.handshakes_max,
         handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        tell: std::sync::OnceLock::new(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }

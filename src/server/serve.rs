@@ -8,12 +8,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::banner::{banner, hazards};
+use super::log::Log;
 use super::{Started, start_with};
 use crate::base::units::counted;
 use crate::cli::{self, CONFIG_PATH, ServeArgs};
-use crate::config::{Level, Loaded};
+use crate::config::{Loaded, LogFormat};
 use crate::control;
 use crate::control::signals::Ending;
+use crate::error::Level;
+use crate::proxy::told::FailedExchange;
 
 /// Runs the proxy until it is told to end.
 pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
@@ -52,14 +55,10 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let level = config.log.level;
-    let tell = move |line: &str| {
-        if level >= Level::Warn {
-            // Nobody can be told that stderr is closed.
-            let _ = writeln!(std::io::stderr(), "{line}");
-        }
-    };
-    let differs = control::Options { say: Arc::new(tell), ..control::Options::default() };
+    let log = Log::start(&config.log);
+    let tell = log.clone();
+    let say_line = move |line: &str| tell.say(Level::Warn, line, &[]);
+    let differs = control::Options { say: Arc::new(say_line), ..control::Options::default() };
     let started = match start_with(&config, differs) {
         Ok(started) => started,
         Err(error) => {
@@ -67,26 +66,56 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    announce(&started, err);
+    announce(&started, &log, err);
+    let tell = log.clone();
+    // Nobody else sets it.
+    let _ = started.server.shared().tell.set(Box::new(move |failed| tell_failed(&tell, failed)));
     let signal = ending.wait(|| started.server.reload());
     let drain = started.config.process.drain;
-    say(err, &format!("{signal}: draining, at most {} s; again to cut\n", drain.as_secs()));
+    let told = format!("{signal}: draining, at most {} s; again to cut", drain.as_secs());
+    write(err, &log.line(Level::Info, &told, &[]));
     ending.on_next(started.server.cutter());
     started.server.drain();
     let counters = started.server.join();
     let exchanges = usize::try_from(counters.exchanges).unwrap_or(usize::MAX);
-    say(err, &format!("ended after {}\n", counted(exchanges, "exchange")));
+    let told = format!("ended after {}", counted(exchanges, "exchange"));
+    write(err, &log.line(Level::Info, &told, &[]));
     ExitCode::SUCCESS
 }
 
 /// Prints what was obtained and what is amiss.
-pub fn announce(started: &Started, err: &mut dyn Write) {
-    if started.config.log.level >= Level::Info {
-        say(err, &banner(started));
+///
+/// As text the block is one for people to read; as JSON each of its lines is one.
+pub fn announce(started: &Started, log: &Log, err: &mut dyn Write) {
+    let block = banner(started);
+    match started.config.log.format {
+        LogFormat::Text if log.writes(Level::Info) => say(err, &block),
+        LogFormat::Text => {}
+        LogFormat::Json => {
+            block.lines().for_each(|line| write(err, &log.line(Level::Info, line.trim(), &[])));
+        }
     }
     for warning in started.warnings.iter().chain(&hazards(&started.server, &started.config)) {
-        say(err, &format!("warning: {warning}\n"));
+        write(err, &log.line(Level::Warn, warning, &[]));
     }
+}
+
+fn tell_failed(log: &Log, failed: &FailedExchange<'_>) {
+    let status = if failed.status > 0 { failed.status.to_string() } else { String::new() };
+    let facts = [
+        ("request_id", failed.request_id),
+        ("status", &status),
+        ("key", failed.key),
+        ("model", failed.model),
+        ("upstream", failed.upstream),
+        ("reason", failed.reason),
+    ];
+    log.say_failed(failed.level, "exchange failed", &facts);
+}
+
+fn write(err: &mut dyn Write, line: &[u8]) {
+    // Nobody can be told that stderr is closed.
+    let _ = err.write_all(line);
 }
 
 fn say(err: &mut dyn Write, text: &str) {

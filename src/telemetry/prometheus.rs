@@ -54,6 +54,8 @@ pub struct UpstreamRow {
     pub name: String,
     /// Whether it is up for all that is known.
     pub healthy: bool,
+    /// Nobody has asked it yet, or nobody knows where it is.
+    pub unknown: bool,
     /// Attempts on it now.
     pub in_flight: u32,
     /// Attempts on it since it is known.
@@ -152,8 +154,13 @@ fn times(out: &mut Text, counters: &Counters) {
 
 fn upstreams(out: &mut Text, rows: &[UpstreamRow]) {
     type Value = fn(&UpstreamRow) -> u64;
-    let families: [(&str, &str, &str, Value); 3] = [
-        ("upstream_healthy", "gauge", "1 = up for all that is known.", |r| u64::from(r.healthy)),
+    let families: [(&str, &str, &str, Value); 4] = [
+        ("upstream_healthy", "gauge", "1 = it has answered and is not known to be down.", |r| {
+            u64::from(r.healthy)
+        }),
+        ("upstream_unknown", "gauge", "1 = not asked yet, or nobody knows where it is.", |r| {
+            u64::from(r.unknown)
+        }),
         ("in_flight", "gauge", "Attempts in flight.", |r| u64::from(r.in_flight)),
         ("upstream_attempts_total", "counter", "Attempts on an upstream.", |r| r.attempts),
     ];
@@ -244,6 +251,7 @@ mod tests {
         let row = |name: &str, healthy| UpstreamRow {
             name: name.to_owned(),
             healthy,
+            unknown: false,
             in_flight: 2,
             attempts: 7,
             breaker: 1,

@@ -239,3 +239,35 @@ fn a_path_that_names_no_api_is_not_found() {
     let answer = client.send(post("/nonsense", "", "{\"model\":\"m\"}")).answer();
     assert_ne!(answer.message(), "No route for POST /nonsense.");
 }
+
+#[test]
+fn a_failure_that_is_ours_is_told_with_all_that_is_known_of_it() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let key = "[[key]]\nname = \"k\"\nkey = \"sk-1\"\n";
+    let proxy = Setup { listener: "auth = \"keys\"", rest: key, ..Setup::default() }
+        .start_on(&[format!("http://{nobody}")]);
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let set = proxy.shared().tell.set(Box::new(move |failed| {
+        let line = format!(
+            "{} {} {} {} {} {}",
+            failed.request_id,
+            failed.status,
+            failed.key,
+            failed.model,
+            failed.upstream,
+            failed.reason
+        );
+        tell.lock().unwrap().send(line).unwrap();
+    }));
+    assert!(set.is_ok());
+    let mut client = proxy.client();
+    let auth = "Authorization: Bearer sk-1\r\nX-Request-Id: r-1\r\n";
+    // What the client has done itself is told to nobody else.
+    assert_eq!(client.send(post("/v1/chat/completions", auth, "{}")).answer().status, 400);
+    assert_eq!(client.send(chat("", false)).answer().status, 401);
+    assert_eq!(client.send(chat(auth, false)).answer().status, 502);
+    let line = told.recv_timeout(super::house::LIMIT).unwrap();
+    assert_eq!(line, "r-1 502 k m gpu0 connect failed");
+    assert!(told.try_recv().is_err());
+}

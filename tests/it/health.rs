@@ -244,3 +244,38 @@ fn an_admin_address_that_is_taken_ends_the_start() {
     let why = tokenring::server::start(&config).err().expect("refused");
     assert!(why.starts_with("admin: cannot listen on 127.0.0.1:"), "{why}");
 }
+
+#[test]
+fn what_nobody_has_asked_is_unknown_and_what_nobody_can_find_makes_nobody_ready() {
+    let text = |host: &str| {
+        format!(
+            "{HEAD}default_group = \"g\"\n[[upstream]]\nname = \"a\"\nurl = \"http://{host}:9\"\n\
+             models = []\n[[group]]\nname = \"g\"\nmembers = [\"a\"]\n{ADMIN}"
+        )
+    };
+    for (host, ready) in [("127.0.0.1", 200), ("nowhere.invalid", 503)] {
+        let proxy = Proxy::start(&text(host));
+        let told = admin(&proxy, get("/health", "")).json();
+        assert_eq!(told["endpoints"]["a"]["state"], "unknown", "{host}");
+        assert_eq!(told["endpoints"]["a"]["healthy"], false);
+        assert_eq!((&told["status"], &told["healthy_endpoints"]), (&"unhealthy".into(), &0.into()));
+        assert_eq!(admin(&proxy, get("/ready", "")).status, ready, "{host}");
+        let metrics = admin(&proxy, get("/metrics", "")).text();
+        assert!(metrics.contains("tokenring_upstream_healthy{upstream=\"a\"} 0"), "{host}");
+        assert!(metrics.contains("tokenring_upstream_unknown{upstream=\"a\"} 1"), "{host}");
+    }
+}
+
+#[test]
+fn a_server_that_no_listener_reaches_makes_nobody_ready() {
+    let a = Fake::start("a", &[]);
+    let text = format!(
+        "{HEAD}default_group = \"g\"\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = []\n\
+         [[upstream]]\nname = \"off\"\nurl = \"http://127.0.0.1:9\"\nmodels = []\nenabled = false\n\
+         [[group]]\nname = \"g\"\nmembers = [\"off\"]\n\
+         [[group]]\nname = \"unused\"\nmembers = [\"a\"]\n{ADMIN}",
+        a.url()
+    );
+    assert_eq!(admin(&Proxy::start(&text), get("/ready", "")).status, 503);
+}

@@ -93,6 +93,36 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Whether any listener leads to each upstream: by a route, its default group, a model, or
+    /// what these fall back to; and to those that stand in no group of the file.
+    #[must_use]
+    pub fn reached(&self) -> Vec<bool> {
+        let of_listeners = self.listeners.iter().flat_map(|listener| {
+            listener.routes.iter().map(|route| route.group).chain(listener.default_group)
+        });
+        let models = self.models.iter().map(|model| model.group);
+        let mut open: Vec<GroupId> = of_listeners.chain(models).collect();
+        let mut seen = vec![false; self.groups.len()];
+        let mut reached = vec![true; self.upstreams.len()];
+        let declared = self.groups.iter().filter(|group| !group.implicit);
+        for member in declared.flat_map(|group| &group.members) {
+            reached[usize::from(member.upstream.0)] = false;
+        }
+        while let Some(id) = open.pop() {
+            if std::mem::replace(&mut seen[usize::from(id.0)], true) {
+                continue;
+            }
+            let group = self.group(id);
+            open.extend(&group.fallback);
+            for member in &group.members {
+                reached[usize::from(member.upstream.0)] = true;
+            }
+        }
+        reached
+    }
+}
+
 /// The name of an entry that stands for any number of upstreams.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NamedSet {

@@ -51,8 +51,8 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     let text = with("[ratelimit_store]\ntype=\"redis\"\nurl=\"rediss://h\"");
     let ignored = "ratelimit_store.url: rediss:// is not implemented yet; the start is refused";
     assert_eq!(warnings(&text), [ignored]);
-    let text = with("[log]\nformat=\"json\"\naccess=\"off\"");
-    assert_eq!(warnings(&text), ["log.format: not implemented yet; has no effect"]);
+    let text = with("[log]\nformat=\"json\"\naccess=\"stdout\"");
+    assert_eq!(warnings(&text), ["log.access: not implemented yet; has no effect"]);
 }
 
 /// Text made of pieces that mean something to the loader.

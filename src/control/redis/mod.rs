@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{RatelimitStore, StoreKind, StoreMode, StoreOnError};
+use crate::control::Say;
 use crate::net::sys::steady_ns;
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};
@@ -74,6 +75,15 @@ pub fn open(
     store: &RatelimitStore,
     node: u64,
 ) -> Result<Option<Opened<impl Future<Output = ()> + Send + 'static>>, String> {
+    open_telling(store, node, Arc::new(|_| {}))
+}
+
+/// As `open`, and tells the operator when the store is lost and when it is back.
+pub fn open_telling(
+    store: &RatelimitStore,
+    node: u64,
+    say: Say,
+) -> Result<Option<Opened<impl Future<Output = ()> + Send + 'static>>, String> {
     if store.kind == StoreKind::Memory {
         return Ok(None);
     }
@@ -103,6 +113,7 @@ pub fn open(
         ahead: mode == Mode::Lease,
         inbox,
         node: format!("{node:016x}"),
+        say,
     };
     Ok(Some(Opened { budget, run: store.run(tell), first }))
 }
@@ -115,6 +126,7 @@ struct Store {
     inbox: mpsc::Receiver<Ask>,
     /// This node's name among the others.
     node: String,
+    say: Say,
 }
 
 /// The connection is to be made anew, or there is nobody left to serve.
@@ -144,6 +156,7 @@ struct Link {
 impl Store {
     async fn run(mut self, first: std_mpsc::Sender<Result<(), String>>) {
         let mut first = Some(first);
+        let mut lost = false;
         loop {
             let connected = match timeout(CONNECT_TIMEOUT, self.connect()).await {
                 Ok(Ok(link)) => Ok(link),
@@ -156,13 +169,20 @@ impl Store {
             };
             if let Some(link) = link {
                 self.set_up(true);
+                if std::mem::take(&mut lost) {
+                    (self.say)("ratelimit_store: back");
+                }
                 tell_first(&mut first, told);
                 let end = self.serve(link).await;
                 self.set_up(false);
                 if matches!(end, End::Over) {
                     return;
                 }
+                lost = true;
+                (self.say)("ratelimit_store: lost; on_error holds until it is back");
             } else {
+                // Whoever starts tells of it; what comes back later is told here.
+                lost = true;
                 tell_first(&mut first, told);
             }
             if matches!(self.pause().await, End::Over) {
