@@ -372,7 +372,8 @@ impl Finish {
 
 const INVALID: &str = "invalid_request_error";
 const AUTH: &str = "authentication_error";
-const DENIED: &str = "permission_error";
+// The type that OpenAI gives a 403, too: at any other LiteLLM, and so aider, asks for 45 s.
+const DENIED: &str = INVALID;
 const NOT_FOUND: &str = "not_found_error";
 const RATE: &str = "rate_limit_exceeded";
 const API: &str = "api_error";

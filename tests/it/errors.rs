@@ -194,6 +194,8 @@ fn a_forbidden_model_is_told_to_codex_in_the_word_that_ends_it() {
     {
         let answer = client.send(post(path, auth, "{\"model\":\"m\"}")).answer();
         assert_eq!((answer.status, answer.json()["error"]["code"].as_str()), (403, Some(code)));
+        // What LiteLLM ends at.
+        assert_eq!(answer.json()["error"]["type"], "invalid_request_error");
     }
 }
 
