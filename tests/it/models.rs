@@ -392,7 +392,8 @@ fn tells_where_a_model_is_only_when_asked_to_and_never_more_than_its_address() {
     let url = "http://127.0.0.1:1/base?key=CANARY".to_owned();
     for (rest, endpoint) in [("", None), ("[discovery]\nendpoints = true", Some("127.0.0.1:1"))] {
         let upstream = "path_mode = \"fixed\"";
-        let proxy = Setup { upstream, rest, ..Setup::default() }.start_on(&[url.clone()]);
+        let proxy =
+            Setup { upstream, rest, ..Setup::default() }.start_on(std::slice::from_ref(&url));
         let answer = proxy.client().send(get("/v1/models", "")).answer();
         assert_eq!(answer.json()["data"][0]["endpoint"].as_str(), endpoint);
         assert!(!answer.text().contains("CANARY") && !answer.text().contains("base"));

@@ -21,8 +21,7 @@ fn keys() -> (Mock, Proxy) {
 
 fn ask(client: &mut Client, key: &str, fields: &str, body: &str) -> u16 {
     let fields = format!("Authorization: Bearer {key}\r\n{fields}");
-    let status = client.send(post(CHAT, &fields, body)).answer().status;
-    status
+    client.send(post(CHAT, &fields, body)).answer().status
 }
 
 /// What a key with rights to `m` alone gets, and what one with all rights gets.
