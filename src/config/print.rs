@@ -214,6 +214,7 @@ fn print_listener(out: &mut Out, config: &Config, listener: &Listener) {
     let group = listener.default_group.map(|id| config.group(id).name.as_str());
     out.text("default_group", group.unwrap_or_default());
     out.word("force", listener.force);
+    out.list("cors", listener.cors.iter().map(String::to_string));
     out.list("trusted_proxies", listener.trusted_proxies.iter().map(ToString::to_string));
     out.word("forwarded", listener.forwarded);
     if let Some(IpRate { per_second, burst }) = listener.ratelimit {

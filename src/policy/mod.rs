@@ -14,6 +14,7 @@ pub mod balance;
 pub mod base_path;
 pub mod breaker;
 pub mod budget;
+pub mod cors;
 pub mod ewma;
 pub mod health;
 pub mod host;

@@ -8,12 +8,12 @@ use std::net::IpAddr;
 
 use super::conn_h1::Peer;
 use super::plan::{Credential, ListenerPlan, Plan};
-use super::reply::{Caller, Refusal};
+use super::reply::{Caller, CorsLines, Refusal};
 use super::unrouted;
 use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::fields::{OPTIONS_MAX, has_token};
-use crate::http::head::{RequestHead, Version};
+use crate::http::head::{Field, RequestHead, Version};
 use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http1::framing::{Framing, request_framing};
@@ -82,6 +82,8 @@ pub enum Admitted {
     Permit(Permit),
     /// Answer this JSON at once, to a request framed like this.
     BuiltIn(&'static str, Framing),
+    /// Tell a browser that a page may call with these fields, to a request framed like this.
+    Preflight(Option<Vec<u8>>, Framing),
     /// Answer the list of models the key may use.
     Models(Permit),
 }
@@ -99,7 +101,32 @@ pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Ca
         persists: head.connection(bytes).persists(head.version),
         head_only: head.method == Method::Head,
         standing: Standing::default(),
+        cors: CorsLines::default(),
     }
+}
+
+/// What a listener with a list of origins tells this caller.
+#[must_use]
+#[cold]
+pub fn cors_lines(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> CorsLines {
+    let allowed = only(head, bytes, b"origin").and_then(|origin| listener.cors.lines(origin));
+    allowed.map_or(CorsLines::Denied, |lines| CorsLines::Allowed(lines.clone()))
+}
+
+/// Whether a browser asks here if a page may call at all.
+fn is_preflight(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
+    head.method == Method::Options
+        && !listener.cors.is_off()
+        && only(head, bytes, b"access-control-request-method").is_some()
+        && only(head, bytes, b"origin").is_some_and(|origin| listener.cors.lines(origin).is_some())
+}
+
+/// The value of a field that stands there once.
+fn only<'a>(head: &RequestHead, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let named = |field: &&Field| field.name.of(bytes).eq_ignore_ascii_case(name);
+    let mut found = head.fields.iter().filter(named);
+    let value = found.next()?.value.of(bytes);
+    found.next().is_none().then_some(value)
 }
 
 /// Decides what the head alone decides.
@@ -155,6 +182,11 @@ pub fn admit(
         && let Some(ip) = client
     {
         limit.take(ip, now.steady_ns)?;
+    }
+    if is_preflight(listener, head, bytes) {
+        // A browser sends no key with it.
+        let asked = only(head, bytes, b"access-control-request-headers").map(<[u8]>::to_vec);
+        return Ok(Admitted::Preflight(asked, framing));
     }
     let upgrade = connection.upgrade
         && head.method == Method::Get

@@ -25,6 +25,7 @@ use crate::http1::parse::HeadLimits;
 use crate::net::tls::Store;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
+use crate::policy::cors::Cors;
 use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
 use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
 use crate::policy::limit::ip::{IpPace, IpTable};
@@ -219,6 +220,7 @@ fn listener_plan(
         carriers: listener.accept.iter().flat_map(carriers).collect(),
         keys_required: listener.auth == ListenerAuth::Keys,
         default_group: listener.default_group.map(|group| group.0),
+        cors: Cors::new(&listener.cors).map_err(|_| named("cors: no origin".to_owned()))?,
         force: listener.force,
         trusted: listener.trusted_proxies.clone(),
         ip_limit: listener.ratelimit.map(|rate| IpLimit {

@@ -22,7 +22,7 @@ use super::limit;
 use super::places;
 use super::plan::{ListenerPlan, Plan};
 use super::rename;
-use super::reply::{self, Caller, Next, Refusal};
+use super::reply::{self, Caller, CorsLines, Next, Refusal};
 use super::route;
 use super::settle::Settle;
 use super::told::tell_failure;
@@ -83,6 +83,9 @@ async fn live(
     let mut settle = Settle::begin(core);
     let unix_ms = settle.begun_unix_ms();
     let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.chance());
+    if !listener.cors.is_off() {
+        caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
+    }
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
     let served = match path {
@@ -225,6 +228,7 @@ fn nobody(core: &Core, unix_ms: u64) -> Caller {
         persists: false,
         head_only: false,
         standing: Standing::default(),
+        cors: CorsLines::default(),
     }
 }
 
@@ -250,6 +254,15 @@ async fn serve(
         Admitted::BuiltIn(json, framing) => {
             let json = json.as_bytes();
             return Ok(answer(core, down, caller, settle, begin, framing, json).await);
+        }
+        Admitted::Preflight(asked, framing) => {
+            settle.outcome.status = 204;
+            let bare = matches!(framing, Framing::None | Framing::Length(0));
+            let next = reply::preflight(core, down, caller, asked, bare).await;
+            if next == Next::KeepAlive {
+                down.recv.drain(..begin);
+            }
+            return Ok(next);
         }
         Admitted::Models(permit) => {
             let json = route::models_list(plan, &permit);

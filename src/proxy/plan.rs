@@ -14,6 +14,7 @@ use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::base_path::BasePath;
+use crate::policy::cors::Cors;
 use crate::policy::keys::KeyTable;
 use crate::policy::limit::shared::Budget;
 use crate::policy::model::{Force, ModelTable};
@@ -101,6 +102,8 @@ pub struct ListenerPlan {
     pub keys_required: bool,
     /// Where a request goes whose model nobody knows.
     pub default_group: Option<u16>,
+    /// Pages of which origins may call.
+    pub cors: Cors,
     /// Which names of models may say where to go.
     pub force: Force,
     /// Peers whose `X-Forwarded-For` is believed.

@@ -4,9 +4,11 @@
 //! decided here: a request body that has not been read to its end forbids it.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use super::conn_h1::Downstream;
 use super::core::Core;
+use crate::base::buf::SMALL_BYTES;
 use crate::base::ids::RequestId;
 use crate::error::{Connection, Kind, RETRY_AFTER_S_MAX};
 use crate::http::head::Version;
@@ -15,6 +17,7 @@ use crate::llm::reply::{Dialect, ErrorReply};
 use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
+use crate::policy::cors;
 use crate::policy::limit::standing::Standing;
 
 /// Who is asking: what every answer needs to know of the request.
@@ -33,6 +36,35 @@ pub struct Caller {
     pub head_only: bool,
     /// What the key has left, once it has been charged.
     pub standing: Standing,
+    /// What a page of another origin is told.
+    pub cors: CorsLines,
+}
+
+/// What every answer says to a page of another origin.
+#[derive(Clone, Debug, Default)]
+pub enum CorsLines {
+    /// Nothing of ours: it is left to the servers.
+    #[default]
+    Untouched,
+    /// Nothing at all: the listener has a list, and this is no page on it.
+    Denied,
+    /// These lines, and not the server's own.
+    Allowed(Arc<[u8]>),
+}
+
+impl CorsLines {
+    /// Whether an upstream's word on this is dropped.
+    #[must_use]
+    pub fn owns(&self, name: &[u8]) -> bool {
+        !matches!(self, CorsLines::Untouched) && cors::owns(name)
+    }
+
+    /// Appends the lines, if there are any.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        if let CorsLines::Allowed(lines) = self {
+            out.extend_from_slice(lines);
+        }
+    }
 }
 
 /// Why a request is not served, in the caller's words.
@@ -165,6 +197,30 @@ pub async fn send(
     transmit(core, down, out, keep).await
 }
 
+/// Answers a preflight: what is asked for may be done (Fetch, "CORS-preflight fetch").
+#[cold]
+pub fn preflight<'a>(
+    core: &'a Core,
+    down: &'a mut Downstream,
+    caller: &'a Caller,
+    fields_asked: Option<Vec<u8>>,
+    keep: bool,
+) -> Frame<'a, Next> {
+    // Pooled, as a refusal is.
+    Frame::with(move || async move {
+        let keep = keep && caller.persists && !core.draining.get();
+        let mut out = core.buffers.take(SMALL_BYTES);
+        // No length: RFC 9110 §8.6 has none in a 204.
+        encode::status_line(&mut out, 204, encode::reason_phrase(204).as_bytes());
+        encode::field(&mut out, b"x-request-id", caller.id.as_bytes());
+        caller.cors.write(&mut out);
+        cors::write_preflight(fields_asked.as_deref(), &mut out);
+        connection_field(&mut out, caller.version, keep);
+        encode::end_of_head(&mut out);
+        transmit(core, down, out, keep).await
+    })
+}
+
 fn answer_bytes(
     core: &Core,
     caller: &Caller,
@@ -179,6 +235,7 @@ fn answer_bytes(
     encode::field_number(&mut out, b"content-length", body.len() as u64);
     encode::field(&mut out, b"x-request-id", caller.id.as_bytes());
     out.extend_from_slice(fields);
+    caller.cors.write(&mut out);
     caller.standing.write(&mut out);
     connection_field(&mut out, caller.version, keep);
     encode::end_of_head(&mut out);

@@ -55,7 +55,10 @@ pub fn head(
         match field.name_kind {
             // A length beside another framing of ours would be a second opinion.
             Name::ContentLength => delivery == Delivery::IntoChunks,
-            Name::Other => caller.standing.owns(field.name.of(bytes)),
+            Name::Other => {
+                let name = field.name.of(bytes);
+                caller.standing.owns(name) || caller.cors.owns(name)
+            }
             _ => false,
         }
     });
@@ -67,6 +70,7 @@ pub fn head(
     if !response.fields.has(Name::XRequestId) {
         encode::field(out, b"x-request-id", caller.id.as_bytes());
     }
+    caller.cors.write(out);
     caller.standing.write(out);
     connection_field(out, caller.version, keep);
     encode::end_of_head(out);
@@ -165,6 +169,7 @@ mod tests {
     use crate::http1::parse::{HeadLimits, Parse, parse_response};
     use crate::llm::reply::Dialect;
     use crate::policy::limit::standing::{Share, Standing};
+    use crate::proxy::reply::CorsLines;
 
     fn relayed(standing: Standing) -> String {
         let bytes = b"HTTP/1.1 200 OK\r\nX-RateLimit-Remaining-Minute: 99\r\n\
@@ -180,6 +185,7 @@ mod tests {
             persists: true,
             head_only: false,
             standing,
+            cors: CorsLines::default(),
         };
         let mut out = Vec::new();
         let (framing, delivery) = (Framing::Length(0), Delivery::AsIs);

@@ -18,6 +18,7 @@ mod bodies;
 mod certs;
 mod clock;
 mod connections;
+mod cors;
 mod cuts;
 mod differential;
 mod discovery;

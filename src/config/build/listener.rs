@@ -12,6 +12,7 @@ use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawListener, RawRoute};
 use crate::config::reader::{At, Reader};
 use crate::config::values::OneOrMany;
+use crate::policy::cors::{NoOrigin, origin};
 use crate::policy::host::{HostTable, HostWhy};
 use crate::policy::route::{PathTable, PatternWhy, is_normal};
 
@@ -54,6 +55,7 @@ fn listener(
         accept: accept(r, raw),
         default_group: default_group.map(GroupId),
         force: word(&raw.force, Force::Listed),
+        cors: cors(r, each(&raw.cors)),
         trusted_proxies: cidrs(r, each(&raw.trusted_proxies)),
         forwarded: word(&raw.forwarded, Forwarded::Append),
         ratelimit: raw.ratelimit.as_ref().map(|at| IpRate {
@@ -113,6 +115,22 @@ fn binds(r: &mut Reader<'_>, raw: &RawListener, parent: &Spot) -> Vec<Bind> {
         r.draft.fault(spot, "must not be empty");
     }
     list.iter().filter_map(|at| parse_bind(r, at)).collect()
+}
+
+/// Origins, as browsers write them.
+fn cors(r: &mut Reader<'_>, list: &[At<String>]) -> Vec<String> {
+    let mut origins = Vec::new();
+    for at in list {
+        match origin(&at.value) {
+            Ok(origin) => origins.push(origin),
+            Err(NoOrigin) => {
+                let shown = r.draft.quote(&at.spot, &at.value);
+                let forms = "https://chat.example, without a path, or \"*\"";
+                r.draft.fault(&at.spot, format!("{shown} is no origin; write {forms}"));
+            }
+        }
+    }
+    origins
 }
 
 /// `IP:PORT` or `unix:/path`.

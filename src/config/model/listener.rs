@@ -28,6 +28,8 @@ pub struct Listener {
     pub default_group: Option<GroupId>,
     /// Which names may say where to go.
     pub force: Force,
+    /// Origins whose pages may call, as browsers write them, or `*`.
+    pub cors: Vec<String>,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Whether `X-Forwarded-For`, `-Proto` and `X-Real-IP` are sent on.

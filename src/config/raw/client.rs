@@ -24,6 +24,8 @@ mirror! {
         default_group: String,
         /// What model@upstream and upstream-or-group:model may name: listed, any, off.
         force: OneOf<Force>,
+        /// Origins whose pages may call, or "*".
+        cors: Vec<At<String>>,
         /// CIDRs whose X-Forwarded-For is believed.
         trusted_proxies: Vec<At<String>>,
         /// X-Forwarded-For, X-Forwarded-Proto and X-Real-IP.
