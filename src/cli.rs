@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::base::units::counted;
 use crate::config::{self, Config, Loaded, Outside, Report, WithoutFile};
 use crate::net::sys::unix_s;
+use crate::server;
 
 /// Where the config is looked for when `-c` is not given.
 pub const CONFIG_PATH: &str = "tokenring.toml";
@@ -199,6 +200,11 @@ pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitC
     match load(args.file()) {
         Ok(Loaded { config, report }) => {
             let _ = write!(err, "{report}");
+            // What this machine has no room for is refused by `serve`, too.
+            if let Err(why) = server::cores(&config) {
+                let _ = writeln!(err, "{shown}: error: {why}\n{shown}: refused, 1 error");
+                return ExitCode::FAILURE;
+            }
             let _ = writeln!(
                 out,
                 "{shown}: ok, {}, {}, {}, {}, {}",

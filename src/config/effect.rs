@@ -19,21 +19,18 @@ enum Off {
     Unless(&'static str),
     /// The key at all.
     Present,
-    /// A URL whose scheme is `rediss`.
-    Rediss,
     /// A source of that kind.
     K8s,
     /// This balance.
     BalanceIs(Balance),
 }
 
-use Off::{BalanceIs, K8s, Present, Rediss, Unless};
+use Off::{BalanceIs, K8s, Present, Unless};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
     ("log.access", Unless("\"off\"")),
-    ("ratelimit_store.url", Rediss),
     ("upstream.protocol", Unless("\"openai\"")),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
@@ -60,7 +57,6 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
             let message = match off {
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
-                Rediss => "rediss:// is not implemented yet; the start is refused",
                 K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
             };
@@ -88,7 +84,6 @@ impl Off {
     fn is_in_effect(&self, value: &DeValue<'_>) -> bool {
         match self {
             Present => false,
-            Rediss => !value.as_str().is_some_and(|url| url.starts_with("rediss:")),
             K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.
             BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),

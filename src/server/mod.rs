@@ -156,27 +156,34 @@ pub struct Options {
 /// probes, discovery, the operator's interface, logs. Of few descriptors a quarter.
 const FDS_RESERVED: u64 = 128;
 
+/// The processor of each worker; `None` = any.
+///
+/// Errors: a core that this process may not run on.
+pub fn cores(config: &Config) -> Result<Vec<Option<usize>>, String> {
+    let allowed = sys::affinity();
+    match &config.process.cores {
+        Cores::Auto => Ok(allowed.iter().copied().map(Some).collect()),
+        Cores::Count(count) => Ok((0..usize::from(*count).max(1))
+            // More workers than processors share them, unpinned.
+            .map(|i| allowed.get(i).copied().filter(|_| usize::from(*count) <= allowed.len()))
+            .collect()),
+        Cores::List(list) => list
+            .iter()
+            .map(|&cpu| {
+                let cpu = usize::from(cpu);
+                let known = allowed.contains(&cpu).then_some(Some(cpu));
+                known.ok_or(format!("process.cores: no core {cpu}, allowed: {allowed:?}"))
+            })
+            .collect(),
+    }
+}
+
 impl Options {
     /// What the config says, measured against the machine.
     ///
     /// Errors: a core that this process may not run on.
     pub fn of(config: &Config) -> Result<Self, String> {
-        let allowed = sys::affinity();
-        let cores = match &config.process.cores {
-            Cores::Auto => allowed.iter().copied().map(Some).collect(),
-            Cores::Count(count) => (0..usize::from(*count).max(1))
-                // More workers than processors share them, unpinned.
-                .map(|i| allowed.get(i).copied().filter(|_| usize::from(*count) <= allowed.len()))
-                .collect(),
-            Cores::List(list) => list
-                .iter()
-                .map(|&cpu| {
-                    let cpu = usize::from(cpu);
-                    let known = allowed.contains(&cpu).then_some(Some(cpu));
-                    known.ok_or(format!("process.cores: no core {cpu}, allowed: {allowed:?}"))
-                })
-                .collect::<Result<_, _>>()?,
-        };
+        let cores = cores(config)?;
         // Each client connection may need one more towards an upstream.
         let fds = sys::raise_open_files();
         let reserved = FDS_RESERVED.min(fds / 4);

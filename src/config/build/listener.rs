@@ -157,6 +157,7 @@ pub(crate) fn check_binds(raw: &RawConfig, r: &mut Reader<'_>, admin: Option<&Ad
     let listed = each(&raw.listener).iter().filter_map(|at| at.value.bind.as_ref());
     let all = listed.flat_map(|at| at.value.0.iter()).chain(admin_bind.filter(|_| admin.is_some()));
     let mut seen: HashMap<Bind, &Spot> = HashMap::new();
+    let mut of_port: HashMap<u16, Vec<Bind>> = HashMap::new();
     for at in all {
         let bind = match at.value.strip_prefix("unix:") {
             Some(path) => Bind::Unix(PathBuf::from(path)),
@@ -169,14 +170,39 @@ pub(crate) fn check_binds(raw: &RawConfig, r: &mut Reader<'_>, admin: Option<&Ad
         if matches!(bind, Bind::Tcp(addr) if addr.port() == 0) {
             continue;
         }
-        if let Some(first) = seen.get(&bind) {
+        let others = of_port.entry(port(&bind)).or_default();
+        let wider = others.iter().find(|known| covers(known, &bind) || covers(&bind, known));
+        if let Some((other, first)) = wider.and_then(|other| seen.get_key_value(other)) {
+            let line = r.draft.line_of(first);
+            let message = format!(
+                "{bind} and {other} are the same port of one machine, {other} is {} in line {line}",
+                first.path
+            );
+            r.draft.fault(&at.spot, message);
+        } else if let Some(first) = seen.get(&bind) {
             let line = r.draft.line_of(first);
             let message = format!("{bind} is bound twice, first by {} in line {line}", first.path);
             r.draft.fault(&at.spot, message);
         } else {
+            others.push(bind.clone());
             seen.insert(bind, &at.spot);
         }
     }
+}
+
+/// The port of an address, 0 for one without.
+fn port(bind: &Bind) -> u16 {
+    match bind {
+        Bind::Tcp(addr) => addr.port(),
+        Bind::Unix(_) => 0,
+    }
+}
+
+/// Whether one address takes the other's connections: the wildcard of IPv6 takes IPv4, too.
+fn covers(wide: &Bind, other: &Bind) -> bool {
+    let (Bind::Tcp(wide), Bind::Tcp(other)) = (wide, other) else { return false };
+    let same_kind = wide.is_ipv6() || other.is_ipv4();
+    wide != other && wide.port() == other.port() && wide.ip().is_unspecified() && same_kind
 }
 
 fn accept(r: &mut Reader<'_>, raw: &RawListener) -> Vec<Carrier> {

@@ -199,7 +199,14 @@ pub(crate) fn ratelimit_store(raw: &RawConfig, r: &mut Reader<'_>) -> RatelimitS
             let text = String::from_utf8_lossy(at.value.0.expose()).into_owned();
             let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
             if !known.iter().any(|scheme| text.starts_with(scheme)) {
-                r.draft.fault(&at.spot, "no Redis URL; it begins with redis:// or rediss://");
+                r.draft.fault(&at.spot, "no Redis URL; it begins with redis:// or unix://");
+            }
+            if text.starts_with("rediss://")
+                && word(&raw.kind, StoreKind::Memory) == StoreKind::Redis
+            {
+                let message = "rediss:// is not implemented yet; write redis:// and keep the store \
+                               on a network of your own";
+                r.draft.fault(&at.spot, message);
             }
             at.value.0
         }

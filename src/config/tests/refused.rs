@@ -3,6 +3,24 @@
 use super::*;
 
 #[test]
+fn what_the_start_would_refuse_is_refused_here() {
+    check(
+        "[ratelimit_store]\ntype=\"redis\"\nurl=\"rediss://h\"",
+        &["ratelimit_store.url: rediss:// is not implemented yet"],
+    );
+    for (one, other) in [
+        ("0.0.0.0:4", "127.0.0.1:4"),
+        ("127.0.0.1:4", "0.0.0.0:4"),
+        ("[::]:4", "127.0.0.1:4"),
+        ("[::]:4", "0.0.0.0:4"),
+        ("[::1]:4", "[::]:4"),
+    ] {
+        let binds = format!("[[listener]]\nname=\"l\"\nbind=[\"{one}\",\"{other}\"]");
+        check(&binds, &["listener.l.bind[1]", "are the same port of one machine"]);
+    }
+}
+
+#[test]
 fn a_route_for_no_key_is_none() {
     check(
         "[[listener]]\nname=\"l\"\nbind=\"127.0.0.1:1\"\n\

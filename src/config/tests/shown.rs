@@ -48,9 +48,6 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     let text = BASE.replace("models = ", "discover=\"k8s:a/b\"\nhealth={}\nmodels = ");
     let ignored = "upstream.gpu0.discover: k8s: is not implemented yet; the url counts";
     assert_eq!(warnings(&text), [ignored]);
-    let text = with("[ratelimit_store]\ntype=\"redis\"\nurl=\"rediss://h\"");
-    let ignored = "ratelimit_store.url: rediss:// is not implemented yet; the start is refused";
-    assert_eq!(warnings(&text), [ignored]);
     let text = with("[log]\nformat=\"json\"\naccess=\"stdout\"");
     assert_eq!(warnings(&text), ["log.access: not implemented yet; has no effect"]);
 }
