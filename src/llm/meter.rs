@@ -465,6 +465,12 @@ mod tests {
         check(LINES, lines, (Some(3), Some(200), None));
     }
 
+    #[test]
+    fn content_in_a_list_of_lists_is_content() {
+        fuzz(br#"[[{"delta" :"a"}]]"#);
+        fuzz(br#"[[[{"text":"a"}],"b"],{"usage":{"prompt_tokens":3}}]"#);
+    }
+
     fn delta(text: &str) -> String {
         format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n")
     }

@@ -28,7 +28,11 @@ pub(super) fn read(json: &[u8]) -> Option<(Usage, bool)> {
     }
     let (mut usage, mut has_content) = (Usage::default(), false);
     let mut add = |document: &Tree| {
-        let Tree::Object(pairs) = document else { return };
+        let Tree::Object(pairs) = document else {
+            // A list in the list is no document; what is in it is content all the same.
+            has_content |= carries_content(document, Where::Deeper);
+            return;
+        };
         let said = said(pairs);
         if said.prompt_tokens.unwrap_or(0) | said.completion_tokens.unwrap_or(0) != 0 {
             usage.prompt_tokens = said.prompt_tokens.or(usage.prompt_tokens);
