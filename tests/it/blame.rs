@@ -107,8 +107,12 @@ fn of_several_the_one_that_failed_longest_ago_is_asked() {
     let group = "balance = \"failover\"\nretry = { attempts = 0 }";
     let proxy = house(&urls, "recheck = \"60s\"", group);
     let mut client = proxy.client();
+    // Failures are told apart by the millisecond.
+    let next_millisecond = || std::thread::sleep(Duration::from_millis(2));
     poison(&mut client);
+    next_millisecond();
     poison(&mut client);
+    next_millisecond();
     assert_eq!([state(&proxy, 0), state(&proxy, 1)], [StateName::Open; 2]);
     assert_eq!(servers.each_ref().map(served), [5, 5]);
     assert_eq!(status(&mut client, "x-mock: status=500\r\n"), 500);
