@@ -310,6 +310,12 @@ fn as_compared(text: &str) -> HostRoute {
 /// Paths are compared in their normal form alone.
 fn never_matched(r: &mut Reader<'_>, at: &At<String>) {
     let shown = r.draft.quote(&at.spot, &at.value);
+    let is_hex = |code: Option<&str>| code.is_some_and(|c| u8::from_str_radix(c, 16).is_ok());
+    if at.value.split('%').skip(1).any(|rest| !is_hex(rest.get(..2))) {
+        // It guards nothing that another spelling would open: such a request is refused.
+        let message = format!("{shown} is never matched: a % without two digits is no path");
+        return r.draft.warn(&at.spot, message);
+    }
     let why = "write no \"//\", no dot segments, no %41 for a letter, and %2F in capitals";
     r.draft.fault(&at.spot, format!("{shown} is never matched: {why}"));
 }

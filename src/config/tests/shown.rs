@@ -158,3 +158,13 @@ fn warns_where_rights_are_not_what_they_seem() {
     let [line] = &warned("none", "keys = [\"all\"]")[..] else { panic!("one warning") };
     assert!(line.contains("nobody gets through"), "{line}");
 }
+
+#[test]
+fn a_path_that_no_request_can_have_is_told_and_kept() {
+    let text = with(
+        "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:1\"\nauth = \"none\"\n\
+         [[listener.route]]\npath = \"/api/test/special!@#$%^&*()_+\"\ngroup = \"chat\"",
+    );
+    let told = warnings(&text);
+    assert!(told.iter().any(|line| line.contains("a % without two digits")), "{told:?}");
+}
