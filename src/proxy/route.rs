@@ -10,7 +10,7 @@ use super::conn_h1::Downstream;
 use super::core::Core;
 use super::forward::Outgoing;
 use super::hold::{RequestBody, Scanner};
-use super::plan::{ListenerPlan, Plan, RouteTarget};
+use super::plan::{ListenerPlan, Plan, RouteTarget, UpstreamPlan};
 use super::proven;
 use super::reply::Refusal;
 use super::unrouted::no_route;
@@ -323,17 +323,21 @@ fn shows(plan: &Plan, permit: &Permit, name: &str) -> bool {
 
 #[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
+    let shown = |name: &&str| shows(plan, permit, name);
+    let mut names = plan.models.available().iter().map(AsRef::as_ref).filter(shown).peekable();
+    // Not heard of is not the same as not there: it may be one of a server that has yet to say
+    // which it has. One that nobody answers at is waited for only where there is no other: a
+    // wrong name should not wait for it to come back.
+    let nobody_heard = names.peek().is_none();
+    let silent = |one: &&UpstreamPlan| one.state.unheard() && (one.state.usable() || nobody_heard);
     let mut within_reach = plan.upstreams.iter().filter(|one| one.reach.allows(permit.asker()));
-    if let Some(silent) = within_reach.find(|one| one.state.unheard()) {
-        // Not heard of is not the same as not there: it may be one of that server's.
+    if let Some(silent) = within_reach.find(silent) {
         let name = &silent.name;
         let message = format!(
             "Model '{asked}' is not known, but upstream '{name}' has not said yet which it has."
         );
         return Refusal::because(Kind::NobodyAvailable, message);
     }
-    let mut names =
-        plan.models.available().iter().map(AsRef::as_ref).filter(|name| shows(plan, permit, name));
     // A gateway may list thousands: an answer to a typing mistake must not cost a core its turn.
     let shown: Vec<&str> = names.by_ref().take(NAMES_SHOWN_MAX).collect();
     let mut message = format!("Model '{asked}' not found. Available: {}", shown.join(", "));

@@ -341,3 +341,25 @@ fn what_runs_out_here_is_no_fault_of_the_servers() {
     assert!(!metrics.contains("tokenring_upstream_healthy{upstream=\"a\"} 0"), "{metrics}");
     let _ = std::fs::remove_dir_all(dir);
 }
+
+#[test]
+fn a_wrong_name_does_not_wait_for_a_server_that_nobody_answers_at() {
+    let there = Fake::start("there", &["x"]);
+    let gone = Fake::start("gone", &[]);
+    let gone_at = gone.addr();
+    drop(gone);
+    let listener = "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\n\
+                    auth = \"none\"\n";
+    let upstream =
+        |name: &str, addr| format!("[[upstream]]\nname = \"{name}\"\nurl = \"http://{addr}\"\n");
+    let ask = |proxy: &Proxy| {
+        let request = post("/v1/chat/completions", "", "{\"model\":\"wrong\"}");
+        proxy.client().send(request).answer().status
+    };
+    let both = [upstream("gone", gone_at), upstream("there", there.addr())].concat();
+    let proxy = Proxy::start(&format!("{listener}{both}"));
+    wait_until("it is known who is there", || ask(&proxy) == 404);
+    // Of one alone nobody can say what it has.
+    let proxy = Proxy::start(&format!("{listener}{}", upstream("gone", gone_at)));
+    assert_eq!(ask(&proxy), 503);
+}
