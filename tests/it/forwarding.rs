@@ -286,10 +286,10 @@ fn a_stream_of_http2_has_the_same_rules() {
     let house = House::plain(Setup::default());
     let client = house.client();
     for name in ["content_length", "x_forwarded_for", "x_api-key"] {
-        // Malformed, as the name itself would be.
-        assert!(client.post("/echo", &[(name, "1")], "a").try_answer().is_err(), "{name}");
+        // Malformed, as the name itself would be. No body: the stream may be gone before it.
+        assert!(client.get("/echo", &[(name, "1")]).try_answer().is_err(), "{name}");
     }
-    assert_eq!(client.post("/echo/../../b", &[], "a").answer().status, 400);
+    assert_eq!(client.get("/echo/../../b", &[]).answer().status, 400);
     assert_eq!(client.post("/x/../%65cho", &[], "a").answer().status, 200);
     assert_eq!(house.mock.seen()[0].request_line(), "POST /echo HTTP/1.1");
 }
