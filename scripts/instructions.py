@@ -3,9 +3,10 @@
 
 usage: scripts/instructions.py [--against OTHER-BINARY] [--key]
 
-CPU times on a shared machine swing by a fifth; instructions are the same within a hundredth. Two runs of
-different length under valgrind, on io_uring and one core: what the longer one took more, divided by what it did
-more. `--against` measures another binary (TOKENRING is the first) and fails above 1.02 of it; `--key` puts a client
+CPU times on a shared machine swing by a fifth; instructions do not. Two runs of different length under valgrind, on
+io_uring and one core: what the longer one took more, divided by what it did more. Wants a quiet machine all the same:
+how many chunks and requests one turn of the loop finds changes what each costs (on a busy one the same binary gave
+27,800 and 29,000 a request, and 700 and 1,100 a chunk). `--against` measures another binary (TOKENRING is the first) and fails above 1.02 of it; `--key` puts a client
 key with a limit in the way.
 """
 import argparse
