@@ -4,21 +4,23 @@
 //!
 //! # The map
 //!
-//! Imports point down only; `tests/walls.rs` holds the walls.
+//! A folder imports only from floors below its own. The number is the floor; `FLOORS` in
+//! `tests/walls.rs` holds it, and a test there compares this map with it.
 //!
 //! ```text
+//! error      0  pure  every fault, with its status, retry, blame and log level
 //! base       0  pure  sizes and times, chance, ids, buffers
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
 //! pki        1  pure  certificates and keys: PEM, do they match, what they say
-//! http1      1  pure  RFC 9112: parse, framing, body, encode
-//! llm        1  pure  model scan, SSE, usage, error dialects
-//! http2      2  pure  RFC 9113 ↔ 9112: heads both ways, trailers, counters against floods
-//! policy     2  pure  auth, routes, models, balance, retry; `now` and chance are arguments
-//! telemetry  2  pure  outcome, counters, access-log line, Prometheus text
-//! config     3        the file → Config, every fault with its place
-//! net        4  io    runtime, sockets, ticker, listeners, splice
-//! upstream   5  io    shared state, pool, connections, who is known across plans
-//! proxy      6  io    THE TRUNK: worker, connection, exchange, relay
+//! http1      2  pure  RFC 9112: parse, framing, body, encode
+//! llm        2  pure  model scan, SSE, usage, error dialects
+//! http2      3  pure  RFC 9113 ↔ 9112: heads both ways, trailers, counters against floods
+//! policy     3  pure  auth, routes, models, balance, retry; `now` and chance are arguments
+//! telemetry  3  pure  outcome, counters, Prometheus text
+//! config     4        the file → Config, every fault with its place
+//! net        5  io    runtime, sockets, ticker, listeners, splice
+//! upstream   6  io    shared state, pool, connections, who is known across plans
+//! proxy      7  io    THE TRUNK: worker, connection, exchange, relay
 //! control    7  io    what is off the data plane: discovery, probes, admin, signals
 //! server     8        boot order, `serve`, `demo`
 //! cli        8        the command line

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 /// The floors, low to high; a folder or file may import only lower ones and itself.
-/// What is not named here (`server`, the command line) is the roof.
+/// The map in `src/lib.rs` and the table in CONTRIBUTING.md say the same; a test compares them.
 const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
     ("base", 0),
@@ -30,7 +30,9 @@ const FLOORS: &[(&str, u32)] = &[
     ("proxy", 7),
     ("control", 7),
 ];
+/// The floor of what starts everything: `ROOFED`.
 const ROOF: u32 = 8;
+const ROOFED: &[&str] = &["server", "cli", "main"];
 
 /// Floors without a runtime, socket, file or clock.
 const PURE: &[&str] =
@@ -433,6 +435,54 @@ fn nothing_names_a_machine_or_a_registry() {
 }
 
 #[test]
+fn every_module_has_its_floor() {
+    let known = |name: &str| name == "lib" || floors().iter().any(|(floor, _)| floor == name);
+    let unknown: Vec<_> = modules().iter().filter(|name| !known(name)).collect();
+    assert!(unknown.is_empty(), "in neither FLOORS nor ROOFED: {unknown:?}");
+}
+
+#[test]
+fn the_map_and_contributing_tell_the_floors() {
+    let map = floors_of_map(&text_of("src/lib.rs").expect("the crate's root is readable"));
+    let without_main: Vec<_> = floors().into_iter().filter(|(name, _)| name != "main").collect();
+    assert_eq!(map, without_main, "src/lib.rs: the map differs from FLOORS");
+    let table = floors_of_table(&text_of("CONTRIBUTING.md").expect("CONTRIBUTING.md is readable"));
+    assert_eq!(table, floors(), "CONTRIBUTING.md: the table differs from FLOORS");
+}
+
+/// `FLOORS` and `ROOFED` as one list, sorted by name.
+fn floors() -> Vec<(String, u32)> {
+    let roofed = ROOFED.iter().map(|name| (*name, ROOF));
+    let all = FLOORS.iter().copied().chain(roofed);
+    sorted(all.map(|(name, floor)| (name.to_owned(), floor)))
+}
+
+/// The lines `//! NAME  FLOOR  …` of the map in the crate's root.
+fn floors_of_map(text: &str) -> Vec<(String, u32)> {
+    sorted(text.lines().filter_map(|line| {
+        let mut words = line.strip_prefix("//! ")?.split_whitespace();
+        let (name, floor) = (words.next()?, words.next()?);
+        Some((name.to_owned(), floor.parse().ok()?))
+    }))
+}
+
+/// The rows ``| FLOOR | `NAME`, `NAME` | … |`` of the table in CONTRIBUTING.md.
+fn floors_of_table(text: &str) -> Vec<(String, u32)> {
+    sorted(text.lines().flat_map(|line| {
+        let mut cells = line.split('|').skip(1);
+        let floor: Option<u32> = cells.next().and_then(|cell| cell.trim().parse().ok());
+        let names = cells.next().unwrap_or_default().split('`').skip(1).step_by(2);
+        floor.into_iter().flat_map(move |floor| names.clone().map(move |n| (n.to_owned(), floor)))
+    }))
+}
+
+fn sorted(rows: impl Iterator<Item = (String, u32)>) -> Vec<(String, u32)> {
+    let mut rows: Vec<_> = rows.collect();
+    rows.sort();
+    rows
+}
+
+#[test]
 fn every_fuzz_function_has_a_driver() {
     let Some(driver) = text_of("tests/it/fuzz.rs") else { return };
     let mut faults = Vec::new();
@@ -506,6 +556,17 @@ mod rules {
         assert_eq!(count("src/policy/balance/x.rs", "use super::super::keys;"), 0);
         assert_eq!(count("src/proxy/x.rs", "use crate::upstream::pool;"), 0);
         assert_eq!(count("src/main.rs", "use crate::control::x;"), 0);
+    }
+
+    #[test]
+    fn reads_floors_from_both_documents() {
+        let rows = |rows: &[(&str, u32)]| sorted(rows.iter().map(|(n, f)| ((*n).to_owned(), *f)));
+        let map =
+            "//! ```text\n//! base  0  pure  sizes\n//! of which more\n//! net 5 io\nmod net;";
+        assert_eq!(floors_of_map(map), rows(&[("base", 0), ("net", 5)]));
+        let table =
+            "| Floor | Folders |\n|---|---|\n| 7 | `proxy`, `control` | run `x` |\n| x | `y` |";
+        assert_eq!(floors_of_table(table), rows(&[("control", 7), ("proxy", 7)]));
     }
 
     #[test]
