@@ -119,6 +119,7 @@ fn serve(args: MockArgs) -> io::Result<ExitCode> {
         interval: args.interval,
         first_token: args.first_token,
         tokens: args.tokens,
+        says: None,
         seed: args.seed,
         api_key: args.key,
         keep_alive: match args.keep_alive {

@@ -15,9 +15,33 @@ use crate::control::signals::Ending;
 
 /// Where the demo listens when that port is free.
 const PORT: u16 = 4000;
-/// What each server serves; the second model lives on two of them.
-const SERVERS: [(&str, &[&str]); 3] =
-    [("gpu0", &["llama-demo"]), ("gpu1", &["qwen-demo"]), ("gpu2", &["qwen-demo", "embed-demo"])];
+
+/// A simulated server.
+struct Simulated {
+    name: &'static str,
+    models: &'static [&'static str],
+    /// What it answers to every chat.
+    says: &'static str,
+}
+
+/// The servers; `qwen-demo` lives on two of them.
+const SERVERS: [Simulated; 3] = [
+    Simulated {
+        name: "gpu0",
+        models: &["llama-demo"],
+        says: "This answer comes from gpu0, a simulated server and the only one with llama-demo.",
+    },
+    Simulated {
+        name: "gpu1",
+        models: &["qwen-demo"],
+        says: "This answer comes from gpu1, a simulated server. It shares qwen-demo with gpu2: ask again.",
+    },
+    Simulated {
+        name: "gpu2",
+        models: &["qwen-demo", "embed-demo"],
+        says: "This answer comes from gpu2, a simulated server. It shares qwen-demo with gpu1: ask again.",
+    },
+];
 
 /// Runs the demo until Ctrl-C.
 pub fn demo(out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
@@ -35,13 +59,13 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
     let servers: Vec<Mock> = SERVERS
         .iter()
         .enumerate()
-        .map(|(seed, (name, models))| {
+        .map(|(seed, server)| {
             Mock::start(MockConfig {
-                name: (*name).to_owned(),
-                models: models.iter().map(|&model| model.to_owned()).collect(),
-                interval: Duration::from_millis(30),
+                name: server.name.to_owned(),
+                models: server.models.iter().map(|&model| model.to_owned()).collect(),
+                interval: Duration::from_millis(100),
                 first_token: Duration::from_millis(150),
-                tokens: 40,
+                says: Some(server.says.to_owned()),
                 seed: seed as u64,
                 ..MockConfig::default()
             })
@@ -68,7 +92,7 @@ fn config(servers: &[Mock], port: u16) -> Result<Config, String> {
     let mut text = format!(
         "process.drain = \"2s\"\n[[listener]]\nname = \"demo\"\nbind = \"127.0.0.1:{port}\"\nauth = \"none\"\n"
     );
-    for (server, (name, _)) in servers.iter().zip(SERVERS) {
+    for (server, Simulated { name, .. }) in servers.iter().zip(SERVERS) {
         text.push_str(&format!("[[upstream]]\nname = \"{name}\"\nurl = \"{}\"\n", server.url()));
     }
     Config::from_toml_str(&text, &|_| None).map_err(|report| report.to_string())
@@ -82,8 +106,11 @@ fn usage(address: &str) -> String {
         )
     };
     format!(
-        "\nThree simulated model servers are behind http://{address}. Try:\n\n  {}\n\n  {}\n\n  \
-         curl http://{address}/v1/models\n\nCtrl-C ends the demo.\n",
+        "\nThree simulated model servers are behind http://{address}: gpu0 has llama-demo, gpu1 and gpu2\n\
+         share qwen-demo, gpu2 has embed-demo as well. Each answer says which of them it comes from.\n\
+         In another terminal, try a whole answer:\n\n  {}\n\n\
+         A stream, word by word; ask a few times, and both servers take their turns:\n\n  {}\n\n\
+         The models that clients see:\n\n  curl http://{address}/v1/models\n\nCtrl-C ends the demo.\n",
         chat("llama-demo", ""),
         chat("qwen-demo", "\"stream\":true,"),
     )

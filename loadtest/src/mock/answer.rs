@@ -171,7 +171,11 @@ fn completion(
         _ => ask.model.as_deref(),
     };
     let Some(model) = model else { return Answer::error(400, "no model in the request") };
-    let wanted = u64::from(how.tokens.unwrap_or(shared.config.tokens));
+    let says = shared.config.says.clone();
+    let usual = says
+        .as_ref()
+        .map_or(u64::from(shared.config.tokens), |says| says.split(' ').count() as u64);
+    let wanted = how.tokens.map_or(usual, u64::from);
     let tokens = match how.tokens {
         Some(_) => wanted,
         None => ask.tokens_max.map_or(wanted, |max| wanted.min(max)),
@@ -187,6 +191,7 @@ fn completion(
         model: model.to_owned(),
         seed: how.seed.or(ask.seed).unwrap_or(seed),
         tokens: u32::try_from(tokens).unwrap_or(u32::MAX),
+        says,
         // Four bytes a token is the usual rough measure; it makes usage repeatable.
         prompt_tokens: body.len() as u64 / 4,
         include_usage: ask.include_usage,
@@ -196,7 +201,7 @@ fn completion(
     Answer {
         status: 200,
         content_type: if streamed { dialect.stream_type() } else { "application/json" },
-        seed: Some(completion.seed),
+        seed: completion.says.is_none().then_some(completion.seed),
         body: match streamed {
             true => Body::Events(Stream::new(completion)),
             false => Body::Whole(completion.plain().into_bytes()),

@@ -45,6 +45,8 @@ pub(super) struct Completion {
     pub(super) model: String,
     pub(super) seed: u64,
     pub(super) tokens: u32,
+    /// The text in place of the seed's; a token is a word of it.
+    pub(super) says: Option<String>,
     pub(super) prompt_tokens: u64,
     pub(super) include_usage: bool,
     /// Whether the request's limit, not the text's own end, decided the length.
@@ -67,7 +69,7 @@ pub(super) enum Pace {
 impl Completion {
     /// The answer in one piece.
     pub(super) fn plain(&self) -> String {
-        let content = quote(&text::text(self.seed, self.tokens));
+        let content = quote(&self.text());
         let (head, usage, finish) = (self.head(""), self.usage(), quote(self.finish()));
         let (model, tokens) = (quote(&self.model), self.tokens);
         match self.dialect {
@@ -90,6 +92,22 @@ impl Completion {
                 format!("{}\n", self.ollama(&content, true))
             }
             Dialect::Gemini => self.gemini(&content, Some(tokens)),
+        }
+    }
+
+    /// The whole text.
+    fn text(&self) -> String {
+        let mut out = String::new();
+        (0..self.tokens).for_each(|index| self.push_token(index, &mut out));
+        out
+    }
+
+    /// Appends token `index` (0-based); every one but the first begins with a space.
+    fn push_token(&self, index: u32, out: &mut String) {
+        let Some(says) = &self.says else { return text::push_token(self.seed, index, out) };
+        if let Some(word) = says.split(' ').nth(index as usize) {
+            out.push_str(if index > 0 { " " } else { "" });
+            out.push_str(word);
         }
     }
 
@@ -127,7 +145,7 @@ impl Completion {
     /// The event of token `index`.
     fn token(&self, index: u32) -> String {
         let mut word = String::new();
-        text::push_token(self.seed, index, &mut word);
+        self.push_token(index, &mut word);
         let word = quote(&word);
         match self.dialect {
             Dialect::Chat => self.chat_chunk(&format!("{{\"content\":{word}}}"), "null"),
@@ -170,7 +188,7 @@ impl Completion {
             (Dialect::Chat | Dialect::Completions, 1) => Some(data("[DONE]")),
             (Dialect::Chat | Dialect::Completions, 2) if self.include_usage => Some(data("[DONE]")),
             (Dialect::Responses, 0) => {
-                let content = quote(&text::text(self.seed, self.tokens));
+                let content = quote(&self.text());
                 let object = self.response_object("completed", &content);
                 let number = u64::from(self.tokens) + 1;
                 Some(named(
@@ -397,6 +415,7 @@ mod tests {
             model: "m\"1".to_owned(),
             seed: 5,
             tokens: 64,
+            says: None,
             prompt_tokens: 3,
             include_usage: true,
             cut_short: false,
@@ -420,6 +439,17 @@ mod tests {
             let plain = completion(dialect).plain();
             serde_json::from_str::<serde_json::Value>(&plain).expect(&plain);
         }
+    }
+
+    #[test]
+    fn says_what_it_is_told_word_by_word() {
+        let says = Some("This is gpu0.".to_owned());
+        let told = Completion { says, tokens: 3, ..completion(Dialect::Chat) };
+        assert!(told.plain().contains("\"content\":\"This is gpu0.\""));
+        assert!(told.token(0).contains("\"content\":\"This\""));
+        assert!(told.token(2).contains("\"content\":\" gpu0.\""));
+        let short = Completion { tokens: 2, ..told };
+        assert_eq!(short.text(), "This is");
     }
 
     #[test]

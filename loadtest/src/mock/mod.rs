@@ -70,6 +70,9 @@ pub struct MockConfig {
     pub first_token: Duration,
     /// Length of a completion when the request does not shorten it, in tokens.
     pub tokens: u32,
+    /// What every completion says, word by word, instead of the words of its seed: for people
+    /// who read the answer. A client cannot check it, so no `x-mock-seed` is sent.
+    pub says: Option<String>,
     /// Seed of the texts for requests that bring none.
     pub seed: u64,
     /// When set, requests without this key get a 401 (`/health` and `/mock/stats` excepted).
@@ -90,6 +93,7 @@ impl Default for MockConfig {
             interval: Duration::ZERO,
             first_token: Duration::ZERO,
             tokens: 16,
+            says: None,
             seed: 1,
             api_key: None,
             keep_alive: KeepAlive::Normal,
