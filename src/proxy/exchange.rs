@@ -312,7 +312,7 @@ async fn serve(
         }
         let chunked = permit.chunked;
         outgoing = match body.end - body.begin > SLICE_BYTES {
-            false => route::rename_in_body(core, down, body, &scanner, name, chunked),
+            false => rename::at_once(core, down, body, &scanner, name, chunked),
             true => {
                 Frame::with(|| rename::in_slices(core, down, body, &scanner, name, chunked)).await
             }

@@ -6,10 +6,7 @@
 //! the bytes of its value are replaced.
 
 use super::admit::Permit;
-use super::conn_h1::Downstream;
-use super::core::Core;
-use super::forward::Outgoing;
-use super::hold::{RequestBody, Scanner};
+use super::hold::Scanner;
 use super::plan::{ListenerPlan, Plan, RouteTarget, UpstreamPlan};
 use super::proven;
 use super::reply::Refusal;
@@ -20,14 +17,12 @@ use crate::http::head::RequestHead;
 use crate::http::method::Method;
 use crate::http::name::Name;
 use crate::http::path::decoded;
-use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
 use crate::llm::content::{Ambiguity, BodyShape, read_as};
 use crate::llm::multipart::MultipartScan;
 use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
-use crate::llm::splice::replace_model;
 use crate::policy::model::{Missing, ModelTarget};
 
 /// Most names that a refusal lists.
@@ -381,53 +376,6 @@ impl Route {
             }
         }
     }
-}
-
-/// A name as the value of the model in such a body.
-pub fn value_of(scanner: &Scanner<'_>, name: &str) -> Vec<u8> {
-    let mut value = Vec::with_capacity(name.len() + 16);
-    match scanner {
-        Scanner::Form(_) => value.extend_from_slice(name.as_bytes()),
-        _ => replace_model(name, &mut value),
-    }
-    value
-}
-
-/// Puts another name in the place of the model's value, in the received body; `rename` does for a
-/// large one.
-///
-/// Shape: a chunked body must be complete; it goes on with a length.
-pub fn rename_in_body(
-    core: &Core,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    scanner: &Scanner<'_>,
-    name: &str,
-    chunked: bool,
-) -> Outgoing {
-    let Some(found) = scanner.model() else { return Outgoing::AsCame };
-    let value = value_of(scanner, name);
-    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
-    let (from, to) = (place(found.span.start), place(found.span.end));
-    if !chunked {
-        // Nothing is left when the whole body is here.
-        let left = body.reader.length_left().unwrap_or(0);
-        let before = body.end;
-        down.recv.splice(body.begin + from..body.begin + to, value.iter().copied());
-        body.end = before + value.len() - (to - from);
-        return Outgoing::Length((body.end - body.begin) as u64 + left);
-    }
-    let mut data = core.buffers.take(body.end - body.begin);
-    let mut reader = BodyReader::new(Framing::Chunked);
-    // The body has been framed before: no fault can show up now.
-    let framed = &down.recv[body.begin..body.end];
-    let _ = drain_data(&mut reader, framed, |piece| data.extend_from_slice(piece));
-    data.splice(from..to, value.iter().copied());
-    let length = data.len();
-    down.recv.splice(body.begin..body.end, data.iter().copied());
-    core.buffers.give_back(data);
-    body.end = body.begin + length;
-    Outgoing::Length(length as u64)
 }
 
 /// The JSON of `GET /v1/models` for one key.
