@@ -88,9 +88,6 @@ pub fn open_telling(
         return Ok(None);
     }
     let url = String::from_utf8_lossy(store.url.expose()).into_owned();
-    if url.starts_with("rediss:") {
-        return Err("ratelimit_store.url: rediss:// is not implemented yet".to_owned());
-    }
     // The error may quote the URL, and with it a password.
     let client =
         Client::open(url).map_err(|error| format!("ratelimit_store.url: {:?}", error.kind()))?;
