@@ -5,7 +5,6 @@
 //! models, 1,000 keys.
 
 use std::hint::black_box;
-use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use tokenring::base::rng::Rng;
@@ -107,17 +106,7 @@ fn picks(c: &mut Criterion) {
 }
 
 fn calls(c: &mut Criterion) {
-    let breaker = Breaker::new(BreakerPolicy {
-        threshold: 0.5,
-        window: Duration::from_secs(10),
-        calls_min: 10,
-        consecutive: 5,
-        cooldown: Duration::from_secs(30),
-        trials: 1,
-        successes: 1,
-        recheck: Duration::from_secs(1),
-        last_resort: true,
-    });
+    let breaker = Breaker::new(BreakerPolicy::default());
     c.bench_function("policy/breaker/call", |b| {
         b.iter(|| {
             let entry = breaker.enter(black_box(5_000))?;

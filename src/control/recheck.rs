@@ -99,17 +99,7 @@ mod tests {
 
     #[test]
     fn asks_at_the_full_pace_for_a_minute_and_then_less() {
-        let policy = BreakerPolicy {
-            threshold: 0.5,
-            window: Duration::from_secs(10),
-            calls_min: 10,
-            consecutive: 5,
-            cooldown: Duration::from_secs(30),
-            trials: 1,
-            successes: 1,
-            recheck: Duration::from_secs(1),
-            last_resort: true,
-        };
+        let policy = BreakerPolicy::default();
         let at = |seconds| pause(&policy, Duration::from_secs(seconds), false).as_secs_f64();
         assert_eq!([0, 59, 90, 300, 9000].map(at), [1.0, 1.0, 1.5, 5.0, 5.0]);
         assert_eq!(pause(&policy, Duration::from_secs(9000), true), policy.recheck);

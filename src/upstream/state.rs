@@ -300,22 +300,10 @@ impl Drop for Lease<'_> {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::time::Duration;
 
     #[test]
     fn a_lease_counts_itself_out_even_on_panic() {
-        let policy = BreakerPolicy {
-            threshold: 0.5,
-            window: Duration::from_secs(10),
-            calls_min: 10,
-            consecutive: 5,
-            cooldown: Duration::from_secs(30),
-            trials: 1,
-            successes: 1,
-            recheck: Duration::from_secs(1),
-            last_resort: true,
-        };
-        let state = Arc::new(UpstreamState::new(policy, 2));
+        let state = Arc::new(UpstreamState::new(BreakerPolicy::default(), 2));
         let held = state.try_lease().unwrap();
         let inside = state.clone();
         let result = std::panic::catch_unwind(move || {

@@ -46,15 +46,16 @@ pub(crate) fn health(r: &mut Reader<'_>, at: &At<RawHealth>) -> Health {
 /// The circuit breaker.
 pub(crate) fn breaker(r: &mut Reader<'_>, raw: &RawUpstream) -> BreakerPolicy {
     let said = section(&raw.breaker);
+    let unsaid = BreakerPolicy::default();
     BreakerPolicy {
-        threshold: fraction(r, &said.threshold, 0.5, 0.01..=1.0),
-        window: time(r, &said.window, secs(10), secs(1)..=secs(3600)),
-        calls_min: number(r, &said.calls_min, 10, 1..=1_000_000),
-        consecutive: number(r, &said.consecutive, 5, 1..=1_000_000),
-        cooldown: time(r, &said.cooldown, secs(30), secs(1)..=secs(3600)),
-        trials: number(r, &said.trials, 1, 1..=1000),
-        successes: number(r, &said.successes, 1, 1..=1000),
-        recheck: time(r, &said.recheck, secs(1), secs(1) / 10..=secs(60)),
-        last_resort: value(&said.last_resort, true),
+        threshold: fraction(r, &said.threshold, unsaid.threshold, 0.01..=1.0),
+        window: time(r, &said.window, unsaid.window, secs(1)..=secs(3600)),
+        calls_min: number(r, &said.calls_min, unsaid.calls_min, 1..=1_000_000),
+        consecutive: number(r, &said.consecutive, unsaid.consecutive, 1..=1_000_000),
+        cooldown: time(r, &said.cooldown, unsaid.cooldown, secs(1)..=secs(3600)),
+        trials: number(r, &said.trials, unsaid.trials, 1..=1000),
+        successes: number(r, &said.successes, unsaid.successes, 1..=1000),
+        recheck: time(r, &said.recheck, unsaid.recheck, secs(1) / 10..=secs(60)),
+        last_resort: value(&said.last_resort, unsaid.last_resort),
     }
 }

@@ -69,6 +69,23 @@ pub struct BreakerPolicy {
     pub last_resort: bool,
 }
 
+impl Default for BreakerPolicy {
+    /// What an upstream has whose config says nothing.
+    fn default() -> Self {
+        Self {
+            threshold: 0.5,
+            window: Duration::from_secs(10),
+            calls_min: 10,
+            consecutive: 5,
+            cooldown: Duration::from_secs(30),
+            trials: 1,
+            successes: 1,
+            recheck: Duration::from_secs(1),
+            last_resort: true,
+        }
+    }
+}
+
 /// How a call ended, for what judges servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallResult {

@@ -122,23 +122,12 @@ impl ModelMarks {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     const A: u64 = 1;
     const B: u64 = 3;
 
     fn policy() -> BreakerPolicy {
-        BreakerPolicy {
-            threshold: 0.5,
-            window: Duration::from_secs(10),
-            calls_min: 10,
-            consecutive: 3,
-            cooldown: Duration::from_secs(30),
-            trials: 1,
-            successes: 1,
-            recheck: Duration::from_secs(1),
-            last_resort: true,
-        }
+        BreakerPolicy { consecutive: 3, ..BreakerPolicy::default() }
     }
 
     #[test]

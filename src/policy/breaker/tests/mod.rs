@@ -7,17 +7,7 @@ use std::sync::atomic::AtomicU32;
 const SECOND: u64 = 1000;
 
 fn policy() -> BreakerPolicy {
-    BreakerPolicy {
-        threshold: 0.5,
-        window: Duration::from_secs(10),
-        calls_min: 10,
-        consecutive: 5,
-        cooldown: Duration::from_secs(30),
-        trials: 1,
-        successes: 1,
-        recheck: Duration::from_secs(1),
-        last_resort: true,
-    }
+    BreakerPolicy::default()
 }
 
 /// One call from beginning to end at one moment; `None` when it was refused.
@@ -596,7 +586,7 @@ proptest! {
             threshold, calls_min, consecutive, trials, successes,
             window: Duration::from_secs(2),
             cooldown: Duration::from_secs(cooldown_s),
-            recheck: Duration::from_secs(1), last_resort: true,
+            ..policy()
         };
         let breaker = Breaker::new(policy);
         let mut oracle = Oracle {

@@ -39,14 +39,10 @@ fn upstream(concurrency: u32) -> Arc<UpstreamState> {
 fn resorting(concurrency: u32, last_resort: bool) -> Arc<UpstreamState> {
     let policy = BreakerPolicy {
         threshold: 1.0,
-        window: Duration::from_secs(10),
         calls_min: 1000,
         consecutive: 1,
-        cooldown: Duration::from_secs(30),
-        trials: 1,
-        successes: 1,
-        recheck: Duration::from_secs(1),
         last_resort,
+        ..BreakerPolicy::default()
     };
     Arc::new(UpstreamState::new(policy, concurrency))
 }
