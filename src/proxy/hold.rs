@@ -90,9 +90,36 @@ impl RoutedBy<'_> {
             return true;
         }
         let same = scanner.model().is_some_and(|found| found.name == self.name);
-        let second = self.renamed && scanner.model_twice();
-        let doubt = self.limited && scanner.doubt().is_some();
-        same && !(second || doubt || scanner.case_variant_seen())
+        let harms = match scanner.doubt() {
+            None => false,
+            Some(Doubt::CaseVariant) => true,
+            Some(Doubt::SecondModel) => self.limited || self.renamed,
+            Some(Doubt::Form) => self.limited,
+        };
+        same && !harms
+    }
+}
+
+/// Why another parser might find another model in a body than the one found here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// A key such as `"MODEL"` was seen: some servers (Go's parser) take it for `model`.
+    CaseVariant,
+    /// A JSON document names a model more than once; of two in a form it is a fault.
+    SecondModel,
+    /// A form that parsers read in different ways.
+    Form,
+}
+
+impl Doubt {
+    /// What the client is told.
+    #[must_use]
+    pub fn message(self) -> &'static str {
+        match self {
+            Doubt::CaseVariant => "A field that differs from 'model' in case alone is ambiguous.",
+            Doubt::SecondModel => "A second 'model' is ambiguous.",
+            Doubt::Form => "A form that servers may read in different ways is ambiguous.",
+        }
     }
 }
 
@@ -115,29 +142,13 @@ impl Scanner<'_> {
         }
     }
 
-    /// Whether a key such as `"MODEL"` was seen: some servers (Go's parser) take it for `model`.
+    /// Why another parser might find another model; of several reasons the worst.
     #[must_use]
-    pub fn case_variant_seen(&self) -> bool {
-        matches!(self, Scanner::Json(scan) if scan.case_variant_seen())
-    }
-
-    /// Whether the body names a model more than once; of two in a form it is a fault.
-    #[must_use]
-    pub fn model_twice(&self) -> bool {
-        matches!(self, Scanner::Json(scan) if scan.model_twice())
-    }
-
-    /// Why another parser might find another model than the one found here.
-    #[must_use]
-    pub fn doubt(&self) -> Option<&'static str> {
+    pub fn doubt(&self) -> Option<Doubt> {
         match self {
-            Scanner::Json(scan) if scan.case_variant_seen() => {
-                Some("A field that differs from 'model' in case alone is ambiguous.")
-            }
-            Scanner::Json(scan) if scan.model_twice() => Some("A second 'model' is ambiguous."),
-            Scanner::Form(scan) if scan.is_doubtful() => {
-                Some("A form that servers may read in different ways is ambiguous.")
-            }
+            Scanner::Json(scan) if scan.case_variant_seen() => Some(Doubt::CaseVariant),
+            Scanner::Json(scan) if scan.model_twice() => Some(Doubt::SecondModel),
+            Scanner::Form(scan) if scan.is_doubtful() => Some(Doubt::Form),
             _ => None,
         }
     }

@@ -248,7 +248,7 @@ pub fn finish(
             return Err(model_refused(&found.name));
         }
         if let Some(doubt) = scanner.doubt() {
-            return Err(Refusal::because(Kind::ModelNotAllowed, doubt));
+            return Err(Refusal::because(Kind::ModelNotAllowed, doubt.message()));
         }
         let said = proven::Said {
             asked,
