@@ -3,13 +3,17 @@
 //! One row for each, with its default: a file that says the default loses nothing
 //! and is not told. A row goes when its feature comes; there is none left in the
 //! end. Elements of lists share the path of their list.
+//!
+//! The same rows mark the keys in the JSON schema (`mark_schema`) and, held by a test,
+//! in `config.example.toml`: a line `No effect yet…` right above each key.
 
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
 
 use crate::base::units::{parse_duration, parse_size};
 use crate::config::fault::{Draft, Spot};
-use crate::config::model::Balance;
+use crate::config::model::{Balance, Protocol};
 use crate::config::names::Named as _;
 use crate::config::reader::{element_path, entries, join};
 
@@ -23,15 +27,17 @@ enum Off {
     K8s,
     /// This balance.
     BalanceIs(Balance),
+    /// Another protocol than OpenAI's, as far as requests go.
+    Untranslated,
 }
 
-use Off::{BalanceIs, K8s, Present, Unless};
+use Off::{BalanceIs, K8s, Present, Unless, Untranslated};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
     ("log.access", Unless("\"off\"")),
-    ("upstream.protocol", Unless("\"openai\"")),
+    ("upstream.protocol", Untranslated),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.affinity", Present),
@@ -59,6 +65,7 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
                 K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
+                Untranslated => "requests are not translated yet; they pass as they came",
             };
             draft.warn(&spot, message);
         }
@@ -80,10 +87,39 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
     }
 }
 
+/// Says in the schema of each key what of it is not in effect.
+pub(crate) fn mark_schema(schema: &mut Value) {
+    for (path, off) in NOT_IN_EFFECT {
+        let Some((section, key)) = path.split_once('.') else { continue };
+        // A section is a table or a list of tables, by reference.
+        let section = &schema["properties"][section];
+        let reference = section["$ref"].as_str().or_else(|| section["items"]["$ref"].as_str());
+        let Some(table) = reference.and_then(|r| r.strip_prefix("#/$defs/")) else { continue };
+        let table = table.to_owned();
+        if let Some(Value::String(text)) =
+            schema["$defs"][table]["properties"][key].get_mut("description")
+        {
+            text.push(' ');
+            text.push_str(off.mark());
+        }
+    }
+}
+
 impl Off {
+    /// What is said beside the key, in the example and in the schema.
+    fn mark(&self) -> &'static str {
+        match self {
+            Unless(_) | Present => "No effect yet.",
+            K8s => "No effect yet: k8s: sources; the url counts.",
+            BalanceIs(_) => "No effect yet: prefix; it acts as round_robin.",
+            Untranslated => "No effect yet on requests: they are not translated.",
+        }
+    }
+
     fn is_in_effect(&self, value: &DeValue<'_>) -> bool {
         match self {
             Present => false,
+            Untranslated => value.as_str().and_then(Protocol::named) == Some(Protocol::OpenAi),
             K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.
             BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),
@@ -135,6 +171,31 @@ mod tests {
                 assert!(DeValue::parse(default).is_ok(), "{path}: {default}");
             }
         }
+    }
+
+    #[test]
+    fn the_schema_marks_them_and_no_others() {
+        let schema = crate::config::json_schema();
+        assert_eq!(schema.matches("No effect yet").count(), NOT_IN_EFFECT.len());
+        let schema: Value = serde_json::from_str(&schema).unwrap();
+        let described = &schema["$defs"]["RawUpstream"]["properties"]["protocol"]["description"];
+        assert!(described.as_str().unwrap().ends_with(Untranslated.mark()), "{described}");
+    }
+
+    #[test]
+    fn the_example_marks_them_and_no_others() {
+        let sections = crate::config::tests::example::sections();
+        let says = crate::config::tests::example::says;
+        for (path, off) in NOT_IN_EFFECT {
+            let (section, key) = path.split_once('.').unwrap();
+            let marked = sections.iter().filter(|(name, _)| name == section).any(|(_, lines)| {
+                lines.windows(2).any(|pair| says(&pair[1], key) && pair[0] == off.mark())
+            });
+            assert!(marked, "{path}: the line above it must be `# {}`", off.mark());
+        }
+        let marks = sections.iter().flat_map(|(_, lines)| lines);
+        let marks = marks.filter(|line| line.starts_with("No effect yet"));
+        assert_eq!(marks.count(), NOT_IN_EFFECT.len());
     }
 
     #[test]

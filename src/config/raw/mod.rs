@@ -99,6 +99,7 @@ pub(crate) fn read_root(node: &Node<'_>, r: &mut Reader<'_>) -> RawConfig {
 pub(crate) fn schema() -> String {
     let mut value = schemars::schema_for!(RawConfig).to_value();
     crate::config::schema::without_null(&mut value);
+    crate::config::effect::mark_schema(&mut value);
     if let Some(object) = value.as_object_mut() {
         object.insert("title".to_owned(), "tokenring configuration".into());
     }

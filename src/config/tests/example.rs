@@ -13,7 +13,7 @@ fn the_example_loads_without_errors() {
 }
 
 /// The sections of the example, each with its lines, comment signs taken off.
-fn example_sections() -> Vec<(String, Vec<String>)> {
+pub(crate) fn sections() -> Vec<(String, Vec<String>)> {
     let text = include_str!("../../../config.example.toml");
     let known = support::schema_paths();
     let mut sections = vec![(String::new(), Vec::new())];
@@ -32,7 +32,7 @@ fn example_sections() -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn every_key_stands_in_the_example() {
-    let sections = example_sections();
+    let sections = sections();
     let mut missing = Vec::new();
     for path in support::schema_paths() {
         let mut parts = path.split('.');
@@ -60,7 +60,7 @@ fn every_key_stands_in_the_example() {
 }
 
 /// Whether a line sets a key.
-fn says(line: &str, key: &str) -> bool {
+pub(crate) fn says(line: &str, key: &str) -> bool {
     line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
 }
 

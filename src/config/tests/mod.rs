@@ -1,7 +1,7 @@
 //! Tests of the loader as a whole: what is refused, what is warned of, what is shown.
 
 mod built;
-mod example;
+pub(crate) mod example;
 mod large;
 mod refused;
 mod secrets;
