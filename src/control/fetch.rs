@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::talk::{Spoken, ask};
+use super::talk::{Spoken, Unanswered, ask};
 use super::watched::Watched;
 use crate::config::{
     HeaderAction, HeaderOp, HostRule, OutboundProxy, PathMode, Secret, Upstream, UpstreamAuth,
@@ -110,8 +110,11 @@ async fn at(
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), Silence> {
     let late = |what: &str| format!("{what} within {limit:?}");
-    let answered = |answered: Result<Result<_, String>, Elapsed>| match answered {
-        Ok(answer) => answer.map_err(Silence::Dead),
+    let answered = |answered: Result<Result<_, Unanswered>, Elapsed>| match answered {
+        Ok(answer) => answer.map_err(|Unanswered { why, is_ours }| match is_ours {
+            true => Silence::Ours(why),
+            false => Silence::Dead(why),
+        }),
         Err(_) => Err(Silence::Late(late("no answer"))),
     };
     let known = if upstream.http2 { Spoken::Http2 } else { Spoken::Http1 };

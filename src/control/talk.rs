@@ -6,6 +6,8 @@
 //!
 //! Deliberately not here: time, which the caller bounds, and connections that are kept.
 
+use std::error::Error;
+
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -15,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::fetch::Task;
+use crate::net::sys::is_shortage;
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
@@ -28,24 +31,43 @@ pub(super) enum Spoken {
     Http2,
 }
 
+/// Why there is no answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unanswered {
+    /// For a person.
+    pub(super) why: String,
+    /// For want of something of ours: it says nothing of the server.
+    pub(super) is_ours: bool,
+}
+
+impl Unanswered {
+    fn by(error: &(dyn Error + 'static), why: String) -> Self {
+        Self { why, is_ours: is_shortage(error) }
+    }
+}
+
 /// Status and body of the answer to `request`; the connection ends with it.
 ///
 /// Shape: a body that is too long or breaks off is empty, its status counts all the same.
-/// Errors: for a person.
 pub(super) async fn ask<S>(
     stream: S,
     spoken: Spoken,
     scheme: Scheme,
     request: Request<Bytes>,
-) -> Result<(StatusCode, Bytes), String>
+) -> Result<(StatusCode, Bytes), Unanswered>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     match spoken {
-        Spoken::Http1 => http1(stream, request).await.map_err(|error| error.to_string()),
+        Spoken::Http1 => {
+            let answer = http1(stream, request).await;
+            answer.map_err(|error| Unanswered::by(&error, error.to_string()))
+        }
         Spoken::Http2 => {
-            let (request, body) = as_http2(request, scheme)?;
-            http2(stream, request, body).await.map_err(|error| format!("http2: {error}"))
+            let (request, body) =
+                as_http2(request, scheme).map_err(|why| Unanswered { why, is_ours: false })?;
+            let answer = http2(stream, request, body).await;
+            answer.map_err(|error| Unanswered::by(&error, format!("http2: {error}")))
         }
     }
 }
@@ -127,6 +149,56 @@ fn as_http2(request: Request<Bytes>, scheme: Scheme) -> Result<(Request<()>, Byt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+    use tokio::io::ReadBuf;
+
+    /// A connection that takes what is sent and on which nothing can be received.
+    struct Unreadable(io::ErrorKind);
+
+    impl AsyncRead for Unreadable {
+        fn poll_read(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            _: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(self.0.into()))
+        }
+    }
+
+    impl AsyncWrite for Unreadable {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[test]
+    fn our_own_lack_is_told_from_what_the_server_did() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for spoken in [Spoken::Http1, Spoken::Http2] {
+            use io::ErrorKind::{ConnectionReset, OutOfMemory};
+            for (error, is_ours) in [(OutOfMemory, true), (ConnectionReset, false)] {
+                let request = Request::get("/v1/models").header("host", "h");
+                let request = request.body(Bytes::new()).unwrap();
+                let asked = ask(Unreadable(error), spoken, Scheme::HTTP, request);
+                let why = runtime.block_on(asked).unwrap_err();
+                assert_eq!(why.is_ours, is_ours, "{spoken:?} {error}: {}", why.why);
+            }
+        }
+    }
 
     #[test]
     fn a_request_in_http2_has_a_whole_uri_and_a_length_but_no_host() {

@@ -18,7 +18,7 @@ use super::buffers;
 use super::h2io::Chunk;
 use super::pipe::End;
 use super::stream::Handle;
-use super::sys::Shut;
+use super::sys::{Shut, is_shortage};
 use super::ticker::Ticker;
 use crate::base::buf::SMALL_BYTES;
 use crate::http1::body::BodyReader;
@@ -33,10 +33,21 @@ const CHUNK_EXTRA: usize = 24;
 pub enum Broken {
     /// The HTTP/2 side reset the stream or lost the connection.
     Stream,
+    /// It was lost for want of something of ours.
+    Ours,
     /// The HTTP/2 side took nothing for too long.
     Stalled,
     /// The HTTP/1.1 side ended too early, or reads no more.
     Pipe,
+}
+
+impl Broken {
+    /// What an error of a stream is.
+    #[cold]
+    #[must_use]
+    pub fn by(error: &h2::Error) -> Self {
+        if is_shortage(error) { Broken::Ours } else { Broken::Stream }
+    }
 }
 
 /// How long a peer may take nothing.
@@ -158,7 +169,7 @@ pub async fn into_pipe(
         let data = match first.take() {
             Some(data) => data,
             None => match poll_fn(|cx| body.poll_data(cx)).await {
-                Some(data) => data.map_err(|_| Broken::Stream)?,
+                Some(data) => data.map_err(|error| Broken::by(&error))?,
                 None => break,
             },
         };
@@ -182,7 +193,7 @@ pub async fn into_pipe(
     }
     let tail = match body.is_end_stream() {
         true => None,
-        false => poll_fn(|cx| body.poll_trailers(cx)).await.map_err(|_| Broken::Stream)?,
+        false => poll_fn(|cx| body.poll_trailers(cx)).await.map_err(|error| Broken::by(&error))?,
     };
     if framing == BodyFraming::Chunked {
         let mut end = buffers::take(SMALL_BYTES);

@@ -23,7 +23,7 @@ use super::buffers;
 use super::frame::Frame;
 use super::rt::{self, Part};
 use super::stream::Stream;
-use super::sys::Shut;
+use super::sys::{Shut, is_shortage};
 use super::ticker::Timer;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::http2::flood::{Flood, FrameCounter};
@@ -132,7 +132,7 @@ impl H2Io {
             }
             let room = if self.bulky { LARGE_BYTES } else { SMALL_BYTES };
             let mut buffer = buffers::take(room);
-            match self.stream.recv_now(&mut buffer)? {
+            match self.stream.recv_now(&mut buffer).map_err(for_h2)? {
                 Some(_) => {
                     // As long as as much comes, the next buffer is as large.
                     self.bulky = buffer.len() >= SMALL_BYTES;
@@ -163,7 +163,17 @@ impl H2Io {
         self.sending = None;
         self.timer.disarm();
         buffers::give_back(buffer);
-        Poll::Ready(result)
+        Poll::Ready(result.map_err(for_h2))
+    }
+}
+
+/// `h2` hands the kind of an error on and not its number: a lack of ours that has no kind of its
+/// own would look like the peer's fault.
+#[cold]
+fn for_h2(error: io::Error) -> io::Error {
+    match is_shortage(&error) {
+        true => io::Error::new(io::ErrorKind::OutOfMemory, error),
+        false => error,
     }
 }
 
@@ -213,7 +223,7 @@ impl AsyncWrite for H2Io {
             return Poll::Ready(Ok(()));
         }
         io.frames.sent(&io.out, Instant::now());
-        let taken = io.stream.send_now(&io.out)?;
+        let taken = io.stream.send_now(&io.out).map_err(for_h2)?;
         let out = std::mem::take(&mut io.out);
         if taken == out.len() {
             buffers::give_back(out);
@@ -297,5 +307,19 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         buffers::give_back(std::mem::take(&mut self.bytes));
         drop(self.gone.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_ours_keeps_a_kind_that_tells_it() {
+        for (errno, ours) in [(libc::ENOBUFS, true), (libc::ECONNRESET, false)] {
+            let kind = for_h2(io::Error::from_raw_os_error(errno)).kind();
+            // All that `h2` keeps of it.
+            assert_eq!(is_shortage(&io::Error::from(kind)), ours, "{errno}");
+        }
     }
 }

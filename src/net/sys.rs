@@ -4,6 +4,7 @@
 //! descriptor gives `EBADF`, never undefined behaviour. Nothing here blocks.
 #![allow(unsafe_code)]
 
+use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
@@ -202,19 +203,38 @@ pub fn set_flags(fd: RawFd, nonblocking: bool) -> io::Result<()> {
 
 /// Whether a call failed for want of something of ours: descriptors, memory, ports, places in
 /// epoll. It says nothing of whoever is at the other end.
+///
+/// Shape: looks at what the error wraps, too; those of `h2` and `hyper` wrap that of a socket.
 #[must_use]
-pub fn is_shortage(error: &io::Error) -> bool {
-    matches!(
-        error.raw_os_error(),
-        Some(
+pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        // Of these two the cause is no source: `h2` has none, and that of an `io::Error` is the
+        // source of what it wraps.
+        let of_h2 = error.downcast_ref().and_then(h2::Error::get_io);
+        next = match of_h2.or_else(|| error.downcast_ref::<io::Error>()) {
+            Some(error) if is_lack(error) => return true,
+            Some(error) => error.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+            None => error.source(),
+        };
+    }
+    false
+}
+
+/// See `is_shortage`. By its kind an error is known that has lost its number on the way.
+fn is_lack(error: &io::Error) -> bool {
+    match error.raw_os_error() {
+        Some(errno) => matches!(
+            errno,
             libc::EMFILE
                 | libc::ENFILE
                 | libc::ENOMEM
                 | libc::ENOBUFS
                 | libc::EADDRNOTAVAIL
                 | libc::ENOSPC
-        )
-    )
+        ),
+        None => matches!(error.kind(), io::ErrorKind::OutOfMemory),
+    }
 }
 
 /// The first descriptor that the data plane leaves to others.
@@ -392,7 +412,37 @@ mod tests {
         for errno in [libc::ECONNREFUSED, libc::ECONNRESET, libc::EHOSTUNREACH, libc::ETIMEDOUT] {
             assert!(!is_shortage(&io::Error::from_raw_os_error(errno)), "{errno}");
         }
-        assert!(!is_shortage(&io::ErrorKind::TimedOut.into()));
+        assert!(!is_shortage(&io::Error::from(io::ErrorKind::TimedOut)));
+    }
+
+    /// As hyper's: what it wraps is its source.
+    #[derive(Debug)]
+    struct Wrapped(io::Error);
+
+    impl std::fmt::Display for Wrapped {
+        fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            Ok(())
+        }
+    }
+
+    impl Error for Wrapped {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    #[test]
+    fn finds_our_own_lack_in_what_an_error_wraps() {
+        for (errno, ours) in [(libc::ENOBUFS, true), (libc::ECONNRESET, false)] {
+            let bare = || io::Error::from_raw_os_error(errno);
+            assert_eq!(is_shortage(&io::Error::other(bare())), ours, "{errno}");
+            assert_eq!(is_shortage(&Wrapped(bare())), ours, "{errno}");
+            let deep =
+                io::Error::new(io::ErrorKind::InvalidData, Wrapped(io::Error::other(bare())));
+            assert_eq!(is_shortage(&deep), ours, "{errno}");
+        }
+        assert!(is_shortage(&io::Error::new(io::ErrorKind::OutOfMemory, "told in words")));
+        assert!(!is_shortage(&Wrapped(io::ErrorKind::UnexpectedEof.into())));
     }
 
     #[test]

@@ -150,8 +150,12 @@ impl Attempt<'_> {
             links.begin(pool, stream, self.core.ticker.timer(), listed, &self.plan.head).await;
         let late = timer.expired();
         timer.disarm();
-        let missed = if late { Missed::Late } else { Missed::Unreachable };
-        Ok(bridge::open(links, seat.map_err(|_| missed)?, pool))
+        let missed = |error: h2::Error| match late {
+            true => Missed::Late,
+            false if sys::is_shortage(&error) => Missed::Ours,
+            false => Missed::Unreachable,
+        };
+        Ok(bridge::open(links, seat.map_err(missed)?, pool))
     }
 
     /// Tells the control thread and the client why nobody could be connected.

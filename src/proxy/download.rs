@@ -174,7 +174,7 @@ impl Download<'_> {
             if !matches!(result, Ok(n) if n > 0) {
                 let answered = interim || !buffer.is_empty();
                 let late = self.late(Kind::UpstreamFirstByteTimeout);
-                let kind = late.unwrap_or_else(|| blame(&result, Kind::UpstreamReset));
+                let kind = late.unwrap_or_else(|| blame(conn, &result, Kind::UpstreamReset));
                 return Err(self.no_answer(kind, answered, buffer));
             }
             loop {
@@ -351,7 +351,7 @@ impl Download<'_> {
                         (result, out) = self.send(Part::whole(out)).await;
                     }
                 } else {
-                    fault = Some(late.unwrap_or_else(|| blame(&received, Kind::UpstreamCut)));
+                    fault = Some(late.unwrap_or_else(|| blame(conn, &received, Kind::UpstreamCut)));
                 }
                 break;
             }
@@ -550,9 +550,10 @@ impl Download<'_> {
 
 /// What a receive that failed is: the upstream's fault, or a lack of our own.
 #[cold]
-fn blame(received: &io::Result<usize>, theirs: Kind) -> Kind {
+fn blame(conn: &UpConn, received: &io::Result<usize>, theirs: Kind) -> Kind {
     match received {
         Err(error) if sys::is_shortage(error) => Kind::Shortage,
+        _ if conn.ran_short() => Kind::Shortage,
         _ => theirs,
     }
 }

@@ -96,7 +96,7 @@ pub async fn serve(
             && let Poll::Ready(result) = Pin::new(feeding).poll(cx)
         {
             feed = None;
-            if result == Err(Broken::Stream) {
+            if matches!(result, Err(Broken::Stream | Broken::Ours)) {
                 ours.shutdown(Shut::Both);
             }
         }
@@ -172,12 +172,12 @@ async fn answer(
     let head = &mut scratch.response;
     let begun = begin(pipe, method, respond, head).await;
     let reset = match begun {
-        Ok(None) | Err(Broken::Stream) => None,
+        Ok(None) | Err(Broken::Stream | Broken::Ours) => None,
         Err(Broken::Pipe | Broken::Stalled) => Some(Reason::INTERNAL_ERROR),
         Ok(Some(Begun { mut stream, buffer, from, reader })) => {
             let limit = Some(patience);
             match h2body::into_stream(pipe, buffer, from, reader, &mut stream, limit).await {
-                Ok(()) | Err(Broken::Stream) => None,
+                Ok(()) | Err(Broken::Stream | Broken::Ours) => None,
                 Err(Broken::Stalled) => Some(Reason::CANCEL),
                 Err(Broken::Pipe) => {
                     // A reset throws away what waits to be sent, an event that tells of the

@@ -23,7 +23,7 @@ use h2::client::ResponseFuture;
 use h2::{Reason, RecvStream};
 use http::Response;
 
-use super::conn::UpConn;
+use super::conn::{StreamEnd, UpConn};
 use super::links::{Links, Seat};
 use super::roster::PoolId;
 use crate::base::buf::SMALL_BYTES;
@@ -60,15 +60,16 @@ const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: applicatio
     {\"error\":{\"message\":\"The request cannot be sent over HTTP/2.\",\
     \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"invalid_request\"}}";
 
-/// Whether the end of a stream without an answer says nothing of its server.
-type Excuse = Rc<Cell<bool>>;
+/// What the end of a stream before its answer says of its server.
+type Excuse = Rc<Cell<StreamEnd>>;
 
 /// Seats an exchange: what it writes to the connection goes out as a stream.
 #[must_use]
 pub fn open(links: &Rc<Links>, seat: Seat, pool: PoolId) -> UpConn {
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
     // As with a pooled connection: it may have been closed while the request was on its way.
-    let excuse = Rc::new(Cell::new(!seat.is_fresh()));
+    let end = if seat.is_fresh() { StreamEnd::Blamed } else { StreamEnd::Excused };
+    let excuse = Rc::new(Cell::new(end));
     let conn = UpConn::bridged(Stream::Pipe(theirs), pool, excuse.clone());
     links.spawn(async move { run(&ours, &seat, &excuse).await });
     conn
@@ -93,11 +94,11 @@ async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
     let ready = poll_fn(|cx| requests.poll_ready(cx));
     if !matches!(first(ready, unread).await, Some(Ok(()))) {
         // It has not been sent.
-        excuse.set(true);
+        excuse.set(StreamEnd::Excused);
         return buffers::give_back(buffer);
     }
     let Ok((response, mut stream)) = requests.send_request(request, reader.is_done()) else {
-        excuse.set(true);
+        excuse.set(StreamEnd::Excused);
         return buffers::give_back(buffer);
     };
     let told = Told::default();
@@ -175,7 +176,7 @@ async fn both_ways(
             match end {
                 Ok(()) => {}
                 // The answer tells why the server reads no more, if there is one.
-                Err(Broken::Stream | Broken::Stalled) => pipe.shutdown(Shut::Read),
+                Err(Broken::Stream | Broken::Ours | Broken::Stalled) => pipe.shutdown(Shut::Read),
                 Err(Broken::Pipe) => return Poll::Ready(()),
             }
         }
@@ -211,8 +212,16 @@ async fn answer(
     let mut out = buffers::take(SMALL_BYTES);
     let begun = begin(pipe, response, method, told, excuse, &mut out).await;
     buffers::give_back(out);
-    let (mut body, framing) = begun?;
-    h2body::into_pipe(&mut body, None, framing, pipe, &told.body_bytes).await
+    let relayed = match begun {
+        Ok((mut body, framing)) => {
+            h2body::into_pipe(&mut body, None, framing, pipe, &told.body_bytes).await
+        }
+        Err(broken) => Err(broken),
+    };
+    if relayed == Err(Broken::Ours) {
+        excuse.set(StreamEnd::Ours);
+    }
+    relayed
 }
 
 /// Writes the head, and those of interim answers before it.
@@ -227,7 +236,7 @@ async fn begin(
     loop {
         let came = next_head(&mut response).await.map_err(|error| {
             note_unprocessed(&error, excuse);
-            Broken::Stream
+            Broken::by(&error)
         })?;
         out.clear();
         let (parts, body) = came.into_parts();
@@ -270,7 +279,7 @@ fn note_unprocessed(error: &h2::Error, excuse: &Excuse) {
     }
     // Of a GOAWAY only the streams above its last one are told.
     let untouched = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
-    excuse.set(untouched);
+    excuse.set(if untouched { StreamEnd::Excused } else { StreamEnd::Blamed });
 }
 
 #[cfg(test)]

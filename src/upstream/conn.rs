@@ -28,6 +28,17 @@ pub struct Lifetime {
     pub until: Option<Instant>,
 }
 
+/// What the end of a stream of HTTP/2 before its answer says of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamEnd {
+    /// It failed.
+    Blamed,
+    /// Nothing: the link had served others, or the request has not been looked at.
+    Excused,
+    /// Nothing: we ran out of something.
+    Ours,
+}
+
 /// What a receive gives back.
 type Received = (io::Result<usize>, Vec<u8>);
 
@@ -37,9 +48,8 @@ pub struct UpConn {
     /// Where it is kept while it idles.
     pub pool: PoolId,
     armed: Option<Frame<'static, Received>>,
-    /// Of an exchange on an HTTP/2 link: whether the end of its stream without an answer says
-    /// nothing of the server.
-    excuse: Option<Rc<Cell<bool>>>,
+    /// Of an exchange on an HTTP/2 link.
+    excuse: Option<Rc<Cell<StreamEnd>>>,
     /// Requests answered on it.
     pub served: u32,
     /// What the upstream promised.
@@ -59,7 +69,7 @@ impl UpConn {
 
     /// The exchange's end of a pipe to a stream of HTTP/2: for one request.
     #[must_use]
-    pub fn bridged(pipe: Stream, pool: PoolId, excuse: Rc<Cell<bool>>) -> Self {
+    pub fn bridged(pipe: Stream, pool: PoolId, excuse: Rc<Cell<StreamEnd>>) -> Self {
         Self { excuse: Some(excuse), ..Self::new(pipe, pool) }
     }
 
@@ -79,7 +89,17 @@ impl UpConn {
     /// about the upstream. Of a stream of HTTP/2 the answer may change with its end.
     #[must_use]
     pub fn reused(&self) -> bool {
-        self.served > 0 || self.excuse.as_ref().is_some_and(|excuse| excuse.get())
+        self.served > 0 || self.ended_as(StreamEnd::Excused)
+    }
+
+    /// Tells whether its stream of HTTP/2 ended for want of something of ours.
+    #[must_use]
+    pub fn ran_short(&self) -> bool {
+        self.ended_as(StreamEnd::Ours)
+    }
+
+    fn ended_as(&self, end: StreamEnd) -> bool {
+        self.excuse.as_ref().is_some_and(|excuse| excuse.get() == end)
     }
 
     /// Tells whether a receive is in flight.
