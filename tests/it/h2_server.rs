@@ -261,6 +261,15 @@ async fn handle(
             send(&mut stream, "too much".into(), seen).await?;
             stream.send_data(Bytes::new(), true)
         }
+        "head" | "fields" => {
+            let mut head = ok();
+            if what == "head" {
+                head = head.header("x-long", "x".repeat(number));
+            } else {
+                head = (0..number).fold(head, |head, _| head.header("a", "b"));
+            }
+            respond.send_response(head.body(()).unwrap(), true).map(drop)
+        }
         "hints" => {
             let hints = Response::builder().status(103).header("link", "</a>").body(()).unwrap();
             respond.send_informational(hints)?;

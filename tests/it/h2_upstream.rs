@@ -210,6 +210,27 @@ fn a_stream_reset_before_its_answer_is_a_502_and_not_sent_again() {
 }
 
 #[test]
+fn answers_have_the_bounds_of_requests() {
+    let server = H2Server::start(Ways::default());
+    let larger = "[limits]\nhead = \"300KiB\"\nfields = 400\n";
+    for (rest, bytes, fields) in [("", 64 << 10, 128), (larger, 300 << 10, 400)] {
+        let setup = Setup { upstream: "http2 = true\n", rest, ..Setup::default() };
+        let proxy = setup.start_on(&[server.url()]);
+        let status = |what: &str, number: usize| {
+            let request = get("/echo", &format!("x-do: {what}={number}\r\n"));
+            proxy.client().send(request).answer().status
+        };
+        // Beside them there are a status line and two fields.
+        assert_eq!(status("head", bytes - 200), 200, "{bytes}");
+        assert_eq!(status("head", bytes + 1), 502, "{bytes}");
+        assert_eq!(status("head", 3 * bytes), 502, "more than the crate takes: {bytes}");
+        assert_eq!(status("fields", fields - 2), 200, "{fields}");
+        assert_eq!(status("fields", fields + 1), 502, "{fields}");
+        assert_eq!(status("fields", 0), 200, "the server serves");
+    }
+}
+
+#[test]
 fn a_client_that_leaves_cancels_its_stream_at_once() {
     let (server, proxy) = house(Ways::default());
     let mut other = proxy.client();

@@ -62,6 +62,7 @@ mod shapes;
 mod swap;
 mod tls;
 mod tls_upstream;
+mod told;
 mod tunnel;
 mod uploads;
 mod wire;

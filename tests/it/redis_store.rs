@@ -21,14 +21,14 @@ use super::wire::{Answer, Client, chat, post};
 const MINE: &str = "x-api-key: sk-a\r\n";
 
 /// A server of our own; it ends with the test.
-struct Redis {
+pub(crate) struct Redis {
     port: u16,
     child: Option<Child>,
 }
 
 impl Redis {
     /// Starts one; `None` when there is none to start.
-    fn start() -> Option<Redis> {
+    pub(crate) fn start() -> Option<Redis> {
         let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         if version.is_err() {
             let hint = "no redis-server: apt-get install redis-server";
@@ -43,8 +43,13 @@ impl Redis {
         Some(redis)
     }
 
+    /// Where it listens, on 127.0.0.1.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Starts it, empty, on the same port.
-    fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
@@ -56,7 +61,7 @@ impl Redis {
     }
 
     /// kill -9.
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();

@@ -159,3 +159,68 @@ fn what_is_gone_is_not_sent_again() {
     assert_eq!(client.answer().status, 502);
     assert_eq!(good.stats().requests_total, 0);
 }
+
+/// Room for one body of a megabyte and little more.
+const HELD_ONE: &str = "[limits]\nbody = \"1MiB\"\nbody_held = \"1MiB\"\nheld_total = \"1MiB\"\n";
+
+#[test]
+fn a_body_that_may_be_sent_again_gives_way_to_nobody() {
+    let (asked, go) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (got, told) = (asked.clone(), go.clone());
+    let bad = Scripted::start(move |conn| {
+        let Some((_, body)) = conn.request() else { return };
+        got.store(body.len() as u64, Ordering::SeqCst);
+        wait_until("it may fail", || told.load(Ordering::SeqCst) > 0);
+        conn.reset();
+    });
+    let good = mock();
+    let setup = Setup { group: RETRY, rest: HELD_ONE, ..Setup::default() };
+    let proxy = setup.start_on(&[bad.url(), good.url()]);
+    let first = body(700_000);
+    let mut client = proxy.client();
+    client.send(post("/v1/chat/completions", "", &first));
+    wait_until("it is on its way", || asked.load(Ordering::SeqCst) == first.len() as u64);
+    // Smaller ones, before which a body that is still being received would have to go.
+    for _ in 0..3 {
+        let refused = proxy.client().send(post("/v1/chat/completions", "", body(600_000))).answer();
+        assert_eq!(refused.status, 503, "{}", refused.text());
+    }
+    go.store(1, Ordering::SeqCst);
+    let answer = client.answer();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(good.stats().requests_total, 1);
+    assert_eq!(good.seen().last().unwrap().body_sha256, sha256(first.as_bytes()));
+    wait_until("the budget is whole again", || proxy.shared().held.taken() == 0);
+}
+
+#[test]
+fn a_body_that_finds_no_room_to_be_kept_is_sent_once() {
+    let begun = Arc::new(AtomicU64::new(0));
+    let seen = begun.clone();
+    let bad = Scripted::start(move |conn| {
+        conn.head();
+        seen.store(1, Ordering::SeqCst);
+        while conn.input().len() < 150_000 && conn.more() {}
+        conn.reset();
+    });
+    let good = mock();
+    let setup = Setup { group: RETRY, rest: HELD_ONE, ..Setup::default() };
+    let proxy = setup.start_on(&[bad.url(), good.url()]);
+    let mut slow = proxy.client();
+    slow.send(format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1048000\r\n\r\n{{\"p\":\"{}",
+        "x".repeat(1_040_000)
+    ));
+    wait_until("the budget is taken", || proxy.shared().held.taken() >= 1_040_000);
+    let request = post("/echo", "", noise(3, 300_000));
+    let mut client = proxy.client();
+    client.send(&request[..1000]);
+    wait_until("it is on its way", || begun.load(Ordering::SeqCst) == 1);
+    client.send(&request[1000..200_000]);
+    assert_eq!(client.answer().status, 502);
+    assert_eq!(good.stats().requests_total, 0);
+    // Nobody had to give way for it.
+    slow.send(format!("{}\",\"model\":\"m\"}}", "x".repeat(1_048_000 - 1_040_006 - 14)));
+    let answer = slow.answer();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
