@@ -10,7 +10,8 @@
 use base64::Engine as _;
 
 use super::encode;
-use super::parse::{HeadFault, HeadLimits, Parse, parse_response};
+use super::head_fault::HeadFault;
+use super::parse::{HeadLimits, Parse, parse_response};
 use crate::http::head::ResponseHead;
 
 /// Most bytes of an answer, interim ones included. Real ones have a few hundred.

@@ -1,6 +1,6 @@
 //! HTTP/1.1 on the wire (RFC 9112), as pure functions over bytes.
 //!
-//! Reading order: `parse` (bytes → head), `target` (whom a request asks), `framing` (head → how
+//! Reading order: `parse` (bytes → head, or its `head_fault`), `target` (whom a request asks), `framing` (head → how
 //! the body ends), `body` (wire bytes → which of them are body, and where the message ends),
 //! `encode` (head → bytes), `recut` (bytes that `encode` wrote → head), `connect` (a tunnel through
 //! an outbound proxy); `smuggling` is the table of attacks that all of them are held to. None of
@@ -11,6 +11,7 @@ pub mod body;
 pub mod connect;
 pub mod encode;
 pub mod framing;
+pub mod head_fault;
 pub mod parse;
 pub mod recut;
 pub mod target;

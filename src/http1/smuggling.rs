@@ -6,7 +6,8 @@
 use super::{
     body::{BodyFault, BodyReader, drain_data},
     framing::{Framing, FramingFault, request_framing, response_framing},
-    parse::{HeadFault, HeadLimits, Parse, parse_request, parse_response},
+    head_fault::HeadFault,
+    parse::{HeadLimits, Parse, parse_request, parse_response},
 };
 use crate::http::{
     head::{RequestHead, ResponseHead},

@@ -8,7 +8,7 @@
 
 use memchr::memchr;
 
-use super::parse::HeadFault;
+use super::head_fault::HeadFault;
 use crate::http::{
     head::{RequestHead, Span},
     method::Method,

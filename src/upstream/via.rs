@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::error::Kind;
 use crate::http1::connect::{Answer, Told};
-use crate::http1::parse::HeadFault;
+use crate::http1::head_fault::HeadFault;
 use crate::net::rt::Socket;
 use crate::net::stream::Handle;
 use crate::net::sys::{self, Shut};
