@@ -11,7 +11,6 @@
 //! means nothing, and harms nothing but the document that it stands in.
 
 use super::unescape::{Piece, Unescape};
-use super::usage::Usage;
 
 /// Containers whose meaning is kept: list, document, `response`, `usage`, its details.
 const PLACES: usize = 5;
@@ -20,6 +19,17 @@ const PLACES: usize = 5;
 const KEY_BYTES_MAX: usize = 192;
 /// Longest key that means something.
 const NAME_BYTES_MAX: usize = 32;
+
+/// What a server says that an exchange took, in tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt, the cached ones included.
+    pub prompt_tokens: Option<u64>,
+    /// Tokens that were made, hidden reasoning included.
+    pub completion_tokens: Option<u64>,
+    /// Tokens of the prompt that came from a cache.
+    pub cached_tokens: Option<u64>,
+}
 
 /// What one document said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -22,17 +22,12 @@
 //! `model` in or out of sight. The last duplicate wins, as in every server behind.
 //! A byte-order mark is not JSON (RFC 8259 §8.1).
 
-pub use super::scan_fault::{Flaw, ScanFault};
+pub use super::scan_fault::{DEPTH_MAX, Flaw, NAME_BYTES_MAX, ScanFault};
 use std::ops::Range;
 
 use super::leap;
 use super::unescape::{Piece, Unescape};
 
-/// The longest model name, in bytes of UTF-8 after unescaping.
-pub const NAME_BYTES_MAX: usize = 256;
-/// The deepest nesting below the top-level object. Python's and serde's own limits are
-/// lower or alike, so nothing that a server would take is refused.
-pub const DEPTH_MAX: usize = 512;
 /// What a client is told when the body is sound and names no model.
 pub const MISSING_MODEL: &str = "Missing 'model' field in request.";
 

@@ -5,7 +5,11 @@
 
 use std::fmt;
 
-use super::scan::{DEPTH_MAX, NAME_BYTES_MAX};
+/// The longest model name, in bytes of UTF-8 after unescaping.
+pub const NAME_BYTES_MAX: usize = 256;
+/// The deepest nesting below the top-level object. Python's and serde's own limits are
+/// lower or alike, so nothing that a server would take is refused.
+pub const DEPTH_MAX: usize = 512;
 
 /// Why a body cannot be routed by its model. `Display` is the text for the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

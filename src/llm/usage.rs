@@ -20,6 +20,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
+pub use super::counts::Usage;
 use super::counts::{Count, Counts, Parts, is_content};
 use super::lines::{Line, Lines};
 use super::sse::SseSplitter;
@@ -33,17 +34,6 @@ pub const TAIL_BYTES: usize = 4096;
 /// How many places of one name are looked at closely, where the last is not the document's own.
 /// Each is walked to the end; so many are enough for any but a mocker.
 const TRIED_MAX: usize = 16;
-
-/// What a server says that an exchange took, in tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt, the cached ones included.
-    pub prompt_tokens: Option<u64>,
-    /// Tokens that were made, hidden reasoning included.
-    pub completion_tokens: Option<u64>,
-    /// Tokens of the prompt that came from a cache.
-    pub cached_tokens: Option<u64>,
-}
 
 /// How a body carries its JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm256_movemask_epi8, _mm256_or_si256, _mm256_set1_epi8,
 };
 
-use super::{Class, FOLD, Structure, TextStop, by_word};
+use super::portable::{Class, FOLD, Structure, TextStop, by_word};
 
 const BLOCK: usize = 32;
 
