@@ -11,6 +11,7 @@ pub mod bell;
 pub mod buffers;
 pub mod caught;
 pub mod dial;
+mod discard;
 pub mod frame;
 pub mod h2body;
 pub mod h2io;

@@ -9,13 +9,12 @@ use std::io;
 use std::os::fd::RawFd;
 use std::task::Waker;
 
-use super::buffers;
+use super::discard::discard;
 use super::frame::{Frame, OrFrame};
 use super::pipe::{End, WeakEnd};
 use super::rt::{Part, Socket};
 use super::sys::{self, Peek, Shut};
 use super::tls::TlsStream;
-use crate::base::buf::SMALL_BYTES;
 
 /// A connected stream; clones share it, the last one closes it.
 #[derive(Clone)]
@@ -181,15 +180,7 @@ impl Stream {
     /// lose what we said last. For how long is for the caller's timer.
     pub async fn linger(&self, bytes_max: usize) {
         self.shutdown(Shut::Write);
-        let mut left = bytes_max;
-        while left > 0 {
-            let (result, buffer) = self.recv(buffers::take(SMALL_BYTES)).await;
-            buffers::give_back(buffer);
-            match result {
-                Ok(n) if n > 0 => left = left.saturating_sub(n),
-                _ => break,
-            }
-        }
+        discard(|buffer| self.recv(buffer), bytes_max).await;
     }
 
     /// Makes the coming close one that cannot be taken for a clean end.

@@ -11,6 +11,7 @@ use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, UnixListener};
 
+use super::driver::is_epoll;
 use crate::net::sys;
 
 /// A listening socket of this core.
@@ -24,13 +25,13 @@ pub enum Acceptor {
 impl Acceptor {
     /// Takes over a listening TCP socket.
     pub fn tcp(listener: std::net::TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(super::is_epoll())?;
+        listener.set_nonblocking(is_epoll())?;
         Ok(Self::Tcp(TcpListener::from_std(listener)?))
     }
 
     /// Takes over a listening Unix socket.
     pub fn unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(super::is_epoll())?;
+        listener.set_nonblocking(is_epoll())?;
         Ok(Self::Unix(UnixListener::from_std(listener)?))
     }
 

@@ -10,9 +10,9 @@
 //! and `zero-copy` corrupts data.
 
 mod accept;
+mod driver;
 mod socket;
 
-use std::fmt;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
@@ -21,6 +21,7 @@ use monoio::time::TimeDriver;
 use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 pub use accept::{Acceptor, Stop};
+pub use driver::{Driver, is_epoll, note_driver};
 pub use socket::{Part, Socket};
 
 thread_local! {
@@ -49,30 +50,6 @@ impl Wanted {
     pub fn with_environment(self) -> Self {
         let forced = std::env::var_os("MONOIO_FORCE_LEGACY_DRIVER").is_some_and(|v| v != "0");
         if self == Wanted::Auto && forced { Wanted::Epoll } else { self }
-    }
-}
-
-/// Which driver was obtained.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Driver {
-    /// io_uring with completions run only when asked for.
-    UringDefer,
-    /// io_uring without interrupts for completions.
-    UringCoop,
-    /// io_uring without flags.
-    UringPlain,
-    /// epoll.
-    Epoll,
-}
-
-impl fmt::Display for Driver {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Driver::UringDefer => "io_uring (SINGLE_ISSUER, DEFER_TASKRUN)",
-            Driver::UringCoop => "io_uring (COOP_TASKRUN)",
-            Driver::UringPlain => "io_uring (no flags)",
-            Driver::Epoll => "epoll",
-        })
     }
 }
 
@@ -141,15 +118,4 @@ pub fn spawn(future: impl Future<Output = ()> + 'static) {
 /// Waits. For the ticker and for retry pauses; never one per connection (640 bytes each).
 pub async fn sleep(duration: Duration) {
     monoio::time::sleep(duration).await;
-}
-
-/// Tells whether this core runs on epoll, where descriptors must not block.
-#[must_use]
-pub fn is_epoll() -> bool {
-    socket::EPOLL.with(std::cell::Cell::get)
-}
-
-/// Says which driver this thread runs; called once by the worker, before its first socket.
-pub fn note_driver(driver: Driver) {
-    socket::EPOLL.with(|epoll| epoll.set(driver == Driver::Epoll));
 }

@@ -8,7 +8,7 @@
 //! A Unix socket travels in the same type: monoio's stream only ever calls recv and send.
 #![allow(unsafe_code)]
 
-use std::cell::{Cell, UnsafeCell};
+use std::cell::UnsafeCell;
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -19,11 +19,8 @@ use monoio::buf::{IoBuf, IoBufMut};
 use monoio::io::{AsyncReadRent, AsyncWriteRent};
 use monoio::net::TcpStream;
 
+use super::driver::is_epoll;
 use crate::net::sys;
-
-thread_local! {
-    pub(super) static EPOLL: Cell<bool> = const { Cell::new(false) };
-}
 
 /// A connected socket of this core; clones share it, the last one closes it.
 #[derive(Clone)]
@@ -38,7 +35,7 @@ impl Socket {
     /// Errors: the descriptor cannot be registered with the driver.
     pub fn adopt(fd: OwnedFd, keepalive: Duration) -> io::Result<Self> {
         let raw = fd.as_raw_fd();
-        sys::set_flags(raw, super::is_epoll())?;
+        sys::set_flags(raw, is_epoll())?;
         sys::tune_tcp(raw, keepalive);
         let stream = TcpStream::from_std(std::net::TcpStream::from(fd))?;
         Ok(Self { stream: Rc::new(UnsafeCell::new(stream)), fd: raw })

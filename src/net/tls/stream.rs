@@ -26,8 +26,8 @@ use super::session::{Inbox, RECORD_BYTES, Session};
 use super::wire::{Ended, Wire};
 use crate::base::buf::SMALL_BYTES;
 use crate::net::buffers;
+use crate::net::discard::discard;
 use crate::net::rt::{Part, Socket};
-use crate::net::stream::Stream;
 use crate::net::sys::{self, Peek, Shut};
 
 /// Most plaintext sealed for one send: four records.
@@ -109,7 +109,9 @@ impl TlsStream {
         let socket = &self.0.socket;
         let (sent, _) = socket.send_all(Part::whole(plain::ANSWER.to_vec())).await;
         if sent.is_ok() {
-            Stream::Plain(socket.clone()).linger(plain::DROPPED_BYTES_MAX).await;
+            // As `Stream::linger` does.
+            socket.shutdown(Shut::Write);
+            discard(|buffer| socket.recv(buffer), plain::DROPPED_BYTES_MAX).await;
         }
     }
 
