@@ -3,7 +3,7 @@
 //! Everything goes to the first member until it cannot be used; it gets everything
 //! back as soon as it can. Weights and load are not looked at.
 
-use super::{Member, PickState, Tried, is_candidate};
+use super::member::{Member, PickState, Tried, is_candidate};
 
 /// Picks the first candidate.
 pub(super) fn pick(

@@ -7,7 +7,7 @@
 //! A server that fails at once has nothing in flight and looks best. This strategy does not
 //! see failures: taking such a server away is the breaker's work, within its thresholds.
 
-use super::{Member, PickState, Tried, lowest};
+use super::member::{Member, PickState, Tried, lowest};
 
 /// Picks the candidate of the lowest cost.
 pub(super) fn pick(

@@ -10,7 +10,7 @@
 //! first answers are out it counts as slow, or everybody would wait there together.
 //! The weight moves the comparison, not the draw.
 
-use super::{Member, PickState, Tried, candidates, share_of, success_of};
+use super::member::{Member, PickState, Tried, candidates, share_of, success_of};
 
 /// Picks the better of two candidates, each pair as likely as the next.
 pub(super) fn pick(

@@ -2,7 +2,7 @@
 //!
 //! Needs no state, so cores cannot fall into step. Weights and load are not looked at.
 
-use super::{Member, PickState, Tried, candidates, share_of};
+use super::member::{Member, PickState, Tried, candidates, share_of};
 
 /// Picks one candidate; all have the same chance.
 pub(super) fn pick(

@@ -6,7 +6,7 @@
 //! lowers `success` instead, down to a hundredth, but never to nothing: a server that has
 //! recovered must be able to show it.
 
-use super::{Member, PickState, Tried, lowest, success_of};
+use super::member::{Member, PickState, Tried, lowest, success_of};
 
 /// Picks the candidate of the lowest score.
 pub(super) fn pick(

@@ -4,7 +4,7 @@
 //! moves by one gives the turns of a dead member to its right neighbour, which then
 //! carries twice its share. Weights are not looked at.
 
-use super::{Member, PickState, Tried, is_candidate};
+use super::member::{Member, PickState, Tried, is_candidate};
 
 /// Picks the first candidate at or after the cursor, wrapping around once.
 pub(super) fn pick(

@@ -3,7 +3,7 @@
 //! A number is drawn below the sum of the candidates' weights and the list is walked until it
 //! is used up. Load is not looked at.
 
-use super::{Member, PickState, Tried, candidates, share_of};
+use super::member::{Member, PickState, Tried, candidates, share_of};
 
 /// Picks one candidate; the chance of each is its weight.
 pub(super) fn pick(

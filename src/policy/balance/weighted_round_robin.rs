@@ -5,7 +5,7 @@
 //! exactly as often as his weight says, and never in one clump: 5, 1, 1 gives `a a b a c a a`.
 //! The way is nginx's smooth weighted round robin. Load is not looked at.
 
-use super::{Member, PickState, Tried, candidates};
+use super::member::{Member, PickState, Tried, candidates};
 
 /// Picks the candidate that has earned most; ties go to the first at or after the core's own
 /// place, so that cores with equal weights do not begin together.

@@ -36,14 +36,17 @@
 
 pub mod models;
 mod outage;
+mod state;
 mod window;
 
 pub use outage::Sign;
+pub use state::{CallResult, Change, Entry, State, StateName};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use outage::Outage;
+use outage::{Outage, SILENCE, TRIALS_MORE_MAX, UNASKED, VOUCHED_PAUSE};
+use state::{DOUBLINGS_MAX, Gate, TRIALS_MAX, UNTIL_MAX};
 use window::Window;
 
 /// An upstream's `breaker`.
@@ -84,90 +87,6 @@ impl Default for BreakerPolicy {
             last_resort: true,
         }
     }
-}
-
-/// How a call ended, for what judges servers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CallResult {
-    /// The server did its work, whatever the client thinks of the answer.
-    Success,
-    /// Connect, reset, malformed, 5xx except 501, 505 and those that mean overloaded.
-    Failure,
-    /// No answer in time: a failure that costs whoever waits for it much more.
-    TimedOut,
-}
-
-impl CallResult {
-    /// Tells whether it counts against the server.
-    #[must_use]
-    pub fn is_failure(self) -> bool {
-        self != CallResult::Success
-    }
-}
-
-/// Where a breaker stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Calls pass.
-    Closed {
-        /// Failures in a row so far.
-        consecutive: u32,
-    },
-    /// Calls are refused.
-    Open {
-        /// From then on the next picker half-opens it.
-        until_ms: u64,
-    },
-    /// A few calls are let through to see.
-    HalfOpen {
-        /// Trials in flight.
-        trials_out: u32,
-        /// Trials that succeeded.
-        successes: u32,
-    },
-}
-
-/// A state without what it holds, for labels and counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum StateName {
-    /// Calls pass.
-    Closed,
-    /// Calls are refused.
-    Open,
-    /// A few calls are let through.
-    HalfOpen,
-}
-
-/// A change of state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Before.
-    pub from: StateName,
-    /// After.
-    pub to: StateName,
-}
-
-/// The right to make one call; ends in `record` or `cancel`.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a trial that is neither recorded nor cancelled is lost"]
-pub enum Entry {
-    /// The breaker is closed.
-    Passed {
-        /// The epoch in which the call began.
-        epoch: u32,
-    },
-    /// The breaker is half open, and this is one of its trials.
-    Trial {
-        /// The epoch in which the call began.
-        epoch: u32,
-        /// Whether this entry half-opened it.
-        half_opened: bool,
-    },
-    /// The breaker refuses, and there is nobody else.
-    LastResort {
-        /// The epoch in which the call began.
-        epoch: u32,
-    },
 }
 
 /// Plain values of a breaker, for another process or config.
@@ -335,6 +254,97 @@ impl Breaker {
         }
     }
 
+    /// When the server last failed: of several that are open, the lowest is tried first.
+    #[must_use]
+    pub fn failed_ms(&self) -> u64 {
+        self.outage.failed_ms.load(Relaxed)
+    }
+
+    /// Tells whether a call that has nowhere else to go would be let in now.
+    #[must_use]
+    pub fn admits_last_resort(&self, now_ms: u64) -> bool {
+        if self.admits(now_ms) {
+            return true;
+        }
+        self.policy.last_resort && {
+            // A breaker that is open has no trial out, so one may go.
+            !self.hangs(now_ms)
+                || matches!(self.state(), State::Open { .. })
+                || self.may_try_again(now_ms)
+        }
+    }
+
+    /// Lets in a call that has nowhere else to go; `None` when it would only hang too.
+    pub fn enter_last_resort(&self, now_ms: u64) -> Option<Entry> {
+        if let Some(entry) = self.enter(now_ms) {
+            return Some(entry);
+        }
+        if !self.policy.last_resort {
+            return None;
+        }
+        if !self.hangs(now_ms) {
+            if self.outage.calls_out.fetch_add(1, Relaxed) == 0 {
+                self.outage.heard_ms.fetch_max(now_ms, Relaxed);
+            }
+            return Some(Entry::LastResort { epoch: self.gate().epoch });
+        }
+        let mut entry = None;
+        self.change(|gate| {
+            entry = None;
+            let State::Open { .. } = gate.state else { return None };
+            let next = gate.into(State::HalfOpen { trials_out: 1, successes: 0 });
+            entry = Some(Entry::Trial { epoch: next.epoch, half_opened: true });
+            Some(next)
+        });
+        if entry.is_none() && self.may_try_again(now_ms) {
+            self.outage.one_trial_more();
+            entry = self.enter(now_ms);
+        }
+        if entry.is_some() {
+            self.outage.trial_ms.store(now_ms, Relaxed);
+        }
+        entry
+    }
+
+    /// Takes what came of asking the server; tells when that has changed the state.
+    pub fn rechecked(&self, sign: Sign, now_ms: u64) -> Option<Change> {
+        let outage = &self.outage;
+        let before = outage.asked.swap(sign as u8 + 1, Relaxed);
+        if sign != Sign::Silent {
+            outage.heard_ms.fetch_max(now_ms, Relaxed);
+        }
+        if sign != Sign::Good {
+            outage.doubted.store(false, Relaxed);
+            return None;
+        }
+        let back = !matches!(before, UNASKED) && before != Sign::Good as u8 + 1;
+        if back {
+            outage.hangs.store(false, Relaxed);
+        }
+        let doubted = outage.doubted.load(Relaxed);
+        let mut crowded = false;
+        let change = self.change(|gate| {
+            crowded = false;
+            match gate.state {
+                State::Open { until_ms } if now_ms >= until_ms || !doubted => {
+                    Some(gate.into(State::HalfOpen { trials_out: 0, successes: 0 }))
+                }
+                State::HalfOpen { trials_out, .. } => {
+                    crowded = trials_out >= self.trials();
+                    None
+                }
+                State::Open { .. } | State::Closed { .. } => None,
+            }
+        });
+        if change.is_some() {
+            outage.trials_more.store(0, Relaxed);
+            outage.vouched.store(true, Relaxed);
+        } else if back && crowded {
+            outage.one_trial_more();
+        }
+        change
+    }
+
     fn record_passed(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
         let gate = self.gate();
         let State::Closed { consecutive } = gate.state else { return None };
@@ -386,6 +396,49 @@ impl Breaker {
             self.outage.tried(result, now_ms);
         }
         change
+    }
+
+    fn record_last_resort(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+        self.outage.ended();
+        if self.gate().epoch != begun {
+            return None;
+        }
+        self.outage.heard(result, now_ms);
+        if result.is_failure() {
+            return None;
+        }
+        self.change(|gate| match gate.state {
+            _ if gate.epoch != begun => None,
+            State::Open { .. } => Some(self.succeeded(gate, 0, 0)),
+            State::HalfOpen { trials_out, successes } => {
+                Some(self.succeeded(gate, trials_out, successes))
+            }
+            State::Closed { .. } => None,
+        })
+    }
+
+    /// Whether calls to it hang.
+    fn hangs(&self, now_ms: u64) -> bool {
+        let outage = &self.outage;
+        if outage.hangs.load(Relaxed) {
+            return true;
+        }
+        let silent_ms = now_ms.saturating_sub(outage.heard_ms.load(Relaxed));
+        let hangs =
+            outage.calls_out.load(Relaxed) > 0 && silent_ms > SILENCE * millis(self.policy.recheck);
+        if hangs {
+            outage.hangs.store(true, Relaxed);
+        }
+        hangs
+    }
+
+    /// Whether a server that hangs, and answers rechecks well, may have one trial more.
+    fn may_try_again(&self, now_ms: u64) -> bool {
+        let outage = &self.outage;
+        let pause_ms = VOUCHED_PAUSE * millis(self.policy.recheck);
+        outage.asked.load(Relaxed) == Sign::Good as u8 + 1
+            && outage.trials_more() < TRIALS_MORE_MAX
+            && now_ms.saturating_sub(outage.trial_ms.load(Relaxed)) >= pause_ms
     }
 
     /// The gate after one success more than `successes`, in a half-open period.
@@ -469,94 +522,6 @@ impl Drop for Pass<'_> {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
             self.breaker.cancel(entry);
-        }
-    }
-}
-
-impl Entry {
-    /// The change of state that letting this call in has made.
-    pub fn change(&self) -> Option<Change> {
-        match self {
-            Entry::Trial { half_opened: true, .. } => {
-                Some(Change { from: StateName::Open, to: StateName::HalfOpen })
-            }
-            Entry::Trial { .. } | Entry::Passed { .. } | Entry::LastResort { .. } => None,
-        }
-    }
-}
-
-impl State {
-    /// Returns the state without what it holds.
-    pub fn name(self) -> StateName {
-        match self {
-            State::Closed { .. } => StateName::Closed,
-            State::Open { .. } => StateName::Open,
-            State::HalfOpen { .. } => StateName::HalfOpen,
-        }
-    }
-}
-
-impl StateName {
-    /// Returns the word used in labels.
-    pub fn name(self) -> &'static str {
-        match self {
-            StateName::Closed => "closed",
-            StateName::Open => "open",
-            StateName::HalfOpen => "half_open",
-        }
-    }
-}
-
-/// What the word holds: kind 2 bits, doublings 2, epoch 18, and 42 of the state's own.
-///
-/// An epoch comes again after 262,144 changes; a call would have to outlive them all, at
-/// two changes a second and more, and end in the very same one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Gate {
-    state: State,
-    doublings: u32,
-    epoch: u32,
-}
-
-/// The longest cooldown is eight times the first.
-const DOUBLINGS_MAX: u32 = 3;
-const EPOCH_MAX: u32 = (1 << 18) - 1;
-const UNTIL_MAX: u64 = (1 << 42) - 1;
-const TRIALS_MAX: u32 = (1 << 16) - 1;
-
-impl Gate {
-    const CLOSED: Gate = Gate { state: State::Closed { consecutive: 0 }, doublings: 0, epoch: 0 };
-
-    /// The next state, in the next epoch.
-    fn into(self, state: State) -> Gate {
-        Gate { state, epoch: (self.epoch + 1) & EPOCH_MAX, ..self }
-    }
-
-    fn pack(self) -> u64 {
-        let (kind, own) = match self.state {
-            State::Closed { consecutive } => (0, u64::from(consecutive)),
-            State::Open { until_ms } => (1, until_ms),
-            State::HalfOpen { trials_out, successes } => (
-                2,
-                u64::from(trials_out.min(TRIALS_MAX)) << 16 | u64::from(successes.min(TRIALS_MAX)),
-            ),
-        };
-        kind << 62 | u64::from(self.doublings) << 60 | u64::from(self.epoch) << 42 | own
-    }
-
-    fn unpack(word: u64) -> Gate {
-        let own = word & UNTIL_MAX;
-        let state = match word >> 62 {
-            0 => State::Closed { consecutive: own as u32 },
-            1 => State::Open { until_ms: own },
-            _ => {
-                State::HalfOpen { trials_out: (own >> 16) as u32, successes: u32::from(own as u16) }
-            }
-        };
-        Gate {
-            state,
-            doublings: (word >> 60) as u32 & DOUBLINGS_MAX,
-            epoch: (word >> 42) as u32 & EPOCH_MAX,
         }
     }
 }

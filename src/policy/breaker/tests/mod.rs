@@ -1,5 +1,6 @@
 //! The breaker: every transition by hand, all of them against a slow oracle, and threads.
 
+use super::state::EPOCH_MAX;
 use super::*;
 use proptest::prelude::*;
 use std::sync::atomic::AtomicU32;
