@@ -103,7 +103,7 @@ impl Config {
 
 /// The JSON schema of the file.
 pub fn json_schema() -> String {
-    raw::schema()
+    schema::schema()
 }
 
 /// A text as a TOML string.

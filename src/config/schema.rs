@@ -1,4 +1,4 @@
-//! JSON schema of the value types, for editors and for `config schema`.
+//! The JSON schema of the file, for editors and for `config schema`.
 
 use std::borrow::Cow;
 
@@ -6,7 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use crate::config::names::Named;
-use crate::config::raw::{CoresEntry, DateText, HeaderValue, MemberEntry, RawMember};
+use crate::config::raw::{CoresEntry, DateText, HeaderValue, MemberEntry, RawConfig, RawMember};
 use crate::config::reader::At;
 use crate::config::values::{NameTable, OneOf, OneOrMany, SecretText, Size, Time, UrlText};
 
@@ -58,8 +58,19 @@ inline! {
     };
 }
 
+/// The JSON schema of the file, as text.
+pub(crate) fn schema() -> String {
+    let mut value = schemars::schema_for!(RawConfig).to_value();
+    without_null(&mut value);
+    crate::config::effect::mark_schema(&mut value);
+    if let Some(object) = value.as_object_mut() {
+        object.insert("title".to_owned(), "tokenring configuration".into());
+    }
+    serde_json::to_string_pretty(&value).unwrap_or_default()
+}
+
 /// Takes away the `null` that an optional key gets: TOML has none.
-pub(crate) fn without_null(value: &mut Value) {
+fn without_null(value: &mut Value) {
     match value {
         Value::Object(object) => {
             if let Some(Value::Array(types)) = object.get_mut("type") {
@@ -96,7 +107,7 @@ mod tests {
 
     #[test]
     fn schema_knows_sections_and_words_and_no_null() {
-        let text = crate::config::raw::schema();
+        let text = schema();
         let value: Value = serde_json::from_str(&text).unwrap();
         assert!(value["properties"]["listener"].is_object());
         assert!(text.contains("\"response_aware\""));

@@ -3,8 +3,7 @@
 //! Several keys stand in for the one of the table: `auth` then says where they
 //! go, and without it the protocol does. So there is always one place only.
 
-use crate::config::build::check::{fraction, is_field_value, missing, required};
-use crate::config::build::each;
+use crate::config::build::check::{each, fraction, is_field_value, missing, required};
 use crate::config::build::headers::field_name;
 use crate::config::fault::Spot;
 use crate::config::model::*;

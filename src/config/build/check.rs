@@ -15,6 +15,24 @@ const HINTS_MAX: usize = 100;
 /// Longest name of anything, in bytes.
 const NAME_BYTES_MAX: usize = 128;
 
+/// Names of all kinds, each with its ids.
+pub(crate) struct AllNames {
+    pub(crate) listeners: Names,
+    pub(crate) keys: Names,
+    pub(crate) upstreams: Names,
+    pub(crate) groups: Names,
+}
+
+/// The elements of a repeated section.
+pub(crate) fn each<T>(section: &Option<At<Vec<At<T>>>>) -> &[At<T>] {
+    section.as_ref().map_or(&[], |at| at.value.as_slice())
+}
+
+/// A section as said, or an empty one.
+pub(crate) fn section<T: Clone + Default>(at: &Option<At<T>>) -> T {
+    at.as_ref().map_or_else(T::default, |at| at.value.clone())
+}
+
 /// Whole seconds as a duration.
 pub(crate) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use crate::config::build::check::{
-    AtText as _, Names, is_token, missing, number, required, secs, time, value, word,
+    AllNames, AtText as _, Names, each, is_token, missing, number, required, secs, section, time,
+    value, word,
 };
-use crate::config::build::process::{connect, pool_idle, section, tcp_keepalive, timeout, total};
-use crate::config::build::{AllNames, each};
+use crate::config::build::process::{connect, pool_idle, tcp_keepalive, timeout, total};
 use crate::config::fault::did_you_mean;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawGroup, RawRetry};

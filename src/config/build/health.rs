@@ -1,9 +1,9 @@
 //! Builds `upstream.health` and `upstream.breaker`.
 
-use crate::config::build::check::{filled, fraction, is_token, number, secs, time, value};
-use crate::config::build::each;
+use crate::config::build::check::{
+    each, filled, fraction, is_token, number, secs, section, time, value,
+};
 use crate::config::build::headers::header_ops;
-use crate::config::build::process::section;
 use crate::config::model::*;
 use crate::config::raw::{RawHealth, RawUpstream};
 use crate::config::reader::{At, Reader};

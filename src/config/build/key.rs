@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::config::build::check::{AtText as _, count, filled, number};
+use crate::config::build::check::{AllNames, AtText as _, count, each, filled, number};
 use crate::config::build::date::parse_date;
 use crate::config::build::url::hex;
-use crate::config::build::{AllNames, each};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawKey};

@@ -10,6 +10,7 @@
 
 mod auth;
 mod base_url;
+mod bind;
 pub(crate) mod check;
 pub(crate) mod date;
 pub(crate) mod group;
@@ -24,22 +25,12 @@ mod tls;
 pub(crate) mod upstream;
 pub(crate) mod url;
 
-pub(crate) use group::implicit_group;
-
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::RawConfig;
 use crate::config::reader::{At, Reader};
 
-use check::Names;
-
-/// Names of all kinds, each with its ids.
-pub(crate) struct AllNames {
-    pub(crate) listeners: Names,
-    pub(crate) keys: Names,
-    pub(crate) upstreams: Names,
-    pub(crate) groups: Names,
-}
+use check::{AllNames, Names, each};
 
 /// Builds the config; it is good only if the reader's draft has no errors after it.
 pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
@@ -57,7 +48,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
     rights::warn_of_rights(raw, r, &listeners, &keys);
     let admin = process::admin(raw, r);
     process::check_persist(raw, r);
-    listener::check_binds(raw, r, admin.as_ref());
+    bind::check_binds(raw, r, admin.as_ref());
     warn_unused(raw, r, &names, &upstreams, &spots);
     Config {
         process,
@@ -76,11 +67,6 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         discovery: process::discovery(raw, r),
         admin,
     }
-}
-
-/// The elements of a repeated section.
-pub(crate) fn each<T>(section: &Option<At<Vec<At<T>>>>) -> &[At<T>] {
-    section.as_ref().map_or(&[], |at| at.value.as_slice())
 }
 
 /// Declares what can be referred to before it is built.

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use crate::base::units::format_count;
 use crate::config::build::base_url::upstream_url;
-use crate::config::build::check::{AtText as _, filled, id};
+use crate::config::build::check::{AllNames, AtText as _, each, filled, id};
+use crate::config::build::group::implicit_group;
 use crate::config::build::upstream::plain;
-use crate::config::build::{AllNames, each, implicit_group};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawModel};

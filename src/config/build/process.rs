@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::config::build::check::{filled, fraction, number, secs, size, time, value, word};
-use crate::config::build::listener::parse_bind;
+use crate::config::build::bind::parse_bind;
+use crate::config::build::check::{
+    filled, fraction, number, secs, section, size, time, value, word,
+};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{CoresEntry, RawConfig, RawH2};
@@ -32,11 +34,6 @@ pub(crate) fn process(raw: &RawConfig, r: &mut Reader<'_>) -> Process {
         control_socket: filled(&raw.control_socket).map(|at| PathBuf::from(&at.value)),
         state_dir: filled(&raw.state_dir).map(|at| PathBuf::from(&at.value)),
     }
-}
-
-/// A section as said, or an empty one.
-pub(crate) fn section<T: Clone + Default>(at: &Option<At<T>>) -> T {
-    at.as_ref().map_or_else(T::default, |at| at.value.clone())
 }
 
 fn cores(r: &mut Reader<'_>, at: &At<CoresEntry>) -> Cores {

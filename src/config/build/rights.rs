@@ -1,6 +1,6 @@
 //! What the rights of keys and routes come to where a reader of the file might think otherwise.
 
-use crate::config::build::each;
+use crate::config::build::check::each;
 use crate::config::model::*;
 use crate::config::raw::RawConfig;
 use crate::config::reader::Reader;

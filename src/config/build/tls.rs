@@ -7,9 +7,8 @@ use std::path::{Path, PathBuf};
 
 use rustls::pki_types::ServerName;
 
-use crate::config::build::check::{filled, required, value};
+use crate::config::build::check::{filled, required, section, value};
 use crate::config::build::date::format_date;
-use crate::config::build::process::section;
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawListenerTls, RawUpstream};

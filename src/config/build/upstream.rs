@@ -4,12 +4,13 @@ use std::collections::HashSet;
 
 use crate::config::build::auth::{api_keys, auth};
 use crate::config::build::base_url::{nowhere, upstream_url};
-use crate::config::build::check::{filled, id, missing, number, required, value, word};
+use crate::config::build::check::{
+    AllNames, each, filled, id, missing, number, required, value, word,
+};
 use crate::config::build::headers::{field_value, header_ops};
 use crate::config::build::health::{breaker, health};
 use crate::config::build::tls::upstream_tls;
 use crate::config::build::url::{Url, is_nearby, parse_url, percent_decode, split_host_port};
-use crate::config::build::{AllNames, each};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{RawConfig, RawUpstream};

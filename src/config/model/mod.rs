@@ -6,19 +6,23 @@
 //! (by `config::build`, which alone makes one from a file); nobody checks again.
 //! Ids index the `Vec` of the `Config` they were built with and no other.
 //!
-//! Reading order: this file, then `process`, `listener`, `upstream`, `group`,
-//! `secret`. Knows nothing of the file's syntax, of sockets or of clocks.
+//! Reading order: this file, then `ids`, `timeouts`, `process`, `listener`,
+//! `upstream`, `group`, `secret`. Knows nothing of the file's syntax, of sockets or of clocks.
 
 mod group;
+mod ids;
 mod listener;
 mod process;
 mod secret;
+mod timeouts;
 mod upstream;
 
 pub use group::*;
+pub use ids::*;
 pub use listener::*;
 pub use process::*;
 pub use secret::Secret;
+pub use timeouts::*;
 pub use upstream::*;
 
 /// A whole checked configuration; shared as `Arc<Config>` by every core.
@@ -130,31 +134,4 @@ pub struct NamedSet {
     pub name: String,
     /// The group of all that it stands for.
     pub group: GroupId,
-}
-
-/// Index of an upstream in `Config::upstreams`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct UpstreamId(pub u16);
-
-/// Index of a group in `Config::groups`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub u16);
-
-/// Index of a client key in `Config::keys`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct KeyId(pub u16);
-
-/// Index of a listener in `Config::listeners`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListenerId(pub u16);
-
-/// Where in the file a rule stands, for `explain` and the start-up block.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
-    /// Path of the key, such as `listener.main.route[3]`.
-    pub path: Box<str>,
-    /// Line in the file, 1-based; 0 when no file says it.
-    pub line: u32,
-    /// Column in characters, 1-based; 0 when no file says it.
-    pub column: u32,
 }

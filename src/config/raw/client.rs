@@ -1,7 +1,8 @@
 //! Mirror of `[[listener]]` and `[[key]]`.
 
 use crate::config::model::*;
-use crate::config::raw::{DateText, mirror};
+use crate::config::raw::entries::DateText;
+use crate::config::raw::mirror::mirror;
 use crate::config::reader::At;
 use crate::config::values::{OneOf, OneOrMany, SecretText, Time};
 

@@ -6,7 +6,7 @@ use crate::config::model::HeaderAction;
 use crate::config::reader::{At, FromNode, Node, Reader};
 use crate::config::values::OneOf;
 
-use super::mirror;
+use super::mirror::mirror;
 
 /// `process.cores`.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@
 
 mod client;
 mod entries;
+mod mirror;
 mod process;
 mod upstream;
 
@@ -15,48 +16,10 @@ pub(crate) use entries::*;
 pub(crate) use process::*;
 pub(crate) use upstream::*;
 
+use mirror::mirror;
+
 use crate::config::reader::{At, FromNode, Node, Reader};
 use crate::config::values::NameTable;
-
-/// Declares mirror structs. `key as "type"` reads a key of another name.
-macro_rules! mirror {
-    ($($(#[$meta:meta])* $Name:ident {
-        $($(#[$fmeta:meta])* $field:ident $(as $key:literal)? : $Ty:ty,)*
-    })*) => {$(
-        #[derive(Debug, Clone, Default, schemars::JsonSchema)]
-        #[schemars(deny_unknown_fields)]
-        $(#[$meta])*
-        pub(crate) struct $Name {
-            $($(#[$fmeta])* $(#[schemars(rename = $key)])?
-            pub(crate) $field: Option<crate::config::reader::At<$Ty>>,)*
-        }
-
-        impl $Name {
-            /// The keys of the table.
-            pub(crate) const KEYS: &'static [&'static str] =
-                &[$(mirror!(@key $field $($key)?)),*];
-        }
-
-        impl crate::config::reader::FromNode for $Name {
-            fn read(
-                node: &crate::config::reader::Node<'_>,
-                r: &mut crate::config::reader::Reader<'_>,
-            ) -> Option<Self> {
-                let mut out = Self::default();
-                for entry in node.table(r)? {
-                    match entry.key {
-                        $(mirror!(@key $field $($key)?) => out.$field = r.field(node, &entry),)*
-                        _ => r.unknown(node, &entry, Self::KEYS),
-                    }
-                }
-                Some(out)
-            }
-        }
-    )*};
-    (@key $field:ident) => { stringify!($field) };
-    (@key $field:ident $key:literal) => { $key };
-}
-pub(crate) use mirror;
 
 mirror! {
     /// The whole file.
@@ -93,15 +56,4 @@ mirror! {
 /// Reads the root table.
 pub(crate) fn read_root(node: &Node<'_>, r: &mut Reader<'_>) -> RawConfig {
     RawConfig::read(node, r).unwrap_or_default()
-}
-
-/// The JSON schema of the file, as text.
-pub(crate) fn schema() -> String {
-    let mut value = schemars::schema_for!(RawConfig).to_value();
-    crate::config::schema::without_null(&mut value);
-    crate::config::effect::mark_schema(&mut value);
-    if let Some(object) = value.as_object_mut() {
-        object.insert("title".to_owned(), "tokenring configuration".into());
-    }
-    serde_json::to_string_pretty(&value).unwrap_or_default()
 }

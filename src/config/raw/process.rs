@@ -1,7 +1,8 @@
 //! Mirror of the process-wide sections.
 
 use crate::config::model::*;
-use crate::config::raw::{CoresEntry, mirror};
+use crate::config::raw::entries::CoresEntry;
+use crate::config::raw::mirror::mirror;
 use crate::config::reader::At;
 use crate::config::values::{OneOf, SecretText, Size, Time};
 

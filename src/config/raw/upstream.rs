@@ -2,7 +2,8 @@
 
 use crate::config::model::*;
 use crate::config::names::AuthType;
-use crate::config::raw::{HeaderValue, MemberEntry, RawHeaderOp, mirror};
+use crate::config::raw::entries::{HeaderValue, MemberEntry, RawHeaderOp};
+use crate::config::raw::mirror::mirror;
 use crate::config::reader::At;
 use crate::config::values::{OneOf, OneOrMany, SecretText, Time, UrlText};
 
