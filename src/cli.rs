@@ -2,8 +2,7 @@
 //!
 //! The one idea: `parse` says what is wanted, as a `Command`; `main` matches on
 //! it. `check` and `config` are carried out here, since they need nothing but
-//! the file; `serve` and `demo` are the server's. This is the only place where
-//! the config meets the environment and the file system.
+//! the file (`load`); `serve` and `demo` are the server's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,12 +11,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::base::units::counted;
-use crate::config::{self, Config, Loaded, Outside, Report, WithoutFile};
-use crate::net::sys::unix_s;
-use crate::server;
-
-/// Where the config is looked for when `-c` is not given.
-pub const CONFIG_PATH: &str = "tokenring.toml";
+use crate::config::{self, Loaded};
+use crate::load::{CONFIG_PATH, LoadFault, load};
+use crate::server::{self, serve::ServeArgs};
 
 /// The reverse proxy in front of LLM servers.
 #[derive(Debug, Parser)]
@@ -45,39 +41,6 @@ pub enum Command {
     Config(ConfigCommand),
     /// Run three simulated model servers and the proxy in one process.
     Demo,
-}
-
-/// Arguments of `serve`.
-#[derive(Debug, Clone, Args)]
-pub struct ServeArgs {
-    /// The config file [default: tokenring.toml].
-    #[arg(short = 'c', long = "config", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// The same without -c.
-    #[arg(value_name = "FILE", conflicts_with = "config")]
-    pub positional: Option<PathBuf>,
-    /// Run without a file, in front of this server; may be given several times. KEY is sent to
-    /// it, and may be file:/path or hold ${VARIABLES}.
-    #[arg(long = "backend", value_name = "URL[,key=KEY]", conflicts_with_all = ["config", "positional"])]
-    pub backends: Vec<String>,
-    /// With --backend: where to listen; may be given several times [default: 127.0.0.1:4000].
-    #[arg(long = "listen", value_name = "ADDR", requires = "backends")]
-    pub listen: Vec<String>,
-    /// With --backend: a key that clients need; may be given several times, and written as that
-    /// of --backend [default: none needed].
-    #[arg(long = "key", value_name = "KEY", requires = "backends")]
-    pub keys: Vec<String>,
-    /// With --backend: where the operator's interface listens.
-    #[arg(long = "admin", value_name = "ADDR", requires = "backends")]
-    pub admin: Option<String>,
-}
-
-impl ServeArgs {
-    /// The config file that was named.
-    #[must_use]
-    pub fn file(&self) -> Option<&Path> {
-        self.config.as_deref().or(self.positional.as_deref())
-    }
 }
 
 /// Arguments of what reads a file and nothing else.
@@ -136,63 +99,6 @@ where
         }
     }
 }
-
-/// Reads and checks a config file, with this process's environment and files.
-///
-/// Errors: a report; of a file that cannot be read, one whose only message says why.
-pub fn load(path: &Path) -> Result<Loaded, LoadFault> {
-    let shown = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|why| LoadFault::Unreadable(format!("{shown}: {why}\n")))?;
-    load_text(&shown, &text).map_err(|report| LoadFault::Refused(Box::new(report)))
-}
-
-/// Checks the text of a config, with this process's environment and files.
-///
-/// Shape: `shown` is its name in complaints.
-pub fn load_text(shown: &str, text: &str) -> Result<Loaded, Report> {
-    config::load(shown, text, &outside())
-}
-
-/// The config that a command line with `--backend` says.
-pub fn load_said(args: &ServeArgs) -> Result<Loaded, Report> {
-    let said = WithoutFile {
-        backends: &args.backends,
-        listen: &args.listen,
-        keys: &args.keys,
-        admin: args.admin.as_deref(),
-    };
-    Config::without_file(&said, &outside())
-}
-
-/// This process's environment, files and clock.
-fn outside() -> Outside<'static> {
-    Outside {
-        env: &|name| std::env::var(name).ok(),
-        read: &|path| std::fs::read_to_string(path).map_err(|why| why.to_string()),
-        now_s: unix_s(),
-    }
-}
-
-/// Why there is no config.
-#[derive(Debug)]
-pub enum LoadFault {
-    /// The file could not be read; the text says why.
-    Unreadable(String),
-    /// It was read and refused.
-    Refused(Box<Report>),
-}
-
-impl std::fmt::Display for LoadFault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Unreadable(why) => f.write_str(why),
-            Self::Refused(report) => report.fmt(f),
-        }
-    }
-}
-
-impl std::error::Error for LoadFault {}
 
 /// `check`: all errors and warnings to `err`, a verdict to `out`; exit 0 or 1.
 pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
@@ -291,7 +197,7 @@ mod tests {
         let Ok(Command::Serve(args)) = parse([&["tokenring"][..], &said, &more].concat()) else {
             panic!()
         };
-        let config = load_said(&args).unwrap_or_else(|why| panic!("{why}")).config;
+        let config = server::serve::load_said(&args).unwrap_or_else(|why| panic!("{why}")).config;
         assert_eq!(config.listeners[0].binds[0].to_string(), "127.0.0.1:7");
         assert_eq!((config.keys.len(), config.upstreams.len()), (2, 2));
         let config::UpstreamAuth::Bearer(token) = &config.upstreams[0].auth else { panic!() };

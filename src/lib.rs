@@ -22,6 +22,7 @@
 //! upstream   6  io    shared state, pool, connections, who is known across plans
 //! proxy      7  io    THE TRUNK: worker, connection, exchange, relay
 //! control    7  io    what is off the data plane: discovery, probes, admin, signals
+//! load       8        the config meets the environment and the file system
 //! server     8        boot order, `serve`, `demo`
 //! cli        8        the command line
 //! ```
@@ -54,5 +55,6 @@ pub mod net;
 pub mod upstream;
 pub mod proxy;
 pub mod control;
+pub mod load;
 pub mod server;
 pub mod cli;

@@ -3,26 +3,61 @@
 //! Exit codes: 0 after a drain, 1 when it cannot start, 2 for a wrong command line (`cli`).
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+
+use clap::Args;
 
 use super::banner::{banner, hazards};
 use super::log::Log;
 use super::{Started, start_with};
 use crate::base::units::counted;
-use crate::cli::{self, CONFIG_PATH, ServeArgs};
-use crate::config::{Loaded, LogFormat};
+use crate::config::{Config, Loaded, LogFormat, Report, WithoutFile};
 use crate::control;
 use crate::control::signals::Ending;
 use crate::error::Level;
+use crate::load::{self, CONFIG_PATH};
 use crate::proxy::told::FailedExchange;
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// The config file [default: tokenring.toml].
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The same without -c.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    pub positional: Option<PathBuf>,
+    /// Run without a file, in front of this server; may be given several times. KEY is sent to
+    /// it, and may be file:/path or hold ${VARIABLES}.
+    #[arg(long = "backend", value_name = "URL[,key=KEY]", conflicts_with_all = ["config", "positional"])]
+    pub backends: Vec<String>,
+    /// With --backend: where to listen; may be given several times [default: 127.0.0.1:4000].
+    #[arg(long = "listen", value_name = "ADDR", requires = "backends")]
+    pub listen: Vec<String>,
+    /// With --backend: a key that clients need; may be given several times, and written as that
+    /// of --backend [default: none needed].
+    #[arg(long = "key", value_name = "KEY", requires = "backends")]
+    pub keys: Vec<String>,
+    /// With --backend: where the operator's interface listens.
+    #[arg(long = "admin", value_name = "ADDR", requires = "backends")]
+    pub admin: Option<String>,
+}
+
+impl ServeArgs {
+    /// The config file that was named.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.config.as_deref().or(self.positional.as_deref())
+    }
+}
 
 /// Runs the proxy until it is told to end.
 pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let config = if args.backends.is_empty() {
         let path = args.file().unwrap_or(Path::new(CONFIG_PATH));
-        match cli::load(path) {
+        match load::load(path) {
             Ok(Loaded { config, report }) => {
                 say(err, &report.to_string());
                 config
@@ -36,7 +71,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             }
         }
     } else {
-        match cli::load_said(args) {
+        match load_said(args) {
             Ok(Loaded { config, report }) => {
                 say(err, &report.to_string());
                 config
@@ -81,6 +116,17 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let told = format!("ended after {}", counted(exchanges, "exchange"));
     write(err, &log.line(Level::Info, &told, &[]));
     ExitCode::SUCCESS
+}
+
+/// The config that a command line with `--backend` says.
+pub fn load_said(args: &ServeArgs) -> Result<Loaded, Report> {
+    let said = WithoutFile {
+        backends: &args.backends,
+        listen: &args.listen,
+        keys: &args.keys,
+        admin: args.admin.as_deref(),
+    };
+    Config::without_file(&said, &load::outside())
 }
 
 /// Prints what was obtained and what is amiss.

@@ -13,8 +13,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls::{HandshakeKind, StreamOwned};
-use tokenring::cli;
 use tokenring::control;
+use tokenring::load;
 use tokenring::net::dial::Address;
 use tokenring::net::tls::{client_name, provider};
 use tokenring::server::{self, Started};
@@ -313,7 +313,7 @@ fn servers_are_asked_over_tls_and_must_be_who_they_are() {
         );
     }
     // Each is probed before the start is over, so the first word on it is one of the start.
-    let config = cli::load_text("config.toml", &text).unwrap_or_else(|why| panic!("{why}")).config;
+    let config = load::load_text("config.toml", &text).unwrap_or_else(|why| panic!("{why}")).config;
     let started = server::start_with(&config, control::Options::default());
     let Started { server, warnings, .. } = started.unwrap_or_else(|why| panic!("{why}"));
     let proxy = Proxy::of(server);

@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::cli;
 use tokenring::config::{self, Loaded, Outside, Report};
 use tokenring::control;
+use tokenring::load;
 use tokenring::net::dial::Address;
 use tokenring::server::{self, Server};
 
@@ -119,7 +119,7 @@ impl Proxy {
 
     /// Starts what `text` describes, with a control thread that differs from the usual.
     pub(crate) fn start_with(text: &str, differs: control::Options) -> Proxy {
-        Proxy::start_loaded(cli::load_text("config.toml", text), text, differs)
+        Proxy::start_loaded(load::load_text("config.toml", text), text, differs)
     }
 
     /// Starts what `text` describes, in a world that holds these files and no other.
