@@ -18,6 +18,8 @@ use std::fmt;
 use std::ops::Range;
 
 use super::scan::NAME_BYTES_MAX;
+use crate::http::head::RequestHead;
+use crate::http::method::Method;
 
 /// Why a target names no usable model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,22 @@ pub struct PathModel {
 }
 
 impl PathModel {
+    /// Finds the model that the target names: before a verb (Gemini), or, in a GET, as the last
+    /// segment under `models` or in `?model=`.
+    pub fn of_head(head: &RequestHead, bytes: &[u8]) -> Result<Option<Self>, PathFault> {
+        let target = head.path_and_query(bytes);
+        if let Some(found) = Self::of_verb(target)? {
+            return Ok(Some(found));
+        }
+        if !matches!(head.method, Method::Get | Method::Head) {
+            return Ok(None);
+        }
+        match Self::of_id(target)? {
+            Some(found) => Ok(Some(found)),
+            None => Self::of_query(target),
+        }
+    }
+
     /// Finds `{m}` of Gemini's `…/models/{m}:verb`.
     ///
     /// Shape: a target in origin form. A verb is letters alone, so `llama3:8b` is no verb.

@@ -4,11 +4,10 @@
 //! passes is a `Permit`; nobody below checks any of it again. A client that waits with
 //! `Expect: 100-continue` gets its refusal here, before it has sent a byte of its body.
 
-use std::net::IpAddr;
-
-use super::conn_h1::Peer;
-use super::plan::{Credential, ListenerPlan, Plan};
-use super::reply::{Caller, CorsLines, Refusal};
+use super::downstream::Peer;
+use super::permit::Permit;
+use super::plan::{ListenerPlan, Plan};
+use super::refusal::{Caller, CorsLines, Refusal, too_large};
 use super::unrouted;
 use crate::base::ids::RequestId;
 use crate::error::Kind;
@@ -24,57 +23,6 @@ use crate::policy::limit::client_ip::client_ip;
 use crate::policy::limit::gcra::NS_PER_SECOND;
 use crate::policy::limit::moment::Moment;
 use crate::policy::limit::standing::Standing;
-use crate::policy::reach::Asker;
-
-/// What a request head is allowed to do.
-#[derive(Debug)]
-pub struct Permit {
-    /// The client's key, if the listener asks for one.
-    pub key: Option<KeyId>,
-    /// The key may not use every model: what the server will read has to be proven.
-    pub limited: bool,
-    /// The listener's number.
-    pub listener: u16,
-    /// How the request body is delimited.
-    pub framing: Framing,
-    /// The body comes in chunks.
-    pub chunked: bool,
-    /// The client waits for 100 before it sends its body.
-    pub expects_continue: bool,
-    /// The client wants to leave HTTP (WebSocket).
-    pub upgrade: bool,
-    /// Who is at the other end of the connection: the client, or a proxy before us.
-    pub peer: Option<Peer>,
-    /// The client's address, as far as the proxies before us are trusted.
-    pub client: Option<IpAddr>,
-    /// The key's place in a queue: the higher goes first.
-    pub priority: i32,
-    /// The key pays by the token: every byte of the answer is read.
-    pub is_metered: bool,
-    /// The credential belonged to us, not to the upstream.
-    pub key_was_ours: bool,
-}
-
-impl Permit {
-    /// Who asks, as the reach of groups and upstreams is about.
-    #[must_use]
-    pub fn asker(&self) -> Asker {
-        Asker { listener: self.listener, key: self.key }
-    }
-
-    /// Whether the client's own credential fields go upstream.
-    ///
-    /// They do when the operator says so, and when neither side of ours uses credentials at all:
-    /// then they are not ours to take away.
-    #[must_use]
-    pub fn credentials_pass(&self, upstream: &Credential) -> bool {
-        match upstream {
-            Credential::Pass => true,
-            Credential::None => !self.key_was_ours,
-            Credential::Lines(_) | Credential::Query(..) => false,
-        }
-    }
-}
 
 /// What the head led to.
 pub enum Admitted {
@@ -221,14 +169,6 @@ pub fn admit(
         return Ok(Admitted::Models(permit));
     }
     Ok(Admitted::Permit(permit))
-}
-
-/// The refusal of a body over the limit.
-#[must_use]
-#[cold]
-pub fn too_large(bytes: u64, limit: u64) -> Refusal {
-    let message = format!("Request body too large: {bytes} bytes, limit {limit}.");
-    Refusal::because(Kind::BodyTooLarge, message)
 }
 
 fn authenticate(

@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use base64::Engine as _;
 
-use super::limit::{IpLimit, KeyLimit};
 use super::plan::{
     ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
     RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way,
 };
+use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
 use crate::config::{
     self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,

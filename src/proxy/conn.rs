@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 
 use rustls::ServerConfig;
 
-use super::conn_h1::{self, Client, Downstream, Peer};
+use super::conn_h1;
 use super::conn_h2;
 use super::core::Core;
+use super::downstream::{Client, Downstream, Peer};
 use super::places::Shaking;
 use crate::base::buf::SMALL_BYTES;
 use crate::net::frame::Frame;

@@ -3,102 +3,13 @@
 //! While idle it holds a readiness poll and nothing else: no buffer, no exchange. The
 //! exchange's future lives in a pooled block for as long as the request lasts.
 
-use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
 
-use super::core::{Core, Scratch};
+use super::core::Core;
+use super::downstream::{Downstream, linger};
 use super::exchange;
-use super::reply::Next;
+use super::refusal::Next;
 use crate::net::frame::Frame;
-use crate::net::stream::Stream;
-use crate::net::sys::Shut;
-use crate::net::ticker::Timer;
-use crate::net::watch::Watch;
-
-/// How long a client that is still sending may go on after our last answer.
-pub(super) const LINGER: Duration = Duration::from_secs(2);
-/// Most bytes read and thrown away while lingering.
-pub(super) const LINGER_BYTES_MAX: usize = 16 << 20;
-
-/// The address of a client.
-#[derive(Clone, Debug)]
-pub struct Peer {
-    /// The address.
-    pub ip: IpAddr,
-    /// The same as text: written into every request, so made once per connection.
-    pub text: Rc<str>,
-}
-
-/// A connection as it was accepted.
-#[derive(Clone)]
-pub struct Client {
-    /// The connection itself.
-    pub stream: Stream,
-    /// Who is at the other end.
-    pub peer: Option<Peer>,
-    /// The listener it came in by.
-    pub listener: usize,
-    /// The name in the certificate that it showed and we verified.
-    pub certified: Option<Rc<str>>,
-}
-
-impl Client {
-    /// The same client on another stream: one of the many that its connection carries.
-    #[must_use]
-    pub fn with_stream(&self, stream: Stream) -> Self {
-        Self { stream, ..self.clone() }
-    }
-}
-
-/// A client connection.
-pub struct Downstream {
-    /// The connection itself.
-    pub socket: Stream,
-    /// Tells when the client leaves or the next request begins.
-    pub watch: Watch,
-    /// The deadline of whatever the client has to do next.
-    pub timer: Timer,
-    /// The client's address, if it has one.
-    pub peer: Option<Peer>,
-    /// The name that its certificate, verified, gives it.
-    pub certified: Option<Rc<str>>,
-    /// The listener it came in by.
-    pub listener: usize,
-    /// Bytes received and not consumed; a message begins at 0.
-    pub recv: Vec<u8>,
-    /// Working memory that holds the head at the front of `recv` already, if whoever wrote it
-    /// there knows its parts.
-    pub cut: Option<Box<Scratch>>,
-    /// Its last body was large, so the next may be.
-    pub bulky: bool,
-    /// Requests taken from it.
-    pub served: u64,
-    /// For a client that does not read.
-    pub write_idle: Duration,
-}
-
-impl Downstream {
-    /// A connection before its first request, of which `recv` may hold the beginning.
-    #[must_use]
-    pub fn new(core: &Core, client: Client, recv: Vec<u8>) -> Self {
-        let Client { stream: socket, peer, listener, certified } = client;
-        let write_idle = core.with_listener(listener, |plan| plan.timeouts.write_idle);
-        Self {
-            watch: Watch::new(socket.clone()),
-            timer: core.ticker.timer(),
-            peer,
-            certified,
-            listener,
-            recv,
-            cut: None,
-            bulky: false,
-            served: 0,
-            write_idle,
-            socket,
-        }
-    }
-}
 
 /// Serves a connection to its end.
 pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
@@ -124,10 +35,4 @@ pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
         Frame::with(|| linger(&down.socket, &down.timer)).await;
     }
     core.buffers.give_back(std::mem::take(&mut down.recv));
-}
-
-/// Gives the client time to read what we said last, and to end its side.
-pub(super) async fn linger(stream: &Stream, timer: &Timer) {
-    timer.arm(stream.handle(), Shut::Both, LINGER);
-    stream.linger(LINGER_BYTES_MAX).await;
 }

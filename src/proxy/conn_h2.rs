@@ -15,8 +15,8 @@ use std::time::Instant;
 use h2::Reason;
 use h2::server::{Builder, Connection};
 
-use super::conn_h1::{Client, LINGER, linger};
 use super::core::Core;
+use super::downstream::{Client, LINGER, linger};
 use super::h2_stream;
 use super::places;
 use super::plan::ClientTimeouts;
@@ -36,11 +36,11 @@ use crate::net::ticker::Timer;
 const SEND_BUFFER_BYTES: usize = 16 << 10;
 
 /// What the streams of a connection share.
-pub struct Shared {
+struct Shared {
     /// Who is at the other end, and by which listener.
-    pub client: Client,
+    client: Client,
     /// Client-side timeouts, as of the connection's beginning.
-    pub timeouts: ClientTimeouts,
+    timeouts: ClientTimeouts,
     timer: Timer,
     streams: Cell<usize>,
     leaving: Cell<bool>,
@@ -49,7 +49,7 @@ pub struct Shared {
 }
 
 /// Counts a stream for as long as it lives.
-pub struct Open {
+struct Open {
     shared: Rc<Shared>,
     core: Rc<Core>,
 }
@@ -183,7 +183,10 @@ async fn accept(
         };
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
-            let serving = pin!(Frame::with(|| h2_stream::serve(&core, &shared, request, respond)));
+            let serving = pin!(Frame::with(|| {
+                let write_idle = shared.timeouts.write_idle;
+                h2_stream::serve(&core, &shared.client, write_idle, request, respond)
+            }));
             core.count_panic(caught(serving).await.is_none());
             drop(open);
         });

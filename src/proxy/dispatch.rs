@@ -8,14 +8,14 @@
 
 use std::time::Duration;
 
-use super::admit::Permit;
 use super::attempt::{Attempt, Attempted, Turn};
-use super::conn_h1::Downstream;
 use super::core::Core;
+use super::downstream::Downstream;
 use super::forward::Request;
+use super::permit::Permit;
 use super::pick::{self, Choice, Nobody, Picked};
 use super::plan::Plan;
-use super::reply::{Next, Refusal};
+use super::refusal::{Next, Refusal};
 use super::route::Route;
 use super::settle::Settle;
 use super::tunnel::{self, Metered};

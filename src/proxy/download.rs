@@ -9,11 +9,11 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
-use super::attempt::Progress;
 use super::core::Core;
 use super::judge::Judge;
 use super::plan::UpstreamTimeouts;
-use super::reply::Caller;
+use super::progress::Progress;
+use super::refusal::Caller;
 use super::respond::{self, Delivery, Trailers};
 use super::settle::Settle;
 use super::tap::Tap;

@@ -6,11 +6,11 @@
 //! An answer that a key pays for by the token is asked for without a coding, so that it can be
 //! read.
 
-use super::admit::Permit;
 use super::core::Core;
 use super::hold::RoutedBy;
+use super::permit::Permit;
 use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan, ViaPlan, Way};
-use super::reply::Caller;
+use super::refusal::Caller;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
 use crate::http1::encode;

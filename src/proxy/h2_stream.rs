@@ -14,14 +14,14 @@ use std::future::{Future as _, poll_fn};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{Request, Response, StatusCode};
 
-use super::conn_h1::{Downstream, LINGER, LINGER_BYTES_MAX};
-use super::conn_h2::Shared;
 use super::core::Core;
+use super::downstream::{Client, Downstream, LINGER, LINGER_BYTES_MAX};
 use super::exchange;
 use super::settle::Settle;
 use crate::base::buf::SMALL_BYTES;
@@ -47,7 +47,8 @@ const PIPE_BYTES: usize = 16 * 1024;
 /// Serves one stream.
 pub async fn serve(
     core: &Rc<Core>,
-    shared: &Shared,
+    client: &Client,
+    write_idle: Duration,
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
 ) {
@@ -78,7 +79,7 @@ pub async fn serve(
         poll_fn(|cx| Poll::Ready(h2body::take_ready(&mut body, framing, &mut head, cx))).await;
     let fed = ahead.ended && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
-    let mut down = Downstream::new(core, shared.client.with_stream(Stream::Pipe(theirs)), head);
+    let mut down = Downstream::new(core, client.with_stream(Stream::Pipe(theirs)), head);
     down.cut = Some(scratch);
     // Its end of the pipe closes with the exchange.
     let mut exchange = Some(Frame::with(|| async move {
@@ -88,7 +89,7 @@ pub async fn serve(
     let taken = Cell::default();
     let mut feed = (!fed)
         .then(|| Frame::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken)));
-    let patience = Patience::new(&core.ticker, &ours, shared.timeouts.write_idle);
+    let patience = Patience::new(&core.ticker, &ours, write_idle);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
     let mut answered = false;
     poll_fn(|cx| {

@@ -11,12 +11,12 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use super::admit::too_large;
-use super::conn_h1::Downstream;
 use super::core::Core;
+use super::downstream::Downstream;
 use super::pace::BodyPace;
 use super::plan::Plan;
-use super::reply::Refusal;
+use super::refusal::Refusal;
+use super::refusal::too_large;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES, SMALL_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;

@@ -12,64 +12,22 @@
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
-use std::sync::Arc;
-
-use super::admit::Permit;
 use super::core::{Core, LocalPlan};
-use super::plan::Plan;
-use super::reply::{Caller, Refusal};
+use super::permit::Permit;
+use super::plan::{KeyLimit, Plan};
+use super::refusal::{Caller, Refusal};
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
 use crate::net::frame::Frame;
 use crate::policy::keys::KeyId;
-use crate::policy::limit::ip::{IpPace, IpTable};
-use crate::policy::limit::key::{KeyRules, KeyState, Over};
+use crate::policy::limit::key::{KeyRules, Over};
 use crate::policy::limit::lease::Short;
 use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::{Passed, Prompt};
-use crate::policy::limit::shared::{Answer, Ask, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::shared::{Answer, Budget, Mode, OnLoss, Verdict, Waiter};
 use crate::policy::limit::token_size::TokenSizes;
 use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
-
-/// The rate of each address at one listener.
-pub struct IpLimit {
-    /// The rate.
-    pub pace: IpPace,
-    /// What each address has had.
-    pub table: Arc<IpTable>,
-}
-
-impl IpLimit {
-    /// Takes one call of an address.
-    ///
-    /// Errors: 429 with the time until the next call would pass.
-    pub fn take(&self, ip: IpAddr, now_ns: u64) -> Result<(), Refusal> {
-        let taken = self.table.take(ip, &self.pace, now_ns);
-        taken.map_err(|wait| Over::after_ns(Kind::RateSecond, wait).into())
-    }
-}
-
-/// The limits of one key.
-pub struct KeyLimit {
-    /// The key's name.
-    pub name: Arc<str>,
-    /// What it may have.
-    pub rules: KeyRules,
-    /// What it has had.
-    pub state: Arc<KeyState>,
-    /// Its place in a queue: the higher goes first.
-    pub priority: i32,
-}
-
-impl From<Over> for Refusal {
-    #[cold]
-    fn from(over: Over) -> Self {
-        Self { retry_after: over.retry_after_s, ..over.kind.into() }
-    }
-}
 
 /// Charges a request to its key, if it has one.
 ///
@@ -181,12 +139,6 @@ fn full_until_end(full: Full, store_ns: u64) -> Over {
     Over { kind, retry_after_s }
 }
 
-impl KeyLimit {
-    fn ask(&self, waiter: Option<Waiter>) -> Ask {
-        Ask { name: self.name.clone(), rules: self.rules, state: self.state.clone(), waiter }
-    }
-}
-
 /// How a request carries its prompt: by its head, and by how the body begins, for some servers
 /// read JSON under any type.
 #[must_use]
@@ -259,29 +211,11 @@ impl Drop for Charge {
     }
 }
 
-impl Plan {
-    /// Takes over what keys and addresses have had under the plan before this one, by name.
-    pub fn keep_limits(&mut self, before: &Plan) {
-        let old: HashMap<&str, &KeyLimit> =
-            before.limits.iter().map(|limit| (&*limit.name, limit)).collect();
-        for limit in &mut self.limits {
-            if let Some(old) = old.get(&*limit.name) {
-                limit.state = old.state.clone();
-            }
-        }
-        for listener in &mut self.listeners {
-            let old = before.listeners.iter().find(|old| old.name == listener.name);
-            if let Some(limit) = &mut listener.ip_limit
-                && let Some(old) = old.and_then(|old| old.ip_limit.as_ref())
-            {
-                limit.table = old.table.clone();
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+    use std::sync::Arc;
+
     use super::super::compile::compile;
     use super::*;
     use crate::config::Config;

@@ -10,7 +10,7 @@
 use super::core::Core;
 use super::judge::Judge;
 use super::plan::{PathPlan, Plan, UpstreamPlan};
-use super::reply::Refusal;
+use super::refusal::Refusal;
 use crate::error::Kind;
 use crate::policy::balance::{self, Member, Tried};
 use crate::policy::reach::Asker;

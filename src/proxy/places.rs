@@ -15,7 +15,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::{Core, Padded, Shared};
 use crate::net::mailbox::Message;
@@ -23,15 +23,6 @@ use crate::policy::limit::tally::{Holder, Tally};
 
 /// Connections over the limit, of which the most are on their way out.
 const LEAVING_MAX: u32 = 16;
-
-/// What a core tells the others of its idle connections.
-#[derive(Debug, Default)]
-pub struct Idle {
-    /// How many there are.
-    count: AtomicU32,
-    /// Since when the longest idles, microseconds from the process's origin.
-    since_us: AtomicU64,
-}
 
 /// An address has as many connections as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,13 +1,16 @@
 //! The config, compiled for the data plane: tables ready for lookups, constant bytes ready to be
 //! copied. Built once per load on the control thread, shared by all cores, never changed.
 
+use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::limit::{IpLimit, KeyLimit};
+use super::refusal::Refusal;
 use crate::config::H2Limits;
+use crate::error::Kind;
 use crate::http1::parse::HeadLimits;
 use crate::net::bell::Ticket;
 use crate::net::tls::{ReloadableServer, TlsClient};
@@ -16,7 +19,9 @@ use crate::policy::balance::Strategy;
 use crate::policy::base_path::BasePath;
 use crate::policy::cors::Cors;
 use crate::policy::keys::KeyTable;
-use crate::policy::limit::shared::Budget;
+use crate::policy::limit::ip::{IpPace, IpTable};
+use crate::policy::limit::key::{KeyRules, KeyState, Over};
+use crate::policy::limit::shared::{Ask, Budget, Waiter};
 use crate::policy::model::{Force, ModelTable};
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
@@ -62,6 +67,25 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Takes over what keys and addresses have had under the plan before this one, by name.
+    pub fn keep_limits(&mut self, before: &Plan) {
+        let old: HashMap<&str, &KeyLimit> =
+            before.limits.iter().map(|limit| (&*limit.name, limit)).collect();
+        for limit in &mut self.limits {
+            if let Some(old) = old.get(&*limit.name) {
+                limit.state = old.state.clone();
+            }
+        }
+        for listener in &mut self.listeners {
+            let old = before.listeners.iter().find(|old| old.name == listener.name);
+            if let Some(limit) = &mut listener.ip_limit
+                && let Some(old) = old.and_then(|old| old.ip_limit.as_ref())
+            {
+                limit.table = old.table.clone();
+            }
+        }
+    }
+
     /// What makes a group the same in two plans: its name and those of its members, in order.
     #[must_use]
     pub fn group_key<'p>(&'p self, group: &'p GroupPlan) -> (&'p str, Vec<&'p str>) {
@@ -85,6 +109,42 @@ impl Plan {
                 upstream.state.set_concurrency(upstream.concurrency);
             }
         }
+    }
+}
+
+/// The rate of each address at one listener.
+pub struct IpLimit {
+    /// The rate.
+    pub pace: IpPace,
+    /// What each address has had.
+    pub table: Arc<IpTable>,
+}
+
+impl IpLimit {
+    /// Takes one call of an address.
+    ///
+    /// Errors: 429 with the time until the next call would pass.
+    pub fn take(&self, ip: IpAddr, now_ns: u64) -> Result<(), Refusal> {
+        let taken = self.table.take(ip, &self.pace, now_ns);
+        taken.map_err(|wait| Over::after_ns(Kind::RateSecond, wait).into())
+    }
+}
+
+/// The limits of one key.
+pub struct KeyLimit {
+    /// The key's name.
+    pub name: Arc<str>,
+    /// What it may have.
+    pub rules: KeyRules,
+    /// What it has had.
+    pub state: Arc<KeyState>,
+    /// Its place in a queue: the higher goes first.
+    pub priority: i32,
+}
+
+impl KeyLimit {
+    pub(super) fn ask(&self, waiter: Option<Waiter>) -> Ask {
+        Ask { name: self.name.clone(), rules: self.rules, state: self.state.clone(), waiter }
     }
 }
 

@@ -6,9 +6,9 @@
 //! or that can change it later (a tunnel), is refused. A key that may use every model is asked
 //! none of this.
 
-use super::admit::Permit;
+use super::permit::Permit;
 use super::plan::{PathPlan, Plan};
-use super::reply::Refusal;
+use super::refusal::Refusal;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::path::decoded;

@@ -5,8 +5,8 @@
 //! large one in slices, one in each turn of the loop, so that a core with 60 MiB of images on it
 //! goes on serving others.
 
-use super::conn_h1::Downstream;
 use super::core::Core;
+use super::downstream::Downstream;
 use super::forward::Outgoing;
 use super::hold::{RequestBody, SLICE_BYTES, Scanner, copy_in_slices};
 use crate::http1::body::{BodyReader, drain_data};

@@ -4,7 +4,8 @@
 //! wherever the client understands it; only a client of HTTP/1.0 and a body that ends with its
 //! connection need another.
 
-use super::reply::{Caller, connection_field};
+use super::refusal::Caller;
+use super::reply::connection_field;
 use crate::http::head::{ResponseHead, Version};
 use crate::http::name::Name;
 use crate::http1::body::{BodyFault, BodyReader, is_forbidden};
@@ -169,7 +170,7 @@ mod tests {
     use crate::http1::parse::{HeadLimits, Parse, parse_response};
     use crate::llm::reply::Dialect;
     use crate::policy::limit::standing::{Share, Standing};
-    use crate::proxy::reply::CorsLines;
+    use crate::proxy::refusal::CorsLines;
 
     fn relayed(standing: Standing) -> String {
         let bytes = b"HTTP/1.1 200 OK\r\nX-RateLimit-Remaining-Minute: 99\r\n\

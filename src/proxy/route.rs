@@ -5,11 +5,11 @@
 //! path (Gemini), in the query of a GET, or in the body. When the name changes on the way, only
 //! the bytes of its value are replaced.
 
-use super::admit::Permit;
 use super::hold::Scanner;
+use super::permit::Permit;
 use super::plan::{ListenerPlan, Plan, RouteTarget, UpstreamPlan};
 use super::proven;
-use super::reply::Refusal;
+use super::refusal::Refusal;
 use super::unrouted::no_route;
 use crate::base::units::format_count;
 use crate::error::Kind;
@@ -81,7 +81,7 @@ pub fn by_head(
         return Err(proven::refuse_tunnel());
     }
     let bodyless = matches!(permit.framing, Framing::None | Framing::Length(0));
-    if let Some(found) = model_in_target(head, bytes).map_err(target_refusal)? {
+    if let Some(found) = PathModel::of_head(head, bytes).map_err(target_refusal)? {
         return Ok(HeadRoute::Target(found));
     }
     let asks =
@@ -90,25 +90,6 @@ pub fn by_head(
         return Err(Kind::BodyEmpty.into());
     }
     Ok(if bodyless { HeadRoute::Nothing } else { HeadRoute::Body })
-}
-
-/// Finds the model that the target names: before a verb (Gemini), or, in a GET, as the last
-/// segment under `models` or in `?model=`.
-pub(super) fn model_in_target(
-    head: &RequestHead,
-    bytes: &[u8],
-) -> Result<Option<PathModel>, PathFault> {
-    let target = head.path_and_query(bytes);
-    if let Some(found) = PathModel::of_verb(target)? {
-        return Ok(Some(found));
-    }
-    if !matches!(head.method, Method::Get | Method::Head) {
-        return Ok(None);
-    }
-    match PathModel::of_id(target)? {
-        Some(found) => Ok(Some(found)),
-        None => PathModel::of_query(target),
-    }
 }
 
 #[cold]

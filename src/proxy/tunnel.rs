@@ -17,8 +17,8 @@ use std::cell::{Cell, RefCell};
 use std::pin::pin;
 use std::time::Duration;
 
-use super::conn_h1::Downstream;
 use super::core::Core;
+use super::downstream::Downstream;
 use super::settle::Settle;
 use crate::base::buf::SMALL_BYTES;
 use crate::error::Kind;

@@ -4,14 +4,14 @@
 //! Tools ask these before their first real request, and what they are told decides how long they
 //! wait: each has an answer of its own, at once.
 
-use super::admit::Permit;
+use super::permit::Permit;
 use super::plan::ListenerPlan;
-use super::reply::Refusal;
-use super::route::model_in_target;
+use super::refusal::Refusal;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
 use crate::llm::api::names_api;
+use crate::llm::path::PathModel;
 use crate::policy::auth::{Places, find_credential};
 
 /// Whether `GET /` is ours to answer, as `/health` is (Claude Code looks there, without its key).
@@ -38,7 +38,7 @@ pub fn root_is_ours(
 /// route, no default group, and no model in the target.
 #[cold]
 pub fn leads_nowhere(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
-    let names_model = || !matches!(model_in_target(head, bytes), Ok(None));
+    let names_model = || !matches!(PathModel::of_head(head, bytes), Ok(None));
     listener.default_group.is_none() && !has_route(listener, head, bytes) && !names_model()
 }
 

@@ -22,10 +22,10 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::attempt::Progress;
 use super::core::Core;
 use super::hold::{RequestBody, RoutedBy, SLICE_BYTES, Scanner};
 use super::pace::BodyPace;
+use super::progress::Progress;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;

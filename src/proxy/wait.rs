@@ -7,12 +7,12 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use super::admit::Permit;
-use super::conn_h1::Downstream;
 use super::core::Core;
+use super::downstream::Downstream;
+use super::permit::Permit;
 use super::pick::{self, Choice, Picked};
 use super::plan::Plan;
-use super::reply::Refusal;
+use super::refusal::Refusal;
 use super::settle::Settle;
 use crate::error::Kind;
 use crate::net::bell::Ticket;

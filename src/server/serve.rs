@@ -18,7 +18,7 @@ use crate::control;
 use crate::control::signals::Ending;
 use crate::error::Level;
 use crate::load::{self, CONFIG_PATH};
-use crate::proxy::told::FailedExchange;
+use crate::telemetry::failed::FailedExchange;
 
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]

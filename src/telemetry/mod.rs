@@ -8,6 +8,7 @@
 
 pub mod access;
 pub mod counters;
+pub mod failed;
 pub mod line;
 pub mod outcome;
 pub mod prometheus;

@@ -5,134 +5,40 @@
 //! sockets are shut down, the operations in flight complete, and the upstream sees the end.
 //! Nothing in flight is ever dropped but a readiness poll.
 
-use std::cell::Cell;
+mod acquire;
+mod state;
+
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::conn_h1::Downstream;
-use super::core::Core;
-use super::download::{Download, Downloaded};
-use super::forward::{self, Request};
-use super::hold::{RequestBody, Scanner};
-use super::judge::Judge;
-use super::plan::{Plan, Reuse, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way};
-use super::reply::{self, Refusal};
-use super::settle::Settle;
-use super::upload::{ClientPace, Sent, Upload, Uploaded};
+pub use state::{Attempt, Attempted, Turn};
+
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
-use crate::http::head::ResponseHead;
 use crate::net::frame::Frame;
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
-use crate::policy::retry::RetryOn;
+use crate::proxy::download::{Download, Downloaded};
+use crate::proxy::downstream::Downstream;
+use crate::proxy::forward::{self};
+use crate::proxy::hold::RequestBody;
+use crate::proxy::plan::{Reuse, ViaPlan, Way};
+use crate::proxy::progress::Progress;
+use crate::proxy::refusal::Refusal;
+use crate::proxy::reply;
+use crate::proxy::settle::Settle;
+use crate::proxy::upload::{ClientPace, Sent, Upload, Uploaded};
 use crate::upstream::conn::UpConn;
-use crate::upstream::held::Held;
 use crate::upstream::via::NoWay;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
 /// How long a client that is still sending may go on after its answer.
 const DISCARD: Duration = Duration::from_secs(2);
-
-/// What the two directions tell each other.
-#[derive(Default)]
-pub struct Progress {
-    /// Every byte of the request has been received: the client may be watched.
-    pub body_received: Cell<bool>,
-    /// Nobody reads from the client until the upstream takes more: it may be watched meanwhile.
-    pub upload_waits: Cell<bool>,
-    /// The client is awaited, and the upstream cannot be late.
-    pub client_owes: Cell<bool>,
-    /// Something of the body has been sent on and is not kept: it cannot be sent again.
-    pub gone: Cell<bool>,
-    /// There is no answer, and the request may be sent again: the upload ends and takes nothing
-    /// more from the client.
-    pub stop: Cell<bool>,
-    /// A final response head has come.
-    pub answer_begun: Cell<bool>,
-    /// The upstream is awaited for more of its answer, for so long; zero = for ever.
-    pub answer_within: Cell<Option<Duration>>,
-    /// The client has its whole answer.
-    pub answer_done: Cell<bool>,
-}
-
-/// How an attempt ended.
-pub enum Attempted {
-    /// The client has the whole answer; `keep` tells whether its connection goes on.
-    Whole {
-        /// See there.
-        keep: bool,
-    },
-    /// The client has been sent nothing, and the body is held again.
-    Failed {
-        /// Why.
-        kind: Kind,
-        /// Whether any byte of an answer came.
-        answered: bool,
-        /// Whether the connection came out of the pool.
-        reused: bool,
-        /// A complete head with this status, to be tried elsewhere.
-        status: Option<u16>,
-        /// A more exact word than the kind's.
-        told: Option<String>,
-    },
-    /// The request broke before the answer began: the client can still be told.
-    Refused(Refusal),
-    /// Nothing more can be said to the client.
-    Over(Kind),
-    /// Both sides have left HTTP.
-    Upgraded {
-        /// The upstream's connection.
-        upstream: Stream,
-        /// Bytes that came behind its head.
-        bytes: Vec<u8>,
-    },
-}
-
-/// What one attempt works on.
-pub struct Attempt<'a> {
-    /// This core.
-    pub core: &'a Core,
-    /// The config in force.
-    pub plan: &'a Plan,
-    /// The request.
-    pub request: &'a Request<'a>,
-    /// The upstream.
-    pub upstream: &'a UpstreamPlan,
-    /// Its group's timeouts.
-    pub timeouts: UpstreamTimeouts,
-    /// Statuses to be tried elsewhere, while the request can be sent again.
-    pub retry_on: Option<RetryOn>,
-    /// The group whose retry budget pays.
-    pub budget: usize,
-    /// Judges the upstream.
-    pub judge: &'a Judge<'a>,
-    /// No connection out of the pool.
-    pub fresh: bool,
-}
-
-/// What the attempts of one exchange use in turn.
-pub struct Turn<'a, 's> {
-    /// The receive buffer with head and body.
-    pub held: Vec<u8>,
-    /// Where the body stands in it.
-    pub body: &'a mut RequestBody,
-    /// What it takes of the process's budget.
-    pub hold: &'a mut Held<'s>,
-    /// Something of the body has been sent on and is not held: it cannot be sent again.
-    pub gone: bool,
-    /// What looks for the model in the rest.
-    pub scanner: &'a mut Scanner<'s>,
-    /// The answer's head.
-    pub response: &'a mut ResponseHead,
-    /// The record.
-    pub settle: &'a mut Settle,
-}
 
 impl Attempt<'_> {
     /// Tries.

@@ -8,9 +8,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use super::attempt::{Attempt, Attempted};
-use super::conn_h1::Downstream;
-use super::plan::{Reuse, ViaPlan, Way};
+use super::state::{Attempt, Attempted};
 use crate::error::Kind;
 use crate::net::dial;
 use crate::net::frame::Frame;
@@ -18,6 +16,8 @@ use crate::net::race::{First, race};
 use crate::net::stream::Stream;
 use crate::net::sys::{self, Shut};
 use crate::net::ticker::{TICK, Timer};
+use crate::proxy::downstream::Downstream;
+use crate::proxy::plan::{Reuse, ViaPlan, Way};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{Missed, NoTls, secure};

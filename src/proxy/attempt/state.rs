@@ -1,0 +1,87 @@
+//! What an attempt works on, and how it can end.
+
+use crate::error::Kind;
+use crate::http::head::ResponseHead;
+use crate::net::stream::Stream;
+use crate::policy::retry::RetryOn;
+use crate::proxy::core::Core;
+use crate::proxy::forward::Request;
+use crate::proxy::hold::{RequestBody, Scanner};
+use crate::proxy::judge::Judge;
+use crate::proxy::plan::{Plan, UpstreamPlan, UpstreamTimeouts};
+use crate::proxy::refusal::Refusal;
+use crate::proxy::settle::Settle;
+use crate::upstream::held::Held;
+
+/// How an attempt ended.
+pub enum Attempted {
+    /// The client has the whole answer; `keep` tells whether its connection goes on.
+    Whole {
+        /// See there.
+        keep: bool,
+    },
+    /// The client has been sent nothing, and the body is held again.
+    Failed {
+        /// Why.
+        kind: Kind,
+        /// Whether any byte of an answer came.
+        answered: bool,
+        /// Whether the connection came out of the pool.
+        reused: bool,
+        /// A complete head with this status, to be tried elsewhere.
+        status: Option<u16>,
+        /// A more exact word than the kind's.
+        told: Option<String>,
+    },
+    /// The request broke before the answer began: the client can still be told.
+    Refused(Refusal),
+    /// Nothing more can be said to the client.
+    Over(Kind),
+    /// Both sides have left HTTP.
+    Upgraded {
+        /// The upstream's connection.
+        upstream: Stream,
+        /// Bytes that came behind its head.
+        bytes: Vec<u8>,
+    },
+}
+
+/// What one attempt works on.
+pub struct Attempt<'a> {
+    /// This core.
+    pub core: &'a Core,
+    /// The config in force.
+    pub plan: &'a Plan,
+    /// The request.
+    pub request: &'a Request<'a>,
+    /// The upstream.
+    pub upstream: &'a UpstreamPlan,
+    /// Its group's timeouts.
+    pub timeouts: UpstreamTimeouts,
+    /// Statuses to be tried elsewhere, while the request can be sent again.
+    pub retry_on: Option<RetryOn>,
+    /// The group whose retry budget pays.
+    pub budget: usize,
+    /// Judges the upstream.
+    pub judge: &'a Judge<'a>,
+    /// No connection out of the pool.
+    pub fresh: bool,
+}
+
+/// What the attempts of one exchange use in turn.
+pub struct Turn<'a, 's> {
+    /// The receive buffer with head and body.
+    pub held: Vec<u8>,
+    /// Where the body stands in it.
+    pub body: &'a mut RequestBody,
+    /// What it takes of the process's budget.
+    pub hold: &'a mut Held<'s>,
+    /// Something of the body has been sent on and is not held: it cannot be sent again.
+    pub gone: bool,
+    /// What looks for the model in the rest.
+    pub scanner: &'a mut Scanner<'s>,
+    /// The answer's head.
+    pub response: &'a mut ResponseHead,
+    /// The record.
+    pub settle: &'a mut Settle,
+}
