@@ -25,9 +25,9 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
-use super::fetch::Task;
 use super::fleet::Board;
 use super::seats::{Seated, Seats};
+use super::task::Task;
 use super::watched::{Standing, Watched};
 use crate::config::{self, Bind};
 use crate::net::dial::Address;

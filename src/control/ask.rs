@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::fetch::{Question, Silence, Task, fetch};
-use super::fleet::Event;
+use super::event::{Event, Listed};
+use super::fetch::{Question, Silence, fetch};
+use super::task::Task;
 use super::watched::Watched;
 use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
 
@@ -31,17 +32,6 @@ const AGAIN_MIN: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(5);
 /// Most of it where nobody is there: such a question costs nobody anything.
 const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
-
-/// What came of a question.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listed {
-    /// Its models.
-    Models(Vec<String>),
-    /// It lives and has no list for us now, or could not be asked: what was known still holds.
-    NoList(String),
-    /// Nobody is there.
-    Dead(String),
-}
 
 /// Asks for as long as the task lives; none for one that lists its models in the config.
 pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<Task> {

@@ -20,10 +20,10 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::Say;
-use super::fetch::Task;
-use super::fleet::Event;
-use crate::config::{CertPair, Config, ListenerId, ListenerTls, UpstreamId, UpstreamTls};
+use super::event::{Event, Renewed};
+use super::say::Say;
+use super::task::Task;
+use crate::config::{CertPair, Config, ListenerId, UpstreamId};
 use crate::net::sys::unix_s;
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
@@ -45,15 +45,6 @@ impl Reloads {
     pub fn counts(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
     }
-}
-
-/// Settings with what is in their files now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Renewed {
-    /// Of a listener.
-    Listener(ListenerId, ListenerTls),
-    /// Of an entry of the file.
-    Upstream(UpstreamId, UpstreamTls),
 }
 
 impl Renewed {

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::fetch::Task;
-use super::fleet::{Known, is_name};
+use super::known::Known;
+use super::task::Task;
 use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
 
 /// Longest stay of a target that discovery no longer names: time to ask a new server three times
@@ -102,6 +102,11 @@ impl Entry {
         let serve = vain == 0 || vain < self.targets.value.len();
         self.named.is_empty() || (told && serve)
     }
+}
+
+/// Whether a host is no address.
+pub(super) fn is_name(host: &str) -> bool {
+    host.parse::<IpAddr>().is_err()
 }
 
 #[cfg(test)]

@@ -16,7 +16,6 @@ use hyper::http::uri::Scheme;
 use hyper::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
@@ -307,30 +306,6 @@ fn credential(upstream: &Upstream, fields: &mut Vec<(String, Vec<u8>)>, path: &m
 fn put(fields: &mut Vec<(String, Vec<u8>)>, name: &str, value: Vec<u8>) {
     fields.retain(|(known, _)| known != name);
     fields.push((name.to_owned(), value));
-}
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub struct Task(JoinHandle<()>);
-
-impl Task {
-    /// Owns a running task.
-    #[must_use]
-    pub fn of(handle: JoinHandle<()>) -> Self {
-        Self(handle)
-    }
-
-    /// Whether it has ended.
-    #[must_use]
-    pub fn is_over(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 #[cfg(test)]

@@ -17,14 +17,15 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::ask::{Listed, keep_asking};
-use super::certs::Renewed;
-use super::entry::Entry;
-use super::fetch::Task;
+use super::ask::keep_asking;
+use super::entry::{Entry, is_name};
+use super::event::{EVENTS_MAX, Event, Listed, Renewed};
+use super::known::Known;
 use super::probe::keep_probing;
 use super::recheck::{BreakerClock, Recheck};
 use super::resolve::Resolver;
 use super::source;
+use super::task::Task;
 use super::watched::Watched;
 use crate::base::rng::Rng;
 use crate::config::{Config, ModelsFrom, Target, Upstream, UpstreamId};
@@ -39,24 +40,6 @@ pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 /// From one line about what the cores complain of to the next, per upstream.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
-/// Facts that may wait to be taken; who brings more waits.
-pub const EVENTS_MAX: usize = 1024;
-
-/// A fact.
-#[derive(Debug)]
-pub enum Event {
-    /// What an entry of the file stands for.
-    Targets(UpstreamId, Result<Vec<Target>, String>),
-    /// Where a host name leads.
-    Addresses(String, Result<Vec<IpAddr>, String>),
-    /// What a server said of its models.
-    Models(Identity, Listed),
-    /// Probes changed their mind.
-    Health(Identity),
-    /// Files of certificates have other content.
-    Renewed(Vec<Renewed>),
-}
-
 /// The upstreams in force, in the config's order; read by the operator's interface.
 pub type Board = Arc<Mutex<Vec<Arc<Watched>>>>;
 
@@ -86,22 +69,6 @@ pub struct Fleet {
     changed: bool,
     /// The start is over: from now on servers come and go.
     running: bool,
-}
-
-/// A fact that a task keeps up to date.
-pub(super) struct Known<T> {
-    pub(super) value: T,
-    /// The task has spoken.
-    pub(super) told: bool,
-    /// Its last word was a failure.
-    failed: bool,
-    _task: Task,
-}
-
-impl<T: Default> Known<T> {
-    pub(super) fn by(task: Task) -> Self {
-        Self { value: T::default(), told: false, failed: false, _task: task }
-    }
 }
 
 /// An upstream and the tasks that look after it.
@@ -444,35 +411,6 @@ impl Fleet {
     }
 }
 
-impl<T> Known<T> {
-    /// Takes a new answer, or complains of the first failure in a row and keeps the old one. The
-    /// first word of all changes something either way: somebody may wait for it.
-    fn learn(
-        &mut self,
-        found: Result<T, String>,
-        same: impl Fn(&T, &T) -> bool,
-        told: impl Fn(String) -> String,
-        complaints: &mut Vec<String>,
-        changed: &mut bool,
-    ) {
-        *changed |= !std::mem::replace(&mut self.told, true);
-        match found {
-            Ok(value) => {
-                self.failed = false;
-                if !same(&value, &self.value) {
-                    self.value = value;
-                    *changed = true;
-                }
-            }
-            Err(why) => {
-                if !std::mem::replace(&mut self.failed, true) {
-                    complaints.push(told(why));
-                }
-            }
-        }
-    }
-}
-
 impl Server {
     /// Takes what it said; gives back what to complain of.
     fn hear(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
@@ -566,11 +504,6 @@ impl Server {
 /// is the proxy's to look up.
 fn has_name(upstream: &Upstream) -> bool {
     upstream.enabled && !upstream.url.unix && is_name(upstream.first_hop().0)
-}
-
-/// Whether a host is no address.
-pub(super) fn is_name(host: &str) -> bool {
-    host.parse::<IpAddr>().is_err()
 }
 
 /// The order of addresses changes with every answer of some servers, and means nothing.

@@ -5,7 +5,7 @@
 //! `fleet` (all that is known, and the config that follows) with `entry` (which of the servers
 //! that were found are in it), the tasks that feed it: `source` (targets and addresses, by
 //! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched` upstream, by
-//! `fetch`, which lets `talk` speak); then `admin` (the operator's HTTP interface) and `signals`,
+//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`); then `admin` (the operator's HTTP interface) and `signals`,
 //! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
 //! nothing of the others.
 //!
@@ -15,16 +15,20 @@ pub mod admin;
 pub mod ask;
 pub mod certs;
 pub mod entry;
+pub mod event;
 pub mod fetch;
 pub mod fleet;
+mod known;
 pub mod probe;
 mod recheck;
 pub mod redis;
 pub mod resolve;
+mod say;
 mod seats;
 pub mod signals;
 pub mod source;
 mod talk;
+mod task;
 pub mod watched;
 
 use std::future::Future;
@@ -47,9 +51,7 @@ use fleet::{Board, Fleet, Publish};
 use resolve::Resolver;
 
 pub use recheck::BreakerClock;
-
-/// Tells the operator a line.
-pub type Say = Arc<dyn Fn(&str) + Send + Sync>;
+pub use say::Say;
 
 /// What differs from the usual; tests need it.
 #[derive(Clone)]

@@ -10,8 +10,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::fetch::{Question, Silence, Task, fetch};
-use super::fleet::Event;
+use super::event::Event;
+use super::fetch::{Question, Silence, fetch};
+use super::task::Task;
 use super::watched::Watched;
 use crate::base::rng::Rng;
 use crate::config::Health;

@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::ask::models_question;
-use super::fetch::{Silence, Task, fetch};
+use super::fetch::{Silence, fetch};
 use super::probe::probe_question;
+use super::task::Task;
 use super::watched::Watched;
 use crate::policy::breaker::{BreakerPolicy, Sign};
 

@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::fetch::Task;
-use super::fleet::Event;
+use super::event::Event;
 use super::resolve::Resolver;
+use super::task::Task;
 use crate::config::{Discover, Target, Upstream, UpstreamId, parse_file_sd};
 
 /// From one look at a file to the next.

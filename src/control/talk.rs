@@ -16,7 +16,7 @@ use hyper::{Request, StatusCode, Uri, Version, header};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::fetch::Task;
+use super::task::Task;
 use crate::net::sys::is_shortage;
 
 /// Longest answer that is read, in bytes.

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use super::fleet::Event;
+use super::event::Event;
 use crate::config::{ModelsFrom, Upstream};
 use crate::net::dial::Address;
 use crate::net::tls::TlsClient;

@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{RatelimitStore, StoreKind, StoreMode, StoreOnError};
-use crate::control::Say;
+use crate::control::say::Say;
 use crate::net::sys::steady_ns;
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};

@@ -1,0 +1,48 @@
+//! A fact that a task keeps up to date.
+
+use super::task::Task;
+
+/// A fact that a task keeps up to date.
+pub(super) struct Known<T> {
+    pub(super) value: T,
+    /// The task has spoken.
+    pub(super) told: bool,
+    /// Its last word was a failure.
+    failed: bool,
+    _task: Task,
+}
+
+impl<T: Default> Known<T> {
+    pub(super) fn by(task: Task) -> Self {
+        Self { value: T::default(), told: false, failed: false, _task: task }
+    }
+}
+
+impl<T> Known<T> {
+    /// Takes a new answer, or complains of the first failure in a row and keeps the old one. The
+    /// first word of all changes something either way: somebody may wait for it.
+    pub(super) fn learn(
+        &mut self,
+        found: Result<T, String>,
+        same: impl Fn(&T, &T) -> bool,
+        told: impl Fn(String) -> String,
+        complaints: &mut Vec<String>,
+        changed: &mut bool,
+    ) {
+        *changed |= !std::mem::replace(&mut self.told, true);
+        match found {
+            Ok(value) => {
+                self.failed = false;
+                if !same(&value, &self.value) {
+                    self.value = value;
+                    *changed = true;
+                }
+            }
+            Err(why) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    complaints.push(told(why));
+                }
+            }
+        }
+    }
+}
