@@ -7,6 +7,7 @@ Needs python3, openssl, curl, and the two binaries: TOKENRING [target/release/to
 [target/release/loadtest]. Python packages live in an environment of their own under
 TOKENRING_VENV [~/.cache/tokenring-tests/venv], made at the first use.
 """
+import asyncio
 import atexit
 import contextlib
 import ctypes
@@ -123,6 +124,77 @@ def until(what, limit, ask, every=0.02):
         if time.monotonic() > end:
             raise TimeoutError(f"{what}: not within {limit} s")
         time.sleep(every)
+
+
+# --------------------------------------------------------------------- HTTP
+
+
+def http_message(left=b""):
+    """One HTTP/1.1 message out of bytes, whoever receives them: a generator that is sent each piece, b"" at the end.
+
+    Returns (head, body, what came behind it): the head without its empty line, the body without its framing. None where
+    the bytes end before a message begins; EOFError where they end in one. Without a length or chunks there is no body.
+    """
+    left = bytearray(left)
+
+    def until_there(wanted):
+        while not wanted():
+            got = yield
+            if not got:
+                raise EOFError(f"the end in the middle of a message: {bytes(left[:80])!r}")
+            left.extend(got)
+
+    def take(count):
+        taken = bytes(left[:count])
+        del left[:count]
+        return taken
+
+    if not left:
+        left.extend((yield))
+        if not left:
+            return None
+    yield from until_there(lambda: b"\r\n\r\n" in left)
+    head = take(left.index(b"\r\n\r\n") + 4)[:-4]
+    if not re.search(rb"(?im)^transfer-encoding:.*chunked", head):
+        length = re.search(rb"(?im)^content-length:[ \t]*(\d+)", head)
+        length = int(length[1]) if length else 0
+        yield from until_there(lambda: len(left) >= length)
+        return head, take(length), bytes(left)
+    body = bytearray()
+    while True:
+        yield from until_there(lambda: b"\r\n" in left)
+        size = int(take(left.index(b"\r\n") + 2).split(b";")[0], 16)
+        yield from until_there(lambda: len(left) >= size + 2)
+        body += take(size + 2)[:-2]
+        if size == 0:
+            return head, bytes(body), bytes(left)
+
+
+def read_http(sock, left=b""):
+    """Reads one message from a socket, of which `left` has come; returns what `http_message` does."""
+    reading = http_message(left)
+    try:
+        next(reading)
+        while True:
+            reading.send(sock.recv(65536))
+    except StopIteration as read:
+        return read.value
+
+
+async def read_http_async(reader, limit):
+    """As `read_http`, from an asyncio stream; each piece within `limit` seconds."""
+    reading = http_message()
+    try:
+        next(reading)
+        while True:
+            reading.send(await asyncio.wait_for(reader.read(65536), limit))
+    except StopIteration as read:
+        return read.value
+
+
+def status_of(head):
+    """The status that the head of an answer tells."""
+    return int(head.split(None, 2)[1])
 
 
 # ---------------------------------------------------------------- processes

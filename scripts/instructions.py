@@ -46,23 +46,11 @@ def request(stream, tokens=8):
 
 def read_answer(client, left):
     """Reads one answer; returns what came behind it."""
-    def more():
-        got = client.recv(65536)
-        bed.expect(got, "the proxy closed")
-        return got
-
-    while b"\r\n\r\n" not in left:
-        left += more()
-    head, left = left.split(b"\r\n\r\n", 1)
-    bed.expect(b" 200 " in head.split(b"\r\n")[0], head.decode())
-    length = re.search(rb"(?i)content-length: (\d+)", head)
-    if length:
-        while len(left) < int(length[1]):
-            left += more()
-        return left[int(length[1]):]
-    while b"\r\n0\r\n\r\n" not in left:
-        left += more()
-    return left.split(b"\r\n0\r\n\r\n", 1)[1]
+    read = bed.read_http(client, left)
+    bed.expect(read, "the proxy closed")
+    head, _, left = read
+    bed.expect(bed.status_of(head) == 200, head.decode())
+    return left
 
 
 def instructions(binary, requests, stream_tokens=None):

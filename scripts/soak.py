@@ -160,18 +160,14 @@ async def connect(tls=False):
 
 
 async def answer(reader):
-    """Reads one answer; returns its status, and whether it was whole."""
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)).decode("latin1")
-    status = int(head.split()[1])
-    if "transfer-encoding: chunked" in head.lower():
-        while True:
-            size = int(await asyncio.wait_for(reader.readline(), 30) or b"", 16)
-            await asyncio.wait_for(reader.readexactly(size + 2), 30)
-            if size == 0:
-                return status
-    length = re.search(r"content-length: (\d+)", head, re.I)
-    await asyncio.wait_for(reader.readexactly(int(length[1]) if length else 0), 30)
-    return status
+    """Reads one answer, all of it; returns its status."""
+    read = await bed.read_http_async(reader, 30)
+    if read is None:
+        raise EOFError("no answer")
+    head, _, behind = read
+    if behind:
+        told["WRONG: bytes behind an answer"] += 1
+    return bed.status_of(head)
 
 
 def reset(writer):

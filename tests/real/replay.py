@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Replays captured SDK requests through the proxy and compares what the upstream receives.
 
-The one idea: both ends are raw sockets of this file, so no HTTP library can mend or reorder
-anything. Each captured request goes to the proxy byte for byte; a recording upstream keeps the
+The one idea: both ends are raw sockets, read by `scripts/bed.py`, so no HTTP library can mend or
+reorder anything. Each captured request goes to the proxy byte for byte; a recording upstream keeps the
 bytes that arrive. Body: the same SHA-256. Head: the same request line and the same fields, in
 order, names and values as they were, but for hop-by-hop fields, Host and credentials.
 
@@ -18,6 +18,7 @@ import argparse
 import hashlib
 import json
 import os
+import pathlib
 import queue
 import signal
 import socket
@@ -26,6 +27,9 @@ import sys
 import tempfile
 import threading
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "scripts"))
+import bed  # noqa: E402
 
 # RFC 9110 §7.6.1, and what the Connection field names.
 HOP_BY_HOP = {"connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "upgrade"}
@@ -74,58 +78,10 @@ members = [{{ upstream = "passing" }}]
 """
 
 
-def read_head(connection, buffer):
-    """Reads to the empty line; returns (head, rest), or (None, b"") at a clean end."""
-    while b"\r\n\r\n" not in buffer:
-        more = connection.recv(65536)
-        if not more:
-            if buffer:
-                raise ValueError(f"end in the middle of a head: {buffer[:80]!r}")
-            return None, b""
-        buffer += more
-    head, _, rest = buffer.partition(b"\r\n\r\n")
-    return head, rest
-
-
 def fields_of(head):
     """The fields of a head as (name, value), as they came; lines end in CRLF."""
     lines = head.decode("latin1").split("\r\n")[1:]
     return [(name, value.strip(" \t")) for name, _, value in (line.partition(":") for line in lines)]
-
-
-def body_length(head):
-    """Content-Length, or 0; None when the body is chunked."""
-    lower = {name.lower(): value for name, value in fields_of(head)}
-    if "chunked" in lower.get("transfer-encoding", "").lower():
-        return None
-    return int(lower.get("content-length", 0))
-
-
-def read_body(connection, head, buffer):
-    """Reads the body; returns (body, rest)."""
-
-    def fill(count):
-        nonlocal buffer
-        while len(buffer) < count:
-            more = connection.recv(65536)
-            if not more:
-                raise ValueError("end in the middle of a body")
-            buffer += more
-
-    length = body_length(head)
-    if length is not None:
-        fill(length)
-        return buffer[:length], buffer[length:]
-    body = b""
-    while True:
-        while b"\r\n" not in buffer:
-            fill(len(buffer) + 1)
-        line, _, buffer = buffer.partition(b"\r\n")
-        size = int(line.split(b";")[0], 16)
-        fill(size + 2)
-        body, buffer = body + buffer[:size], buffer[size + 2 :]
-        if size == 0:
-            return body, buffer
 
 
 class Upstream(threading.Thread):
@@ -147,16 +103,16 @@ class Upstream(threading.Thread):
         rest = b""
         try:
             while True:
-                head, rest = read_head(connection, rest)
-                if head is None:
+                read = bed.read_http(connection, rest)
+                if read is None:
                     return
-                body, rest = read_body(connection, head, rest)
+                head, body, rest = read
                 self.seen.put((head, body))
                 connection.sendall(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
                     b"content-length: %d\r\n\r\n%s" % (len(answer), answer)
                 )
-        except (OSError, ValueError) as fault:
+        except (OSError, EOFError, ValueError) as fault:
             self.seen.put(fault)
         finally:
             connection.close()
@@ -186,11 +142,11 @@ class Client:
             if self.piece:
                 # Long enough that most pieces are a read of their own.
                 time.sleep(0.0002)
-        head, self.rest = read_head(self.socket, self.rest)
-        if head is None:
+        read = bed.read_http(self.socket, self.rest)
+        if read is None:
             raise ValueError("the proxy closed without an answer")
-        body, self.rest = read_body(self.socket, head, self.rest)
-        return int(head.split(b" ", 2)[1]), body
+        head, body, self.rest = read
+        return bed.status_of(head), body
 
     def close(self):
         self.socket.close()
@@ -237,11 +193,6 @@ def differences(sent, received, passing, upstream_port):
     return faults
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
 def start_proxy(binary, config, port):
     """Starts the proxy and waits until it accepts."""
     process = subprocess.Popen([binary, "serve", "-c", config], stdin=subprocess.DEVNULL)
@@ -286,7 +237,7 @@ def replay(captures, upstream, ports):
             client = client or Client(port, piece)
             try:
                 found = replay_one(client, upstream, head, body, name == "pass")
-            except (OSError, ValueError, queue.Empty) as fault:
+            except (OSError, EOFError, ValueError, queue.Empty) as fault:
                 found = [f"{type(fault).__name__} {fault}".strip()]
             results[number, name, how] = found
             if not keep or found:
@@ -327,7 +278,7 @@ def main():
         sys.exit("replay: no captures")
     upstream = Upstream()
     upstream.start()
-    ports = {"bearer": free_port(), "pass": free_port()}
+    ports = {"bearer": bed.free_port(), "pass": bed.free_port()}
     with tempfile.TemporaryDirectory() as folder:
         config = os.path.join(folder, "replay.toml")
         with open(config, "w", encoding="utf8") as file:
