@@ -1,8 +1,9 @@
 #!/bin/bash
 # The proxy between real SDKs and a real llama-server.
-# usage: scripts/real.sh
+# usage: REALBACKENDS=FOLDER scripts/real.sh
 #
-#   REALBACKENDS  folder with the recipes: up.sh, test_clients.py, captures/ … [../shared/realbackends]
+#   REALBACKENDS  folder with the recipes for engine and SDKs, which is not part of this repository:
+#                 up.sh (starts a llama-server), test_clients.py (asks by SDK), captures/ (requests of SDKs) …
 #   RB            where its README had the engine and the SDKs built [~/.cache/realbackends]
 #   TOKENRING, LOADTEST   the binaries [target/release/…]
 #   TOKENRING_CI=1        what cannot be checked is a failure, not a skip
@@ -18,12 +19,13 @@
 # Exit: 0 all good, 1 something failed, 2 it could not run.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-recipes=${REALBACKENDS:-../shared/realbackends}
+recipes=${REALBACKENDS:-}
 export RB=${RB:-$HOME/.cache/realbackends}
 tokenring=${TOKENRING:-target/release/tokenring}
 loadtest=${LOADTEST:-target/release/loadtest}
 die() { echo "real: $*" >&2; exit 2; }
-[ -f "$recipes/up.sh" ] || die "no recipes in $recipes; set REALBACKENDS"
+[ -n "$recipes" ] || die "set REALBACKENDS to the folder with the recipes (see the head of this script)"
+[ -f "$recipes/up.sh" ] || die "no recipes in $recipes"
 [ -x "$RB/build-llama/bin/llama-server" ] || die "no llama-server in $RB; run $recipes/build_llama_server.sh"
 [ -x "$tokenring" ] || die "no $tokenring; run cargo build --release"
 for port in 18080 18085 18090; do

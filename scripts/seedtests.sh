@@ -1,12 +1,16 @@
 #!/bin/bash
 # Runs the checks that the nginx+Lua proxy, which this one replaces, holds itself to.
-# usage: scripts/seedtests.sh [FOLDER]     FOLDER holds seedtests/nginx-llm-proxy.sh [../shared]
+# usage: scripts/seedtests.sh FILE     or SEEDTESTS=FILE scripts/seedtests.sh
+#
+# FILE is that script, nginx-llm-proxy.sh, which is not part of this repository. It is called with the port of the
+# proxy, starts the two servers that it asks for itself, and exits with 0 when all its checks pass.
 # TOKENRING is the binary [target/release/tokenring]. Needs curl and python3; uses ports 9091 and
 # 9092 of the loopback, which the checks ask for. Exit: 0 all passed, 1 not, 2 it could not run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-checks=${1:-../shared}/seedtests/nginx-llm-proxy.sh
+checks=${1:-${SEEDTESTS:-}}
 tokenring=${TOKENRING:-target/release/tokenring}
+[ -n "$checks" ] || { echo "seedtests: say where nginx-llm-proxy.sh lies: scripts/seedtests.sh FILE" >&2; exit 2; }
 [ -f "$checks" ] || { echo "seedtests: no $checks" >&2; exit 2; }
 [ -x "$tokenring" ] || { echo "seedtests: no $tokenring; build it or set TOKENRING" >&2; exit 2; }
 for port in 9091 9092; do
