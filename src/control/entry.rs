@@ -9,6 +9,10 @@
 //! by one that lists no models itself, for one because it is dead: such a one leaves at once. A
 //! name without an address is another matter: nobody can have meant it to serve, so the old
 //! targets stay until one of the new ones has an address.
+//!
+//! Where discovery finds nobody any more nobody is sent anywhere at once. Who was there last is
+//! not forgotten, or their models would be names that nobody has heard of: they stay known, as
+//! those of a server that died do, until `discovery.grace` is over or a new target serves.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,6 +28,17 @@ use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
 /// even if it is silent (`ask`), and no longer than many hold an answer of DNS.
 pub const LEAVE_MAX: Duration = Duration::from_secs(10);
 
+/// What is known of the models of a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listing {
+    /// Nothing, or nothing any more.
+    Unknown,
+    /// It has some, and nobody is sent there for them.
+    Away,
+    /// It serves them.
+    Serves,
+}
+
 /// See the module.
 pub(super) struct Entry {
     /// The newest word.
@@ -32,17 +47,25 @@ pub(super) struct Entry {
     named: Vec<Target>,
     /// Targets of before that still serve, and until when at the longest.
     leaving: Vec<(Target, Instant)>,
+    /// The last ones, where discovery finds nobody any more: only their models are known.
+    departed: Vec<Target>,
 }
 
 impl Entry {
     /// Nothing is known yet of what `task` looks for.
     pub(super) fn by(task: Task) -> Self {
-        Self { targets: Known::by(task), named: Vec::new(), leaving: Vec::new() }
+        let (named, leaving, departed) = (Vec::new(), Vec::new(), Vec::new());
+        Self { targets: Known::by(task), named, leaving, departed }
     }
 
     /// What requests go to.
     pub(super) fn in_force(&self) -> Vec<Target> {
         self.named.iter().chain(self.leaving.iter().map(|(target, _)| target)).cloned().collect()
+    }
+
+    /// Those whose models are known, though nobody is sent there.
+    pub(super) fn departed(&self) -> &[Target] {
+        &self.departed
     }
 
     /// The host names that have to be looked up before the newest targets can serve.
@@ -64,30 +87,35 @@ impl Entry {
 
     /// Puts in force what has become of use, and lets go what it replaces.
     ///
-    /// Shape: `entry` is the file's; `lists` tells whether models are routed to a target.
+    /// Shape: `entry` is the file's.
     pub(super) fn advance(
         &mut self,
         entry: &Upstream,
         names: &HashMap<String, Known<Vec<IpAddr>>>,
-        lists: impl Fn(&Target) -> bool,
+        listing: impl Fn(&Target) -> Listing,
         now: Instant,
     ) {
+        let serves = |target: &Target| listing(target) == Listing::Serves;
         if self.targets.value != self.named && self.is_named(entry, names) {
             let before = std::mem::replace(&mut self.named, self.targets.value.clone());
             self.leaving.extend(before.into_iter().map(|target| (target, now + LEAVE_MAX)));
         }
-        if self.leaving.is_empty() {
+        if self.leaving.is_empty() && self.departed.is_empty() {
             return;
         }
         let named = distinct_targets(&self.named);
+        let is_named = |target: &Target| named.iter().any(|one| target.is_at(&one.host, one.port));
         let asked = entry.enabled && entry.models == ModelsFrom::Discover;
-        if !asked || named.iter().all(|target| lists(target)) {
+        if asked && named.is_empty() {
+            self.departed.extend(self.leaving.drain(..).map(|(target, _)| target));
+        }
+        if !asked || named.iter().all(|target| serves(target)) {
             self.leaving.clear();
         }
-        self.leaving.retain(|(target, until)| {
-            now < *until
-                && lists(target)
-                && !named.iter().any(|known| target.is_at(&known.host, known.port))
+        self.leaving.retain(|(target, until)| now < *until && serves(target) && !is_named(target));
+        let has_successor = named.iter().any(|target| serves(target));
+        self.departed.retain(|target| {
+            !has_successor && listing(target) != Listing::Unknown && !is_named(target)
         });
     }
 
@@ -139,9 +167,12 @@ mod tests {
             let target =
                 |host: char| Target { host: format!("10.0.0.{}", host as u32), port: 1, weight: 1 };
             self.entry.targets.value = found.chars().map(target).collect();
-            let lists = |one: &Target| listing.chars().any(|host| target(host) == *one);
+            let of_target = |one: &Target| match listing.chars().any(|host| target(host) == *one) {
+                true => Listing::Serves,
+                false => Listing::Unknown,
+            };
             let now = self.now + Duration::from_secs(after);
-            self.entry.advance(&self.upstream, &HashMap::new(), lists, now);
+            self.entry.advance(&self.upstream, &HashMap::new(), of_target, now);
             let expected: Vec<Target> = expected.chars().map(target).collect();
             assert_eq!(self.entry.in_force(), expected, "at {after} s: {found}, {listing}");
         }
@@ -192,6 +223,28 @@ mod tests {
             let mut case = case(more);
             case.check(0, "a", "a", "a");
             case.check(1, "b", "a", "b");
+            case.check(2, "", "ab", "");
+            assert_eq!(case.entry.departed(), []);
         }
+    }
+
+    #[test]
+    fn the_last_ones_stay_known_until_they_are_forgotten_or_a_new_one_serves() {
+        let departed = |case: &Case| case.entry.departed().len();
+        let mut case = case("");
+        case.check(0, "ab", "a", "ab");
+        case.check(1, "", "a", "");
+        assert_eq!(departed(&case), 1, "of the other no models are known");
+        case.check(2, "c", "a", "c");
+        assert_eq!(departed(&case), 1, "the new one has not listed its models yet");
+        case.check(3, "c", "ac", "c");
+        assert_eq!(departed(&case), 0);
+        case.check(4, "", "c", "");
+        assert_eq!(departed(&case), 1);
+        case.check(5, "c", "c", "c");
+        assert_eq!(departed(&case), 0, "it is back");
+        case.check(6, "", "c", "");
+        case.check(7, "", "", "");
+        assert_eq!(departed(&case), 0, "its models are forgotten");
     }
 }

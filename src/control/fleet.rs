@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::ask::keep_asking;
-use super::entry::{Entry, is_name};
+use super::entry::{Entry, Listing, is_name};
 use super::event::{EVENTS_MAX, Event, Listed, Renewed};
 use super::known::Known;
 use super::probe::keep_probing;
@@ -80,7 +80,9 @@ struct Server {
     failed: bool,
     /// Nobody was there when it was last asked for its models.
     dead: bool,
-    /// Since when it serves nobody: it is dead, or probes say so.
+    /// Discovery names it no more; only its models are known.
+    departed: bool,
+    /// Since when it serves nobody: it is dead or has departed, or probes say so.
     away_since: Option<Instant>,
     /// When it became known.
     since: Instant,
@@ -91,7 +93,7 @@ struct Server {
     /// Questions while its breaker is not closed.
     recheck: Option<Recheck>,
     asker: Option<Task>,
-    _prober: Option<Task>,
+    prober: Option<Task>,
 }
 
 impl Fleet {
@@ -208,7 +210,9 @@ impl Fleet {
                     server.watched.poke.notify_one();
                 }
                 self.complaints.extend(server.breaker_word());
-                Recheck::look(&mut server.recheck, &server.watched, &clock, now);
+                if !server.departed {
+                    Recheck::look(&mut server.recheck, &server.watched, &clock, now);
+                }
                 self.complaints.extend(server.complaint(now));
             }
             for server in self.servers.values_mut() {
@@ -286,14 +290,20 @@ impl Fleet {
     fn rebuild(&mut self) {
         self.changed = false;
         self.put_targets_in_force();
-        let targets: Vec<_> =
-            self.entries.iter().map(|(id, entry)| (*id, entry.in_force())).collect();
+        let known = |entry: &Entry| [&entry.in_force(), entry.departed()].concat();
+        let targets: Vec<_> = self.entries.iter().map(|(id, entry)| (*id, known(entry))).collect();
         let expanded = self.base.expanded(&targets);
-        self.look_up_names(&expanded);
+        let departed = self.departed(&expanded);
+        self.look_up_names(&expanded, &departed);
+        let addresses = |(upstream, departed): (&Upstream, &bool)| match departed {
+            // Nobody is to look for it, whoever asks.
+            true => Vec::new(),
+            false => self.addresses(upstream),
+        };
         let addresses: Vec<Vec<Address>> =
-            expanded.upstreams.iter().map(|upstream| self.addresses(upstream)).collect();
+            expanded.upstreams.iter().zip(&departed).map(addresses).collect();
         self.sites = self.roster.sites(&expanded, &addresses);
-        let board = self.look_after(&expanded, &addresses);
+        let mut board = self.look_after(&expanded, &addresses, &departed);
         let (mut found, mut away) = (Vec::new(), Vec::new());
         for (index, watched) in board.iter().enumerate() {
             let server = self.servers.get(&watched.identity);
@@ -307,6 +317,8 @@ impl Fleet {
         for (watched, reached) in board.iter().zip(self.config.reached()) {
             watched.reached.store(reached, Ordering::Relaxed);
         }
+        let mut departed = departed.into_iter();
+        board.retain(|_| departed.next() != Some(true));
         *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
     }
 
@@ -317,23 +329,38 @@ impl Fleet {
         let (config, servers) = (&self.config, &self.servers);
         for (id, entry) in &mut self.entries {
             let base = self.base.upstream(*id);
-            let lists = |target: &Target| {
+            let listing = |target: &Target| {
                 let members = config.group(base.group).members.iter();
                 let mut upstreams = members.map(|member| config.upstream(member.upstream));
                 let one = upstreams.find(|one| target.is_at(&one.url.host, one.url.port));
                 let server = one.and_then(|one| servers.get(&Identity::of(one)));
-                server.is_some_and(Server::lists)
+                server.map_or(Listing::Unknown, Server::listing)
             };
-            entry.advance(base, &self.names, lists, now);
+            entry.advance(base, &self.names, listing, now);
         }
+    }
+
+    /// Which upstreams of an expanded config only stand for models that are known.
+    fn departed(&self, config: &Config) -> Vec<bool> {
+        let mut departed = vec![false; config.upstreams.len()];
+        for (id, entry) in self.entries.iter().filter(|(_, entry)| !entry.departed().is_empty()) {
+            for member in &config.group(self.base.upstream(*id).group).members {
+                let url = &config.upstream(member.upstream).url;
+                departed[usize::from(member.upstream.0)] =
+                    entry.departed().iter().any(|target| target.is_at(&url.host, url.port));
+            }
+        }
+        departed
     }
 
     /// Has every host name of the config looked up, and those that new targets wait for, and no
     /// other.
-    fn look_up_names(&mut self, config: &Config) {
+    fn look_up_names(&mut self, config: &Config, departed: &[bool]) {
         let mut needed: HashMap<&str, ()> = HashMap::new();
-        for upstream in config.upstreams.iter().filter(|upstream| has_name(upstream)) {
-            needed.insert(upstream.first_hop().0, ());
+        for (upstream, departed) in config.upstreams.iter().zip(departed) {
+            if has_name(upstream) && !departed {
+                needed.insert(upstream.first_hop().0, ());
+            }
         }
         for (id, entry) in &self.entries {
             needed.extend(entry.awaited(self.base.upstream(*id)).map(|name| (name.as_str(), ())));
@@ -361,11 +388,16 @@ impl Fleet {
     }
 
     /// Has every upstream of the config watched, and no other; in its order.
-    fn look_after(&mut self, config: &Config, addresses: &[Vec<Address>]) -> Vec<Arc<Watched>> {
-        let (mut board, mut added) = (Vec::new(), Vec::new());
+    fn look_after(
+        &mut self,
+        config: &Config,
+        addresses: &[Vec<Address>],
+        departed: &[bool],
+    ) -> Vec<Arc<Watched>> {
+        let (mut board, mut added, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.servers);
-        for ((upstream, addresses), site) in config.upstreams.iter().zip(addresses).zip(&self.sites)
-        {
+        let upstreams = config.upstreams.iter().zip(addresses).zip(&self.sites).zip(departed);
+        for (((upstream, addresses), site), departed) in upstreams {
             let identity = Identity::of(upstream);
             let mut server = before.remove(&identity).unwrap_or_else(|| {
                 added.push(upstream.name.clone());
@@ -374,14 +406,14 @@ impl Fleet {
                 let tls = self.tls.client(upstream);
                 let events = self.events.clone();
                 let watched = Watched::new(entry, tls, state, places, events);
-                let prober = upstream.enabled.then(|| keep_probing(&watched, &mut self.rng));
                 Server {
-                    _prober: prober.flatten(),
+                    prober: None,
                     watched,
                     models: None,
                     told: false,
                     failed: false,
                     dead: false,
+                    departed: false,
                     away_since: None,
                     since: Instant::now(),
                     complained_at: None,
@@ -393,6 +425,20 @@ impl Fleet {
             if server.watched.moved_to(addresses) {
                 server.watched.poke.notify_one();
             }
+            match (server.departed, departed) {
+                (false, true) => {
+                    server.depart();
+                    removed.push(upstream.name.clone());
+                }
+                (true, false) => {
+                    server.come_back();
+                    added.push(upstream.name.clone());
+                }
+                (true, true) | (false, false) => {}
+            }
+            if server.prober.is_none() && upstream.enabled && !departed {
+                server.prober = keep_probing(&server.watched, &mut self.rng);
+            }
             // Before it is known where it is there is nobody to ask.
             if server.asker.is_none() && !addresses.is_empty() {
                 let interval = config.discovery.interval(upstream.health.as_ref());
@@ -403,8 +449,11 @@ impl Fleet {
         }
         if self.running {
             let named = |server: &Server| server.watched.upstream.name.clone();
+            // Of one that has departed this has been said.
+            let gone = before.values().filter(|server| !server.departed).map(named);
             let come = added.into_iter().map(|name| format!("upstream {name} added"));
-            let gone = before.values().map(|server| format!("upstream {} removed", named(server)));
+            let gone =
+                removed.into_iter().chain(gone).map(|name| format!("upstream {name} removed"));
             self.complaints.extend(come.chain(gone));
         }
         board
@@ -428,7 +477,7 @@ impl Server {
         };
         *changed |= models != self.models;
         self.models = models;
-        self.watched.state.set_away(self.dead);
+        self.watched.state.set_away(self.dead || self.departed);
         *changed |= self.look(Instant::now());
         let before = std::mem::replace(&mut self.failed, why.is_some());
         why.filter(|_| !before)
@@ -436,7 +485,22 @@ impl Server {
 
     /// Whether it serves nobody: its models are known for a while, and nobody is sent there.
     fn is_away(&self) -> bool {
-        self.dead || !self.watched.state.healthy()
+        self.dead || self.departed || !self.watched.state.healthy()
+    }
+
+    /// Discovery names it no more: nobody is sent there or asks it anything.
+    fn depart(&mut self) {
+        self.departed = true;
+        (self.asker, self.prober, self.recheck) = (None, None, None);
+        self.watched.state.set_away(true);
+        self.look(Instant::now());
+    }
+
+    /// Discovery names it again: what it was when it left holds until it is asked.
+    fn come_back(&mut self) {
+        self.departed = false;
+        self.watched.state.set_away(self.dead);
+        self.look(Instant::now());
     }
 
     /// Notes since when it is away; tells whether that has changed.
@@ -494,9 +558,12 @@ impl Server {
     }
 
     /// Whether there are any, and it serves them.
-    fn lists(&self) -> bool {
-        let asked = self.watched.upstream.models == ModelsFrom::Discover;
-        self.models.is_some() && asked && !self.is_away()
+    fn listing(&self) -> Listing {
+        match self.models() {
+            Some(_) if !self.is_away() => Listing::Serves,
+            Some(models) if !models.is_empty() => Listing::Away,
+            Some(_) | None => Listing::Unknown,
+        }
     }
 }
 
@@ -532,13 +599,14 @@ mod tests {
             told: false,
             failed: false,
             dead: false,
+            departed: false,
             away_since: None,
             since: Instant::now(),
             complained_at: None,
             breaker_seen: [0; 3],
             recheck: None,
             asker: None,
-            _prober: None,
+            prober: None,
         }
     }
 
@@ -563,7 +631,8 @@ mod tests {
     fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>, bool) {
         let mut changed = false;
         let told = server.hear(listed, &mut changed);
-        (told, changed, server.models().map(|models| models.len()), server.lists())
+        let models = server.models().map(|models| models.len());
+        (told, changed, models, server.listing() == Listing::Serves)
     }
 
     #[test]
@@ -604,9 +673,9 @@ mod tests {
         let mut server = server();
         hear(&mut server, models(&["a"]));
         server.watched.state.set_healthy(false);
-        assert!(!server.lists() && server.models().is_some());
+        assert_eq!(server.listing(), Listing::Away);
         server.watched.state.set_healthy(true);
-        assert!(server.lists());
+        assert_eq!(server.listing(), Listing::Serves);
     }
 
     #[test]

@@ -286,6 +286,56 @@ fn a_server_that_never_lists_its_models_holds_the_old_one_for_leave_max() {
 }
 
 #[test]
+fn models_of_an_entry_that_finds_nobody_any_more_stay_known_for_the_grace() {
+    let file = TargetsFile::new("nobody");
+    let (a, b) = (Fake::start("a", &["x"]), Fake::start("b", &["x"]));
+    file.list(&[&a]);
+    let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
+    let lines = told.clone();
+    let hears = tokenring::control::Options {
+        say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
+        ..Default::default()
+    };
+    let text = format!("{}[discovery]\ngrace = \"4s\"\n", asked_config(&file));
+    let proxy = Proxy::start_with(&text, hears);
+    assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
+    file.list(&[]);
+    wait_until("nobody is sent there", || ask(&mut proxy.client(), "x").0 != 200);
+    let begun = Instant::now();
+    let answer = proxy.client().send(post(CHAT, "", "{\"model\":\"x\"}")).answer();
+    assert_eq!(answer.status, 503, "its name is known");
+    assert!(answer.field("retry-after").is_some());
+    assert_eq!(ids(&proxy), ["x"]);
+    assert_eq!(ask(&mut proxy.client(), "y").0, 404, "another is not");
+    let (asked, served) = (a.probes().len(), a.served());
+    wait_until("the grace is over", || ask(&mut proxy.client(), "x").0 == 404);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(2) && took < Duration::from_secs(8), "{took:?}");
+    assert_eq!((a.probes().len(), a.served()), (asked, served), "it was left alone");
+    assert!(ids(&proxy).is_empty());
+    assert_eq!(upstreams(&proxy), 0);
+    // One that comes back in time, and another one.
+    file.list(&[&a]);
+    wait_until("it serves", || ask(&mut proxy.client(), "x") == (200, "a".to_owned()));
+    file.list(&[]);
+    wait_until("nobody is sent there", || ask(&mut proxy.client(), "x").0 == 503);
+    file.list(&[&a]);
+    wait_until("it is back", || ask(&mut proxy.client(), "x") == (200, "a".to_owned()));
+    file.list(&[]);
+    wait_until("nobody is sent there", || ask(&mut proxy.client(), "x").0 == 503);
+    file.list(&[&b]);
+    wait_until("another serves", || ask(&mut proxy.client(), "x") == (200, "b".to_owned()));
+    assert_eq!(upstreams(&proxy), 1);
+    let told = told.lock().unwrap().clone();
+    let count = |fake: &Fake, what: &str| {
+        let line = format!("upstream many-127.0.0.1-{} {what}", fake.addr().port());
+        told.iter().filter(|one| **one == line).count()
+    };
+    assert_eq!((count(&a, "added"), count(&a, "removed")), (2, 3), "{told:?}");
+    assert_eq!((count(&b, "added"), count(&b, "removed")), (1, 0), "{told:?}");
+}
+
+#[test]
 fn a_broken_file_keeps_the_last_good_one_and_is_told_once() {
     let file = TargetsFile::new("broken");
     let a = Fake::start("a", &[]);
