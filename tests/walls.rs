@@ -61,8 +61,13 @@ const IMPURE: &[(&str, &str)] = &[
 /// The one pure leaf that names an instruction set; a benchmark has earned it.
 const SIMD: &str = "src/llm/leap/avx2.rs";
 /// Files that may hold `unsafe`: some of `net`, and that leaf.
-const UNSAFE: &[&str] =
-    &["src/net/frame.rs", "src/net/rt/accept.rs", "src/net/rt/socket.rs", "src/net/sys.rs", SIMD];
+const UNSAFE: &[&str] = &[
+    "src/net/pooled_future.rs",
+    "src/net/rt/accept.rs",
+    "src/net/rt/socket.rs",
+    "src/net/sys.rs",
+    SIMD,
+];
 /// Longest file, its test module not counted.
 const LINES_MAX: usize = 600;
 

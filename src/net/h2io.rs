@@ -20,7 +20,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
 use super::buffers;
-use super::frame::Frame;
+use super::pooled_future::PooledFuture;
 use super::rt::{self, Part};
 use super::stream::Stream;
 use super::sys::{Shut, is_shortage};
@@ -62,12 +62,12 @@ pub struct H2Io {
     /// Received and not yet taken, from `taken`.
     received: Vec<u8>,
     taken: usize,
-    waiting: Option<Frame<'static, ()>>,
+    waiting: Option<PooledFuture<'static, ()>>,
     /// The last receive left nothing behind: wait before the next.
     drained: bool,
     bulky: bool,
     out: Vec<u8>,
-    sending: Option<Frame<'static, (io::Result<()>, Vec<u8>)>>,
+    sending: Option<PooledFuture<'static, (io::Result<()>, Vec<u8>)>>,
     /// Bounds a send to a peer that does not read.
     timer: Timer,
     write_idle: Duration,
@@ -125,7 +125,7 @@ impl H2Io {
             }
             if self.drained {
                 let waiting =
-                    self.waiting.get_or_insert_with(|| Frame::new(self.stream.readable()));
+                    self.waiting.get_or_insert_with(|| PooledFuture::new(self.stream.readable()));
                 ready!(Pin::new(waiting).poll(cx));
                 self.waiting = None;
                 self.drained = false;
@@ -231,7 +231,7 @@ impl AsyncWrite for H2Io {
         }
         let rest = Part::range(out, taken, usize::MAX);
         io.timer.arm(io.stream.handle(), Shut::Both, io.write_idle);
-        io.sending = Some(Frame::new(io.stream.send_all(rest)));
+        io.sending = Some(PooledFuture::new(io.stream.send_all(rest)));
         io.poll_sent(cx)
     }
 

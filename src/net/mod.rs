@@ -1,5 +1,6 @@
 //! Floor 4: sockets, the runtime, time. Read in this order: `sys` (syscalls std has no name for),
-//! `rt` (the runtime; the only folder that names monoio), `frame` (pooled futures), `caught`
+//! `rt` (the runtime; the only folder that names monoio), `pooled_future` (futures in reused
+//! memory), `caught`
 //! (panics), `race` (two futures at once), `ticker` (coarse deadlines) with
 //! `lines` (who has idled longest), `pipe` (a stream in
 //! memory), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
@@ -12,7 +13,7 @@ pub mod buffers;
 pub mod caught;
 pub mod dial;
 mod discard;
-pub mod frame;
+pub mod pooled_future;
 pub mod h2body;
 pub mod h2io;
 mod lines;

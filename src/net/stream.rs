@@ -10,8 +10,8 @@ use std::os::fd::RawFd;
 use std::task::Waker;
 
 use super::discard::discard;
-use super::frame::{Frame, OrFrame};
 use super::pipe::{End, WeakEnd};
+use super::pooled_future::{OrPooled, PooledFuture};
 use super::rt::{Part, Socket};
 use super::sys::{self, Peek, Shut};
 use super::tls::TlsStream;
@@ -66,9 +66,9 @@ impl Stream {
         buffer: Vec<u8>,
     ) -> impl Future<Output = (io::Result<usize>, Vec<u8>)> + use<> {
         match self {
-            Stream::Plain(socket) => OrFrame::Bare(socket.recv(buffer)),
-            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().recv(buffer))),
-            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.recv(buffer))),
+            Stream::Plain(socket) => OrPooled::Bare(socket.recv(buffer)),
+            Stream::Tls(tls) => OrPooled::Pooled(PooledFuture::new(tls.clone().recv(buffer))),
+            Stream::Pipe(end) => OrPooled::Pooled(PooledFuture::new(end.recv(buffer))),
         }
     }
 
@@ -99,17 +99,17 @@ impl Stream {
     /// Sends one part, as much of it as is taken at once.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
         match self {
-            Stream::Plain(socket) => OrFrame::Bare(socket.send(part)),
-            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().send(part))),
-            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.send(part))),
+            Stream::Plain(socket) => OrPooled::Bare(socket.send(part)),
+            Stream::Tls(tls) => OrPooled::Pooled(PooledFuture::new(tls.clone().send(part))),
+            Stream::Pipe(end) => OrPooled::Pooled(PooledFuture::new(end.send(part))),
         }
     }
 
     /// Sends the whole part and gives its buffer back.
     pub fn send_all(&self, part: Part) -> impl Future<Output = (io::Result<()>, Vec<u8>)> + use<> {
         match self {
-            Stream::Plain(socket) => OrFrame::Bare(socket.send_all(part)),
-            other => OrFrame::Framed(Frame::new(send_all(other.clone(), part))),
+            Stream::Plain(socket) => OrPooled::Bare(socket.send_all(part)),
+            other => OrPooled::Pooled(PooledFuture::new(send_all(other.clone(), part))),
         }
     }
 
@@ -140,19 +140,19 @@ impl Stream {
     /// Waits until a receive would not wait. Free to drop.
     pub fn readable(&self) -> impl Future<Output = ()> + use<> {
         match self {
-            Stream::Plain(socket) => OrFrame::Bare(socket.readable()),
-            Stream::Tls(tls) => OrFrame::Framed(Frame::new(tls.clone().readable())),
-            Stream::Pipe(end) => OrFrame::Framed(Frame::new(end.readable())),
+            Stream::Plain(socket) => OrPooled::Bare(socket.readable()),
+            Stream::Tls(tls) => OrPooled::Pooled(PooledFuture::new(tls.clone().readable())),
+            Stream::Pipe(end) => OrPooled::Pooled(PooledFuture::new(end.readable())),
         }
     }
 
-    /// As `readable`, in a frame: to be kept.
+    /// As `readable`, in a pooled block: to be kept.
     #[must_use]
-    pub fn readable_frame(&self) -> Frame<'static, ()> {
+    pub fn readable_pooled(&self) -> PooledFuture<'static, ()> {
         match self {
-            Stream::Plain(socket) => Frame::new(socket.readable()),
-            Stream::Tls(tls) => Frame::new(tls.clone().readable()),
-            Stream::Pipe(end) => Frame::new(end.readable()),
+            Stream::Plain(socket) => PooledFuture::new(socket.readable()),
+            Stream::Tls(tls) => PooledFuture::new(tls.clone().readable()),
+            Stream::Pipe(end) => PooledFuture::new(end.readable()),
         }
     }
 

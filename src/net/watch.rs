@@ -12,7 +12,7 @@ use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use super::frame::Frame;
+use super::pooled_future::PooledFuture;
 use super::stream::Stream;
 use super::sys::Peek;
 use super::ticker::Timer;
@@ -20,7 +20,7 @@ use super::ticker::Timer;
 /// The armed readiness poll of one connection.
 pub struct Watch {
     socket: Stream,
-    armed: Option<Frame<'static, ()>>,
+    armed: Option<PooledFuture<'static, ()>>,
     /// Bytes wait unread: the next request has begun before the last one ended.
     pipelined: bool,
 }
@@ -75,7 +75,7 @@ impl Watch {
     }
 
     fn poll_armed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let armed = self.armed.get_or_insert_with(|| self.socket.readable_frame());
+        let armed = self.armed.get_or_insert_with(|| self.socket.readable_pooled());
         let done = Pin::new(armed).poll(cx);
         if done.is_ready() {
             self.armed = None;

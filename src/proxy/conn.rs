@@ -16,7 +16,7 @@ use super::core::Core;
 use super::downstream::{Client, Downstream, Peer};
 use super::places::Shaking;
 use crate::base::buf::SMALL_BYTES;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Socket;
 use crate::net::stream::Stream;
 use crate::net::tls::{TlsStream, client_name};
@@ -26,11 +26,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
 ///
-/// All but HTTP/1.1 on an open connection lives in frames: idle clients are many, and small.
+/// All but HTTP/1.1 on an open connection lives in pooled futures: idle clients are many, and
+/// small.
 pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
     let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
-    let Some((client, first)) = Frame::with(|| greet(core, client)).await else { return };
+    let Some((client, first)) = PooledFuture::with(|| greet(core, client)).await else { return };
     let mut down = Downstream::new(core, client, first);
     conn_h1::serve(core, &mut down).await;
 }
@@ -42,7 +43,7 @@ async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)>
     let tls = core.with_listener(client.listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
     let (first, speaks_h2) = match tls {
         Some(config) => {
-            let stream = Frame::with(|| shake_hands(core, &client, config)).await?;
+            let stream = PooledFuture::with(|| shake_hands(core, &client, config)).await?;
             let certificate = stream.peer_certificate();
             client.certified = certificate.and_then(|cert| client_name(&cert)).map(Into::into);
             let speaks_h2 = stream.speaks_h2();
@@ -56,7 +57,7 @@ async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)>
         }
     };
     if speaks_h2 {
-        Frame::with(|| conn_h2::serve(core.clone(), client, first)).await;
+        PooledFuture::with(|| conn_h2::serve(core.clone(), client, first)).await;
         return None;
     }
     Some((client, first))

@@ -9,7 +9,7 @@ use super::core::Core;
 use super::downstream::{Downstream, linger};
 use super::exchange;
 use super::refusal::Next;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 
 /// Serves a connection to its end.
 pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
@@ -26,13 +26,13 @@ pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
             down.watch.readable().await;
             down.timer.disarm();
         }
-        match Frame::with(|| exchange::run(core, down)).await {
+        match PooledFuture::with(|| exchange::run(core, down)).await {
             Next::KeepAlive => down.served += 1,
             next => break next,
         }
     };
     if next == Next::Linger {
-        Frame::with(|| linger(&down.socket, &down.timer)).await;
+        PooledFuture::with(|| linger(&down.socket, &down.timer)).await;
     }
     core.buffers.give_back(std::mem::take(&mut down.recv));
 }

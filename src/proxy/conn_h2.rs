@@ -24,8 +24,8 @@ use crate::config::H2Limits;
 use crate::http2::Fault;
 use crate::http2::flood::FrameCounter;
 use crate::net::caught::caught;
-use crate::net::frame::Frame;
 use crate::net::h2io::{Chunk, Flooded, Fragments, H2Io};
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt;
 use crate::net::stream::Handle;
 use crate::net::sys::Shut;
@@ -57,7 +57,8 @@ struct Open {
 impl Shared {
     /// A stream begins: the connection idles no more.
     ///
-    /// Shape: `None` when the process has no place for it; the first one stands in its connection's.
+    /// Shape: `None` when the process has no place for it; the first one stands in its
+    /// connection's.
     fn open(self: &Rc<Self>, core: &Rc<Core>) -> Option<Open> {
         let others = self.streams.get();
         if others > 0 {
@@ -183,7 +184,7 @@ async fn accept(
         };
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
-            let serving = pin!(Frame::with(|| {
+            let serving = pin!(PooledFuture::with(|| {
                 let write_idle = shared.timeouts.write_idle;
                 h2_stream::serve(&core, &shared.client, write_idle, request, respond)
             }));

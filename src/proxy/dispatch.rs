@@ -3,8 +3,8 @@
 //! The one back edge inside an exchange: an attempt that failed before the client saw a byte is
 //! made again, on another member, while all that was sent is still held and the retry budget
 //! lasts; then on the groups in `fallback`. What was not sent counts as held: a connection that was
-//! refused has taken nothing, whatever the body's size. A pooled connection that died unused is replaced at once, on the
-//! same member and outside all budgets.
+//! refused has taken nothing, whatever the body's size. A pooled connection that died unused is
+//! replaced at once, on the same member and outside all budgets.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use super::tunnel::{self, Metered};
 use super::wait::{self, Wait, Waited};
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::{Member, Tried};
@@ -180,8 +180,8 @@ impl<'d> Dispatch<'d> {
                 (Nobody::Full, None) => Kind::QueueFull.into(),
                 (Nobody::Full, Some(room)) => {
                     let wait = Wait { core, plan, room, choice, share: wait::share(permit) };
-                    // Boxed by the frame: few wait, and all would carry its future.
-                    match Frame::new(wait.run(down, members, settle)).await {
+                    // In pooled memory: few wait, and all would carry its future.
+                    match PooledFuture::new(wait.run(down, members, settle)).await {
                         Waited::Picked(picked) => {
                             self.tried.insert(picked.member);
                             return Ok(Some(picked));
@@ -325,7 +325,7 @@ enum Paused {
 /// Waits before a retry, unless the client leaves.
 async fn pause(down: &mut Downstream, after: Duration) -> Paused {
     // Pooled: a sleep would make every exchange larger, and few ever pause.
-    let mut sleep = Frame::new(rt::sleep(after));
+    let mut sleep = PooledFuture::new(rt::sleep(after));
     let gone = std::pin::pin!(down.watch.gone(&down.timer));
     match race(std::pin::Pin::new(&mut sleep), gone).await {
         First::Left(()) => Paused::Over,

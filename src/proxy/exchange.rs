@@ -38,7 +38,7 @@ use crate::http1::framing::{Framing, request_framing};
 use crate::http1::head_fault::HeadFault;
 use crate::http1::parse::{Parse, is_empty_lines, parse_request};
 use crate::llm::reply::Dialect;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::limit::standing::Standing;
@@ -316,7 +316,8 @@ async fn serve(
         outgoing = match body.end - body.begin > SLICE_BYTES {
             false => rename::at_once(core, down, body, &scanner, name, chunked),
             true => {
-                Frame::with(|| rename::in_slices(core, down, body, &scanner, name, chunked)).await
+                PooledFuture::with(|| rename::in_slices(core, down, body, &scanner, name, chunked))
+                    .await
             }
         };
     }
@@ -389,9 +390,9 @@ fn answer<'a>(
     head_bytes: usize,
     framing: Framing,
     json: &'a [u8],
-) -> Frame<'a, Next> {
+) -> PooledFuture<'a, Next> {
     // Pooled, as a refusal is.
-    Frame::with(move || async move {
+    PooledFuture::with(move || async move {
         settle.outcome.status = 200;
         // A GET with a body would need reading it; such a connection ends.
         let bare = matches!(framing, Framing::None | Framing::Length(0));

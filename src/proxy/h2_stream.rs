@@ -34,10 +34,10 @@ use crate::http1::parse::Parse;
 use crate::http1::recut::recut_response;
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
 use crate::net::buffers;
-use crate::net::frame::Frame;
 use crate::net::h2body::{self, Broken, Patience};
 use crate::net::h2io::Chunk;
 use crate::net::pipe::{self, End};
+use crate::net::pooled_future::PooledFuture;
 use crate::net::stream::{Handle, Stream};
 use crate::net::sys::Shut;
 
@@ -67,7 +67,7 @@ pub async fn serve(
             core.buffers.give_back(head);
             refuse(core, fault, &mut respond);
             if !body.is_end_stream() {
-                Frame::with(|| discard(core, &mut body)).await;
+                PooledFuture::with(|| discard(core, &mut body)).await;
             }
             return;
         }
@@ -82,13 +82,14 @@ pub async fn serve(
     let mut down = Downstream::new(core, client.with_stream(Stream::Pipe(theirs)), head);
     down.cut = Some(scratch);
     // Its end of the pipe closes with the exchange.
-    let mut exchange = Some(Frame::with(|| async move {
+    let mut exchange = Some(PooledFuture::with(|| async move {
         exchange::run(core, &mut down).await;
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
     let taken = Cell::default();
-    let mut feed = (!fed)
-        .then(|| Frame::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken)));
+    let mut feed = (!fed).then(|| {
+        PooledFuture::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken))
+    });
     let patience = Patience::new(&core.ticker, &ours, write_idle);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
     let mut answered = false;
@@ -116,7 +117,7 @@ pub async fn serve(
     .await;
     drop(feed);
     if !ahead.ended && !body.is_end_stream() {
-        Frame::with(|| discard(core, &mut body)).await;
+        PooledFuture::with(|| discard(core, &mut body)).await;
     }
 }
 

@@ -24,7 +24,7 @@ use crate::http1::framing::Framing;
 use crate::llm::multipart::MultipartScan;
 use crate::llm::scan::{ModelScan, ScanFault};
 use crate::net::bell::{Bell, LOOK};
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{race, yield_now};
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
@@ -274,8 +274,8 @@ pub fn hold<'f>(
     scanner: &'f mut Scanner<'_>,
     held: &'f mut Held<'_>,
     enough: Enough,
-) -> Frame<'f, Result<(), Unheld>> {
-    Frame::with(move || async move {
+) -> PooledFuture<'f, Result<(), Unheld>> {
+    PooledFuture::with(move || async move {
         let idle = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
         let mut wait = Waiting { core, pace: BodyPace::new(plan.body_rate_min), idle, bell: None };
         loop {

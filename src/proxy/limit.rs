@@ -19,7 +19,7 @@ use super::refusal::{Caller, Refusal};
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::key::{KeyRules, Over};
 use crate::policy::limit::lease::Short;
@@ -48,7 +48,7 @@ pub async fn charge(
         // From here on it leaves by itself.
         let charge = charge();
         // Pooled: an exchange without such a key must not carry it.
-        let charged = Frame::with(|| charge_shared(core, budget, limit, caller, now)).await;
+        let charged = PooledFuture::with(|| charge_shared(core, budget, limit, caller, now)).await;
         if charged.is_err() {
             state.undo_pace(rules);
         }

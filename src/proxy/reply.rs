@@ -13,7 +13,7 @@ use crate::error::{Connection, RETRY_AFTER_S_MAX};
 use crate::http::head::Version;
 use crate::http1::encode;
 use crate::llm::reply::{Dialect, ErrorReply};
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::cors;
@@ -26,9 +26,9 @@ pub fn refuse<'a>(
     caller: &'a Caller,
     refusal: &'a Refusal,
     body_read: bool,
-) -> Frame<'a, Next> {
+) -> PooledFuture<'a, Next> {
     // Pooled: few exchanges end so, and none is to carry it.
-    Frame::with(move || async move {
+    PooledFuture::with(move || async move {
         let row = refusal.kind.row();
         if row.status.is_none() {
             return Next::Close;
@@ -107,9 +107,9 @@ pub fn preflight<'a>(
     caller: &'a Caller,
     fields_asked: Option<Vec<u8>>,
     keep: bool,
-) -> Frame<'a, Next> {
+) -> PooledFuture<'a, Next> {
     // Pooled, as a refusal is.
-    Frame::with(move || async move {
+    PooledFuture::with(move || async move {
         let keep = keep && caller.persists && !core.draining.get();
         let mut out = core.buffers.take(SMALL_BYTES);
         // No length: RFC 9110 §8.6 has none in a 204.

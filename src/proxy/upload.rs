@@ -29,7 +29,7 @@ use super::progress::Progress;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
@@ -155,7 +155,7 @@ impl Upload<'_> {
             return sent;
         }
         // Pooled: few bodies are not here yet, and all would carry it.
-        Frame::with(|| self.relay(result.is_ok(), body, scanner, hold, &mut sent)).await;
+        PooledFuture::with(|| self.relay(result.is_ok(), body, scanner, hold, &mut sent)).await;
         sent
     }
 
@@ -183,7 +183,8 @@ impl Upload<'_> {
     }
 
     /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
-    /// is still in the cache; what the kernel does not take is queued. A very large one goes slice by
+    /// is still in the cache; what the kernel does not take is queued. A very large one goes slice
+    /// by
     /// slice: TLS seals what it is given, and others want their turn.
     async fn send_held(
         &self,

@@ -16,7 +16,7 @@ use super::refusal::Refusal;
 use super::settle::Settle;
 use crate::error::Kind;
 use crate::net::bell::Ticket;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::Member;
@@ -128,7 +128,7 @@ impl<'p> Wait<'_, 'p> {
                 pick::next_admission_ms(plan, choice, now_ms).filter(|at| *at > now_ms);
             let until_ms = breaker_ms.map_or(deadline_ms, |at| at.min(deadline_ms));
             // Pooled: few wait, and a timer in every exchange would weigh on all.
-            let mut timer = Frame::new(rt::sleep(Duration::from_millis(until_ms - now_ms)));
+            let mut timer = PooledFuture::new(rt::sleep(Duration::from_millis(until_ms - now_ms)));
             let rung = pin!(bell.rung());
             let gone = pin!(down.watch.gone(&down.timer));
             let mut news = pin!(race(rung, std::pin::Pin::new(&mut timer)));

@@ -34,9 +34,9 @@ use crate::http1::framing::request_framing;
 use crate::http1::parse::{HeadLimits, Parse, parse_request};
 use crate::http2::{BodyFraming, Ends, outgoing};
 use crate::net::buffers;
-use crate::net::frame::Frame;
 use crate::net::h2body::{self, Broken};
 use crate::net::pipe::{self, End};
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::net::stream::Stream;
@@ -193,7 +193,7 @@ async fn both_ways(
         if !sent || !told.is_whole() {
             return Poll::Ready(());
         }
-        let last_frame = last_frame.get_or_insert_with(|| Frame::new(rt::sleep(LAST_FRAME)));
+        let last_frame = last_frame.get_or_insert_with(|| PooledFuture::new(rt::sleep(LAST_FRAME)));
         Pin::new(last_frame).poll(cx)
     })
     .await;

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use super::roster::PoolId;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::poll_idle;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
@@ -47,7 +47,7 @@ pub struct UpConn {
     socket: Stream,
     /// Where it is kept while it idles.
     pub pool: PoolId,
-    armed: Option<Frame<'static, Received>>,
+    armed: Option<PooledFuture<'static, Received>>,
     /// Of an exchange on an HTTP/2 link.
     excuse: Option<Rc<Cell<StreamEnd>>>,
     /// Requests answered on it.
@@ -111,13 +111,13 @@ impl UpConn {
     /// Submits a receive into `buffer` without waiting for it.
     pub fn arm(&mut self, buffer: Vec<u8>) {
         debug_assert!(self.armed.is_none(), "one receive at a time");
-        let mut frame = Frame::new(self.socket.recv(buffer));
+        let mut recv = PooledFuture::new(self.socket.recv(buffer));
         // The first poll submits. Should it be done at once, `poll_recv` must not poll it
         // again, so its result is wrapped anew.
-        if let Poll::Ready(received) = poll_idle(Pin::new(&mut frame)) {
-            frame = Frame::new(std::future::ready(received));
+        if let Poll::Ready(received) = poll_idle(Pin::new(&mut recv)) {
+            recv = PooledFuture::new(std::future::ready(received));
         }
-        self.armed = Some(frame);
+        self.armed = Some(recv);
     }
 
     /// Polls the armed receive; pending for ever when none is armed.

@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::net::caught::caught;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::{self, Socket};
 use crate::net::stream::Handle;
 use crate::net::sys::{self, Shut};
@@ -100,13 +100,13 @@ fn why(error: &io::Error) -> String {
 /// A handshake that may be dropped.
 struct Handshake {
     socket: Socket,
-    running: Option<Frame<'static, io::Result<TlsStream>>>,
+    running: Option<PooledFuture<'static, io::Result<TlsStream>>>,
 }
 
 impl Handshake {
     fn new(socket: Socket, tls: &TlsClient) -> Self {
         let (config, name) = (tls.config.clone(), tls.name.clone());
-        let running = Frame::new(TlsStream::connect(socket.clone(), config, name));
+        let running = PooledFuture::new(TlsStream::connect(socket.clone(), config, name));
         Self { socket, running: Some(running) }
     }
 }

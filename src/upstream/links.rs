@@ -27,8 +27,8 @@ use super::roster::PoolId;
 use crate::http1::parse::HeadLimits;
 use crate::http2::flood::{FloodLimits, FrameCounter};
 use crate::net::caught::caught;
-use crate::net::frame::Frame;
 use crate::net::h2io::{Chunk, H2Io};
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt;
 use crate::net::stream::Stream;
 use crate::net::ticker::Timer;
@@ -201,7 +201,7 @@ impl Links {
     /// Runs a task of a link; a panic costs that task alone.
     pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
         let links = self.clone();
-        rt::spawn(Frame::with(move || async move {
+        rt::spawn(PooledFuture::with(move || async move {
             if caught(pin!(task)).await.is_none() {
                 links.panics.set(links.panics.get() + 1);
             }

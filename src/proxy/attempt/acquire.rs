@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::state::{Attempt, Attempted};
 use crate::error::Kind;
 use crate::net::dial;
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::stream::Stream;
 use crate::net::sys::{self, Shut};
@@ -59,8 +59,8 @@ impl Attempt<'_> {
     /// Makes a connection to one address.
     async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
         if self.upstream.http2 {
-            // Boxed by the frame: an exchange in HTTP/1.1 must not carry it.
-            return Frame::with(|| self.seat(endpoint, timer)).await;
+            // In pooled memory: an exchange in HTTP/1.1 must not carry it.
+            return PooledFuture::with(|| self.seat(endpoint, timer)).await;
         }
         Ok(UpConn::new(self.dial(endpoint, timer).await?, endpoint.pool))
     }
@@ -81,16 +81,17 @@ impl Attempt<'_> {
         let secure_in = begun.map(|(tls, begun)| (tls, timeout.saturating_sub(begun.elapsed())));
         if let Some(ViaPlan { way: Way::Tunnel { request }, .. }) = &self.upstream.via {
             let limit = self.timeouts.proxy_connect;
-            // Boxed by the frame, as above.
-            let opened = Frame::with(|| connect_through(&socket, request, timer, limit)).await;
+            // In pooled memory, as above.
+            let opened =
+                PooledFuture::with(|| connect_through(&socket, request, timer, limit)).await;
             opened.map_err(|why| match why {
                 NoWay::Ours => Missed::Ours,
                 why => Missed::Proxy(why),
             })?;
         }
         let Some((tls, left)) = secure_in else { return Ok(Stream::Plain(socket)) };
-        // Zero would mean no limit. Boxed by the frame, as above.
-        let secured = Frame::new(secure(socket, tls, timer, left.max(TICK))).await?;
+        // Zero would mean no limit. In pooled memory, as above.
+        let secured = PooledFuture::new(secure(socket, tls, timer, left.max(TICK))).await?;
         Ok(Stream::Tls(secured))
     }
 

@@ -17,7 +17,7 @@ pub use state::{Attempt, Attempted, Turn};
 
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
-use crate::net::frame::Frame;
+use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
@@ -51,7 +51,7 @@ impl Attempt<'_> {
         let conn = match pooled {
             Some(conn) => Ok(conn),
             // Pooled: few dial, and all would carry it.
-            None => Frame::with(|| self.acquire_new(down, &up_timer)).await,
+            None => PooledFuture::with(|| self.acquire_new(down, &up_timer)).await,
         };
         let mut conn = match conn {
             Ok(conn) => conn,

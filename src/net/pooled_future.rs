@@ -27,7 +27,7 @@ thread_local! {
 }
 
 /// A future of any type in a pooled block; awaits to its output.
-pub struct Frame<'a, T> {
+pub struct PooledFuture<'a, T> {
     block: NonNull<u8>,
     class: usize,
     // SAFETY: both are called with `block` alone, which holds the type they were made for.
@@ -37,7 +37,7 @@ pub struct Frame<'a, T> {
     _future: PhantomData<(&'a (), *mut T)>,
 }
 
-impl<'a, T> Frame<'a, T> {
+impl<'a, T> PooledFuture<'a, T> {
     /// Moves a future into a pooled block.
     pub fn new<F: Future<Output = T> + 'a>(future: F) -> Self {
         Self::with(move || future)
@@ -56,7 +56,7 @@ impl<'a, T> Frame<'a, T> {
     }
 }
 
-impl<T> Future for Frame<'_, T> {
+impl<T> Future for PooledFuture<'_, T> {
     type Output = T;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
@@ -65,7 +65,7 @@ impl<T> Future for Frame<'_, T> {
     }
 }
 
-impl<T> Drop for Frame<'_, T> {
+impl<T> Drop for PooledFuture<'_, T> {
     fn drop(&mut self) {
         // SAFETY: the future is live until here and not used after.
         unsafe { (self.drop)(self.block) };
@@ -73,19 +73,19 @@ impl<T> Drop for Frame<'_, T> {
     }
 }
 
-// The block does not move when the Frame does.
-impl<T> Unpin for Frame<'_, T> {}
+// The block does not move when the PooledFuture does.
+impl<T> Unpin for PooledFuture<'_, T> {}
 
-/// A future of one type, or of any other in a frame: the common case is polled without a detour
-/// and carries no other's state.
-pub enum OrFrame<F: Future> {
+/// A future of one type, or of any other in a pooled block: the common case is polled
+/// without a detour and carries no other's state.
+pub enum OrPooled<F: Future> {
     /// The common case.
     Bare(F),
     /// Another.
-    Framed(Frame<'static, F::Output>),
+    Pooled(PooledFuture<'static, F::Output>),
 }
 
-impl<F: Future> Future for OrFrame<F> {
+impl<F: Future> Future for OrPooled<F> {
     type Output = F::Output;
 
     #[inline]
@@ -94,7 +94,7 @@ impl<F: Future> Future for OrFrame<F> {
         match unsafe { self.get_unchecked_mut() } {
             // SAFETY: see above.
             Self::Bare(future) => unsafe { Pin::new_unchecked(future) }.poll(cx),
-            Self::Framed(frame) => Pin::new(frame).poll(cx),
+            Self::Pooled(future) => Pin::new(future).poll(cx),
         }
     }
 }
@@ -125,7 +125,7 @@ fn take(class: usize) -> NonNull<u8> {
 }
 
 fn give_back(block: NonNull<u8>, class: usize) {
-    // `try_with`: a frame may be dropped while the thread's own storage is being torn down.
+    // `try_with`: a pooled future may be dropped while the thread's own storage is being torn down.
     let kept = FREE.try_with(|free| match free.borrow_mut().get_mut(class) {
         Some(blocks) if blocks.len() < KEPT_MAX => {
             blocks.push(block);
@@ -148,20 +148,20 @@ mod tests {
 
     #[test]
     fn awaits_to_the_output_and_reuses_the_block() {
-        let first = Frame::new(async { 7 });
+        let first = PooledFuture::new(async { 7 });
         let block = first.block;
         assert_eq!(poll_idle(pin!(first)), Poll::Ready(7));
-        let second = Frame::new(async { 8 });
+        let second = PooledFuture::new(async { 8 });
         assert_eq!(second.block, block);
     }
 
     #[test]
     fn bare_or_framed_is_the_same() {
         let bare = async { 7 };
-        assert_eq!(poll_idle(pin!(OrFrame::Bare(bare))), Poll::Ready(7));
-        let framed = Frame::new(async { 8 });
-        let framed = OrFrame::<std::future::Ready<i32>>::Framed(framed);
-        assert_eq!(poll_idle(pin!(framed)), Poll::Ready(8));
+        assert_eq!(poll_idle(pin!(OrPooled::Bare(bare))), Poll::Ready(7));
+        let pooled = PooledFuture::new(async { 8 });
+        let pooled = OrPooled::<std::future::Ready<i32>>::Pooled(pooled);
+        assert_eq!(poll_idle(pin!(pooled)), Poll::Ready(8));
     }
 
     #[test]
@@ -169,13 +169,13 @@ mod tests {
         let token = Rc::new(());
         let held = token.clone();
         let big = [0u8; 40_000];
-        let frame = Frame::new(async move {
+        let future = PooledFuture::new(async move {
             let _held = held;
             std::future::pending::<()>().await;
             big.len()
         });
         assert_eq!(Rc::strong_count(&token), 2);
-        drop(frame);
+        drop(future);
         assert_eq!(Rc::strong_count(&token), 1);
     }
 }
