@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::bell::Ticket;
+use super::notify::WakeToken;
 use super::rt::Socket;
 use super::sys;
 
@@ -30,9 +30,9 @@ pub enum Message {
         peer: Option<SocketAddr>,
     },
     /// Wake an exchange that waits.
-    Ring {
-        /// Its bell.
-        ticket: Ticket,
+    Wake {
+        /// What the token names.
+        token: WakeToken,
         /// What it is told.
         value: u64,
     },
@@ -41,7 +41,7 @@ pub enum Message {
     /// Cut what is still in flight.
     Cut,
     /// There is a new plan.
-    Look,
+    RefreshPlan,
     /// Close the connection that has idled longest: somebody else needs its place.
     EndIdle,
 }
@@ -108,14 +108,14 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
     match message {
         Message::Drain => record[0] = b'D',
         Message::Cut => record[0] = b'X',
-        Message::Ring { ticket, value } => {
+        Message::Wake { token, value } => {
             record[0] = b'R';
-            record[2..4].copy_from_slice(&ticket.core.to_le_bytes());
-            record[4..8].copy_from_slice(&ticket.slot.to_le_bytes());
-            record[8..12].copy_from_slice(&ticket.generation.to_le_bytes());
+            record[2..4].copy_from_slice(&token.core.to_le_bytes());
+            record[4..8].copy_from_slice(&token.slot.to_le_bytes());
+            record[8..12].copy_from_slice(&token.generation.to_le_bytes());
             record[16..24].copy_from_slice(&value.to_le_bytes());
         }
-        Message::Look => record[0] = b'L',
+        Message::RefreshPlan => record[0] = b'L',
         Message::EndIdle => record[0] = b'I',
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
@@ -148,10 +148,10 @@ fn decode(record: &[u8]) -> Option<Message> {
         b'D' => Some(Message::Drain),
         b'X' => Some(Message::Cut),
         b'R' => {
-            let ticket = Ticket { core: two(2), slot: four(4), generation: four(8) };
-            Some(Message::Ring { ticket, value: eight(16) })
+            let token = WakeToken { core: two(2), slot: four(4), generation: four(8) };
+            Some(Message::Wake { token, value: eight(16) })
         }
-        b'L' => Some(Message::Look),
+        b'L' => Some(Message::RefreshPlan),
         b'I' => Some(Message::EndIdle),
         b'C' => {
             let fd = four(4) as i32;
@@ -194,11 +194,11 @@ mod tests {
 
     #[test]
     fn a_ring_survives_the_trip() {
-        let sent = Ticket { core: 513, slot: 0x0403_0201, generation: u32::MAX - 1 };
+        let sent = WakeToken { core: 513, slot: 0x0403_0201, generation: u32::MAX - 1 };
         for value in [0, 1 << 63 | 5, u64::MAX] {
-            match decode(&encode(&Message::Ring { ticket: sent, value })) {
-                Some(Message::Ring { ticket, value: got }) => {
-                    assert_eq!((ticket, got), (sent, value));
+            match decode(&encode(&Message::Wake { token: sent, value })) {
+                Some(Message::Wake { token, value: got }) => {
+                    assert_eq!((token, got), (sent, value));
                 }
                 other => panic!("{other:?}"),
             }

@@ -5,10 +5,9 @@
 //! `lines` (who has idled longest), `pipe` (a stream in
 //! memory), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
 //! (connecting), `listener`, `mailbox` (one core to another), `h2io` (a stream for the `h2` crate),
-//! `h2body` (bodies between the two protocols), `tls`, `bell` (an exchange that waits for another
+//! `h2body` (bodies between the two protocols), `tls`, `notify` (an exchange that waits for another
 //! thread), `splice` (kernel-to-kernel bodies).
 
-pub mod bell;
 pub mod buffers;
 pub mod caught;
 pub mod dial;
@@ -19,6 +18,7 @@ pub mod h2io;
 mod lines;
 pub mod listener;
 pub mod mailbox;
+pub mod notify;
 pub mod pipe;
 pub mod race;
 pub mod rt;

@@ -16,8 +16,8 @@ use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
-use crate::net::bell::{Bells, LOOK, Ticket};
 use crate::net::mailbox::{Message, Sender};
+use crate::net::notify::{LOOK_AGAIN, WakeTable, WakeToken};
 use crate::net::splice::Pipes;
 use crate::net::sys;
 use crate::net::ticker::Ticker;
@@ -74,8 +74,8 @@ pub struct Shared {
     pub handshakes_failed: AtomicU64,
     /// Set when the process drains.
     pub draining: AtomicBool,
-    /// Rings the bells of all cores.
-    pub ringer: Arc<Ringer>,
+    /// Wakes those who wait on any core.
+    pub notifier: Arc<Notifier>,
     /// Tells the operator of failed exchanges; none = nobody is told.
     pub tell: std::sync::OnceLock<Tell>,
     /// Counters of each core, published once a second and at its end.
@@ -93,8 +93,8 @@ pub struct PlanSlot {
 impl PlanSlot {
     /// A slot with the first plan.
     #[must_use]
-    pub fn new(mut plan: Plan, ringer: &Arc<Ringer>) -> Self {
-        plan.open_rooms(ringer);
+    pub fn new(mut plan: Plan, notifier: &Arc<Notifier>) -> Self {
+        plan.open_rooms(notifier);
         Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
     }
 
@@ -106,8 +106,8 @@ impl PlanSlot {
         (plan.clone(), self.version.load(Ordering::Acquire))
     }
 
-    fn put(&self, mut plan: Plan, ringer: &Arc<Ringer>) {
-        plan.open_rooms(ringer);
+    fn put(&self, mut plan: Plan, notifier: &Arc<Notifier>) {
+        plan.open_rooms(notifier);
         let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         plan.keep_limits(&slot);
         *slot = Arc::new(plan);
@@ -146,19 +146,20 @@ impl Shared {
     /// Shape: it has as many listeners as the one before, in the same order.
     pub fn swap(&self, plan: Plan) {
         debug_assert_eq!(plan.listeners.len(), self.slot.plan().0.listeners.len());
-        self.slot.put(plan, &self.ringer);
+        self.slot.put(plan, &self.notifier);
         for mailbox in &self.mailboxes {
             // A core that does not keep up looks by itself at its next tick.
-            let _ = mailbox.send(Message::Look);
+            let _ = mailbox.send(Message::RefreshPlan);
         }
     }
 }
 
-/// Rings bells from any thread, and keeps the time that all threads count: the steady one, and
-/// by how much the wall's clock is ahead of it, which each core looks at every tick.
-pub struct Ringer {
+/// Wakes waiters of all cores from any thread, and keeps the time that all threads count: the
+/// steady one, and by how much the wall's clock is ahead of it, which each core looks at every
+/// tick.
+pub struct Notifier {
     mailboxes: Vec<Sender>,
-    /// Cores whose mailbox was full when a bell of theirs was to be rung.
+    /// Cores whose mailbox was full when one of theirs was to be woken.
     lost: Vec<AtomicBool>,
     /// What milliseconds and microseconds of all cores count from.
     origin: Instant,
@@ -172,28 +173,28 @@ pub struct Ringer {
 /// between two reads.
 const WALL_STEP_NS: u64 = 1_000_000;
 
-impl Ringer {
-    /// A ringer for the cores with these mailboxes.
+impl Notifier {
+    /// A notifier for the cores with these mailboxes.
     #[must_use]
     pub fn new(mailboxes: Vec<Sender>) -> Arc<Self> {
         let lost = mailboxes.iter().map(|_| AtomicBool::new(false)).collect();
         let (origin, origin_unix_ns) = sys::origin();
         let wall_ahead_ns = AtomicI64::new(0);
-        let ringer = Self { mailboxes, lost, origin, origin_unix_ns, wall_ahead_ns };
-        ringer.set_wall(Instant::now(), sys::wall_ns());
-        Arc::new(ringer)
+        let notifier = Self { mailboxes, lost, origin, origin_unix_ns, wall_ahead_ns };
+        notifier.set_wall(Instant::now(), sys::wall_ns());
+        Arc::new(notifier)
     }
 
-    /// Rings a bell with a value.
+    /// Wakes a waiter with a value.
     ///
-    /// Never waits: when the mailbox is full the bell is rung with `bell::LOOK` at the core's next
-    /// tick.
-    pub fn ring(&self, ticket: Ticket, value: u64) {
-        let core = usize::from(ticket.core);
+    /// Never waits: when the mailbox is full it is woken with `notify::LOOK_AGAIN` at the core's
+    /// next tick.
+    pub fn wake(&self, token: WakeToken, value: u64) {
+        let core = usize::from(token.core);
         let (Some(mailbox), Some(lost)) = (self.mailboxes.get(core), self.lost.get(core)) else {
             return;
         };
-        if mailbox.send(Message::Ring { ticket, value }).is_err() {
+        if mailbox.send(Message::Wake { token, value }).is_err() {
             lost.store(true, Ordering::Release);
         }
     }
@@ -226,9 +227,9 @@ impl Ringer {
     }
 }
 
-impl Wake<Ticket> for Ringer {
-    fn ring(&self, ticket: Ticket) {
-        self.ring(ticket, LOOK);
+impl Wake<WakeToken> for Notifier {
+    fn wake(&self, token: WakeToken) {
+        self.wake(token, LOOK_AGAIN);
     }
 
     fn now_ms(&self) -> u64 {
@@ -294,7 +295,7 @@ pub struct Core {
     /// Free readers of usage.
     pub taps: Taps,
     /// What exchanges of this core wait for.
-    pub bells: Rc<Bells>,
+    pub wake_table: Rc<WakeTable>,
     /// What has been counted on this core.
     pub counters: RefCell<Counters>,
     rng: RefCell<Rng>,
@@ -330,7 +331,7 @@ impl Core {
             links: Rc::default(),
             pipes: Pipes::default(),
             taps: Taps::default(),
-            bells: Bells::new(index),
+            wake_table: WakeTable::new(index),
             counters: RefCell::default(),
             rng: RefCell::new(Rng::new(seed)),
             scratches: RefCell::default(),
@@ -347,7 +348,7 @@ impl Core {
     }
 
     /// Takes the plan in force, if it is another one than this core's.
-    pub fn look(&self) {
+    pub fn refresh_plan(&self) {
         if self.shared.slot.version.load(Ordering::Acquire) == self.plan_version.get() {
             return;
         }
@@ -425,19 +426,19 @@ impl Core {
         }
     }
 
-    /// Rings a bell, on this core or another.
-    pub fn ring(&self, ticket: Ticket, value: u64) {
-        if usize::from(ticket.core) == self.index {
-            self.bells.ring(ticket, value);
+    /// Wakes a waiter, on this core or another.
+    pub fn wake(&self, token: WakeToken, value: u64) {
+        if usize::from(token.core) == self.index {
+            self.wake_table.wake(token, value);
         } else {
-            self.shared.ringer.ring(ticket, value);
+            self.shared.notifier.wake(token, value);
         }
     }
 
-    /// Makes good for rings that a full mailbox lost; called by the ticker.
-    pub fn ring_lost(&self) {
-        if self.shared.ringer.lost[self.index].swap(false, Ordering::Acquire) {
-            self.bells.ring_all();
+    /// Makes good for notifications that a full mailbox lost; called by the ticker.
+    pub fn wake_lost(&self) {
+        if self.shared.notifier.lost[self.index].swap(false, Ordering::Acquire) {
+            self.wake_table.wake_all();
         }
     }
 
@@ -466,18 +467,18 @@ mod tests {
 
     #[test]
     fn the_wall_may_step_and_the_rest_does_not() {
-        let ringer = Ringer::new(Vec::new());
+        let notifier = Notifier::new(Vec::new());
         let now = Instant::now();
-        let us = ringer.us_at(now);
-        let before = ringer.moment(us);
+        let us = notifier.us_at(now);
+        let before = notifier.moment(us);
         assert!(before.wall_ns.abs_diff(sys::wall_ns()) < HOUR_NS / 60);
         for wall_ns in [before.wall_ns + HOUR_NS, before.wall_ns - HOUR_NS, 0] {
-            ringer.set_wall(now, wall_ns);
-            let after = ringer.moment(us);
+            notifier.set_wall(now, wall_ns);
+            let after = notifier.moment(us);
             assert_eq!(after, Moment { wall_ns, steady_ns: before.steady_ns });
         }
         // What is less than a step is the time between two reads.
-        ringer.set_wall(now, 500);
-        assert_eq!(ringer.moment(us).wall_ns, 0);
+        notifier.set_wall(now, 500);
+        assert_eq!(notifier.moment(us).wall_ns, 0);
     }
 }

@@ -23,7 +23,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::framing::Framing;
 use crate::llm::multipart::MultipartScan;
 use crate::llm::scan::{ModelScan, ScanFault};
-use crate::net::bell::{Bell, LOOK};
+use crate::net::notify::{LOOK_AGAIN, Notify};
 use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{race, yield_now};
 use crate::net::stream::Stream;
@@ -255,12 +255,12 @@ fn count(
     let bytes = down.recv.len() as u64;
     let left = body.reader.length_left().unwrap_or(0);
     let size = (body.end as u64).saturating_add(left);
-    let ring = |ticket| core.ring(ticket, LOOK);
-    held.claim(bytes, size, now_ms(core), ring).map_err(denied)
+    let wake = |token| core.wake(token, LOOK_AGAIN);
+    held.claim(bytes, size, now_ms(core), wake).map_err(denied)
 }
 
 fn now_ms(core: &Core) -> u64 {
-    core.shared.ringer.us_at(core.ticker.now()) / 1000
+    core.shared.notifier.us_at(core.ticker.now()) / 1000
 }
 
 /// Receives until enough is held, when [`is_here`] has said that it is not.
@@ -277,7 +277,8 @@ pub fn hold<'f>(
 ) -> PooledFuture<'f, Result<(), Unheld>> {
     PooledFuture::with(move || async move {
         let idle = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
-        let mut wait = Waiting { core, pace: BodyPace::new(plan.body_rate_min), idle, bell: None };
+        let mut wait =
+            Waiting { core, pace: BodyPace::new(plan.body_rate_min), idle, notify: None };
         loop {
             make_room(core, down, body).await;
             wait.receive(down, held).await?;
@@ -285,10 +286,10 @@ pub fn hold<'f>(
                 // From here on it gives way to nobody.
                 return Ok(held.end_receiving().map_err(denied)?);
             }
-            if wait.bell.is_none() && down.recv.len() > uncounted_bytes(down) {
-                let bell = core.bells.hang();
-                held.begin_receiving(bell.ticket(), now_ms(core));
-                wait.bell = Some(bell);
+            if wait.notify.is_none() && down.recv.len() > uncounted_bytes(down) {
+                let notify = core.wake_table.register();
+                held.begin_receiving(notify.token(), now_ms(core));
+                wait.notify = Some(notify);
             }
         }
     })
@@ -300,7 +301,7 @@ struct Waiting<'a> {
     pace: BodyPace,
     idle: Duration,
     /// Rung when the body has to give way.
-    bell: Option<Bell>,
+    notify: Option<Notify>,
 }
 
 impl Waiting<'_> {
@@ -344,12 +345,12 @@ impl Waiting<'_> {
         }
     }
 
-    /// Waits until something has come, or the bell rings.
+    /// Waits until something has come, or it is notified.
     async fn readable(&mut self, socket: &Stream) {
         let readable = pin!(socket.readable());
-        match &mut self.bell {
-            Some(bell) => {
-                race(readable, pin!(bell.rung())).await;
+        match &mut self.notify {
+            Some(notify) => {
+                race(readable, pin!(notify.notified())).await;
             }
             None => readable.await,
         }

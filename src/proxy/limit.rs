@@ -6,8 +6,9 @@
 //! what the upstream said or, where it said nothing, from what passed. `Charge` does both by
 //! `Drop`, whatever way the exchange ends.
 //!
-//! Where nodes share a budget, a call may have to wait for the store's answer: on its bell, for a
-//! bounded time, and never once the store is known to be away. Only then is memory asked for.
+//! Where nodes share a budget, a call may have to wait for the store's answer: until it is
+//! notified, for a bounded time, and never once the store is known to be away. Only then is memory
+//! asked for.
 //!
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
@@ -118,15 +119,15 @@ async fn charge_shared(
 
 /// Asks about one call and waits; the store's own deadline ends it.
 async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> Verdict {
-    let (mut bell, answer) = (core.bells.hang(), Answer::default());
-    let (shared, ticket) = (core.shared.clone(), bell.ticket());
-    let waiter = Waiter::new(answer.clone(), move || shared.ringer.ring(ticket, 0));
+    let (mut notify, answer) = (core.wake_table.register(), Answer::default());
+    let (shared, token) = (core.shared.clone(), notify.token());
+    let waiter = Waiter::new(answer.clone(), move || shared.notifier.wake(token, 0));
     budget.ask(limit.ask(Some(waiter)));
     loop {
         if let Some(verdict) = answer.verdict() {
             return verdict;
         }
-        bell.rung().await;
+        notify.notified().await;
     }
 }
 

@@ -61,7 +61,7 @@ fn take_idle_place(core: &Core, taken: u32) -> bool {
     if taken >= shared.connections_max.saturating_add(LEAVING_MAX) {
         return false;
     }
-    let own = core.ticker.idle().1.map(|since| shared.ringer.us_at(since));
+    let own = core.ticker.idle().1.map(|since| shared.notifier.us_at(since));
     let others = shared.idle.iter().enumerate().filter(|(at, _)| *at != core.index);
     let longest = others
         .filter(|(_, Padded(idle))| idle.count.load(Relaxed) > 0)
@@ -86,7 +86,7 @@ pub fn publish(core: &Core) {
     let Some(Padded(idle)) = core.shared.idle.get(core.index) else { return };
     let (count, since) = core.ticker.idle();
     idle.count.store(count, Relaxed);
-    idle.since_us.store(since.map_or(u64::MAX, |at| core.shared.ringer.us_at(at)), Relaxed);
+    idle.since_us.store(since.map_or(u64::MAX, |at| core.shared.notifier.us_at(at)), Relaxed);
 }
 
 /// Whether an address has as many connections as it may; a look before others have to go for it.

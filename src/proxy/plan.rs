@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 use crate::config::H2Limits;
 use crate::error::Kind;
 use crate::http1::parse::HeadLimits;
-use crate::net::bell::Ticket;
+use crate::net::notify::WakeToken;
 use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
@@ -96,8 +96,9 @@ impl Plan {
 
     /// Opens the waiting rooms of the groups that have one, and says how many slots there are.
     ///
-    /// Called when the plan is put in force, since upstreams outlive their plans. Those who wait in the rooms of the plan before stay there; both rooms get slots in turn.
-    pub fn open_rooms(&mut self, wake: &Arc<impl Wake<Ticket> + 'static>) {
+    /// Called when the plan is put in force, since upstreams outlive their plans. Those who wait in
+    /// the rooms of the plan before stay there; both rooms get slots in turn.
+    pub fn open_rooms(&mut self, wake: &Arc<impl Wake<WakeToken> + 'static>) {
         let upstreams = &self.upstreams;
         for group in self.groups.iter_mut().filter(|group| group.queue_length > 0) {
             let members =
@@ -240,7 +241,7 @@ pub struct GroupPlan {
     /// How long each may wait.
     pub queue_wait: Duration,
     /// Where they wait; opened when the plan is put in force.
-    pub room: Option<Arc<Room<Ticket>>>,
+    pub room: Option<Arc<Room<WakeToken>>>,
     /// Upstream-side timeouts.
     pub timeouts: UpstreamTimeouts,
 }

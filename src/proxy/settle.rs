@@ -33,7 +33,7 @@ impl Settle {
     /// Begins the record of an exchange whose head has been read.
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
-        let begun_us = core.shared.ringer.us_at(Instant::now());
+        let begun_us = core.shared.notifier.us_at(Instant::now());
         Self {
             core: core.clone(),
             begun_us,
@@ -48,7 +48,7 @@ impl Settle {
     /// When the head had been read, by both clocks.
     #[must_use]
     pub fn begun(&self) -> Moment {
-        self.core.shared.ringer.moment(self.begun_us)
+        self.core.shared.notifier.moment(self.begun_us)
     }
 
     /// The same by the wall's clock, milliseconds since 1970.
@@ -65,7 +65,7 @@ impl Settle {
     /// Pays tokens of an exchange that goes on for long.
     pub fn pay(&self, tokens: u64) {
         if let Some(charge) = &self.charge {
-            let now = self.core.shared.ringer.moment(self.now_us());
+            let now = self.core.shared.notifier.moment(self.now_us());
             charge.pay_tokens(tokens, now.steady_ns);
         }
     }
@@ -85,7 +85,7 @@ impl Settle {
     /// Microseconds since the process's origin, the same on all cores.
     #[must_use]
     pub fn now_us(&self) -> u64 {
-        self.core.shared.ringer.us_at(Instant::now())
+        self.core.shared.notifier.us_at(Instant::now())
     }
 
     /// Notes which upstream failed.
@@ -108,7 +108,7 @@ impl Drop for Settle {
         if let Some(charge) = &self.charge {
             let shared = &self.core.shared;
             self.passed.request_bytes = self.outcome.request_bytes;
-            let now_ns = shared.ringer.moment(now_us).steady_ns;
+            let now_ns = shared.notifier.moment(now_us).steady_ns;
             charge.pay(&self.passed, &shared.token_sizes, now_ns);
         }
         self.core.counters.borrow_mut().record(&self.outcome);

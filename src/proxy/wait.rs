@@ -1,7 +1,7 @@
 //! The station of those for whom nobody has a slot: the group's waiting room.
 //!
 //! Follows the protocol of `upstream::room`, step by step. A waiter costs a place in the room, a
-//! bell and a timer; it ends with a slot, with a member that has become usable without one being
+//! notify and a timer; it ends with a slot, with a member that has become usable without one being
 //! handed over, with its deadline, or with its client's leaving.
 
 use std::pin::pin;
@@ -15,7 +15,7 @@ use super::plan::Plan;
 use super::refusal::Refusal;
 use super::settle::Settle;
 use crate::error::Kind;
-use crate::net::bell::Ticket;
+use crate::net::notify::WakeToken;
 use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
@@ -61,7 +61,7 @@ pub struct Wait<'a, 'p> {
     /// The config in force.
     pub plan: &'p Plan,
     /// Where to wait.
-    pub room: &'p Room<Ticket>,
+    pub room: &'p Room<WakeToken>,
     /// Who is to be picked from.
     pub choice: Choice<'a, 'p>,
     /// Whose turn it takes.
@@ -95,8 +95,8 @@ impl<'p> Wait<'_, 'p> {
             .forced
             .and_then(|forced| group.members.iter().position(|(upstream, _)| *upstream == forced));
         let accepts = Accepts { tried: pick::unacceptable(plan, choice), only };
-        let mut bell = core.bells.hang();
-        let Ok(mut place) = room.enter(share, accepts, bell.ticket(), deadline_ms) else {
+        let mut notify = core.wake_table.register();
+        let Ok(mut place) = room.enter(share, accepts, notify.token(), deadline_ms) else {
             return Waited::Refused(refusal(Kind::QueueFull, room));
         };
         loop {
@@ -129,9 +129,9 @@ impl<'p> Wait<'_, 'p> {
             let until_ms = breaker_ms.map_or(deadline_ms, |at| at.min(deadline_ms));
             // Pooled: few wait, and a timer in every exchange would weigh on all.
             let mut timer = PooledFuture::new(rt::sleep(Duration::from_millis(until_ms - now_ms)));
-            let rung = pin!(bell.rung());
+            let notified = pin!(notify.notified());
             let gone = pin!(down.watch.gone(&down.timer));
-            let mut news = pin!(race(rung, std::pin::Pin::new(&mut timer)));
+            let mut news = pin!(race(notified, std::pin::Pin::new(&mut timer)));
             if let First::Right(()) = race(news.as_mut(), gone).await {
                 return Waited::Gone;
             }
@@ -151,6 +151,6 @@ fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
 }
 
 /// Says when it may be worth coming back, from the measured rate.
-fn refusal(kind: Kind, room: &Room<Ticket>) -> Refusal {
+fn refusal(kind: Kind, room: &Room<WakeToken>) -> Refusal {
     Refusal { retry_after: room.retry_after_s(), ..Refusal::from(kind) }
 }

@@ -120,11 +120,11 @@ impl Running {
             rt::sleep(TICK).await;
             let now = Instant::now();
             core.ticker.walk(now);
-            core.shared.ringer.set_wall(now, sys::wall_ns());
+            core.shared.notifier.set_wall(now, sys::wall_ns());
             places::publish(&core);
-            core.ring_lost();
+            core.wake_lost();
             // Should the word of a new plan not have fitted into the mailbox.
-            core.look();
+            core.refresh_plan();
             let plan = core.plan();
             let idle_max = |pool| {
                 let at = plan.pools.binary_search_by_key(&pool, |&(pool, _)| pool).ok()?;
@@ -178,9 +178,9 @@ async fn read_mailbox(
                 core.draining.set(true);
                 core.leaving.wake();
             }
-            Message::Ring { ticket, value } => core.bells.ring(ticket, value),
+            Message::Wake { token, value } => core.wake_table.wake(token, value),
             Message::Cut => cut.set(true),
-            Message::Look => core.look(),
+            Message::RefreshPlan => core.refresh_plan(),
             Message::EndIdle => {
                 core.ticker.end_longest_idle();
             }

@@ -28,7 +28,7 @@ use crate::policy::limit::shared::Budget;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::proxy::compile::compile;
-use crate::proxy::core::{Padded, PlanSlot, Ringer, Shared};
+use crate::proxy::core::{Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
@@ -88,7 +88,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
                 panics: queued.panics.load(Ordering::Relaxed),
             }
         }),
-        clock: Arc::new(move || clocked.ringer.now_ms()),
+        clock: Arc::new(move || clocked.notifier.now_ms()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
     server.control = Some(control);
@@ -415,10 +415,10 @@ impl Drop for Server {
 }
 
 fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
-    let ringer = Ringer::new(mailboxes.clone());
+    let notifier = Notifier::new(mailboxes.clone());
     Arc::new(Shared {
-        slot: PlanSlot::new(plan, &ringer),
-        ringer,
+        slot: PlanSlot::new(plan, &notifier),
+        notifier,
         active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
         mailboxes,
         connections: AtomicU32::new(0),

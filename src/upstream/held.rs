@@ -12,14 +12,14 @@
 //! that one will be. So slow uploads keep nobody out, and among equals who came first stays.
 //!
 //! Who gives way is found by a walk over the seats of those who receive, and told by one
-//! compare-and-swap: its bytes are free from then on, and its memory is when its core has heard the
-//! bell. No lock, and nothing of all this for a body that is not counted.
+//! compare-and-swap: its bytes are free from then on, and its memory is when its core has been
+//! notified. No lock, and nothing of all this for a body that is not counted.
 
 use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::net::bell::Ticket;
+use crate::net::notify::WakeToken;
 use crate::policy::limit::tally::{Holder, Tally};
 
 /// Bodies of the process that can be asked to give way at a time; the others just stay.
@@ -56,7 +56,7 @@ struct Seat {
     word: AtomicU64,
     since_ms: AtomicU64,
     share: AtomicU64,
-    ticket: [AtomicU64; 2],
+    token: [AtomicU64; 2],
 }
 
 /// Why a body may not hold more.
@@ -128,7 +128,7 @@ impl HeldBudget {
         share: u64,
         lacking: Lacking,
         now_ms: u64,
-    ) -> Option<Ticket> {
+    ) -> Option<WakeToken> {
         // Another core may be faster: then another has to go.
         for _ in 0..EVICTIONS_TRIED {
             let told = self.evict_worst(owner, size, share, lacking, now_ms)?;
@@ -147,7 +147,7 @@ impl HeldBudget {
         share: u64,
         lacking: Lacking,
         now_ms: u64,
-    ) -> Option<Option<Ticket>> {
+    ) -> Option<Option<WakeToken>> {
         let mut worst: Option<(u64, u64, &Seat, u64)> = None;
         for seat in &self.seats {
             let word = seat.word.load(Ordering::Acquire);
@@ -173,9 +173,9 @@ impl HeldBudget {
             seat.word.compare_exchange(word, word | EVICTED, Ordering::AcqRel, Ordering::Relaxed);
         Some(told.ok().map(|word| {
             self.taken.fetch_sub(word & BYTES, Ordering::Relaxed);
-            // A seat that has been left meanwhile has the ticket of the next: that one looks and
+            // A seat that has been left meanwhile has the token of the next: that one looks and
             // finds nothing.
-            unpack(&seat.ticket)
+            unpack(&seat.token)
         }))
     }
 
@@ -235,7 +235,7 @@ impl<'a> Held<'a> {
         more == 0 || self.try_take(more).is_ok()
     }
 
-    /// As `grow_to`; when that may not be, others give way whose turn it is, and `ring` is told of
+    /// As `grow_to`; when that may not be, others give way whose turn it is, and `wake` is told of
     /// each.
     ///
     /// Units: `size` bytes in the end, as far as it is known; `now_ms` from any origin.
@@ -245,7 +245,7 @@ impl<'a> Held<'a> {
         bytes: u64,
         size: u64,
         now_ms: u64,
-        mut ring: impl FnMut(Ticket),
+        mut wake: impl FnMut(WakeToken),
     ) -> Result<(), Denied> {
         if self.is_evicted() {
             return Err(Denied::Evicted);
@@ -263,7 +263,7 @@ impl<'a> Held<'a> {
             let share = self.budget.shares.count(owner.share).saturating_sub(self.bytes);
             let share = share.saturating_add(size);
             match self.budget.evict(&owner, size, share, lacking, now_ms) {
-                Some(ticket) => ring(ticket),
+                Some(token) => wake(token),
                 None => break,
             }
         }
@@ -274,8 +274,8 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// It is being received: from now on it may have to give way, of which `ticket` is told.
-    pub fn begin_receiving(&mut self, ticket: Ticket, now_ms: u64) {
+    /// It is being received: from now on it may have to give way, of which `token` is told.
+    pub fn begin_receiving(&mut self, token: WakeToken, now_ms: u64) {
         if self.seat.is_some() || self.evicted {
             return;
         }
@@ -284,7 +284,7 @@ impl<'a> Held<'a> {
         let seat = &self.budget.seats[at];
         seat.since_ms.store(now_ms, Ordering::Relaxed);
         seat.share.store(u64::from(share.number()), Ordering::Relaxed);
-        pack(ticket, &seat.ticket);
+        pack(token, &seat.token);
         seat.word.store(TAKEN | self.bytes & BYTES, Ordering::Release);
         self.seat = Some(at);
     }
@@ -349,15 +349,15 @@ impl Drop for Held<'_> {
     }
 }
 
-fn pack(ticket: Ticket, to: &[AtomicU64; 2]) {
-    let place = u64::from(ticket.core) << 32 | u64::from(ticket.slot);
+fn pack(token: WakeToken, to: &[AtomicU64; 2]) {
+    let place = u64::from(token.core) << 32 | u64::from(token.slot);
     to[0].store(place, Ordering::Relaxed);
-    to[1].store(u64::from(ticket.generation), Ordering::Relaxed);
+    to[1].store(u64::from(token.generation), Ordering::Relaxed);
 }
 
-fn unpack(from: &[AtomicU64; 2]) -> Ticket {
+fn unpack(from: &[AtomicU64; 2]) -> WakeToken {
     let [place, generation] = [0, 1].map(|at| from[at].load(Ordering::Relaxed));
-    Ticket { core: (place >> 32) as u16, slot: place as u32, generation: generation as u32 }
+    WakeToken { core: (place >> 32) as u16, slot: place as u32, generation: generation as u32 }
 }
 
 #[cfg(test)]
@@ -369,8 +369,8 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn ticket(slot: u32) -> Ticket {
-        Ticket { core: 3, slot, generation: 9 }
+    fn token(slot: u32) -> WakeToken {
+        WakeToken { core: 3, slot, generation: 9 }
     }
 
     fn of<'b>(budget: &'b HeldBudget, key: u32) -> Held<'b> {
@@ -380,16 +380,16 @@ mod tests {
     /// A body of `key` that is being received since `since_ms`.
     fn receiving<'b>(budget: &'b HeldBudget, key: u32, bytes: u64, since_ms: u64) -> Held<'b> {
         let mut held = of(budget, key);
-        held.begin_receiving(ticket(since_ms as u32), since_ms);
+        held.begin_receiving(token(since_ms as u32), since_ms);
         assert!(held.grow_to(bytes));
         held
     }
 
     /// Claims for `held`; who had to give way.
     fn claim(held: &mut Held<'_>, bytes: u64, size: u64) -> (Result<(), Denied>, Vec<u32>) {
-        let mut rung = Vec::new();
-        let claimed = held.claim(bytes, size, 1000, |ticket| rung.push(ticket.slot));
-        (claimed, rung)
+        let mut woken = Vec::new();
+        let claimed = held.claim(bytes, size, 1000, |token| woken.push(token.slot));
+        (claimed, woken)
     }
 
     #[test]
@@ -464,7 +464,7 @@ mod tests {
         assert_eq!(held.end_receiving(), Ok(()));
         let mut other = of(&budget, 2);
         assert_eq!(claim(&mut other, 10, 10), (Err(Denied::Full), vec![]));
-        held.begin_receiving(ticket(5), 5);
+        held.begin_receiving(token(5), 5);
         assert_eq!(claim(&mut other, 10, 10), (Ok(()), vec![5]));
         assert_eq!(held.end_receiving(), Err(Denied::Evicted));
         drop((held, other));
@@ -480,7 +480,7 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..400u64 {
                         let mut held = of(budget, thread % 3);
-                        held.begin_receiving(ticket(thread), round);
+                        held.begin_receiving(token(thread), round);
                         for step in 1..=8 {
                             let size = 30 + 100 * (round % 7);
                             if held.claim(step * size / 8, size, round + step, |_| {}).is_err() {
@@ -509,7 +509,7 @@ mod tests {
             for (time, (at, bytes, what)) in steps.into_iter().enumerate() {
                 match what {
                     0 => bodies[at] = of(&budget, at as u32 % 3),
-                    1 => bodies[at].begin_receiving(ticket(at as u32), time as u64),
+                    1 => bodies[at].begin_receiving(token(at as u32), time as u64),
                     2 => { let _ = bodies[at].end_receiving(); }
                     _ => { let _ = bodies[at].claim(bytes, bytes, time as u64, |_| {}); }
                 }

@@ -2,8 +2,8 @@
 //!
 //! `policy::queue` decides who is next; here its decisions meet the slots of the members. The
 //! room is locked only when somebody waits or has to wait. A slot that comes free goes
-//! straight to one waiter: what was granted is written down in the room, the bell merely tells
-//! the waiter to look, so a bell that is lost or late costs time and never a slot. A waiter's
+//! straight to one waiter: what was granted is written down in the room, the notification merely
+//! tells the waiter to look, so one that is lost or late costs time and never a slot. A waiter's
 //! place is a guard: dropped in any way it leaves the room, and a slot that had been granted to
 //! it meanwhile goes on to the next.
 //!
@@ -11,21 +11,22 @@
 //! that has tried a member, or is bound to one, is granted slots of the others, or of
 //! that one alone. Slots of a member that is down or whose breaker is open are granted to nobody.
 //!
-//! The lock order is trivial: never two at once. Bells are rung after unlocking.
+//! The lock order is trivial: never two at once. Waiters are woken after unlocking.
 //!
 //! # What an exchange does
 //!
 //! 1. Pick a member; `try_lease` it. When somebody was faster, pick again.
 //! 2. When no candidate is left but some are only full (`admits` and no free slot): wait. When
 //!    there is none of these either, it is 503 at once; no room helps.
-//! 3. Hang a bell, then `enter` with its ticket and the earlier of its own deadline and
+//! 3. Register a `Notify`, then `enter` with its token and the earlier of its own deadline and
 //!    `queue.wait`; `Full` is 503 with `retry_after_s`.
 //! 4. Ask `take_grant` first: entering may have granted at once.
-//! 5. Wait for the bell, the deadline, the client's leaving, and the `next_admission_ms` of
+//! 5. Wait for the notification, the deadline, the client's leaving, and the `next_admission_ms` of
 //!    breakers that are open.
 //! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet; and `is_displaced`:
 //!    a newcomer has got the place, which is 503 with `retry_after_s`.
-//! 7. Not yet, by a bell or a breaker: pick once more (1); if that succeeds drop the place, else wait
+//! 7. Woken by a notification or a breaker, and not yet: pick once more (1); if that succeeds drop
+//! the place, else wait
 //!    on (5) in the same place.
 //! 8. With the lease, ask the breaker; when it refuses, drop the lease and begin anew (1).
 //! 9. Deadline or client gone: drop the place; deadline is 503 with `retry_after_s`.
@@ -46,8 +47,8 @@ mod tests;
 
 /// What a room needs of the process around it.
 pub trait Wake<T>: Send + Sync {
-    /// Tells the holder of a ticket to look; called from any thread, never waits.
-    fn ring(&self, ticket: T);
+    /// Tells the holder of a token to look; called from any thread, never waits.
+    fn wake(&self, token: T);
     /// Milliseconds since the origin that the breakers count from.
     fn now_ms(&self) -> u64;
 }
@@ -72,7 +73,7 @@ impl Accepts {
     }
 }
 
-/// The waiting room of one group; `T` is what names a bell.
+/// The waiting room of one group; `T` is what names a waiter to be woken.
 pub struct Room<T> {
     members: Vec<Arc<UpstreamState>>,
     wake: Arc<dyn Wake<T>>,
@@ -94,7 +95,7 @@ struct Inside<T> {
 
 struct Seat<T> {
     id: WaitId,
-    ticket: T,
+    token: T,
     accepts: Accepts,
     stay: Stay,
 }
@@ -173,7 +174,7 @@ impl<T: Copy + Send + 'static> Room<T> {
         &self,
         share: Share,
         accepts: Accepts,
-        ticket: T,
+        token: T,
         deadline_ms: u64,
     ) -> Result<Place<'_, T>, Full> {
         let now_ms = self.wake.now_ms();
@@ -181,12 +182,12 @@ impl<T: Copy + Send + 'static> Room<T> {
             let mut inside = self.lock();
             let displaced = inside.displace(&self.members, share, now_ms);
             let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
-            let seat = inside.sit(Seat { id, ticket, accepts, stay: Stay::Waiting });
+            let seat = inside.sit(Seat { id, token, accepts, stay: Stay::Waiting });
             inside.interest.add(&self.members, &accepts);
             self.publish(&inside);
             (seat, displaced)
         };
-        displaced.into_iter().for_each(|ticket| self.wake.ring(ticket));
+        displaced.into_iter().for_each(|token| self.wake.wake(token));
         let place = Place { room: self, seat, taken: false };
         // A slot may have come free between the look that found none and the place taken. What
         // is free goes to whoever is next, which need not be the newcomer.
@@ -217,11 +218,11 @@ impl<T: Copy + Send + 'static> Room<T> {
         self.waiting.store(inside.queue.len(), Ordering::Relaxed);
     }
 
-    /// Grants a slot of `member` to whoever is next, if `take` succeeds; then rings.
+    /// Grants a slot of `member` to whoever is next, if `take` succeeds; then wakes it.
     fn grant(&self, member: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
         let Some(state) = self.members.get(member) else { return false };
         let now_ms = self.wake.now_ms();
-        let ticket = {
+        let token = {
             let mut inside = self.lock();
             if !inside.interest.is_in(member) || !self.admits(member, now_ms) {
                 return false;
@@ -230,14 +231,14 @@ impl<T: Copy + Send + 'static> Room<T> {
             if !take(state) {
                 return false;
             }
-            let Seat { id, ticket, accepts, .. } = inside.seats[seat];
+            let Seat { id, token, accepts, .. } = inside.seats[seat];
             inside.queue.grant(id, now_ms);
             inside.seats[seat].stay = Stay::Granted(member);
             inside.interest.remove(&self.members, &accepts);
             self.publish(&inside);
-            ticket
+            token
         };
-        self.wake.ring(ticket);
+        self.wake.wake(token);
         true
     }
 }
@@ -259,9 +260,9 @@ impl<T: Copy> Inside<T> {
         self.queue.cancel(id, now_ms);
         let seat = &mut self.seats[self.seat_of[id.index()]];
         seat.stay = Stay::Displaced;
-        let Seat { ticket, accepts, .. } = *seat;
+        let Seat { token, accepts, .. } = *seat;
         self.interest.remove(members, &accepts);
-        Some(ticket)
+        Some(token)
     }
 
     fn sit(&mut self, seat: Seat<T>) -> usize {

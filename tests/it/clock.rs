@@ -8,8 +8,8 @@ use super::house::{Proxy, Setup, mock, wait_until};
 use super::wire::get;
 
 fn wall_is_right(proxy: &Proxy) -> bool {
-    let ringer = &proxy.shared().ringer;
-    let shown = ringer.moment(ringer.us_at(Instant::now())).wall_ns;
+    let notifier = &proxy.shared().notifier;
+    let shown = notifier.moment(notifier.us_at(Instant::now())).wall_ns;
     Duration::from_nanos(shown.abs_diff(wall_ns())) < Duration::from_secs(1)
 }
 
@@ -30,7 +30,7 @@ fn a_clock_that_was_set_is_followed_within_a_tick() {
     assert!(wall_is_right(&proxy));
     let year = Duration::from_secs(365 * 86_400).as_nanos() as u64;
     for wrong in [wall_ns() + 250 * year, wall_ns() - 10 * year] {
-        proxy.shared().ringer.set_wall(Instant::now(), wrong);
+        proxy.shared().notifier.set_wall(Instant::now(), wrong);
         wait_until("the clock is followed", || wall_is_right(&proxy));
         assert_eq!(ask(), 200);
     }

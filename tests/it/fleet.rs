@@ -290,7 +290,7 @@ impl Fleet {
 
     /// Time until the breaker lets the next trial through.
     fn closed_for(&self, at: usize) -> Duration {
-        let now_ms = self.proxy.shared().ringer.us_at(Instant::now()) / 1000;
+        let now_ms = self.proxy.shared().notifier.us_at(Instant::now()) / 1000;
         let breaker = &self.proxy.shared().slot.plan().0.upstreams[at].state.breaker;
         Duration::from_millis(breaker.snapshot(now_ms).open_ms.unwrap_or(0))
     }

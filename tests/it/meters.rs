@@ -129,8 +129,8 @@ fn chunked(fields: &str, body: &[u8], size: usize, ends: bool) -> Vec<u8> {
 }
 
 fn now_ns(proxy: &Proxy) -> u64 {
-    let ringer = &proxy.shared().ringer;
-    ringer.moment(ringer.us_at(Instant::now())).steady_ns
+    let notifier = &proxy.shared().notifier;
+    notifier.moment(notifier.us_at(Instant::now())).steady_ns
 }
 
 /// What the key owes, in tokens; `None` when it owes nothing.

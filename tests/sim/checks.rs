@@ -163,13 +163,13 @@ impl Checks {
             }
         }
         // What is in flight and has no lease was granted to somebody who has not looked yet.
-        // Or who was rung has lost the place to a newcomer.
+        // Or who was woken has lost the place to a newcomer.
         let is_granted = |exchange: &usize| {
             let state = &sim.exchanges[*exchange];
-            state.rung && state.place.as_ref().is_none_or(|place| !place.is_displaced())
+            state.woken && state.place.as_ref().is_none_or(|place| !place.is_displaced())
         };
-        let rung = sim.waiting.iter().filter(|at| is_granted(at)).count() as u32;
-        assert_eq!(granted, rung, "slots granted, after {event:?}");
+        let woken = sim.waiting.iter().filter(|at| is_granted(at)).count() as u32;
+        assert_eq!(granted, woken, "slots granted, after {event:?}");
         sim.keys.iter().for_each(Key::check);
         Checks::no_slot_is_idle_while_somebody_waits(sim, event);
     }

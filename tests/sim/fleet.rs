@@ -2,7 +2,7 @@
 //! put together as the proxy does it.
 //!
 //! These outlive the run and are borrowed by it, as the cores borrow them from the config in
-//! force. The bells of the room ring into a list that the run empties after every event.
+//! force. The wake-ups of the queue go into a list that the run empties after every event.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
@@ -17,7 +17,7 @@ use crate::setup::Setup;
 pub(crate) struct Fleet {
     pub(crate) upstreams: Vec<Arc<UpstreamState>>,
     pub(crate) room: Arc<Room<usize>>,
-    pub(crate) bells: Arc<Bells>,
+    pub(crate) wakes: Arc<Wakes>,
 }
 
 impl Fleet {
@@ -26,39 +26,39 @@ impl Fleet {
         let upstreams: Vec<_> = servers
             .map(|server| Arc::new(UpstreamState::new(setup.breaker, server.concurrency)))
             .collect();
-        let bells = Arc::new(Bells::default());
-        let room = Room::new(upstreams.clone(), setup.queue.length, bells.clone());
-        Fleet { upstreams, room, bells }
+        let wakes = Arc::new(Wakes::default());
+        let room = Room::new(upstreams.clone(), setup.queue.length, wakes.clone());
+        Fleet { upstreams, room, wakes }
     }
 }
 
-/// Bells that have been rung, by exchange, and the room's clock.
+/// Who has been woken, by exchange, and the room's clock.
 #[derive(Default)]
-pub(crate) struct Bells {
-    rung: Mutex<Vec<usize>>,
+pub(crate) struct Wakes {
+    woken: Mutex<Vec<usize>>,
     now_ms: AtomicU64,
 }
 
-impl Bells {
+impl Wakes {
     /// Tells the room the time.
     pub(crate) fn set(&self, now_ms: u64) {
         self.now_ms.store(now_ms, Relaxed);
     }
 
-    /// Takes those that have been rung.
+    /// Takes those that have been woken.
     pub(crate) fn take(&self) -> Vec<usize> {
-        std::mem::take(&mut self.rung.lock().expect("nobody panics with it"))
+        std::mem::take(&mut self.woken.lock().expect("nobody panics with it"))
     }
 
     /// Takes one down.
     pub(crate) fn forget(&self, exchange: usize) {
-        self.rung.lock().expect("nobody panics with it").retain(|other| *other != exchange);
+        self.woken.lock().expect("nobody panics with it").retain(|other| *other != exchange);
     }
 }
 
-impl Wake<usize> for Bells {
-    fn ring(&self, exchange: usize) {
-        self.rung.lock().expect("nobody panics with it").push(exchange);
+impl Wake<usize> for Wakes {
+    fn wake(&self, exchange: usize) {
+        self.woken.lock().expect("nobody panics with it").push(exchange);
     }
 
     fn now_ms(&self) -> u64 {

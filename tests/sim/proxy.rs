@@ -43,7 +43,7 @@ impl<'a> Sim<'a> {
             arrived_us: self.clock.now_us(),
             waits_since_us: 0,
             place: None,
-            rung: false,
+            woken: false,
             forecast_s: 0,
             head_us,
             body_us,

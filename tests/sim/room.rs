@@ -32,12 +32,12 @@ impl Sim<'_> {
         self.look(exchange);
     }
 
-    /// Hands the bells on that have rung: their holders come to them a little later.
-    pub(crate) fn ring(&mut self) {
-        for exchange in self.fleet.bells.take() {
+    /// Hands on who has been woken: their holders come to them a little later.
+    pub(crate) fn wake(&mut self) {
+        for exchange in self.fleet.wakes.take() {
             let state = &mut self.exchanges[exchange];
-            assert!(!state.rung, "exchange {exchange} was granted two slots");
-            state.rung = true;
+            assert!(!state.woken, "exchange {exchange} was granted two slots");
+            state.woken = true;
             let after_us = self.rng.below(self.setup.race_us + 1);
             self.clock.after(after_us, Event::Look { exchange });
         }
@@ -91,9 +91,9 @@ impl Sim<'_> {
         let (now_us, open) = (self.clock.now_us(), self.is_open());
         let state = &mut self.exchanges[exchange];
         state.place = None;
-        state.rung = false;
+        state.woken = false;
         // The bell is taken down with the place.
-        self.fleet.bells.forget(exchange);
+        self.fleet.wakes.forget(exchange);
         state.stage = Stage::Pausing;
         self.waiting.retain(|other| *other != exchange);
         if served {

@@ -60,7 +60,7 @@ pub(crate) struct Exchange<'a> {
     pub(crate) arrived_us: u64,
     /// Its place in the room, and whether a slot was granted that it has not seen yet.
     pub(crate) place: Option<room::Place<'a, usize>>,
-    pub(crate) rung: bool,
+    pub(crate) woken: bool,
     /// When it last began to wait in the room.
     pub(crate) waits_since_us: u64,
     /// What the room would have told it then, had it been full.
@@ -82,7 +82,7 @@ impl Exchange<'_> {
     /// Waits, and a slot of this server would do.
     pub(crate) fn could(&self, server: usize, now_ms: u64) -> bool {
         let Stage::Waiting { deadline_ms } = self.stage else { return false };
-        !self.rung && deadline_ms > now_ms && !self.tried.has(server)
+        !self.woken && deadline_ms > now_ms && !self.tried.has(server)
     }
 }
 
@@ -107,9 +107,9 @@ pub(crate) fn play(setup: &Setup) -> Report {
     let mut sim = Sim::new(setup, &fleet);
     sim.begin();
     while let Some(event) = sim.clock.next() {
-        fleet.bells.set(sim.clock.now_ms());
+        fleet.wakes.set(sim.clock.now_ms());
         sim.handle(event);
-        sim.ring();
+        sim.wake();
         Checks::after(&mut sim, event);
     }
     Checks::at_the_end(&mut sim);

@@ -10,25 +10,25 @@ use crate::policy::breaker::{BreakerPolicy, CallResult};
 
 mod threads;
 
-/// Remembers who was rung; its clock is set by hand.
+/// Remembers who was woken; its clock is set by hand.
 #[derive(Default)]
-struct Bells {
-    rung: Mutex<Vec<u32>>,
+struct Wakes {
+    woken: Mutex<Vec<u32>>,
     now_ms: AtomicU64,
 }
 
-impl Wake<u32> for Bells {
-    fn ring(&self, ticket: u32) {
-        self.rung.lock().unwrap().push(ticket);
+impl Wake<u32> for Wakes {
+    fn wake(&self, token: u32) {
+        self.woken.lock().unwrap().push(token);
     }
     fn now_ms(&self) -> u64 {
         self.now_ms.load(SeqCst)
     }
 }
 
-impl Bells {
+impl Wakes {
     fn take(&self) -> Vec<u32> {
-        std::mem::take(&mut self.rung.lock().unwrap())
+        std::mem::take(&mut self.woken.lock().unwrap())
     }
 }
 
@@ -47,16 +47,16 @@ fn resorting(concurrency: u32, last_resort: bool) -> Arc<UpstreamState> {
     Arc::new(UpstreamState::new(policy, concurrency))
 }
 
-fn room(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<Room<u32>>, Arc<Bells>) {
-    let bells = Arc::new(Bells::default());
+fn room(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<Room<u32>>, Arc<Wakes>) {
+    let wakes = Arc::new(Wakes::default());
     let members = members.iter().map(|state| (*state).clone()).collect();
-    (Room::new(members, length, bells.clone()), bells)
+    (Room::new(members, length, wakes.clone()), wakes)
 }
 
 const LATE: u64 = 1_000_000;
 
-fn enter(room: &Room<u32>, ticket: u32) -> Place<'_, u32> {
-    room.enter(Share::of(ticket, 0), Accepts::ALL, ticket, LATE).unwrap()
+fn enter(room: &Room<u32>, token: u32) -> Place<'_, u32> {
+    room.enter(Share::of(token, 0), Accepts::ALL, token, LATE).unwrap()
 }
 
 fn wanted(state: &UpstreamState) -> bool {
@@ -66,12 +66,12 @@ fn wanted(state: &UpstreamState) -> bool {
 #[test]
 fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let lease = up.try_lease().unwrap();
     let (mut a, mut b) = (enter(&room, 1), enter(&room, 2));
     assert!(a.take_grant().is_none() && room.len() == 2 && wanted(&up));
     drop(lease);
-    assert_eq!((up.in_flight(), bells.take(), room.len()), (1, vec![1], 1));
+    assert_eq!((up.in_flight(), wakes.take(), room.len()), (1, vec![1], 1));
     assert!(up.try_lease().is_none(), "no newcomer slips in");
     assert!(b.take_grant().is_none());
     let (member, lease) = a.take_grant().unwrap();
@@ -86,13 +86,13 @@ fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
 #[test]
 fn a_newcomer_displaces_the_last_of_the_largest_share() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 2);
+    let (room, wakes) = room(&[&up], 2);
     let lease = up.try_lease().unwrap();
-    let of = |key, ticket| room.enter(Share::of(key, 0), Accepts::ALL, ticket, LATE);
+    let of = |key, token| room.enter(Share::of(key, 0), Accepts::ALL, token, LATE);
     let (mut a, mut b) = (of(1, 1).unwrap(), of(1, 2).unwrap());
     assert!(of(1, 3).is_err());
     let mut c = of(2, 4).unwrap();
-    assert_eq!((bells.take(), room.len()), (vec![2], 2));
+    assert_eq!((wakes.take(), room.len()), (vec![2], 2));
     assert!(b.is_displaced() && b.take_grant().is_none() && !a.is_displaced());
     assert!(of(3, 5).is_err(), "everybody has one");
     drop(lease);
@@ -107,13 +107,13 @@ fn a_newcomer_displaces_the_last_of_the_largest_share() {
 #[test]
 fn whoever_leaves_with_a_grant_passes_it_on() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let lease = up.try_lease().unwrap();
     let (a, b, mut c) = (enter(&room, 1), enter(&room, 2), enter(&room, 3));
     drop(lease);
     drop(b);
     drop(a);
-    assert_eq!(bells.take(), [1, 3]);
+    assert_eq!(wakes.take(), [1, 3]);
     drop(c.take_grant().unwrap());
     assert_eq!((up.in_flight(), room.len()), (0, 0));
 }
@@ -146,7 +146,7 @@ fn a_slot_that_came_free_meanwhile_is_found_on_entering() {
 #[test]
 fn nobody_is_granted_a_member_that_was_tried_or_is_not_the_one() {
     let (a, b) = (upstream(1), upstream(1));
-    let (room, bells) = room(&[&a, &b], 10);
+    let (room, wakes) = room(&[&a, &b], 10);
     let (on_a, on_b) = (a.try_lease().unwrap(), b.try_lease().unwrap());
     let mut tried = Tried::NONE;
     tried.insert(0);
@@ -154,7 +154,7 @@ fn nobody_is_granted_a_member_that_was_tried_or_is_not_the_one() {
     let mut not_a = room.enter(Share::of(1, 5), accepts[0], 1, LATE).unwrap();
     let mut only_a = room.enter(Share::of(1, 0), accepts[1], 2, LATE).unwrap();
     drop(on_a);
-    assert_eq!(bells.take(), [2], "the other keeps its place");
+    assert_eq!(wakes.take(), [2], "the other keeps its place");
     assert!(wanted(&b) && !wanted(&a));
     drop(on_b);
     assert_eq!(only_a.take_grant().unwrap().0, 0);
@@ -185,42 +185,42 @@ fn rooms_of_one_upstream_are_served_in_turn() {
 #[test]
 fn a_raised_or_lifted_limit_lets_waiters_go() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let _lease = up.try_lease();
-    let _places: Vec<_> = (1..=5).map(|ticket| enter(&room, ticket)).collect();
+    let _places: Vec<_> = (1..=5).map(|token| enter(&room, token)).collect();
     up.set_concurrency(3);
-    assert_eq!((bells.take(), up.in_flight()), (vec![1, 2], 3));
+    assert_eq!((wakes.take(), up.in_flight()), (vec![1, 2], 3));
     up.set_concurrency(0);
-    assert_eq!((bells.take(), up.in_flight()), (vec![3, 4, 5], 6));
+    assert_eq!((wakes.take(), up.in_flight()), (vec![3, 4, 5], 6));
 }
 
 #[test]
 fn a_member_that_is_down_is_granted_to_nobody_until_it_is_back() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let lease = up.try_lease();
     let _place = enter(&room, 1);
     up.set_healthy(false);
     drop(lease);
-    assert_eq!((up.in_flight(), bells.take().len()), (0, 0));
+    assert_eq!((up.in_flight(), wakes.take().len()), (0, 0));
     up.set_healthy(true);
-    assert_eq!((up.in_flight(), bells.take()), (1, vec![1]));
+    assert_eq!((up.in_flight(), wakes.take()), (1, vec![1]));
 }
 
 #[test]
 fn an_open_breaker_grants_nothing_and_a_closing_one_lets_all_go() {
     let up = upstream(2);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let (first, second) = (up.try_lease(), up.try_lease());
     let _places = [enter(&room, 1), enter(&room, 2)];
     let entry = up.breaker.enter(0).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
     drop((first, second));
-    assert_eq!((up.in_flight(), bells.take().len()), (0, 0));
-    bells.now_ms.store(30_000, SeqCst);
+    assert_eq!((up.in_flight(), wakes.take().len()), (0, 0));
+    wakes.now_ms.store(30_000, SeqCst);
     let entry = up.breaker.enter(30_000).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Success, 30_000));
-    assert_eq!((up.in_flight(), bells.take()), (2, vec![1, 2]));
+    assert_eq!((up.in_flight(), wakes.take()), (2, vec![1, 2]));
 }
 
 #[test]
@@ -230,40 +230,40 @@ fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
         up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
     };
     let (up, other) = (resorting(1, true), resorting(1, true));
-    let (room, bells) = room(&[&up, &other], 10);
+    let (room, wakes) = room(&[&up, &other], 10);
     let (held, busy) = (up.try_lease(), other.try_lease());
     open(&up);
     let _places = [enter(&room, 1), enter(&room, 2)];
     drop(held);
-    assert_eq!(bells.take().len(), 0, "the other one is only busy");
+    assert_eq!(wakes.take().len(), 0, "the other one is only busy");
     open(&other);
     drop(busy);
-    assert_eq!(bells.take(), [1]);
+    assert_eq!(wakes.take(), [1]);
     up.poke();
-    assert_eq!(bells.take(), [2]);
+    assert_eq!(wakes.take(), [2]);
 }
 
 #[test]
 fn a_cooldown_that_is_over_lets_one_try() {
     let up = upstream(4);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let entry = up.breaker.enter(0).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
     let _places = [enter(&room, 1), enter(&room, 2)];
     up.poke();
-    assert_eq!(bells.take().len(), 0, "still open");
-    bells.now_ms.store(30_000, SeqCst);
+    assert_eq!(wakes.take().len(), 0, "still open");
+    wakes.now_ms.store(30_000, SeqCst);
     up.poke();
-    assert_eq!(bells.take(), [1]);
+    assert_eq!(wakes.take(), [1]);
 }
 
 #[test]
 fn nothing_is_granted_at_the_deadline_and_the_place_counts_until_left() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 1);
+    let (room, wakes) = room(&[&up], 1);
     let lease = up.try_lease();
     let place = room.enter(Share::of(1, 0), Accepts::ALL, 1, 50).unwrap();
-    bells.now_ms.store(50, SeqCst);
+    wakes.now_ms.store(50, SeqCst);
     drop(lease);
     assert_eq!((up.in_flight(), place.is_granted(), room.len()), (0, false, 1));
     drop(place);
@@ -290,12 +290,12 @@ fn a_room_that_is_gone_is_forgotten() {
     for _ in 0..100 {
         drop(room(&[&up], 1));
     }
-    let (last, bells) = room(&[&up], 1);
+    let (last, wakes) = room(&[&up], 1);
     assert_eq!(format!("{:?}", up.slots).matches("Door").count(), 1);
     let lease = up.try_lease();
     let _place = enter(&last, 7);
     drop(lease);
-    assert_eq!(bells.take(), [7]);
+    assert_eq!(wakes.take(), [7]);
 }
 
 /// A room that wants every slot, takes none, and does something when it is asked.
@@ -316,7 +316,7 @@ impl<F: Fn() + Send + Sync> Waiting for Meddler<F> {
 #[test]
 fn whoever_enters_while_a_slot_is_given_back_gets_it() {
     let up = upstream(1);
-    let (room, bells) = room(&[&up], 10);
+    let (room, wakes) = room(&[&up], 10);
     let inside = room.clone();
     let meddler: Arc<dyn Waiting> = Arc::new(Meddler(move || {
         let place = enter(&inside, 1);
@@ -327,5 +327,5 @@ fn whoever_enters_while_a_slot_is_given_back_gets_it() {
     up.slots.register(Arc::downgrade(&meddler), 0);
     up.slots.want();
     drop(up.try_lease());
-    assert_eq!((bells.take(), up.in_flight(), room.len()), (vec![1], 1, 0));
+    assert_eq!((wakes.take(), up.in_flight(), room.len()), (vec![1], 1, 0));
 }

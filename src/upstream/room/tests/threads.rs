@@ -8,15 +8,15 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// One bell a thread.
-struct Rings {
-    rung: Vec<(Mutex<bool>, std::sync::Condvar)>,
+/// One flag a thread.
+struct Wakes {
+    woken: Vec<(Mutex<bool>, std::sync::Condvar)>,
 }
 
-impl Wake<usize> for Rings {
-    fn ring(&self, ticket: usize) {
-        let (rung, changed) = &self.rung[ticket];
-        *rung.lock().unwrap() = true;
+impl Wake<usize> for Wakes {
+    fn wake(&self, token: usize) {
+        let (woken, changed) = &self.woken[token];
+        *woken.lock().unwrap() = true;
         changed.notify_one();
     }
     fn now_ms(&self) -> u64 {
@@ -30,7 +30,7 @@ struct Town {
     /// Leases held, counted apart from the slots.
     held: Vec<AtomicU32>,
     rooms: Vec<(Arc<Room<usize>>, Vec<usize>)>,
-    rings: Arc<Rings>,
+    wakes: Arc<Wakes>,
     granted: AtomicU64,
 }
 
@@ -38,8 +38,8 @@ impl Town {
     fn new(rng: &mut Rng, threads: usize) -> Town {
         let limits: Vec<u32> = (0..=rng.below(3)).map(|_| 1 + rng.below(2) as u32).collect();
         let ups: Vec<_> = limits.iter().map(|limit| upstream(*limit)).collect();
-        let bell = || (Mutex::new(false), std::sync::Condvar::new());
-        let rings = Arc::new(Rings { rung: (0..threads).map(|_| bell()).collect() });
+        let flag = || (Mutex::new(false), std::sync::Condvar::new());
+        let wakes = Arc::new(Wakes { woken: (0..threads).map(|_| flag()).collect() });
         let rooms = (0..=rng.below(3))
             .map(|_| {
                 let mut members: Vec<usize> = (0..ups.len()).filter(|_| rng.below(3) > 0).collect();
@@ -47,11 +47,11 @@ impl Town {
                     members.push(rng.below(ups.len() as u64) as usize);
                 }
                 let states = members.iter().map(|at| ups[*at].clone()).collect();
-                (Room::new(states, threads as u32, rings.clone() as _), members)
+                (Room::new(states, threads as u32, wakes.clone() as _), members)
             })
             .collect();
         let held = ups.iter().map(|_| AtomicU32::new(0)).collect();
-        Town { ups, limits, held, rooms, rings, granted: AtomicU64::new(0) }
+        Town { ups, limits, held, rooms, wakes, granted: AtomicU64::new(0) }
     }
 
     fn work(&self, at: usize, rng: &mut Rng) {
@@ -104,11 +104,11 @@ impl Town {
                 std::thread::yield_now();
                 continue;
             }
-            let (rung, changed) = &self.rings.rung[me];
-            let heard = rung.lock().unwrap();
+            let (woken, changed) = &self.wakes.woken[me];
+            let heard = woken.lock().unwrap();
             let (mut heard, timeout) =
-                changed.wait_timeout_while(heard, LIMIT, |rung| !*rung).unwrap();
-            assert!(!timeout.timed_out(), "never rung");
+                changed.wait_timeout_while(heard, LIMIT, |woken| !*woken).unwrap();
+            assert!(!timeout.timed_out(), "never woken");
             *heard = false;
         }
     }

@@ -1,0 +1,186 @@
+//! Waking an exchange that waits for another core or for the control thread.
+//!
+//! An exchange registers a `Notify`, tells somebody its token and waits; whoever holds the token
+//! wakes it from any thread, by the mailbox of its core. A token outlives its `Notify`: one
+//! that comes too late wakes nobody, because the slot's generation has moved on.
+//!
+//! A notification is a wake-up and a number, not the truth: the mailbox of a core may be full, and
+//! a `Notify` may be dropped while its notification is on the way. What was promised to the waiter
+//! stays where it was promised (`upstream::wait_queue`, the control thread's table), and a core
+//! whose mailbox was full wakes all that wait there with `LOOK_AGAIN` at the next tick.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+/// The value of a notification that says nothing but "look again".
+pub const LOOK_AGAIN: u64 = u64::MAX;
+
+/// Names one `Notify`, on whatever core it waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct WakeToken {
+    /// The core.
+    pub core: u16,
+    /// Its slot in the core's table.
+    pub slot: u32,
+    /// Which of those that have had this slot.
+    pub generation: u32,
+}
+
+/// Those on one core that wait to be notified.
+pub struct WakeTable {
+    core: u16,
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    registered: Cell<usize>,
+}
+
+#[derive(Default)]
+struct Slot {
+    generation: u32,
+    in_use: bool,
+    value: Option<u64>,
+    waker: Option<Waker>,
+}
+
+impl WakeTable {
+    /// An empty table.
+    #[must_use]
+    pub fn new(core: usize) -> Rc<Self> {
+        Rc::new(Self {
+            core: u16::try_from(core).unwrap_or(u16::MAX),
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            registered: Cell::new(0),
+        })
+    }
+
+    /// Registers one.
+    #[must_use]
+    pub fn register(self: &Rc<Self>) -> Notify {
+        let mut slots = self.slots.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            slots.push(Slot::default());
+            // As many as there are exchanges in flight: memory ends long before the number does.
+            u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let place = &mut slots[slot as usize];
+        place.in_use = true;
+        self.registered.set(self.registered.get() + 1);
+        let token = WakeToken { core: self.core, slot, generation: place.generation };
+        Notify { table: self.clone(), token }
+    }
+
+    /// Wakes one of this core's; a token whose `Notify` is gone is ignored.
+    pub fn wake(&self, token: WakeToken, value: u64) {
+        let waker = match self.slots.borrow_mut().get_mut(token.slot as usize) {
+            Some(slot) if slot.in_use && slot.generation == token.generation => {
+                slot.value = Some(value);
+                slot.waker.take()
+            }
+            _ => None,
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Wakes all that have not been notified: a notification may have been lost.
+    pub fn wake_all(&self) {
+        if self.registered.get() == 0 {
+            return;
+        }
+        let mut wakers = Vec::new();
+        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.in_use) {
+            slot.value.get_or_insert(LOOK_AGAIN);
+            wakers.extend(slot.waker.take());
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Waits for one notification after the other; dropping it frees its slot.
+pub struct Notify {
+    table: Rc<WakeTable>,
+    token: WakeToken,
+}
+
+impl Notify {
+    /// What to give to whoever shall wake it.
+    #[must_use]
+    pub fn token(&self) -> WakeToken {
+        self.token
+    }
+
+    /// Waits for the next notification and returns its value; of several the last counts.
+    ///
+    /// Free to drop and to call again.
+    pub async fn notified(&mut self) -> u64 {
+        poll_fn(|cx| {
+            let mut slots = self.table.slots.borrow_mut();
+            let slot = &mut slots[self.token.slot as usize];
+            match slot.value.take() {
+                Some(value) => Poll::Ready(value),
+                None => {
+                    slot.waker = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Notify {
+    fn drop(&mut self) {
+        let mut slots = self.table.slots.borrow_mut();
+        let slot = &mut slots[self.token.slot as usize];
+        *slot = Slot { generation: slot.generation.wrapping_add(1), ..Slot::default() };
+        self.table.free.borrow_mut().push(self.token.slot);
+        self.table.registered.set(self.table.registered.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::race::poll_idle;
+    use std::pin::pin;
+
+    fn taken(notify: &mut Notify) -> Option<u64> {
+        match poll_idle(pin!(notify.notified())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn wakes_the_one_that_was_meant() {
+        let table = WakeTable::new(3);
+        let (mut a, mut b) = (table.register(), table.register());
+        assert_eq!(a.token().core, 3);
+        table.wake(b.token(), 7);
+        assert_eq!((taken(&mut a), taken(&mut b)), (None, Some(7)));
+        assert_eq!(taken(&mut b), None, "a notification is seen once");
+    }
+
+    #[test]
+    fn a_late_token_does_not_wake_the_next_in_its_place() {
+        let table = WakeTable::new(0);
+        let old = table.register().token();
+        let mut new = table.register();
+        assert_eq!(new.token().slot, old.slot);
+        table.wake(old, 1);
+        assert_eq!(taken(&mut new), None);
+    }
+
+    #[test]
+    fn a_lost_notification_is_made_good_by_a_look() {
+        let table = WakeTable::new(0);
+        let (mut a, mut b) = (table.register(), table.register());
+        table.wake(a.token(), 5);
+        table.wake_all();
+        assert_eq!((taken(&mut a), taken(&mut b)), (Some(5), Some(LOOK_AGAIN)));
+    }
+}
