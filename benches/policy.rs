@@ -148,23 +148,23 @@ fn records(c: &mut Criterion) {
 
 /// 200 wait under three keys of two priorities; one enters, one is let go.
 fn queue(c: &mut Criterion) {
-    let mut room = Queue::new(1000);
+    let mut queue = Queue::new(1000);
     let mut turn = 0u32;
-    let mut enter = |room: &mut Queue| {
+    let mut enter = |queue: &mut Queue| {
         turn = turn.wrapping_add(1);
-        room.enqueue(Share::of(turn % 3, (turn % 3 / 2) as i32), u64::from(turn), u64::MAX)
+        queue.enqueue(Share::of(turn % 3, (turn % 3 / 2) as i32), u64::from(turn), u64::MAX)
     };
     for _ in 0..200 {
-        let _ = enter(&mut room);
+        let _ = enter(&mut queue);
     }
     c.bench_function("queue/enqueue_next/200", |b| {
         b.iter(|| {
-            let _ = black_box(enter(&mut room));
-            black_box(room.next(0))
+            let _ = black_box(enter(&mut queue));
+            black_box(queue.next(0))
         });
     });
     c.bench_function("queue/enqueue_cancel/200", |b| {
-        b.iter(|| enter(&mut room).map(|id| room.cancel(id, 0)));
+        b.iter(|| enter(&mut queue).map(|id| queue.cancel(id, 0)));
     });
 }
 

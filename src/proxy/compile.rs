@@ -40,7 +40,8 @@ use crate::upstream::roster::{PoolId, Site};
 /// Compiles a checked config.
 ///
 /// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
-/// keep the numbers of the config. What `tls` has made before is used again. A budget that nodes share is put in by whoever has one.
+/// keep the numbers of the config. What `tls` has made before is used again. A budget that nodes
+/// share is put in by whoever has one.
 /// Errors: a message that names the thing; the config's own checks leave few.
 pub fn compile(
     config: &Config,
@@ -163,7 +164,7 @@ fn group(group: &config::Group, reach: Reach) -> GroupPlan {
         fallback: group.fallback.iter().map(|group| group.0).collect(),
         queue_length: group.queue.length,
         queue_wait: group.queue.wait,
-        room: None,
+        queue: None,
         timeouts: UpstreamTimeouts {
             pool_idle: group.timeouts.pool_idle,
             connect: group.timeouts.connect,

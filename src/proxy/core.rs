@@ -31,7 +31,7 @@ use crate::telemetry::failed::Tell;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::links::Links;
 use crate::upstream::pool::Pool;
-use crate::upstream::room::Wake;
+use crate::upstream::wait_queue::Wake;
 
 /// Scratch space kept per core; one is lent to each exchange in flight.
 const SCRATCHES_KEPT: usize = 256;
@@ -94,7 +94,7 @@ impl PlanSlot {
     /// A slot with the first plan.
     #[must_use]
     pub fn new(mut plan: Plan, notifier: &Arc<Notifier>) -> Self {
-        plan.open_rooms(notifier);
+        plan.open_queues(notifier);
         Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
     }
 
@@ -107,7 +107,7 @@ impl PlanSlot {
     }
 
     fn put(&self, mut plan: Plan, notifier: &Arc<Notifier>) {
-        plan.open_rooms(notifier);
+        plan.open_queues(notifier);
         let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         plan.keep_limits(&slot);
         *slot = Arc::new(plan);

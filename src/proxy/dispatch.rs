@@ -175,11 +175,11 @@ impl<'d> Dispatch<'d> {
                 }
             }
             let choice = self.choice(permit);
-            let refusal = match (nobody, &group.room) {
+            let refusal = match (nobody, &group.queue) {
                 (Nobody::Left, _) => pick::nobody_left(plan, choice, now_us),
                 (Nobody::Full, None) => Kind::QueueFull.into(),
-                (Nobody::Full, Some(room)) => {
-                    let wait = Wait { core, plan, room, choice, share: wait::share(permit) };
+                (Nobody::Full, Some(queue)) => {
+                    let wait = Wait { core, plan, queue, choice, share: wait::share(permit) };
                     // In pooled memory: few wait, and all would carry its future.
                     match PooledFuture::new(wait.run(down, members, settle)).await {
                         Waited::Picked(picked) => {

@@ -26,9 +26,9 @@ use crate::policy::model::{Force, ModelTable};
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::RouteTable;
-use crate::upstream::room::{Room, Wake};
 use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
+use crate::upstream::wait_queue::{WaitQueue, Wake};
 
 /// Everything that an exchange asks.
 pub struct Plan {
@@ -94,16 +94,16 @@ impl Plan {
         (&group.name, names.collect())
     }
 
-    /// Opens the waiting rooms of the groups that have one, and says how many slots there are.
+    /// Opens the wait queues of the groups that have one, and says how many slots there are.
     ///
     /// Called when the plan is put in force, since upstreams outlive their plans. Those who wait in
-    /// the rooms of the plan before stay there; both rooms get slots in turn.
-    pub fn open_rooms(&mut self, wake: &Arc<impl Wake<WakeToken> + 'static>) {
+    /// the queues of the plan before stay there; both queues get slots in turn.
+    pub fn open_queues(&mut self, wake: &Arc<impl Wake<WakeToken> + 'static>) {
         let upstreams = &self.upstreams;
         for group in self.groups.iter_mut().filter(|group| group.queue_length > 0) {
             let members =
                 group.members.iter().map(|(at, _)| upstreams[usize::from(*at)].state.clone());
-            group.room = Some(Room::new(members.collect(), group.queue_length, wake.clone()));
+            group.queue = Some(WaitQueue::new(members.collect(), group.queue_length, wake.clone()));
         }
         for upstream in &self.upstreams {
             if upstream.state.slots.limit() != upstream.concurrency {
@@ -241,7 +241,7 @@ pub struct GroupPlan {
     /// How long each may wait.
     pub queue_wait: Duration,
     /// Where they wait; opened when the plan is put in force.
-    pub room: Option<Arc<Room<WakeToken>>>,
+    pub queue: Option<Arc<WaitQueue<WakeToken>>>,
     /// Upstream-side timeouts.
     pub timeouts: UpstreamTimeouts,
 }

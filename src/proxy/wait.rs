@@ -1,8 +1,8 @@
-//! The station of those for whom nobody has a slot: the group's waiting room.
+//! The station of those for whom nobody has a slot: the group's wait queue.
 //!
-//! Follows the protocol of `upstream::room`, step by step. A waiter costs a place in the room, a
-//! notify and a timer; it ends with a slot, with a member that has become usable without one being
-//! handed over, with its deadline, or with its client's leaving.
+//! Follows the protocol of `upstream::wait_queue`, step by step. A waiter costs a place in the
+//! queue, a notify and a timer; it ends with a slot, with a member that has become usable without
+//! one being handed over, with its deadline, or with its client's leaving.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::Member;
 use crate::policy::limit::ip::network;
-use crate::upstream::room::{Accepts, Room, Share};
+use crate::upstream::wait_queue::{Accepts, Share, WaitQueue};
 
 /// Marks shares that belong to an address and not to a key.
 const SHARE_OF_ADDRESS: u32 = 1 << 31;
@@ -61,7 +61,7 @@ pub struct Wait<'a, 'p> {
     /// The config in force.
     pub plan: &'p Plan,
     /// Where to wait.
-    pub room: &'p Room<WakeToken>,
+    pub queue: &'p WaitQueue<WakeToken>,
     /// Who is to be picked from.
     pub choice: Choice<'a, 'p>,
     /// Whose turn it takes.
@@ -88,7 +88,7 @@ impl<'p> Wait<'_, 'p> {
         members: &mut Vec<Member>,
         settle: &Settle,
     ) -> Waited<'p> {
-        let &Wait { core, plan, room, choice, share } = self;
+        let &Wait { core, plan, queue, choice, share } = self;
         let group = &plan.groups[usize::from(choice.group)];
         let deadline_ms = deadline_ms(group.queue_wait, group.timeouts.total, settle);
         let only = choice
@@ -96,8 +96,8 @@ impl<'p> Wait<'_, 'p> {
             .and_then(|forced| group.members.iter().position(|(upstream, _)| *upstream == forced));
         let accepts = Accepts { tried: pick::unacceptable(plan, choice), only };
         let mut notify = core.wake_table.register();
-        let Ok(mut place) = room.enter(share, accepts, notify.token(), deadline_ms) else {
-            return Waited::Refused(refusal(Kind::QueueFull, room));
+        let Ok(mut place) = queue.enter(share, accepts, notify.token(), deadline_ms) else {
+            return Waited::Refused(refusal(Kind::QueueFull, queue));
         };
         loop {
             let now_us = settle.now_us();
@@ -109,11 +109,11 @@ impl<'p> Wait<'_, 'p> {
                 };
             }
             if place.is_displaced() {
-                return Waited::Refused(refusal(Kind::QueueFull, room));
+                return Waited::Refused(refusal(Kind::QueueFull, queue));
             }
             let now_ms = now_us / 1000;
             if now_ms >= deadline_ms {
-                return Waited::Refused(refusal(Kind::QueueTimeout, room));
+                return Waited::Refused(refusal(Kind::QueueTimeout, queue));
             }
             // Woken without a grant: a breaker may let somebody in now.
             if let Ok(picked) = pick::pick(core, plan, choice, members, now_us) {
@@ -151,6 +151,6 @@ fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
 }
 
 /// Says when it may be worth coming back, from the measured rate.
-fn refusal(kind: Kind, room: &Room<WakeToken>) -> Refusal {
-    Refusal { retry_after: room.retry_after_s(), ..Refusal::from(kind) }
+fn refusal(kind: Kind, queue: &WaitQueue<WakeToken>) -> Refusal {
+    Refusal { retry_after: queue.retry_after_s(), ..Refusal::from(kind) }
 }

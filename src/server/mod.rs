@@ -34,8 +34,8 @@ use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::held::HeldBudget;
-use crate::upstream::room::Wake as _;
 use crate::upstream::roster::Site;
+use crate::upstream::wait_queue::Wake as _;
 
 /// Starts what a config describes.
 ///
@@ -79,7 +79,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         live: Box::new(move || {
             let (plan, _) = queued.slot.plan();
             let waiting =
-                |group: &GroupPlan| Some((group.name.clone(), group.room.as_ref()?.len()));
+                |group: &GroupPlan| Some((group.name.clone(), group.queue.as_ref()?.len()));
             Live {
                 queues: plan.groups.iter().filter_map(waiting).collect(),
                 connections: queued.connections.load(Ordering::Relaxed),

@@ -35,7 +35,7 @@ pub struct Snapshot<'a> {
 /// What is asked of the cores at a scrape.
 #[derive(Debug, Default)]
 pub struct Live {
-    /// How many wait in the room of each group that has one; no name twice.
+    /// How many wait in the queue of each group that has one; no name twice.
     pub queues: Vec<(String, u32)>,
     /// Client connections.
     pub connections: u32,

@@ -1,6 +1,6 @@
 //! Floor 5: the servers behind us. Read in this order:
 //! `state` (what all cores share about one server, and the lease that counts a request in
-//! flight), `slots` (how many may be in flight), `room` (who waits for a slot), `conn` (one
+//! flight), `slots` (how many may be in flight), `wait_queue` (who waits for a slot), `conn` (one
 //! connection and its armed receive), `connect` (TLS), `via` (the way through an outbound proxy),
 //! `pool` (a core's idle connections), `links` (its HTTP/2 connections), `pulse` (whether one
 //! still lives), `bridge` (one exchange on such a link), `held` (the process-wide budget of held
@@ -12,9 +12,9 @@ pub mod connect;
 pub mod held;
 pub mod links;
 pub mod pool;
-pub mod room;
 pub mod pulse;
 pub mod roster;
 pub mod slots;
 pub mod state;
 pub mod via;
+pub mod wait_queue;

@@ -5,7 +5,7 @@
 //! between, so that no newcomer slips in. While nobody waits, all of this costs one load of a
 //! line that is being written anyway.
 //!
-//! Who waits is known to the rooms; here is only the number of rooms in which somebody would
+//! Who waits is known to the queues; here is only the number of queues in which somebody would
 //! take a slot (`wanted`). A waiter raises it *before* it looks at the slots a last time, and a
 //! slot is given back *before* `wanted` is read a last time. All four are sequentially
 //! consistent, so at least one of the two sees the other: no slot stays free while somebody
@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A waiting room, as an upstream sees it; `member` is the upstream's place among its members.
+/// A wait queue, as an upstream sees it; `member` is the upstream's place among its members.
 pub trait Waiting: Send + Sync {
     /// Hands a taken slot to whoever is next; `false`: nobody wants it, the caller keeps it.
     fn offer(&self, member: usize) -> bool;
@@ -31,22 +31,22 @@ pub struct Slots {
     limit: AtomicU32,
     /// Rooms in which somebody would take a slot.
     wanted: AtomicU32,
-    /// The room that is asked first.
+    /// The queue that is asked first.
     turn: AtomicUsize,
     /// Locked to change or to copy the list, and only when somebody waits.
-    rooms: Mutex<Arc<[Door]>>,
+    queues: Mutex<Arc<[QueueRef]>>,
 }
 
 /// Where an upstream finds those who wait for it.
 #[derive(Clone)]
-struct Door {
-    room: Weak<dyn Waiting>,
+struct QueueRef {
+    queue: Weak<dyn Waiting>,
     member: usize,
 }
 
-impl std::fmt::Debug for Door {
+impl std::fmt::Debug for QueueRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Door({})", self.member)
+        write!(f, "QueueRef({})", self.member)
     }
 }
 
@@ -59,7 +59,7 @@ impl Slots {
             limit: AtomicU32::new(limit),
             wanted: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
-            rooms: Mutex::new(Arc::new([])),
+            queues: Mutex::new(Arc::new([])),
         }
     }
 
@@ -93,7 +93,7 @@ impl Slots {
     /// Gives a taken one to whoever waits, or back.
     pub fn release(&self) {
         // Beyond a limit that was lowered since, slots are given up first.
-        if self.is_wanted() && !self.is_over() && self.ask(|room, member| room.offer(member)) {
+        if self.is_wanted() && !self.is_over() && self.ask(|queue, member| queue.offer(member)) {
             return;
         }
         let before = self.in_flight.fetch_sub(1, SeqCst);
@@ -105,7 +105,7 @@ impl Slots {
     pub fn fill(&self, most: u32) {
         for _ in 0..most {
             let found =
-                self.is_wanted() && self.has_free() && self.ask(|room, member| room.fill(member));
+                self.is_wanted() && self.has_free() && self.ask(|queue, member| queue.fill(member));
             if !found {
                 return;
             }
@@ -117,22 +117,22 @@ impl Slots {
         self.limit.store(limit, SeqCst);
     }
 
-    /// Somebody in one more room would take a slot.
+    /// Somebody in one more queue would take a slot.
     pub(super) fn want(&self) {
         self.wanted.fetch_add(1, SeqCst);
     }
 
-    /// Nobody in a room would take a slot any more.
+    /// Nobody in a queue would take a slot any more.
     pub(super) fn unwant(&self) {
         let before = self.wanted.fetch_sub(1, SeqCst);
-        debug_assert!(before > 0, "a room is counted once");
+        debug_assert!(before > 0, "a queue is counted once");
     }
 
-    /// Makes a room known, and forgets those that are gone.
-    pub(super) fn register(&self, room: Weak<dyn Waiting>, member: usize) {
-        let mut rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = rooms.iter().filter(|door| door.room.strong_count() > 0).cloned();
-        *rooms = kept.chain([Door { room, member }]).collect();
+    /// Makes a queue known, and forgets those that are gone.
+    pub(super) fn register(&self, queue: Weak<dyn Waiting>, member: usize) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = queues.iter().filter(|known| known.queue.strong_count() > 0).cloned();
+        *queues = kept.chain([QueueRef { queue, member }]).collect();
     }
 
     fn is_wanted(&self) -> bool {
@@ -144,15 +144,15 @@ impl Slots {
         limit > 0 && self.in_flight.load(SeqCst) > limit
     }
 
-    /// Asks the rooms until one takes, beginning behind the one that took last.
+    /// Asks the queues until one takes, beginning behind the one that took last.
     fn ask(&self, takes: impl Fn(&dyn Waiting, usize) -> bool) -> bool {
-        // Copied: a room must not be asked, nor the last hold of it dropped, under this lock.
-        let rooms = self.rooms.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // Copied: a queue must not be asked, nor the last hold of it dropped, under this lock.
+        let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let first = self.turn.load(Relaxed);
-        for step in 0..rooms.len() {
-            let at = first.wrapping_add(step) % rooms.len();
-            let door = &rooms[at];
-            if door.room.upgrade().is_some_and(|room| takes(&*room, door.member)) {
+        for step in 0..queues.len() {
+            let at = first.wrapping_add(step) % queues.len();
+            let known = &queues[at];
+            if known.queue.upgrade().is_some_and(|queue| takes(&*queue, known.member)) {
                 self.turn.store(at + 1, Relaxed);
                 return true;
             }

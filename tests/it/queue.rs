@@ -34,8 +34,8 @@ fn hold(mock: &Mock, proxy: &Proxy, fields: &str) -> Client {
 fn wait_for_waiters(proxy: &Proxy, count: u32) {
     wait_until("so many wait", || {
         let (plan, _) = proxy.shared().slot.plan();
-        let rooms = plan.groups.iter().filter_map(|group| group.room.as_ref());
-        rooms.map(|room| room.len()).sum::<u32>() == count
+        let queues = plan.groups.iter().filter_map(|group| group.queue.as_ref());
+        queues.map(|queue| queue.len()).sum::<u32>() == count
     });
 }
 
@@ -177,7 +177,7 @@ fn keys_take_turns_and_a_higher_priority_goes_first() {
     let of = |who: &str| format!("Authorization: Bearer sk-{who}\r\nx-who: {who}\r\n");
     let held = hold(&mock, &proxy, &of("a"));
     let mut waiting = Vec::new();
-    // One key fills the room before the others come.
+    // One key fills the queue before the others come.
     let others = std::iter::repeat_n("b", 4).chain(["vip"]);
     for (before, who) in std::iter::repeat_n("a", 6).chain(others).enumerate() {
         wait_for_waiters(&proxy, before as u32);

@@ -175,7 +175,7 @@ impl Checks {
     }
 
     fn no_slot_is_idle_while_somebody_waits(sim: &Sim<'_>, event: Event) {
-        assert!(sim.fleet.room.len() <= sim.setup.queue.length);
+        assert!(sim.fleet.queue.len() <= sim.setup.queue.length);
         if sim.waiting.is_empty() {
             return;
         }
@@ -190,7 +190,7 @@ impl Checks {
         }
     }
 
-    /// A newcomer that finds the room full is told when to come back.
+    /// A newcomer that finds the queue full is told when to come back.
     pub(crate) fn forecast(&self, seconds: u32) {
         assert!((1..=RETRY_AFTER_S_MAX).contains(&seconds), "Retry-After: {seconds}");
     }
@@ -221,7 +221,7 @@ impl Checks {
                 assert_eq!(trials_out, 0, "server {server}: trials in the end");
             }
         }
-        assert!(sim.fleet.room.is_empty() && sim.waiting.is_empty(), "somebody waits in the end");
+        assert!(sim.fleet.queue.is_empty() && sim.waiting.is_empty(), "somebody waits in the end");
         sim.keys.iter().for_each(Key::check_the_end);
         Checks::nobody_starved(sim.setup, &sim.report);
     }

@@ -1,4 +1,4 @@
-//! The proxy's own shared state of each server, its waiting room, and the lease of one attempt,
+//! The proxy's own shared state of each server, its wait queue, and the lease of one attempt,
 //! put together as the proxy does it.
 //!
 //! These outlive the run and are borrowed by it, as the cores borrow them from the config in
@@ -8,15 +8,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use tokenring::policy::breaker::{CallResult, Entry, StateName};
-use tokenring::upstream::room::{Room, Wake};
 use tokenring::upstream::state::{Lease, UpstreamState};
+use tokenring::upstream::wait_queue::{WaitQueue, Wake};
 
 use crate::setup::Setup;
 
 /// What all cores share.
 pub(crate) struct Fleet {
     pub(crate) upstreams: Vec<Arc<UpstreamState>>,
-    pub(crate) room: Arc<Room<usize>>,
+    pub(crate) queue: Arc<WaitQueue<usize>>,
     pub(crate) wakes: Arc<Wakes>,
 }
 
@@ -27,12 +27,12 @@ impl Fleet {
             .map(|server| Arc::new(UpstreamState::new(setup.breaker, server.concurrency)))
             .collect();
         let wakes = Arc::new(Wakes::default());
-        let room = Room::new(upstreams.clone(), setup.queue.length, wakes.clone());
-        Fleet { upstreams, room, wakes }
+        let queue = WaitQueue::new(upstreams.clone(), setup.queue.length, wakes.clone());
+        Fleet { upstreams, queue, wakes }
     }
 }
 
-/// Who has been woken, by exchange, and the room's clock.
+/// Who has been woken, by exchange, and the queue's clock.
 #[derive(Default)]
 pub(crate) struct Wakes {
     woken: Mutex<Vec<usize>>,
@@ -40,7 +40,7 @@ pub(crate) struct Wakes {
 }
 
 impl Wakes {
-    /// Tells the room the time.
+    /// Tells the queue the time.
     pub(crate) fn set(&self, now_ms: u64) {
         self.now_ms.store(now_ms, Relaxed);
     }

@@ -5,8 +5,8 @@
 //! server that flaps. Here the real deciders run against simulated servers, and the
 //! books are checked after every event (`checks`).
 //!
-//! Reading order: `clock`, `servers`, `setup` (what a run is made of), `fleet`, `proxy` and `room`
-//! (the deciders in the order of an exchange), `sim` (the loop), `checks`, `report`;
+//! Reading order: `clock`, `servers`, `setup` (what a run is made of), `fleet`, `proxy` and
+//! `wait_queue` (the deciders in the order of an exchange), `sim` (the loop), `checks`, `report`;
 //! `scenarios`, `blame` and `waiting` are runs with a name, this file draws the others from seeds:
 //!
 //! ```sh
@@ -21,7 +21,7 @@ mod fleet;
 mod keys;
 mod proxy;
 mod report;
-mod room;
+mod wait_queue;
 mod scenarios;
 mod servers;
 mod setup;

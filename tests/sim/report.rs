@@ -47,7 +47,7 @@ pub(crate) struct Report {
     pub(crate) busy_us: Vec<u64>,
     /// Longest time from arrival to end.
     pub(crate) longest_us: u64,
-    /// Times that an exchange entered the room.
+    /// Times that an exchange entered the queue.
     pub(crate) waited: u64,
     /// Times that one got a slot there while clients still sent, per key.
     pub(crate) granted: Vec<u64>,

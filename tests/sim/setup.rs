@@ -64,7 +64,7 @@ pub(crate) struct Probes {
     pub(crate) fooled: bool,
 }
 
-/// The group's waiting room.
+/// The group's wait queue.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queue {
     pub(crate) length: u32,

@@ -10,7 +10,7 @@ use tokenring::policy::balance::{Member, PickState, Tried};
 use tokenring::policy::breaker::Sign;
 use tokenring::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use tokenring::policy::health::HealthState;
-use tokenring::upstream::room;
+use tokenring::upstream::wait_queue;
 
 use crate::checks::Checks;
 use crate::clock::{Clock, Event, SECOND};
@@ -35,7 +35,7 @@ pub(crate) struct Sim<'a> {
     pub(crate) keys: Vec<Key>,
     /// Every exchange ever begun.
     pub(crate) exchanges: Vec<Exchange<'a>>,
-    /// Those in the room.
+    /// Those in the queue.
     pub(crate) waiting: Vec<usize>,
     pub(crate) checks: Checks,
     pub(crate) report: Report,
@@ -58,12 +58,12 @@ pub(crate) struct Exchange<'a> {
     pub(crate) model: u64,
     pub(crate) core: usize,
     pub(crate) arrived_us: u64,
-    /// Its place in the room, and whether a slot was granted that it has not seen yet.
-    pub(crate) place: Option<room::Place<'a, usize>>,
+    /// Its place in the queue, and whether a slot was granted that it has not seen yet.
+    pub(crate) place: Option<wait_queue::WaitSlot<'a, usize>>,
     pub(crate) woken: bool,
-    /// When it last began to wait in the room.
+    /// When it last began to wait in the queue.
     pub(crate) waits_since_us: u64,
-    /// What the room would have told it then, had it been full.
+    /// What the queue would have told it then, had it been full.
     pub(crate) forecast_s: u32,
     pub(crate) head_us: u64,
     pub(crate) body_us: u64,
@@ -95,7 +95,7 @@ pub(crate) enum Stage {
     Calling { call: usize },
     /// Before a retry.
     Pausing,
-    /// In the room, until then.
+    /// In the queue, until then.
     Waiting { deadline_ms: u64 },
     /// Over.
     Settled,

@@ -1,16 +1,16 @@
-//! How fast a waiting room empties, measured.
+//! How fast a wait queue empties, measured.
 //!
 //! Counted are grants, and the time in which somebody waited; their quotient is the rate. Both
 //! are halved about every eleven grants, so the estimate speaks of the recent past on
 //! whatever scale the servers work: milliseconds or minutes. The time since the last grant
-//! counts too, so a room that has stalled says so while it stalls. Time in which nobody waited
-//! says nothing about the rate and is left out. Waiters that leave are not grants: the room
+//! counts too, so a queue that has stalled says so while it stalls. Time in which nobody waited
+//! says nothing about the rate and is left out. Waiters that leave are not grants: the queue
 //! must not look fast because its clients lost patience.
 
 /// What stays of the past at each grant: 1/16 goes.
 const KEPT: f64 = 15.0 / 16.0;
 
-/// The measured rate of one room.
+/// The measured rate of one queue.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drain {
     grants: f64,

@@ -1,7 +1,7 @@
 //! A slab whose entries stand in doubly linked lists.
 //!
 //! The links live in the entries, so an entry is taken out of any list without a search and
-//! nothing is allocated once the slab has grown to what the room needs. Entries are named by
+//! nothing is allocated once the slab has grown to what the queue needs. Entries are named by
 //! index; whoever keeps an index keeps track of whether it is still taken.
 
 /// The index that is none.
@@ -47,7 +47,7 @@ impl<T> Slab<T> {
             return index;
         }
         self.entries.push(renew(None));
-        u32::try_from(self.entries.len() - 1).expect("a room is bounded by a u32")
+        u32::try_from(self.entries.len() - 1).expect("a queue is bounded by a u32")
     }
 
     /// Frees an index; the entry stays as it is until it is used again.

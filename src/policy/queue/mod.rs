@@ -1,23 +1,23 @@
-//! The waiting room of one group: who gets the next free slot.
+//! The wait queue of one group: who gets the next free slot.
 //!
 //! Priority decides first, strictly: nobody of a lower one is served while somebody of a
 //! higher one could be. Inside a priority the keys that have someone waiting take turns,
 //! each as many times in a row as its weight; inside a key, first come, first served. A key
-//! with a thousand requests in the room therefore delays another key's only one by a single
+//! with a thousand requests in the queue therefore delays another key's only one by a single
 //! turn. After Shreedhar and Varghese, "Efficient Fair Queuing Using Deficit Round Robin"
 //! (1995), with requests of size one.
 //!
 //! A waiter may be unable to use the slot that came free (it has tried that server before):
 //! `find` takes the first in order that can, and the others keep their places.
 //!
-//! When the room is full its places belong to all: a newcomer of a higher priority, or of a key
+//! When the queue is full its places belong to all: a newcomer of a higher priority, or of a key
 //! that would not have more of them than the largest has then, gets the place of the last of that
 //! largest share (`displaced_by`). Nobody is displaced for one who would be no better.
 //!
 //! Entering, being granted and leaving take constant time but for two walks that are short in
 //! this house: over the priorities that are waiting now, and, for a deadline earlier than that
-//! of others already here, over those others. Nothing is allocated once the room has been as
-//! full as it gets. It knows no slots, no threads and no clock: `upstream::room` joins those.
+//! of others already here, over those others. Nothing is allocated once the queue has been as
+//! full as it gets. It knows no slots, no threads and no clock: `upstream::wait_queue` joins those.
 
 mod drain;
 mod list;
@@ -32,7 +32,7 @@ use list::{Linked, Links, List, NIL, Slab};
 /// Seconds that `retry_after_s` says at most.
 pub const RETRY_AFTER_S_MAX: u32 = 3600;
 
-/// Names one stay in the room; never used again for another.
+/// Names one stay in the queue; never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WaitId {
     index: u32,
@@ -40,7 +40,7 @@ pub struct WaitId {
 }
 
 impl WaitId {
-    /// Its place in tables kept beside the room: below `length`, and nobody else's meanwhile.
+    /// Its place in tables kept beside the queue: below `length`, and nobody else's meanwhile.
     #[must_use]
     pub fn index(self) -> usize {
         self.index as usize
@@ -73,7 +73,7 @@ impl Share {
     }
 }
 
-/// The waiting room.
+/// The wait queue.
 ///
 /// `len <= length`; a level is listed exactly while it lists a flow, and a flow exactly while
 /// it lists a waiter.
@@ -127,7 +127,7 @@ struct Level {
 }
 
 impl Queue {
-    /// A room for `length` waiters; 0 = nobody may wait.
+    /// A queue for `length` waiters; 0 = nobody may wait.
     #[must_use]
     pub fn new(length: u32) -> Queue {
         Queue {
@@ -178,7 +178,7 @@ impl Queue {
         let into = self.flows.at_mut(flow);
         into.len += 1;
         into.waiters.insert(&mut self.waiters, index, NIL);
-        // From the end, since a room's waits are nearly always equally long.
+        // From the end, since a queue's waits are nearly always equally long.
         let (mut behind, mut before) = (NIL, self.deadlines.tail());
         while before != NIL && self.waiters.at(before).deadline_ms > deadline_ms {
             (behind, before) = (before, List::<1>::before(&self.waiters, before));
@@ -187,7 +187,7 @@ impl Queue {
         Ok(WaitId { index, generation: self.waiters.at(index).generation })
     }
 
-    /// Who has to leave a full room for a newcomer: the last of the largest share of the lowest
+    /// Who has to leave a full queue for a newcomer: the last of the largest share of the lowest
     /// priority, unless that is above the newcomer's, or its own key would have more waiting than
     /// that share has then. Changes nothing.
     ///
@@ -229,7 +229,7 @@ impl Queue {
     }
 
     /// Lets a waiter go with a slot, and counts the turn against its key; `false` when it is not
-    /// in the room.
+    /// in the queue.
     pub fn grant(&mut self, id: WaitId, now_ms: u64) -> bool {
         if !self.is_waiting(id) {
             return false;
@@ -257,7 +257,7 @@ impl Queue {
         Some(id)
     }
 
-    /// Takes a waiter out that has left; `false` when it is not in the room.
+    /// Takes a waiter out that has left; `false` when it is not in the queue.
     pub fn cancel(&mut self, id: WaitId, now_ms: u64) -> bool {
         if !self.is_waiting(id) {
             return false;
@@ -297,7 +297,7 @@ impl Queue {
     /// Seconds after which a newcomer at the end would have its slot, `1..=RETRY_AFTER_S_MAX`.
     ///
     /// Shape: from the measured rate and those waiting now. Before the first grant nothing is
-    /// measured; then it is the time until the next one here gives up, since that makes room.
+    /// measured; then it is the time until the next one here gives up, since that makes place.
     #[must_use]
     pub fn retry_after_s(&self, now_ms: u64) -> u32 {
         let newcomer = self.len.saturating_add(1);

@@ -1,4 +1,4 @@
-//! The room against a slow oracle, and the promises of its header one by one.
+//! The queue against a slow oracle, and the promises of its header one by one.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The same room, written down the way one would explain it.
+/// The same queue, written down the way one would explain it.
 #[derive(Default)]
 struct Oracle {
     /// By priority: the keys whose turn it is in order, each with turns left and waiters.

@@ -1,10 +1,10 @@
-//! Waiting for a slot, by the protocol that the proxy's room asks for.
+//! Waiting for a slot, by the protocol that the proxy's queue asks for.
 //!
 //! A place is taken, and its holder looks again when its bell rings, when a breaker may let
 //! somebody in, and when its time is over. Between a bell and its holder's look some time
 //! passes, in which its client may leave.
 
-use tokenring::upstream::room::{Accepts, Share};
+use tokenring::upstream::wait_queue::{Accepts, Share};
 
 use crate::clock::{Event, MS};
 use crate::fleet::Held;
@@ -12,14 +12,14 @@ use crate::report::Ended;
 use crate::sim::{Sim, Stage};
 
 impl Sim<'_> {
-    /// Lets an exchange wait; it ends when the room is full.
+    /// Lets an exchange wait; it ends when the queue is full.
     pub(crate) fn wait(&mut self, exchange: usize) {
         let state = &self.exchanges[exchange];
         let share = Share::of(state.key as u32, self.setup.keys[state.key].priority);
         let accepts = Accepts { tried: state.tried, only: None };
         let deadline_ms = self.clock.now_ms() + self.setup.queue.wait_us / MS;
-        let forecast_s = self.fleet.room.retry_after_s();
-        let Ok(place) = self.fleet.room.enter(share, accepts, exchange, deadline_ms) else {
+        let forecast_s = self.fleet.queue.retry_after_s();
+        let Ok(place) = self.fleet.queue.enter(share, accepts, exchange, deadline_ms) else {
             self.checks.forecast(forecast_s);
             return self.settle(exchange, Ended::Overdue);
         };

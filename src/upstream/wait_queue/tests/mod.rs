@@ -1,4 +1,4 @@
-//! The room under one thread, step by step, and under several, from a seed.
+//! The queue under one thread, step by step, and under several, from a seed.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::SeqCst;
@@ -47,16 +47,16 @@ fn resorting(concurrency: u32, last_resort: bool) -> Arc<UpstreamState> {
     Arc::new(UpstreamState::new(policy, concurrency))
 }
 
-fn room(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<Room<u32>>, Arc<Wakes>) {
+fn queue(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<WaitQueue<u32>>, Arc<Wakes>) {
     let wakes = Arc::new(Wakes::default());
     let members = members.iter().map(|state| (*state).clone()).collect();
-    (Room::new(members, length, wakes.clone()), wakes)
+    (WaitQueue::new(members, length, wakes.clone()), wakes)
 }
 
 const LATE: u64 = 1_000_000;
 
-fn enter(room: &Room<u32>, token: u32) -> Place<'_, u32> {
-    room.enter(Share::of(token, 0), Accepts::ALL, token, LATE).unwrap()
+fn enter(queue: &WaitQueue<u32>, token: u32) -> WaitSlot<'_, u32> {
+    queue.enter(Share::of(token, 0), Accepts::ALL, token, LATE).unwrap()
 }
 
 fn wanted(state: &UpstreamState) -> bool {
@@ -66,12 +66,12 @@ fn wanted(state: &UpstreamState) -> bool {
 #[test]
 fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let lease = up.try_lease().unwrap();
-    let (mut a, mut b) = (enter(&room, 1), enter(&room, 2));
-    assert!(a.take_grant().is_none() && room.len() == 2 && wanted(&up));
+    let (mut a, mut b) = (enter(&queue, 1), enter(&queue, 2));
+    assert!(a.take_grant().is_none() && queue.len() == 2 && wanted(&up));
     drop(lease);
-    assert_eq!((up.in_flight(), wakes.take(), room.len()), (1, vec![1], 1));
+    assert_eq!((up.in_flight(), wakes.take(), queue.len()), (1, vec![1], 1));
     assert!(up.try_lease().is_none(), "no newcomer slips in");
     assert!(b.take_grant().is_none());
     let (member, lease) = a.take_grant().unwrap();
@@ -80,19 +80,19 @@ fn a_slot_goes_from_hand_to_hand_and_is_never_free() {
     drop(lease);
     let (_, lease) = b.take_grant().unwrap();
     drop(lease);
-    assert_eq!((up.in_flight(), room.len(), wanted(&up)), (0, 0, false));
+    assert_eq!((up.in_flight(), queue.len(), wanted(&up)), (0, 0, false));
 }
 
 #[test]
 fn a_newcomer_displaces_the_last_of_the_largest_share() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 2);
+    let (queue, wakes) = queue(&[&up], 2);
     let lease = up.try_lease().unwrap();
-    let of = |key, token| room.enter(Share::of(key, 0), Accepts::ALL, token, LATE);
+    let of = |key, token| queue.enter(Share::of(key, 0), Accepts::ALL, token, LATE);
     let (mut a, mut b) = (of(1, 1).unwrap(), of(1, 2).unwrap());
     assert!(of(1, 3).is_err());
     let mut c = of(2, 4).unwrap();
-    assert_eq!((wakes.take(), room.len()), (vec![2], 2));
+    assert_eq!((wakes.take(), queue.len()), (vec![2], 2));
     assert!(b.is_displaced() && b.take_grant().is_none() && !a.is_displaced());
     assert!(of(3, 5).is_err(), "everybody has one");
     drop(lease);
@@ -101,34 +101,34 @@ fn a_newcomer_displaces_the_last_of_the_largest_share() {
     drop(lease);
     let (_, lease) = c.take_grant().unwrap();
     drop(lease);
-    assert_eq!((up.in_flight(), room.len(), wanted(&up)), (0, 0, false));
+    assert_eq!((up.in_flight(), queue.len(), wanted(&up)), (0, 0, false));
 }
 
 #[test]
 fn whoever_leaves_with_a_grant_passes_it_on() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let lease = up.try_lease().unwrap();
-    let (a, b, mut c) = (enter(&room, 1), enter(&room, 2), enter(&room, 3));
+    let (a, b, mut c) = (enter(&queue, 1), enter(&queue, 2), enter(&queue, 3));
     drop(lease);
     drop(b);
     drop(a);
     assert_eq!(wakes.take(), [1, 3]);
     drop(c.take_grant().unwrap());
-    assert_eq!((up.in_flight(), room.len()), (0, 0));
+    assert_eq!((up.in_flight(), queue.len()), (0, 0));
 }
 
 #[test]
 fn a_panic_while_waiting_leaves_the_room() {
     let up = upstream(1);
-    let (room, _) = room(&[&up], 10);
+    let (queue, _) = queue(&[&up], 10);
     let lease = up.try_lease().unwrap();
-    let inside = room.clone();
+    let inside = queue.clone();
     let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         let _place = enter(&inside, 1);
         std::panic::resume_unwind(Box::new(()));
     }));
-    assert!(result.is_err() && room.is_empty() && !wanted(&up));
+    assert!(result.is_err() && queue.is_empty() && !wanted(&up));
     drop(lease);
     assert_eq!(up.in_flight(), 0);
 }
@@ -136,8 +136,8 @@ fn a_panic_while_waiting_leaves_the_room() {
 #[test]
 fn a_slot_that_came_free_meanwhile_is_found_on_entering() {
     let up = upstream(1);
-    let (room, _) = room(&[&up], 10);
-    let mut place = enter(&room, 1);
+    let (queue, _) = queue(&[&up], 10);
+    let mut place = enter(&queue, 1);
     let (_, lease) = place.take_grant().unwrap();
     assert_eq!(up.in_flight(), 1);
     drop(lease);
@@ -146,13 +146,13 @@ fn a_slot_that_came_free_meanwhile_is_found_on_entering() {
 #[test]
 fn nobody_is_granted_a_member_that_was_tried_or_is_not_the_one() {
     let (a, b) = (upstream(1), upstream(1));
-    let (room, wakes) = room(&[&a, &b], 10);
+    let (queue, wakes) = queue(&[&a, &b], 10);
     let (on_a, on_b) = (a.try_lease().unwrap(), b.try_lease().unwrap());
     let mut tried = Tried::NONE;
     tried.insert(0);
     let accepts = [Accepts { tried, only: None }, Accepts { tried: Tried::NONE, only: Some(0) }];
-    let mut not_a = room.enter(Share::of(1, 5), accepts[0], 1, LATE).unwrap();
-    let mut only_a = room.enter(Share::of(1, 0), accepts[1], 2, LATE).unwrap();
+    let mut not_a = queue.enter(Share::of(1, 5), accepts[0], 1, LATE).unwrap();
+    let mut only_a = queue.enter(Share::of(1, 0), accepts[1], 2, LATE).unwrap();
     drop(on_a);
     assert_eq!(wakes.take(), [2], "the other keeps its place");
     assert!(wanted(&b) && !wanted(&a));
@@ -165,9 +165,9 @@ fn nobody_is_granted_a_member_that_was_tried_or_is_not_the_one() {
 #[test]
 fn rooms_of_one_upstream_are_served_in_turn() {
     let up = upstream(1);
-    let (first, _) = room(&[&up], 10);
-    let (_none, _) = room(&[&up], 10);
-    let (second, _) = room(&[&up], 10);
+    let (first, _) = queue(&[&up], 10);
+    let (_none, _) = queue(&[&up], 10);
+    let (second, _) = queue(&[&up], 10);
     let mut lease = up.try_lease();
     let mut places: Vec<_> =
         (0..8).map(|i| (i % 2, enter([&*first, &*second][i % 2], i as u32))).collect();
@@ -185,9 +185,9 @@ fn rooms_of_one_upstream_are_served_in_turn() {
 #[test]
 fn a_raised_or_lifted_limit_lets_waiters_go() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let _lease = up.try_lease();
-    let _places: Vec<_> = (1..=5).map(|token| enter(&room, token)).collect();
+    let _places: Vec<_> = (1..=5).map(|token| enter(&queue, token)).collect();
     up.set_concurrency(3);
     assert_eq!((wakes.take(), up.in_flight()), (vec![1, 2], 3));
     up.set_concurrency(0);
@@ -197,9 +197,9 @@ fn a_raised_or_lifted_limit_lets_waiters_go() {
 #[test]
 fn a_member_that_is_down_is_granted_to_nobody_until_it_is_back() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let lease = up.try_lease();
-    let _place = enter(&room, 1);
+    let _place = enter(&queue, 1);
     up.set_healthy(false);
     drop(lease);
     assert_eq!((up.in_flight(), wakes.take().len()), (0, 0));
@@ -210,9 +210,9 @@ fn a_member_that_is_down_is_granted_to_nobody_until_it_is_back() {
 #[test]
 fn an_open_breaker_grants_nothing_and_a_closing_one_lets_all_go() {
     let up = upstream(2);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let (first, second) = (up.try_lease(), up.try_lease());
-    let _places = [enter(&room, 1), enter(&room, 2)];
+    let _places = [enter(&queue, 1), enter(&queue, 2)];
     let entry = up.breaker.enter(0).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
     drop((first, second));
@@ -230,10 +230,10 @@ fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
         up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
     };
     let (up, other) = (resorting(1, true), resorting(1, true));
-    let (room, wakes) = room(&[&up, &other], 10);
+    let (queue, wakes) = queue(&[&up, &other], 10);
     let (held, busy) = (up.try_lease(), other.try_lease());
     open(&up);
-    let _places = [enter(&room, 1), enter(&room, 2)];
+    let _places = [enter(&queue, 1), enter(&queue, 2)];
     drop(held);
     assert_eq!(wakes.take().len(), 0, "the other one is only busy");
     open(&other);
@@ -246,10 +246,10 @@ fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
 #[test]
 fn a_cooldown_that_is_over_lets_one_try() {
     let up = upstream(4);
-    let (room, wakes) = room(&[&up], 10);
+    let (queue, wakes) = queue(&[&up], 10);
     let entry = up.breaker.enter(0).unwrap();
     up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
-    let _places = [enter(&room, 1), enter(&room, 2)];
+    let _places = [enter(&queue, 1), enter(&queue, 2)];
     up.poke();
     assert_eq!(wakes.take().len(), 0, "still open");
     wakes.now_ms.store(30_000, SeqCst);
@@ -260,21 +260,21 @@ fn a_cooldown_that_is_over_lets_one_try() {
 #[test]
 fn nothing_is_granted_at_the_deadline_and_the_place_counts_until_left() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 1);
+    let (queue, wakes) = queue(&[&up], 1);
     let lease = up.try_lease();
-    let place = room.enter(Share::of(1, 0), Accepts::ALL, 1, 50).unwrap();
+    let place = queue.enter(Share::of(1, 0), Accepts::ALL, 1, 50).unwrap();
     wakes.now_ms.store(50, SeqCst);
     drop(lease);
-    assert_eq!((up.in_flight(), place.is_granted(), room.len()), (0, false, 1));
+    assert_eq!((up.in_flight(), place.is_granted(), queue.len()), (0, false, 1));
     drop(place);
-    assert!(room.is_empty() && !wanted(&up));
+    assert!(queue.is_empty() && !wanted(&up));
 }
 
 #[test]
 fn a_full_room_refuses_and_one_without_length_always() {
     let up = upstream(1);
-    let (one, _) = room(&[&up], 1);
-    let (none, _) = room(&[&up], 0);
+    let (one, _) = queue(&[&up], 1);
+    let (none, _) = queue(&[&up], 0);
     let _lease = up.try_lease();
     let place = enter(&one, 1);
     assert_eq!(one.enter(Share::of(2, 0), Accepts::ALL, 2, LATE).err(), Some(Full));
@@ -288,17 +288,17 @@ fn a_full_room_refuses_and_one_without_length_always() {
 fn a_room_that_is_gone_is_forgotten() {
     let up = upstream(1);
     for _ in 0..100 {
-        drop(room(&[&up], 1));
+        drop(queue(&[&up], 1));
     }
-    let (last, wakes) = room(&[&up], 1);
-    assert_eq!(format!("{:?}", up.slots).matches("Door").count(), 1);
+    let (last, wakes) = queue(&[&up], 1);
+    assert_eq!(format!("{:?}", up.slots).matches("QueueRef").count(), 1);
     let lease = up.try_lease();
     let _place = enter(&last, 7);
     drop(lease);
     assert_eq!(wakes.take(), [7]);
 }
 
-/// A room that wants every slot, takes none, and does something when it is asked.
+/// A queue that wants every slot, takes none, and does something when it is asked.
 struct Meddler<F>(F);
 
 impl<F: Fn() + Send + Sync> Waiting for Meddler<F> {
@@ -316,16 +316,16 @@ impl<F: Fn() + Send + Sync> Waiting for Meddler<F> {
 #[test]
 fn whoever_enters_while_a_slot_is_given_back_gets_it() {
     let up = upstream(1);
-    let (room, wakes) = room(&[&up], 10);
-    let inside = room.clone();
+    let (queue, wakes) = queue(&[&up], 10);
+    let inside = queue.clone();
     let meddler: Arc<dyn Waiting> = Arc::new(Meddler(move || {
         let place = enter(&inside, 1);
         assert!(!place.is_granted(), "the slot is not free yet");
         std::mem::forget(place);
     }));
-    // Behind the real room, which has said by then that nobody waits.
+    // Behind the real queue, which has said by then that nobody waits.
     up.slots.register(Arc::downgrade(&meddler), 0);
     up.slots.want();
     drop(up.try_lease());
-    assert_eq!((wakes.take(), up.in_flight(), room.len()), (vec![1], 1, 0));
+    assert_eq!((wakes.take(), up.in_flight(), queue.len()), (vec![1], 1, 0));
 }

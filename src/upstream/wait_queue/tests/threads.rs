@@ -29,7 +29,7 @@ struct Town {
     limits: Vec<u32>,
     /// Leases held, counted apart from the slots.
     held: Vec<AtomicU32>,
-    rooms: Vec<(Arc<Room<usize>>, Vec<usize>)>,
+    queues: Vec<(Arc<WaitQueue<usize>>, Vec<usize>)>,
     wakes: Arc<Wakes>,
     granted: AtomicU64,
 }
@@ -40,18 +40,18 @@ impl Town {
         let ups: Vec<_> = limits.iter().map(|limit| upstream(*limit)).collect();
         let flag = || (Mutex::new(false), std::sync::Condvar::new());
         let wakes = Arc::new(Wakes { woken: (0..threads).map(|_| flag()).collect() });
-        let rooms = (0..=rng.below(3))
+        let queues = (0..=rng.below(3))
             .map(|_| {
                 let mut members: Vec<usize> = (0..ups.len()).filter(|_| rng.below(3) > 0).collect();
                 if members.is_empty() {
                     members.push(rng.below(ups.len() as u64) as usize);
                 }
                 let states = members.iter().map(|at| ups[*at].clone()).collect();
-                (Room::new(states, threads as u32, wakes.clone() as _), members)
+                (WaitQueue::new(states, threads as u32, wakes.clone() as _), members)
             })
             .collect();
         let held = ups.iter().map(|_| AtomicU32::new(0)).collect();
-        Town { ups, limits, held, rooms, wakes, granted: AtomicU64::new(0) }
+        Town { ups, limits, held, queues, wakes, granted: AtomicU64::new(0) }
     }
 
     fn work(&self, at: usize, rng: &mut Rng) {
@@ -64,9 +64,9 @@ impl Town {
         self.held[at].fetch_sub(1, SeqCst);
     }
 
-    /// One exchange, as the header of the room describes it.
+    /// One exchange, as the header of the queue describes it.
     fn exchange(&self, me: usize, rng: &mut Rng) {
-        let (room, members) = &self.rooms[rng.below(self.rooms.len() as u64) as usize];
+        let (queue, members) = &self.queues[rng.below(self.queues.len() as u64) as usize];
         let mut accepts = Accepts::ALL;
         match rng.below(4) {
             0 => accepts.only = Some(rng.below(members.len() as u64) as usize),
@@ -83,7 +83,7 @@ impl Town {
             }
         }
         let share = Share::of(me as u32 % 3, (me % 2) as i32);
-        let mut place = room.enter(share, accepts, me, LATE).expect("room for every thread");
+        let mut place = queue.enter(share, accepts, me, LATE).expect("queue for every thread");
         let patience = if rng.below(4) == 0 { rng.below(6) } else { u64::MAX };
         let begun = Instant::now();
         let mut looks = 0;
@@ -131,7 +131,7 @@ fn run(seed: u64, threads: usize, rounds: usize) -> u64 {
         assert_eq!(up.in_flight(), 0, "seed {seed}: a slot was lost");
         assert!(format!("{:?}", up.slots).contains("wanted: 0,"), "seed {seed}: {:?}", up.slots);
     }
-    assert!(town.rooms.iter().all(|(room, _)| room.is_empty()), "seed {seed}");
+    assert!(town.queues.iter().all(|(queue, _)| queue.is_empty()), "seed {seed}");
     town.granted.load(SeqCst)
 }
 
@@ -150,15 +150,15 @@ fn nothing_is_lost_doubled_or_forgotten() {
 fn no_slot_is_idle_at_rest_while_somebody_waits() {
     for seed in 0..20 {
         let up = upstream(2);
-        let (room, _) = room(&[&up], 64);
+        let (queue, _) = queue(&[&up], 64);
         std::thread::scope(|scope| {
             for me in 0..4u64 {
-                let (up, room) = (&up, &room);
+                let (up, queue) = (&up, &queue);
                 scope.spawn(move || {
                     let mut rng = Rng::new(seed * 100 + me);
                     // The last place of each thread stays behind, waiting or granted.
                     for _ in 0..200 {
-                        let mut place = enter(room, me as u32);
+                        let mut place = enter(queue, me as u32);
                         if me == 0 && rng.below(8) == 0 {
                             up.set_concurrency(1 + rng.below(3) as u32);
                         }
@@ -166,11 +166,11 @@ fn no_slot_is_idle_at_rest_while_somebody_waits() {
                             drop(place.take_grant());
                         }
                     }
-                    std::mem::forget(enter(room, me as u32));
+                    std::mem::forget(enter(queue, me as u32));
                 });
             }
         });
-        let (taken, limit, waiting) = (up.in_flight(), up.slots.limit(), room.len());
+        let (taken, limit, waiting) = (up.in_flight(), up.slots.limit(), queue.len());
         assert!(taken <= limit.max(3), "seed {seed}");
         assert!(taken >= limit || waiting == 0, "seed {seed}: {taken}/{limit}, {waiting} wait");
         assert_eq!(taken + waiting, 4, "seed {seed}: each was granted or waits");

@@ -1,13 +1,13 @@
-//! The waiting room of a group, shared by all cores.
+//! The wait queue of a group, shared by all cores.
 //!
-//! `policy::queue` decides who is next; here its decisions meet the slots of the members. The
-//! room is locked only when somebody waits or has to wait. A slot that comes free goes
-//! straight to one waiter: what was granted is written down in the room, the notification merely
+//! `policy::queue` decides who is next; here its decisions meet the slots of the members. It
+//! is locked only when somebody waits or has to wait. A slot that comes free goes
+//! straight to one waiter: what was granted is written down in the queue, the notification merely
 //! tells the waiter to look, so one that is lost or late costs time and never a slot. A waiter's
-//! place is a guard: dropped in any way it leaves the room, and a slot that had been granted to
+//! place is a guard: dropped in any way it leaves the queue, and a slot that had been granted to
 //! it meanwhile goes on to the next.
 //!
-//! An upstream may be a member of several groups; its slots go to their rooms in turn. A waiter
+//! An upstream may be a member of several groups; its slots go to their queues in turn. A waiter
 //! that has tried a member, or is bound to one, is granted slots of the others, or of
 //! that one alone. Slots of a member that is down or whose breaker is open are granted to nobody.
 //!
@@ -17,7 +17,7 @@
 //!
 //! 1. Pick a member; `try_lease` it. When somebody was faster, pick again.
 //! 2. When no candidate is left but some are only full (`admits` and no free slot): wait. When
-//!    there is none of these either, it is 503 at once; no room helps.
+//!    there is none of these either, it is 503 at once; no queue helps.
 //! 3. Register a `Notify`, then `enter` with its token and the earlier of its own deadline and
 //!    `queue.wait`; `Full` is 503 with `retry_after_s`.
 //! 4. Ask `take_grant` first: entering may have granted at once.
@@ -45,7 +45,7 @@ use crate::policy::queue::{Queue, WaitId};
 #[cfg(test)]
 mod tests;
 
-/// What a room needs of the process around it.
+/// What a queue needs of the process around it.
 pub trait Wake<T>: Send + Sync {
     /// Tells the holder of a token to look; called from any thread, never waits.
     fn wake(&self, token: T);
@@ -73,8 +73,8 @@ impl Accepts {
     }
 }
 
-/// The waiting room of one group; `T` is what names a waiter to be woken.
-pub struct Room<T> {
+/// The wait queue of one group; `T` is what names a waiter to be woken.
+pub struct WaitQueue<T> {
     members: Vec<Arc<UpstreamState>>,
     wake: Arc<dyn Wake<T>>,
     /// How many wait, to be read without the lock.
@@ -86,14 +86,14 @@ pub struct Room<T> {
 struct Inside<T> {
     queue: Queue,
     /// One for each place, those granted and not yet taken included.
-    seats: Vec<Seat<T>>,
+    waiters: Vec<Waiter<T>>,
     free: Vec<usize>,
-    /// The seat of each waiter, by its index in the queue.
-    seat_of: Vec<usize>,
+    /// Where each waiter stands in `waiters`, by its index in the queue.
+    waiter_of: Vec<usize>,
     interest: Interest,
 }
 
-struct Seat<T> {
+struct Waiter<T> {
     id: WaitId,
     token: T,
     accepts: Accepts,
@@ -110,15 +110,15 @@ enum Stay {
     Displaced,
 }
 
-/// How many waiters would take a slot of which member. Nearly all take any, so that a busy room
+/// How many waiters would take a slot of which member. Nearly all take any, so that a busy queue
 /// seldom changes what its members know of it.
 struct Interest {
     in_all: u32,
     in_some: Vec<u32>,
 }
 
-impl<T: Copy + Send + 'static> Room<T> {
-    /// A room for `length` waiters, known to its members from now on.
+impl<T: Copy + Send + 'static> WaitQueue<T> {
+    /// A queue for `length` waiters, known to its members from now on.
     ///
     /// Shape: `members` in the group's order; only the first `MEMBERS_MAX` are ever granted.
     #[must_use]
@@ -126,26 +126,26 @@ impl<T: Copy + Send + 'static> Room<T> {
         members: Vec<Arc<UpstreamState>>,
         length: u32,
         wake: Arc<dyn Wake<T>>,
-    ) -> Arc<Room<T>> {
-        let room = Arc::new(Room {
+    ) -> Arc<WaitQueue<T>> {
+        let queue = Arc::new(WaitQueue {
             wake,
             waiting: AtomicU32::new(0),
             inside: Mutex::new(Inside {
                 queue: Queue::new(length),
-                seats: Vec::new(),
+                waiters: Vec::new(),
                 free: Vec::new(),
-                seat_of: Vec::new(),
+                waiter_of: Vec::new(),
                 interest: Interest { in_all: 0, in_some: vec![0; members.len()] },
             }),
             members,
         });
         if length > 0 {
-            let weak: Weak<dyn Waiting> = Arc::downgrade(&room) as Weak<dyn Waiting>;
-            for (member, state) in room.members.iter().enumerate() {
+            let weak: Weak<dyn Waiting> = Arc::downgrade(&queue) as Weak<dyn Waiting>;
+            for (member, state) in queue.members.iter().enumerate() {
                 state.slots.register(weak.clone(), member);
             }
         }
-        room
+        queue
     }
 
     /// How many wait now; free to ask.
@@ -176,19 +176,19 @@ impl<T: Copy + Send + 'static> Room<T> {
         accepts: Accepts,
         token: T,
         deadline_ms: u64,
-    ) -> Result<Place<'_, T>, Full> {
+    ) -> Result<WaitSlot<'_, T>, Full> {
         let now_ms = self.wake.now_ms();
-        let (seat, displaced) = {
+        let (waiter, displaced) = {
             let mut inside = self.lock();
             let displaced = inside.displace(&self.members, share, now_ms);
             let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
-            let seat = inside.sit(Seat { id, token, accepts, stay: Stay::Waiting });
+            let waiter = inside.add(Waiter { id, token, accepts, stay: Stay::Waiting });
             inside.interest.add(&self.members, &accepts);
             self.publish(&inside);
-            (seat, displaced)
+            (waiter, displaced)
         };
         displaced.into_iter().for_each(|token| self.wake.wake(token));
-        let place = Place { room: self, seat, taken: false };
+        let place = WaitSlot { queue: self, waiter, taken: false };
         // A slot may have come free between the look that found none and the place taken. What
         // is free goes to whoever is next, which need not be the newcomer.
         for member in (0..self.members.len()).filter(|member| accepts.has(*member)) {
@@ -227,13 +227,13 @@ impl<T: Copy + Send + 'static> Room<T> {
             if !inside.interest.is_in(member) || !self.admits(member, now_ms) {
                 return false;
             }
-            let Some(seat) = inside.next_for(member, now_ms) else { return false };
+            let Some(waiter) = inside.next_for(member, now_ms) else { return false };
             if !take(state) {
                 return false;
             }
-            let Seat { id, token, accepts, .. } = inside.seats[seat];
+            let Waiter { id, token, accepts, .. } = inside.waiters[waiter];
             inside.queue.grant(id, now_ms);
-            inside.seats[seat].stay = Stay::Granted(member);
+            inside.waiters[waiter].stay = Stay::Granted(member);
             inside.interest.remove(&self.members, &accepts);
             self.publish(&inside);
             token
@@ -243,7 +243,7 @@ impl<T: Copy + Send + 'static> Room<T> {
     }
 }
 
-impl<T: Copy + Send + 'static> Waiting for Room<T> {
+impl<T: Copy + Send + 'static> Waiting for WaitQueue<T> {
     fn offer(&self, member: usize) -> bool {
         self.grant(member, |_| true)
     }
@@ -254,41 +254,41 @@ impl<T: Copy + Send + 'static> Waiting for Room<T> {
 }
 
 impl<T: Copy> Inside<T> {
-    /// Takes the place of whoever has to leave a full room for a newcomer; whom to tell.
+    /// Takes the place of whoever has to leave a full queue for a newcomer; whom to tell.
     fn displace(&mut self, members: &[Arc<UpstreamState>], share: Share, now_ms: u64) -> Option<T> {
         let id = self.queue.displaced_by(share)?;
         self.queue.cancel(id, now_ms);
-        let seat = &mut self.seats[self.seat_of[id.index()]];
-        seat.stay = Stay::Displaced;
-        let Seat { token, accepts, .. } = *seat;
+        let waiter = &mut self.waiters[self.waiter_of[id.index()]];
+        waiter.stay = Stay::Displaced;
+        let Waiter { token, accepts, .. } = *waiter;
         self.interest.remove(members, &accepts);
         Some(token)
     }
 
-    fn sit(&mut self, seat: Seat<T>) -> usize {
-        let index = seat.id.index();
+    fn add(&mut self, waiter: Waiter<T>) -> usize {
+        let index = waiter.id.index();
         let at = match self.free.pop() {
             Some(at) => {
-                self.seats[at] = seat;
+                self.waiters[at] = waiter;
                 at
             }
             None => {
-                self.seats.push(seat);
-                self.seats.len() - 1
+                self.waiters.push(waiter);
+                self.waiters.len() - 1
             }
         };
-        if self.seat_of.len() <= index {
-            self.seat_of.resize(index + 1, 0);
+        if self.waiter_of.len() <= index {
+            self.waiter_of.resize(index + 1, 0);
         }
-        self.seat_of[index] = at;
+        self.waiter_of[index] = at;
         at
     }
 
-    /// The seat of the one who gets the next slot of this member.
+    /// The waiter of the one who gets the next slot of this member.
     fn next_for(&self, member: usize, now_ms: u64) -> Option<usize> {
-        let seat_of = |id: WaitId| self.seat_of[id.index()];
-        let id = self.queue.find(now_ms, |id| self.seats[seat_of(id)].accepts.has(member))?;
-        Some(seat_of(id))
+        let waiter_of = |id: WaitId| self.waiter_of[id.index()];
+        let id = self.queue.find(now_ms, |id| self.waiters[waiter_of(id)].accepts.has(member))?;
+        Some(waiter_of(id))
     }
 }
 
@@ -342,59 +342,59 @@ impl Interest {
     }
 }
 
-/// A place in the room; dropping it leaves.
+/// A place in the queue; dropping it leaves.
 #[must_use = "a place that is dropped is left"]
-pub struct Place<'r, T: Copy + Send + 'static> {
-    room: &'r Room<T>,
-    seat: usize,
+pub struct WaitSlot<'r, T: Copy + Send + 'static> {
+    queue: &'r WaitQueue<T>,
+    waiter: usize,
     taken: bool,
 }
 
-impl<'r, T: Copy + Send + 'static> Place<'r, T> {
+impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
     /// Takes what was granted: the member, and the lease of its slot. `None`: not yet.
     #[must_use]
     pub fn take_grant(&mut self) -> Option<(usize, Lease<'r>)> {
         if self.taken {
             return None;
         }
-        let room = self.room;
+        let queue = self.queue;
         let member = {
-            let mut inside = room.lock();
-            let Stay::Granted(member) = inside.seats[self.seat].stay else { return None };
-            inside.free.push(self.seat);
+            let mut inside = queue.lock();
+            let Stay::Granted(member) = inside.waiters[self.waiter].stay else { return None };
+            inside.free.push(self.waiter);
             member
         };
         self.taken = true;
-        Some((member, room.members[member].adopt()))
+        Some((member, queue.members[member].adopt()))
     }
 
     fn is_granted(&self) -> bool {
-        matches!(self.room.lock().seats[self.seat].stay, Stay::Granted(_))
+        matches!(self.queue.lock().waiters[self.waiter].stay, Stay::Granted(_))
     }
 
     /// Whether the place has gone to a newcomer, and nothing will be granted any more.
     #[must_use]
     pub fn is_displaced(&self) -> bool {
-        !self.taken && matches!(self.room.lock().seats[self.seat].stay, Stay::Displaced)
+        !self.taken && matches!(self.queue.lock().waiters[self.waiter].stay, Stay::Displaced)
     }
 }
 
-impl<T: Copy + Send + 'static> Drop for Place<'_, T> {
+impl<T: Copy + Send + 'static> Drop for WaitSlot<'_, T> {
     fn drop(&mut self) {
         if self.taken {
             return;
         }
-        let room = self.room;
-        let now_ms = room.wake.now_ms();
+        let queue = self.queue;
+        let now_ms = queue.wake.now_ms();
         let granted = {
-            let mut inside = room.lock();
-            let Seat { id, accepts, stay, .. } = inside.seats[self.seat];
-            inside.free.push(self.seat);
+            let mut inside = queue.lock();
+            let Waiter { id, accepts, stay, .. } = inside.waiters[self.waiter];
+            inside.free.push(self.waiter);
             match stay {
                 Stay::Waiting => {
                     inside.queue.cancel(id, now_ms);
-                    inside.interest.remove(&room.members, &accepts);
-                    room.publish(&inside);
+                    inside.interest.remove(&queue.members, &accepts);
+                    queue.publish(&inside);
                     None
                 }
                 Stay::Granted(member) => Some(member),
@@ -402,7 +402,7 @@ impl<T: Copy + Send + 'static> Drop for Place<'_, T> {
             }
         };
         if let Some(member) = granted {
-            room.members[member].slots.release();
+            queue.members[member].slots.release();
         }
     }
 }
