@@ -19,27 +19,25 @@ use tokio::time::{Instant, timeout};
 
 use super::ask::keep_asking;
 use super::entry::{Entry, Listing, is_name};
-use super::event::{EVENTS_MAX, Event, Listed, Renewed};
+use super::event::{EVENTS_MAX, Event, Renewed};
 use super::known::Known;
 use super::probe::keep_probing;
-use super::recheck::{BreakerClock, Recheck};
+use super::recheck::BreakerClock;
 use super::resolve::Resolver;
+use super::server::Server;
 use super::source;
-use super::task::Task;
 use super::watched::Watched;
 use crate::base::rng::Rng;
-use crate::config::{Config, ModelsFrom, Target, Upstream, UpstreamId};
+use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
-use crate::policy::breaker::StateName;
 use crate::upstream::roster::{Identity, Roster, Site};
 
 /// How long the start waits for the first answers.
 pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// From one look at what the cores suspect to the next.
 const LOOK: Duration = Duration::from_millis(100);
-/// From one line about what the cores complain of to the next, per upstream.
-const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
+
 /// The upstreams in force, in the config's order; read by the operator's interface.
 pub type Board = Arc<Mutex<Vec<Arc<Watched>>>>;
 
@@ -69,31 +67,6 @@ pub struct Fleet {
     changed: bool,
     /// The start is over: from now on servers come and go.
     running: bool,
-}
-
-/// An upstream and the tasks that look after it.
-struct Server {
-    watched: Arc<Watched>,
-    models: Option<Vec<String>>,
-    /// It has answered, or failed to, since it is known where it is.
-    told: bool,
-    failed: bool,
-    /// Nobody was there when it was last asked for its models.
-    dead: bool,
-    /// Discovery names it no more; only its models are known.
-    departed: bool,
-    /// Since when it serves nobody: it is dead or has departed, or probes say so.
-    away_since: Option<Instant>,
-    /// When it became known.
-    since: Instant,
-    /// When the operator was last told what the cores complain of.
-    complained_at: Option<Instant>,
-    /// Changes of its breaker that the operator was told of.
-    breaker_seen: [u64; 3],
-    /// Questions while its breaker is not closed.
-    recheck: Option<Recheck>,
-    asker: Option<Task>,
-    prober: Option<Task>,
 }
 
 impl Fleet {
@@ -210,9 +183,7 @@ impl Fleet {
                     server.watched.poke.notify_one();
                 }
                 self.complaints.extend(server.breaker_word());
-                if !server.departed {
-                    Recheck::look(&mut server.recheck, &server.watched, &clock, now);
-                }
+                server.recheck(&clock, now);
                 self.complaints.extend(server.complaint(now));
             }
             for server in self.servers.values_mut() {
@@ -406,21 +377,7 @@ impl Fleet {
                 let tls = self.tls.client(upstream);
                 let events = self.events.clone();
                 let watched = Watched::new(entry, tls, state, places, events);
-                Server {
-                    prober: None,
-                    watched,
-                    models: None,
-                    told: false,
-                    failed: false,
-                    dead: false,
-                    departed: false,
-                    away_since: None,
-                    since: Instant::now(),
-                    complained_at: None,
-                    breaker_seen: site.state.breaker_changes(),
-                    recheck: None,
-                    asker: None,
-                }
+                Server::new(watched)
             });
             if server.watched.moved_to(addresses) {
                 server.watched.poke.notify_one();
@@ -460,113 +417,6 @@ impl Fleet {
     }
 }
 
-impl Server {
-    /// Takes what it said; gives back what to complain of.
-    fn hear(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
-        self.told = true;
-        let (models, why) = match listed {
-            Listed::Models(models) => {
-                self.dead = false;
-                (Some(models), None)
-            }
-            Listed::NoList(why) => (self.models.clone(), Some(why)),
-            Listed::Dead(why) => {
-                self.dead = true;
-                (self.models.clone(), Some(why))
-            }
-        };
-        *changed |= models != self.models;
-        self.models = models;
-        self.watched.state.set_away(self.dead || self.departed);
-        *changed |= self.look(Instant::now());
-        let before = std::mem::replace(&mut self.failed, why.is_some());
-        why.filter(|_| !before)
-    }
-
-    /// Whether it serves nobody: its models are known for a while, and nobody is sent there.
-    fn is_away(&self) -> bool {
-        self.dead || self.departed || !self.watched.state.healthy()
-    }
-
-    /// Discovery names it no more: nobody is sent there or asks it anything.
-    fn depart(&mut self) {
-        self.departed = true;
-        (self.asker, self.prober, self.recheck) = (None, None, None);
-        self.watched.state.set_away(true);
-        self.look(Instant::now());
-    }
-
-    /// Discovery names it again: what it was when it left holds until it is asked.
-    fn come_back(&mut self) {
-        self.departed = false;
-        self.watched.state.set_away(self.dead);
-        self.look(Instant::now());
-    }
-
-    /// Notes since when it is away; tells whether that has changed.
-    fn look(&mut self, now: Instant) -> bool {
-        let before = self.away_since;
-        self.away_since = self.is_away().then(|| before.unwrap_or(now));
-        before != self.away_since
-    }
-
-    /// Forgets, after `grace`, the models of one that is away, and that one was never heard of;
-    /// tells whether models are gone.
-    fn forget(&mut self, grace: Duration, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) >= grace {
-            self.watched.state.set_unheard(false);
-        }
-        let gone = |since: Instant| now.saturating_duration_since(since) >= grace;
-        let forgets = self.models.is_some() && self.away_since.is_some_and(gone);
-        if forgets {
-            self.models = None;
-        }
-        forgets
-    }
-
-    /// That its breaker has changed, and why.
-    fn breaker_word(&mut self) -> Option<String> {
-        let state = &self.watched.state;
-        let changes = state.breaker_changes();
-        if std::mem::replace(&mut self.breaker_seen, changes) == changes {
-            return None;
-        }
-        let name = &self.watched.upstream.name;
-        let why = || state.last_failure().unwrap_or_else(|| "failures".to_owned());
-        Some(match state.breaker.state().name() {
-            StateName::Open => format!("upstream {name}: breaker open: {}", why()),
-            StateName::HalfOpen => format!("upstream {name}: breaker half open: it is tried"),
-            StateName::Closed => format!("upstream {name}: breaker closed: it works"),
-        })
-    }
-
-    /// What the cores complain of, as often as a person wants to read it; the record has it all.
-    fn complaint(&mut self, now: Instant) -> Option<String> {
-        let why = self.watched.state.take_complaint()?;
-        self.watched.note(Some(&why));
-        let due = self.complained_at.is_none_or(|at| now.duration_since(at) >= COMPLAINT_PAUSE);
-        due.then(|| {
-            self.complained_at = Some(now);
-            format!("upstream {}: {why}", self.watched.upstream.name)
-        })
-    }
-
-    /// The models that it has, or had until it went away.
-    fn models(&self) -> Option<Vec<String>> {
-        let asked = self.watched.upstream.models == ModelsFrom::Discover;
-        self.models.clone().filter(|_| asked)
-    }
-
-    /// Whether there are any, and it serves them.
-    fn listing(&self) -> Listing {
-        match self.models() {
-            Some(_) if !self.is_away() => Listing::Serves,
-            Some(models) if !models.is_empty() => Listing::Away,
-            Some(_) | None => Listing::Unknown,
-        }
-    }
-}
-
 /// Whether the host that is connected to must be looked up; behind a proxy the server's own name
 /// is the proxy's to look up.
 fn has_name(upstream: &Upstream) -> bool {
@@ -581,102 +431,6 @@ fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::breaker::BreakerPolicy;
-    use crate::upstream::state::UpstreamState;
-
-    /// A server that is asked for its models, without the tasks.
-    fn server() -> Server {
-        let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
-                    [[upstream]]\nname = \"u\"\nurl = \"http://h\"\n";
-        let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-        let upstream = config.upstreams[0].clone();
-        let breaker: BreakerPolicy = upstream.breaker;
-        let state = Arc::new(UpstreamState::new(breaker, upstream.concurrency));
-        let (events, _) = mpsc::channel(1);
-        Server {
-            watched: Watched::new(upstream, Ok(None), state, Vec::new(), events),
-            models: None,
-            told: false,
-            failed: false,
-            dead: false,
-            departed: false,
-            away_since: None,
-            since: Instant::now(),
-            complained_at: None,
-            breaker_seen: [0; 3],
-            recheck: None,
-            asker: None,
-            prober: None,
-        }
-    }
-
-    #[test]
-    fn what_the_cores_complain_of_is_recorded_and_told_now_and_then() {
-        let mut server = server();
-        let now = Instant::now();
-        assert_eq!(server.complaint(now), None);
-        for (after, told) in [(0, true), (1, false), (40, true)] {
-            server.watched.state.complain(format!("broken {after}"));
-            let line = server.complaint(now + Duration::from_secs(after));
-            assert_eq!(line, told.then(|| format!("upstream u: broken {after}")));
-            assert_eq!(server.watched.checked().last_error, Some(format!("broken {after}")));
-        }
-    }
-
-    fn models(names: &[&str]) -> Listed {
-        Listed::Models(names.iter().map(|name| (*name).to_owned()).collect())
-    }
-
-    /// What is told, whether anything changed, how many models are known, whether it serves them.
-    fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>, bool) {
-        let mut changed = false;
-        let told = server.hear(listed, &mut changed);
-        let models = server.models().map(|models| models.len());
-        (told, changed, models, server.listing() == Listing::Serves)
-    }
-
-    #[test]
-    fn a_list_holds_until_the_next_one_and_nobody_is_sent_to_the_dead() {
-        let mut server = server();
-        let no_list = || Listed::NoList("status 503".to_owned());
-        let dead = || Listed::Dead("refused".to_owned());
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, true, Some(2), true));
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, false, Some(2), true));
-        let told = Some("status 503".to_owned());
-        assert_eq!(hear(&mut server, no_list()), (told, false, Some(2), true));
-        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), true), "told once");
-        assert_eq!(hear(&mut server, dead()), (None, true, Some(2), false));
-        assert_eq!(hear(&mut server, dead()), (None, false, Some(2), false));
-        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), false), "it is not back");
-        assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1), true));
-        assert_eq!(hear(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
-        assert!(!server.watched.state.usable());
-    }
-
-    #[test]
-    fn discovery_grace_bounds_how_long_the_models_of_the_dead_are_known() {
-        let (mut server, grace) = (server(), Duration::from_secs(600));
-        server.watched.state.set_unheard(true);
-        hear(&mut server, models(&["a"]));
-        hear(&mut server, Listed::Dead("refused".to_owned()));
-        let now = Instant::now();
-        assert!(!server.forget(grace, now + Duration::from_secs(590)));
-        assert!(server.watched.state.unheard());
-        assert!(server.forget(grace, now + Duration::from_secs(601)));
-        assert_eq!(server.models(), None);
-        assert!(!server.watched.state.unheard(), "nor may an unknown name be one of its");
-        assert!(!server.forget(grace, now + Duration::from_secs(602)), "once");
-    }
-
-    #[test]
-    fn what_probes_say_is_down_serves_no_models() {
-        let mut server = server();
-        hear(&mut server, models(&["a"]));
-        server.watched.state.set_healthy(false);
-        assert_eq!(server.listing(), Listing::Away);
-        server.watched.state.set_healthy(true);
-        assert_eq!(server.listing(), Listing::Serves);
-    }
 
     #[test]
     fn another_order_of_addresses_is_no_change() {

@@ -3,7 +3,7 @@
 //! order:
 //!
 //! `fleet` (all that is known, and the config that follows) with `entry` (which of the servers
-//! that were found are in it), the tasks that feed it: `source` (targets and addresses, by
+//! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source` (targets and addresses, by
 //! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched` upstream, by
 //! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`); then `admin` (the operator's HTTP interface) and `signals`,
 //! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
@@ -25,6 +25,7 @@ pub mod redis;
 pub mod resolve;
 mod say;
 mod seats;
+mod server;
 pub mod signals;
 pub mod source;
 mod talk;
