@@ -28,8 +28,8 @@ use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failed::Tell;
+use crate::upstream::h2_pool::H2Pool;
 use crate::upstream::held::HeldBudget;
-use crate::upstream::links::Links;
 use crate::upstream::pool::Pool;
 use crate::upstream::wait_queue::Wake;
 
@@ -289,7 +289,7 @@ pub struct Core {
     /// Idle upstream connections.
     pub pool: Pool,
     /// HTTP/2 connections to upstreams.
-    pub links: Rc<Links>,
+    pub h2_pool: Rc<H2Pool>,
     /// Empty pipes.
     pub pipes: Pipes,
     /// Free readers of usage.
@@ -328,7 +328,7 @@ impl Core {
             buffers: Buffers::new(),
             ticker: Ticker::new(Instant::now()),
             pool: Pool::default(),
-            links: Rc::default(),
+            h2_pool: Rc::default(),
             pipes: Pipes::default(),
             taps: Taps::default(),
             wake_table: WakeTable::new(index),

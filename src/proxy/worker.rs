@@ -131,8 +131,8 @@ impl Running {
                 Some(plan.pools[at].1)
             };
             core.pool.sweep(idle_max, &core.buffers, now);
-            core.links.sweep(idle_max, now);
-            core.shared.panics.fetch_add(core.links.take_panics(), Ordering::Relaxed);
+            core.h2_pool.sweep(idle_max, now);
+            core.shared.panics.fetch_add(core.h2_pool.take_panics(), Ordering::Relaxed);
             drop(plan);
             if tick % PUBLISH_TICKS == 0 {
                 core.publish();
@@ -144,7 +144,7 @@ impl Running {
             if core.draining.get() {
                 let by = *drained_by.get_or_insert(now + drain);
                 let Padded(active) = &core.shared.active[core.index];
-                let linked = core.links.close_all();
+                let linked = core.h2_pool.close_all();
                 let done = active.load(Ordering::Relaxed) == 0 && !linked;
                 let late = now >= by || cut.get();
                 if late {

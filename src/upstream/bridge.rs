@@ -24,7 +24,7 @@ use h2::{Reason, RecvStream};
 use http::Response;
 
 use super::conn::{StreamEnd, UpConn};
-use super::links::{Links, Seat};
+use super::h2_pool::{H2Pool, StreamSlot};
 use super::roster::PoolId;
 use crate::base::buf::SMALL_BYTES;
 use crate::http::head::RequestHead;
@@ -63,33 +63,33 @@ const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: applicatio
 /// What the end of a stream before its answer says of its server.
 type Excuse = Rc<Cell<StreamEnd>>;
 
-/// Seats an exchange: what it writes to the connection goes out as a stream.
+/// Gives a stream to an exchange: what it writes to the connection goes out as a stream.
 #[must_use]
-pub fn open(links: &Rc<Links>, seat: Seat, pool: PoolId) -> UpConn {
+pub fn open(h2_pool: &Rc<H2Pool>, slot: StreamSlot, pool: PoolId) -> UpConn {
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
     // As with a pooled connection: it may have been closed while the request was on its way.
-    let end = if seat.is_fresh() { StreamEnd::Blamed } else { StreamEnd::Excused };
+    let end = if slot.is_fresh() { StreamEnd::Blamed } else { StreamEnd::Excused };
     let excuse = Rc::new(Cell::new(end));
     let conn = UpConn::bridged(Stream::Pipe(theirs), pool, excuse.clone());
-    links.spawn(async move { run(&ours, &seat, &excuse).await });
+    h2_pool.spawn(async move { run(&ours, &slot, &excuse).await });
     conn
 }
 
 /// Relays one exchange.
-async fn run(pipe: &End, seat: &Seat, excuse: &Excuse) {
+async fn run(pipe: &End, slot: &StreamSlot, excuse: &Excuse) {
     let mut head = RequestHead::new();
     let mut buffer = buffers::take(SMALL_BYTES);
     if !read_head(pipe, &mut head, &mut buffer).await {
         return buffers::give_back(buffer);
     }
-    let request = outgoing::read_request(&head, &buffer, seat.scheme());
+    let request = outgoing::read_request(&head, &buffer, slot.scheme());
     let framing = request_framing(&head, &buffer);
     let (Ok(request), Ok(framing)) = (request, framing) else {
         let _ = pipe.send_now(NO_REQUEST);
         return buffers::give_back(buffer);
     };
     let reader = BodyReader::new(framing);
-    let mut requests = seat.requests();
+    let mut requests = slot.requests();
     let unread = poll_fn(|cx| pipe.poll_unread(cx));
     let ready = poll_fn(|cx| requests.poll_ready(cx));
     if !matches!(first(ready, unread).await, Some(Ok(()))) {

@@ -2,15 +2,15 @@
 //! `state` (what all cores share about one server, and the lease that counts a request in
 //! flight), `slots` (how many may be in flight), `wait_queue` (who waits for a slot), `conn` (one
 //! connection and its armed receive), `connect` (TLS), `via` (the way through an outbound proxy),
-//! `pool` (a core's idle connections), `links` (its HTTP/2 connections), `pulse` (whether one
+//! `pool` (a core's idle connections), `h2_pool` (its HTTP/2 connections), `pulse` (whether one
 //! still lives), `bridge` (one exchange on such a link), `held` (the process-wide budget of held
 //! bodies), `roster` (who is known across plans).
 
 pub mod bridge;
 pub mod conn;
 pub mod connect;
+pub mod h2_pool;
 pub mod held;
-pub mod links;
 pub mod pool;
 pub mod pulse;
 pub mod roster;

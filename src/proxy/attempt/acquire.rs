@@ -21,12 +21,12 @@ use crate::proxy::plan::{Reuse, ViaPlan, Way};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{Missed, NoTls, secure};
-use crate::upstream::links::{Find, Lead, Opened};
+use crate::upstream::h2_pool::{DialLeader, DialOutcome, Find};
 use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{NoWay, connect_through};
 
 impl Attempt<'_> {
-    /// Takes a seat on a link, or makes a connection.
+    /// Takes a stream on a link, or makes a connection.
     pub(super) async fn acquire_new(
         &self,
         down: &mut Downstream,
@@ -60,7 +60,7 @@ impl Attempt<'_> {
     async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
         if self.upstream.http2 {
             // In pooled memory: an exchange in HTTP/1.1 must not carry it.
-            return PooledFuture::with(|| self.seat(endpoint, timer)).await;
+            return PooledFuture::with(|| self.stream_slot(endpoint, timer)).await;
         }
         Ok(UpConn::new(self.dial(endpoint, timer).await?, endpoint.pool))
     }
@@ -104,51 +104,53 @@ impl Attempt<'_> {
         }
     }
 
-    /// Takes a seat on a link to one address, or makes the link; or a connection of its own if
+    /// Takes a stream on a link to one address, or makes the link; or a connection of its own if
     /// the server wants HTTP/1.1.
-    async fn seat(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
-        let (links, pool) = (&self.core.links, endpoint.pool);
+    async fn stream_slot(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+        let (h2_pool, pool) = (&self.core.h2_pool, endpoint.pool);
         let mut fresh = self.fresh;
-        let lead = loop {
+        let leader = loop {
             if self.upstream.reuse == Reuse::Never {
                 break None;
             }
-            match links.find(pool, fresh) {
-                Find::Seat(seat) => return Ok(bridge::open(links, seat, pool)),
-                Find::Dial(lead) => break Some(lead),
-                Find::Wait(opening) => match opening.ended().await {
+            match h2_pool.find(pool, fresh) {
+                Find::StreamSlot(stream_slot) => {
+                    return Ok(bridge::open(h2_pool, stream_slot, pool));
+                }
+                Find::Dial(leader) => break Some(leader),
+                Find::Wait(pending) => match pending.ended().await {
                     // What has been opened meanwhile is fresh.
-                    Opened::AskAgain => fresh = false,
-                    Opened::Http1 => break None,
-                    Opened::Failed(why) => return Err(why),
+                    DialOutcome::AskAgain => fresh = false,
+                    DialOutcome::Http1 => break None,
+                    DialOutcome::Failed(why) => return Err(why),
                 },
             }
         };
         let dialed = self.begin(endpoint, timer).await;
-        if let Some(lead) = lead {
-            Lead::tell(
-                lead,
+        if let Some(leader) = leader {
+            DialLeader::tell(
+                leader,
                 match &dialed {
-                    Ok(conn) if conn.is_bridged() => Opened::AskAgain,
-                    Ok(_) => Opened::Http1,
-                    Err(why) => Opened::Failed(why.clone()),
+                    Ok(conn) if conn.is_bridged() => DialOutcome::AskAgain,
+                    Ok(_) => DialOutcome::Http1,
+                    Err(why) => DialOutcome::Failed(why.clone()),
                 },
             );
         }
         dialed
     }
 
-    /// Dials, and takes the first seat if that is HTTP/2.
+    /// Dials, and takes the first stream if that is HTTP/2.
     async fn begin(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
         let stream = self.dial(endpoint, timer).await?;
         if matches!(&stream, Stream::Tls(tls) if !tls.speaks_h2()) {
             return Ok(UpConn::new(stream, endpoint.pool));
         }
-        let (links, pool) = (&self.core.links, endpoint.pool);
+        let (h2_pool, pool) = (&self.core.h2_pool, endpoint.pool);
         let listed = self.upstream.reuse != Reuse::Never;
         timer.arm(stream.handle(), Shut::Both, self.timeouts.connect);
-        let seat =
-            links.begin(pool, stream, self.core.ticker.timer(), listed, &self.plan.head).await;
+        let stream_slot =
+            h2_pool.begin(pool, stream, self.core.ticker.timer(), listed, &self.plan.head).await;
         let late = timer.expired();
         timer.disarm();
         let missed = |error: h2::Error| match late {
@@ -156,7 +158,7 @@ impl Attempt<'_> {
             false if sys::is_shortage(&error) => Missed::Ours,
             false => Missed::Unreachable,
         };
-        Ok(bridge::open(links, seat.map_err(missed)?, pool))
+        Ok(bridge::open(h2_pool, stream_slot.map_err(missed)?, pool))
     }
 
     /// Tells the control thread and the client why nobody could be connected.

@@ -1,11 +1,11 @@
 //! The HTTP/2 connections of one core, by address of an upstream.
 //!
 //! A link carries many exchanges at once, so it is not taken and put back as a pooled connection
-//! is: an exchange gets a seat on it. New ones go to the first link with room, so that what a burst
+//! is: an exchange gets a slot on it. New ones go to the first link with room, so that what a burst
 //! has opened beyond need idles and ends. While one exchange dials, the others that came for the
 //! same address wait for what it finds: fifty exchanges do not make fifty connections.
 //!
-//! A task of its own runs each connection. It ends when the last seat and the list have let go of
+//! A task of its own runs each connection. It ends when the last slot and the list have let go of
 //! the link: GOAWAY and close are then the `h2` crate's. A link that its server has told to go
 //! leaves the list at once, and the exchanges on it end in peace.
 
@@ -34,14 +34,14 @@ use crate::net::stream::Stream;
 use crate::net::ticker::Timer;
 
 /// Exchanges on one link at once; the server may want fewer.
-pub const SEATS_MAX: usize = 128;
+pub const STREAMS_MAX: usize = 128;
 /// Links per address and core. Beyond them exchanges wait for the server to let them begin.
 pub const LINKS_MAX: usize = 64;
 /// What a stream may receive before its exchange has taken it.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 /// The same for all streams of a link: as much as they may hold together, or a few clients that
 /// do not read would stop all others.
-const LINK_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * SEATS_MAX as u32;
+const LINK_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_MAX as u32;
 /// What a stream may have waiting to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// What a field of a head counts beside its bytes (RFC 9113 §6.5.2).
@@ -53,54 +53,54 @@ const WRITE_IDLE: Duration = Duration::from_secs(30);
 
 /// The links of one core.
 #[derive(Default)]
-pub struct Links {
-    lines: RefCell<BTreeMap<PoolId, Line>>,
+pub struct H2Pool {
+    entries: RefCell<BTreeMap<PoolId, Entry>>,
     panics: Cell<u64>,
 }
 
 /// What is known of one address.
 #[derive(Default)]
-struct Line {
+struct Entry {
     live: Vec<Rc<Link>>,
-    opening: Option<Rc<Opening>>,
+    pending: Option<Rc<PendingDial>>,
 }
 
 /// One connection.
 pub struct Link {
     requests: SendRequest<Chunk>,
     scheme: Scheme,
-    seated: Cell<usize>,
+    streams: Cell<usize>,
     served: Cell<u64>,
     idle_since: Cell<Instant>,
     pulse: Option<Rc<Pulse>>,
 }
 
 /// One exchange's place on a link.
-pub struct Seat {
+pub struct StreamSlot {
     link: Rc<Link>,
     fresh: bool,
 }
 
-/// What an exchange has to do for its seat.
+/// What an exchange has to do for its slot.
 pub enum Find {
     /// Nothing: here it is.
-    Seat(Seat),
+    StreamSlot(StreamSlot),
     /// Dial, and say how that ended.
-    Dial(Lead),
+    Dial(DialLeader),
     /// Wait for the one that dials.
-    Wait(Rc<Opening>),
+    Wait(Rc<PendingDial>),
 }
 
 /// A dial in progress, for which others wait.
 #[derive(Default)]
-pub struct Opening {
-    ended: RefCell<Option<Opened>>,
+pub struct PendingDial {
+    ended: RefCell<Option<DialOutcome>>,
     waiting: RefCell<Vec<Waker>>,
 }
 
 /// How a dial ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Opened {
+pub enum DialOutcome {
     /// There is a link, or whoever dialled has left: ask again.
     AskAgain,
     /// The server speaks HTTP/1.1: everyone dials a connection of their own.
@@ -110,39 +110,44 @@ pub enum Opened {
 }
 
 /// The right to dial for everyone; dropped without a word it passes on.
-pub struct Lead {
-    links: Rc<Links>,
+pub struct DialLeader {
+    h2_pool: Rc<H2Pool>,
     pool: PoolId,
-    opening: Rc<Opening>,
-    opened: Opened,
+    pending: Rc<PendingDial>,
+    outcome: DialOutcome,
 }
 
-impl Links {
-    /// Looks for a seat; `fresh` takes none on a link that is there already.
+impl H2Pool {
+    /// Looks for a slot; `fresh` takes none on a link that is there already.
     pub fn find(self: &Rc<Self>, pool: PoolId, fresh: bool) -> Find {
-        let mut lines = self.lines.borrow_mut();
-        let line = lines.entry(pool).or_default();
-        line.live.retain(|link| link.is_usable());
-        if let Some(link) = line.live.iter().find(|link| !fresh && link.has_room()) {
-            return Find::Seat(link.seat());
+        let mut entries = self.entries.borrow_mut();
+        let entry = entries.entry(pool).or_default();
+        entry.live.retain(|link| link.is_usable());
+        if let Some(link) = entry.live.iter().find(|link| !fresh && link.has_room()) {
+            return Find::StreamSlot(link.slot());
         }
-        if let Some(opening) = &line.opening {
-            return Find::Wait(opening.clone());
+        if let Some(pending) = &entry.pending {
+            return Find::Wait(pending.clone());
         }
-        if line.live.len() >= LINKS_MAX
-            && let Some(link) = line.live.iter().min_by_key(|link| link.seated.get())
+        if entry.live.len() >= LINKS_MAX
+            && let Some(link) = entry.live.iter().min_by_key(|link| link.streams.get())
         {
-            return Find::Seat(link.seat());
+            return Find::StreamSlot(link.slot());
         }
-        let opening = Rc::new(Opening::default());
-        line.opening = Some(opening.clone());
-        Find::Dial(Lead { links: self.clone(), pool, opening, opened: Opened::AskAgain })
+        let pending = Rc::new(PendingDial::default());
+        entry.pending = Some(pending.clone());
+        Find::Dial(DialLeader {
+            h2_pool: self.clone(),
+            pool,
+            pending,
+            outcome: DialOutcome::AskAgain,
+        })
     }
 
-    /// Begins HTTP/2 on a connection, waits for the server's SETTINGS, and takes the first seat.
+    /// Begins HTTP/2 on a connection, waits for the server's SETTINGS, and takes the first slot.
     ///
     /// Shape: `timer` bounds sends to a server that does not read. A link that is not `listed` is
-    /// for this seat alone.
+    /// for this slot alone.
     /// Errors: the connection is gone.
     pub async fn begin(
         self: &Rc<Self>,
@@ -151,7 +156,7 @@ impl Links {
         timer: Timer,
         listed: bool,
         head: &HeadLimits,
-    ) -> Result<Seat, h2::Error> {
+    ) -> Result<StreamSlot, h2::Error> {
         let scheme = match stream {
             Stream::Tls(_) => Scheme::HTTPS,
             Stream::Plain(_) | Stream::Pipe(_) => Scheme::HTTP,
@@ -171,13 +176,13 @@ impl Links {
         let link = Rc::new(Link {
             requests,
             scheme,
-            seated: Cell::new(0),
+            streams: Cell::new(0),
             served: Cell::new(0),
             idle_since: Cell::new(Instant::now()),
             pulse: pulse.clone(),
         });
         if listed {
-            self.lines.borrow_mut().entry(pool).or_default().live.push(link.clone());
+            self.entries.borrow_mut().entry(pool).or_default().live.push(link.clone());
         }
         let (links, of) = (self.clone(), Rc::downgrade(&link));
         self.spawn(async move {
@@ -195,7 +200,7 @@ impl Links {
             drop(connection);
             links.forget(pool, &of);
         });
-        Ok(link.seat())
+        Ok(link.slot())
     }
 
     /// Runs a task of a link; a panic costs that task alone.
@@ -209,8 +214,8 @@ impl Links {
     }
 
     fn forget(&self, pool: PoolId, link: &Weak<Link>) {
-        if let Some(line) = self.lines.borrow_mut().get_mut(&pool) {
-            line.live.retain(|live| !std::ptr::eq(Rc::as_ptr(live), link.as_ptr()));
+        if let Some(entry) = self.entries.borrow_mut().get_mut(&pool) {
+            entry.live.retain(|live| !std::ptr::eq(Rc::as_ptr(live), link.as_ptr()));
         }
     }
 
@@ -218,17 +223,17 @@ impl Links {
     ///
     /// Shape: `idle_max` is `None` for a pool that is in no plan any more.
     pub fn sweep(&self, idle_max: impl Fn(PoolId) -> Option<Duration>, now: Instant) {
-        self.lines.borrow_mut().retain(|pool, line| {
+        self.entries.borrow_mut().retain(|pool, entry| {
             let idle_max = idle_max(*pool);
-            line.live.retain(|link| {
-                if let Some(pulse) = link.pulse.as_ref().filter(|_| link.seated.get() > 0) {
+            entry.live.retain(|link| {
+                if let Some(pulse) = link.pulse.as_ref().filter(|_| link.streams.get() > 0) {
                     pulse.beat(now);
                 }
                 let rested = now.saturating_duration_since(link.idle_since.get());
-                let idles = link.seated.get() == 0;
+                let idles = link.streams.get() == 0;
                 link.is_usable() && idle_max.is_some_and(|max| !idles || rested < max)
             });
-            !line.live.is_empty() || line.opening.is_some()
+            !entry.live.is_empty() || entry.pending.is_some()
         });
     }
 
@@ -236,14 +241,16 @@ impl Links {
     ///
     /// Shape: returns whether there were any; they say goodbye in their next turn.
     pub fn close_all(&self) -> bool {
-        let mut lines = self.lines.borrow_mut();
-        lines.values_mut().fold(false, |any, line| any | !std::mem::take(&mut line.live).is_empty())
+        let mut entries = self.entries.borrow_mut();
+        entries
+            .values_mut()
+            .fold(false, |any, entry| any | !std::mem::take(&mut entry.live).is_empty())
     }
 
     /// Links to one address.
     #[must_use]
     pub fn live(&self, pool: PoolId) -> usize {
-        self.lines.borrow().get(&pool).map_or(0, |line| line.live.len())
+        self.entries.borrow().get(&pool).map_or(0, |entry| entry.live.len())
     }
 
     /// Panics since the last call.
@@ -277,17 +284,17 @@ impl Link {
     }
 
     fn has_room(&self) -> bool {
-        self.seated.get() < SEATS_MAX.min(self.requests.current_max_send_streams())
+        self.streams.get() < STREAMS_MAX.min(self.requests.current_max_send_streams())
     }
 
-    fn seat(self: &Rc<Self>) -> Seat {
-        self.seated.set(self.seated.get() + 1);
+    fn slot(self: &Rc<Self>) -> StreamSlot {
+        self.streams.set(self.streams.get() + 1);
         let served = self.served.replace(self.served.get() + 1);
-        Seat { link: self.clone(), fresh: served == 0 }
+        StreamSlot { link: self.clone(), fresh: served == 0 }
     }
 }
 
-impl Seat {
+impl StreamSlot {
     /// What begins streams.
     #[must_use]
     pub fn requests(&self) -> SendRequest<Chunk> {
@@ -307,19 +314,19 @@ impl Seat {
     }
 }
 
-impl Drop for Seat {
+impl Drop for StreamSlot {
     fn drop(&mut self) {
         let link = &self.link;
-        link.seated.set(link.seated.get() - 1);
+        link.streams.set(link.streams.get() - 1);
         link.idle_since.set(Instant::now());
     }
 }
 
-impl Opening {
+impl PendingDial {
     /// Waits for the end of the dial. Free to drop.
-    pub async fn ended(&self) -> Opened {
+    pub async fn ended(&self) -> DialOutcome {
         poll_fn(|cx| match &*self.ended.borrow() {
-            Some(opened) => Poll::Ready(opened.clone()),
+            Some(outcome) => Poll::Ready(outcome.clone()),
             None => {
                 let mut waiting = self.waiting.borrow_mut();
                 if !waiting.iter().any(|known| known.will_wake(cx.waker())) {
@@ -332,20 +339,20 @@ impl Opening {
     }
 }
 
-impl Lead {
+impl DialLeader {
     /// Tells those who wait how it ended.
-    pub fn tell(mut self, opened: Opened) {
-        self.opened = opened;
+    pub fn tell(mut self, outcome: DialOutcome) {
+        self.outcome = outcome;
     }
 }
 
-impl Drop for Lead {
+impl Drop for DialLeader {
     fn drop(&mut self) {
-        if let Some(line) = self.links.lines.borrow_mut().get_mut(&self.pool) {
-            line.opening = None;
+        if let Some(entry) = self.h2_pool.entries.borrow_mut().get_mut(&self.pool) {
+            entry.pending = None;
         }
-        *self.opening.ended.borrow_mut() = Some(self.opened.clone());
-        self.opening.waiting.take().into_iter().for_each(Waker::wake);
+        *self.pending.ended.borrow_mut() = Some(self.outcome.clone());
+        self.pending.waiting.take().into_iter().for_each(Waker::wake);
     }
 }
 
@@ -357,25 +364,25 @@ mod tests {
 
     const POOL: PoolId = PoolId(7);
 
-    fn lead(links: &Rc<Links>) -> Lead {
+    fn leader(links: &Rc<H2Pool>) -> DialLeader {
         match links.find(POOL, false) {
-            Find::Dial(lead) => lead,
-            Find::Seat(_) | Find::Wait(_) => panic!("nobody has dialled"),
+            Find::Dial(leader) => leader,
+            Find::StreamSlot(_) | Find::Wait(_) => panic!("nobody has dialled"),
         }
     }
 
-    fn wait(links: &Rc<Links>) -> Rc<Opening> {
+    fn wait(links: &Rc<H2Pool>) -> Rc<PendingDial> {
         match links.find(POOL, true) {
-            Find::Wait(opening) => opening,
-            Find::Seat(_) | Find::Dial(_) => panic!("somebody dials"),
+            Find::Wait(pending) => pending,
+            Find::StreamSlot(_) | Find::Dial(_) => panic!("somebody dials"),
         }
     }
 
     #[test]
     fn one_dials_and_the_others_learn_how_it_ended() {
-        let links = Rc::new(Links::default());
-        for told in [Opened::AskAgain, Opened::Http1, Opened::Failed(Missed::Late)] {
-            let dialling = lead(&links);
+        let links = Rc::new(H2Pool::default());
+        for told in [DialOutcome::AskAgain, DialOutcome::Http1, DialOutcome::Failed(Missed::Late)] {
+            let dialling = leader(&links);
             let (first, second) = (wait(&links), wait(&links));
             let mut waiting = pin!(first.ended());
             assert!(poll_idle(waiting.as_mut()).is_pending());
@@ -387,8 +394,8 @@ mod tests {
 
     #[test]
     fn a_dial_that_is_given_up_passes_on() {
-        let links = Rc::new(Links::default());
-        let dialling = lead(&links);
+        let links = Rc::new(H2Pool::default());
+        let dialling = leader(&links);
         let waiting = wait(&links);
         // A sweep and a drain leave those who wait alone.
         links.sweep(|_| None, Instant::now());
@@ -396,9 +403,9 @@ mod tests {
         let still = wait(&links);
         assert!(Rc::ptr_eq(&waiting, &still));
         drop(dialling);
-        assert_eq!(poll_idle(pin!(waiting.ended())), Poll::Ready(Opened::AskAgain));
-        drop(lead(&links));
+        assert_eq!(poll_idle(pin!(waiting.ended())), Poll::Ready(DialOutcome::AskAgain));
+        drop(leader(&links));
         links.sweep(|_| None, Instant::now());
-        assert_eq!((links.lines.borrow().len(), links.live(POOL)), (0, 0));
+        assert_eq!((links.entries.borrow().len(), links.live(POOL)), (0, 0));
     }
 }
