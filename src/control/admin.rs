@@ -25,8 +25,8 @@ use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
+use super::connections::{Connections, OpenConnection};
 use super::fleet::Board;
-use super::seats::{Seated, Seats};
 use super::task::Task;
 use super::watched::{Standing, Watched};
 use crate::config::{self, Bind};
@@ -117,7 +117,7 @@ impl Gate {
 
 /// Accepts from these networks; others are hung up on.
 async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
-    let seats = Seats::new(CONNECTIONS_MAX);
+    let connections = Connections::new(CONNECTIONS_MAX);
     let listener = match listening {
         Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
         Listening::Unix(socket) => UnixListener::from_std(socket).map(Either::Unix),
@@ -130,14 +130,14 @@ async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
             Either::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let ip = peer.ip().to_canonical();
                 if allow.iter().any(|net| net.contains(&ip))
-                    && let Some(seated) = seats.sit()
+                    && let Some(connection) = connections.open()
                 {
-                    tokio::spawn(serve(TokioIo::new(stream), router, seated));
+                    tokio::spawn(serve(TokioIo::new(stream), router, connection));
                 }
             }),
             Either::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                if let Some(seated) = seats.sit() {
-                    tokio::spawn(serve(TokioIo::new(stream), router, seated));
+                if let Some(connection) = connections.open() {
+                    tokio::spawn(serve(TokioIo::new(stream), router, connection));
                 }
             }),
         };
@@ -153,13 +153,13 @@ enum Either {
 }
 
 /// Serves one connection to its end, or until somebody else needs its place.
-async fn serve<S>(stream: S, router: Router, seated: Seated)
+async fn serve<S>(stream: S, router: Router, connection: OpenConnection)
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
 {
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let begin = seated.requests();
+    let begin = connection.requests();
     let busy = middleware::from_fn(move |request: Request, next: Next| {
         let busy = begin();
         async move {
@@ -172,7 +172,7 @@ where
     tokio::select! {
         // A client that spoke no HTTP or left has been told all there is.
         _ = http.serve_connection(stream, service) => {}
-        () = seated.must_leave() => {}
+        () = connection.must_leave() => {}
     }
 }
 

@@ -24,7 +24,7 @@ mod recheck;
 pub mod redis;
 pub mod resolve;
 mod say;
-mod seats;
+mod connections;
 mod server;
 pub mod signals;
 pub mod source;

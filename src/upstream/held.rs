@@ -11,7 +11,7 @@
 //! the largest share; to a smaller body of its own share, the same among those that are larger than
 //! that one will be. So slow uploads keep nobody out, and among equals who came first stays.
 //!
-//! Who gives way is found by a walk over the seats of those who receive, and told by one
+//! Who gives way is found by a walk over those who receive, and told by one
 //! compare-and-swap: its bytes are free from then on, and its memory is when its core has been
 //! notified. No lock, and nothing of all this for a body that is not counted.
 
@@ -23,15 +23,16 @@ use crate::net::notify::WakeToken;
 use crate::policy::limit::tally::{Holder, Tally};
 
 /// Bodies of the process that can be asked to give way at a time; the others just stay.
-const SEATS: usize = 4096;
-/// Seats that are looked at for a free one.
+const RECEIVING_MAX: usize = 4096;
+/// Entries that are looked at for a free one.
 const SEATS_TRIED: usize = 64;
 /// Times that another core may be faster.
 const EVICTIONS_TRIED: usize = 8;
 /// Bodies that give way to one other.
 const EVICTED_MAX: usize = 64;
 
-/// A seat's word: the bytes that its body holds, and whether it has been told to give way.
+/// The word of a body being received: the bytes that its body holds, and whether it has been told
+/// to give way.
 const FREE: u64 = 0;
 const TAKEN: u64 = 1 << 63;
 const EVICTED: u64 = 1 << 62;
@@ -45,14 +46,14 @@ pub struct HeldBudget {
     /// By key, or by address where there is no key.
     shares: Tally,
     addresses: Tally,
-    seats: Box<[Seat]>,
-    /// Where the search for a free seat begins.
+    receiving: Box<[Receiving]>,
+    /// Where the search for a free entry begins.
     next: AtomicUsize,
 }
 
 /// A body that is being received.
 #[derive(Debug, Default)]
-struct Seat {
+struct Receiving {
     word: AtomicU64,
     since_ms: AtomicU64,
     share: AtomicU64,
@@ -77,7 +78,7 @@ impl HeldBudget {
             total,
             shares: Tally::new(RandomState::new()),
             addresses: Tally::new(RandomState::new()),
-            seats: (0..SEATS).map(|_| Seat::default()).collect(),
+            receiving: (0..RECEIVING_MAX).map(|_| Receiving::default()).collect(),
             next: AtomicUsize::new(0),
         }
     }
@@ -148,44 +149,44 @@ impl HeldBudget {
         lacking: Lacking,
         now_ms: u64,
     ) -> Option<Option<WakeToken>> {
-        let mut worst: Option<(u64, u64, &Seat, u64)> = None;
-        for seat in &self.seats {
-            let word = seat.word.load(Ordering::Acquire);
+        let mut worst: Option<(u64, u64, &Receiving, u64)> = None;
+        for entry in &self.receiving {
+            let word = entry.word.load(Ordering::Acquire);
             let bytes = word & BYTES;
             if word & TAKEN == 0 || word & EVICTED != 0 || bytes == 0 {
                 continue;
             }
-            let holder = Holder::numbered(seat.share.load(Ordering::Relaxed) as u32);
+            let holder = Holder::numbered(entry.share.load(Ordering::Relaxed) as u32);
             let held = self.shares.count(holder);
             let gives_way = match holder == owner.share {
                 true => bytes > size,
                 false => lacking == Lacking::Room && held > share,
             };
-            let age_ms = now_ms.saturating_sub(seat.since_ms.load(Ordering::Relaxed));
+            let age_ms = now_ms.saturating_sub(entry.since_ms.load(Ordering::Relaxed));
             // Of two that hold as much the slower one has held it for longer.
             let cost = bytes.saturating_mul(age_ms.max(1));
             if gives_way && worst.is_none_or(|(most, dear, ..)| (held, cost) > (most, dear)) {
-                worst = Some((held, cost, seat, word));
+                worst = Some((held, cost, entry, word));
             }
         }
-        let (_, _, seat, word) = worst?;
+        let (_, _, entry, word) = worst?;
         let told =
-            seat.word.compare_exchange(word, word | EVICTED, Ordering::AcqRel, Ordering::Relaxed);
+            entry.word.compare_exchange(word, word | EVICTED, Ordering::AcqRel, Ordering::Relaxed);
         Some(told.ok().map(|word| {
             self.taken.fetch_sub(word & BYTES, Ordering::Relaxed);
-            // A seat that has been left meanwhile has the token of the next: that one looks and
+            // An entry that has been left meanwhile has the token of the next: that one looks and
             // finds nothing.
-            unpack(&seat.token)
+            unpack(&entry.token)
         }))
     }
 
     fn sit(&self) -> Option<usize> {
         let from = self.next.fetch_add(1, Ordering::Relaxed);
-        let tried = (from..from + SEATS_TRIED).map(|at| at % SEATS);
+        let tried = (from..from + SEATS_TRIED).map(|at| at % RECEIVING_MAX);
         let take = |word: &AtomicU64| {
             word.compare_exchange(FREE, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };
-        tried.into_iter().find(|at| take(&self.seats[*at].word))
+        tried.into_iter().find(|at| take(&self.receiving[*at].word))
     }
 }
 
@@ -215,7 +216,7 @@ pub struct Held<'a> {
     owner: Option<Owner>,
     bytes: u64,
     /// While it is being received, and can be told to give way.
-    seat: Option<usize>,
+    entry: Option<usize>,
     evicted: bool,
 }
 
@@ -223,7 +224,7 @@ impl<'a> Held<'a> {
     /// Holds nothing yet, on behalf of a key or an address.
     #[must_use]
     pub fn new(budget: &'a HeldBudget, key: Option<u32>, ip: Option<IpAddr>) -> Self {
-        Self { budget, key, ip, owner: None, bytes: 0, seat: None, evicted: false }
+        Self { budget, key, ip, owner: None, bytes: 0, entry: None, evicted: false }
     }
 
     /// Grows to `bytes` in all; false when that may not be.
@@ -276,25 +277,25 @@ impl<'a> Held<'a> {
 
     /// It is being received: from now on it may have to give way, of which `token` is told.
     pub fn begin_receiving(&mut self, token: WakeToken, now_ms: u64) {
-        if self.seat.is_some() || self.evicted {
+        if self.entry.is_some() || self.evicted {
             return;
         }
         let share = self.owner().share;
         let Some(at) = self.budget.sit() else { return };
-        let seat = &self.budget.seats[at];
-        seat.since_ms.store(now_ms, Ordering::Relaxed);
-        seat.share.store(u64::from(share.number()), Ordering::Relaxed);
-        pack(token, &seat.token);
-        seat.word.store(TAKEN | self.bytes & BYTES, Ordering::Release);
-        self.seat = Some(at);
+        let entry = &self.budget.receiving[at];
+        entry.since_ms.store(now_ms, Ordering::Relaxed);
+        entry.share.store(u64::from(share.number()), Ordering::Relaxed);
+        pack(token, &entry.token);
+        entry.word.store(TAKEN | self.bytes & BYTES, Ordering::Release);
+        self.entry = Some(at);
     }
 
     /// It is no longer being received, and gives way to nobody.
     ///
     /// Errors: it has given way before.
     pub fn end_receiving(&mut self) -> Result<(), Denied> {
-        if let Some(at) = self.seat.take() {
-            let word = self.budget.seats[at].word.swap(FREE, Ordering::AcqRel);
+        if let Some(at) = self.entry.take() {
+            let word = self.budget.receiving[at].word.swap(FREE, Ordering::AcqRel);
             self.evicted |= word & EVICTED != 0;
         }
         if self.evicted { Err(Denied::Evicted) } else { Ok(()) }
@@ -303,16 +304,17 @@ impl<'a> Held<'a> {
     /// Whether it has given way: what it holds belongs to somebody else.
     #[must_use]
     pub fn is_evicted(&self) -> bool {
-        let word = self.seat.map_or(FREE, |at| self.budget.seats[at].word.load(Ordering::Acquire));
+        let word =
+            self.entry.map_or(FREE, |at| self.budget.receiving[at].word.load(Ordering::Acquire));
         self.evicted || word & EVICTED != 0
     }
 
     fn try_take(&mut self, more: u64) -> Result<(), Lacking> {
         let owner = self.owner();
         self.budget.take(&owner, more)?;
-        if let Some(at) = self.seat {
+        if let Some(at) = self.entry {
             let (now, next) = (TAKEN | self.bytes & BYTES, TAKEN | (self.bytes + more) & BYTES);
-            let word = &self.budget.seats[at].word;
+            let word = &self.budget.receiving[at].word;
             if word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
                 // It has given way in this very moment.
                 self.budget.taken.fetch_sub(more, Ordering::Relaxed);
@@ -496,7 +498,7 @@ mod tests {
         });
         assert_eq!(budget.taken(), 0);
         assert!((0..3).all(|key| budget.shares.count(budget.shares.holder(("key", key))) == 0));
-        assert!(budget.seats.iter().all(|seat| seat.word.load(Ordering::Relaxed) == FREE));
+        assert!(budget.receiving.iter().all(|entry| entry.word.load(Ordering::Relaxed) == FREE));
     }
 
     proptest! {

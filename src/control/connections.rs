@@ -12,54 +12,55 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::Notify;
 
 /// The connections that there are, the one that has idled longest among them.
-pub(super) struct Seats {
+pub(super) struct Connections {
     max: usize,
-    taken: Mutex<Vec<Arc<Seat>>>,
+    taken: Mutex<Vec<Arc<Connection>>>,
     /// Counts what happens: the order of beginnings and ends is all that is asked of time.
     clock: AtomicU64,
 }
 
 /// One connection.
-struct Seat {
+struct Connection {
     busy: AtomicBool,
-    /// When it was last used, by the clock of the seats.
+    /// When it was last used, by the clock of the connections.
     used: AtomicU64,
     leave: Notify,
 }
 
 /// Somebody's place; given back on drop.
-pub(super) struct Seated {
-    seats: Arc<Seats>,
-    seat: Arc<Seat>,
+pub(super) struct OpenConnection {
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
 }
 
 /// A request under way: its connection is not idle.
 pub(super) struct Busy {
-    seats: Arc<Seats>,
-    seat: Arc<Seat>,
+    connections: Arc<Connections>,
+    connection: Arc<Connection>,
 }
 
-impl Seats {
+impl Connections {
     /// So many places.
     pub(super) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, taken: Mutex::default(), clock: AtomicU64::new(0) })
     }
 
     /// Takes a place, that of the longest idle one when all are taken; `None` when all are busy.
-    pub(super) fn sit(self: &Arc<Self>) -> Option<Seated> {
+    pub(super) fn open(self: &Arc<Self>) -> Option<OpenConnection> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= self.max {
             let idle = taken.iter().enumerate().filter(|(_, s)| !s.busy.load(Ordering::Relaxed));
-            let (at, _) = idle.min_by_key(|(_, seat)| seat.used.load(Ordering::Relaxed))?;
+            let (at, _) =
+                idle.min_by_key(|(_, connection)| connection.used.load(Ordering::Relaxed))?;
             taken.swap_remove(at).leave.notify_one();
         }
-        let seat = Arc::new(Seat {
+        let connection = Arc::new(Connection {
             busy: AtomicBool::new(false),
             used: AtomicU64::new(self.tick()),
             leave: Notify::new(),
         });
-        taken.push(seat.clone());
-        Some(Seated { seats: self.clone(), seat })
+        taken.push(connection.clone());
+        Some(OpenConnection { connections: self.clone(), connection })
     }
 
     fn tick(&self) -> u64 {
@@ -67,33 +68,33 @@ impl Seats {
     }
 }
 
-impl Seated {
+impl OpenConnection {
     /// Waits until somebody else needs the place.
     pub(super) async fn must_leave(&self) {
-        self.seat.leave.notified().await;
+        self.connection.leave.notified().await;
     }
 
     /// Begins requests on the connection.
     pub(super) fn requests(&self) -> impl Fn() -> Busy + Clone + Send + Sync + 'static {
-        let (seats, seat) = (self.seats.clone(), self.seat.clone());
+        let (connections, connection) = (self.connections.clone(), self.connection.clone());
         move || {
-            seat.busy.store(true, Ordering::Relaxed);
-            Busy { seats: seats.clone(), seat: seat.clone() }
+            connection.busy.store(true, Ordering::Relaxed);
+            Busy { connections: connections.clone(), connection: connection.clone() }
         }
     }
 }
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.seat.used.store(self.seats.tick(), Ordering::Relaxed);
-        self.seat.busy.store(false, Ordering::Relaxed);
+        self.connection.used.store(self.connections.tick(), Ordering::Relaxed);
+        self.connection.busy.store(false, Ordering::Relaxed);
     }
 }
 
-impl Drop for Seated {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let mut taken = self.seats.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.retain(|seat| !Arc::ptr_eq(seat, &self.seat));
+        let mut taken = self.connections.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.retain(|connection| !Arc::ptr_eq(connection, &self.connection));
     }
 }
 
@@ -101,7 +102,7 @@ impl Drop for Seated {
 mod tests {
     use super::*;
 
-    fn told(seated: &Seated) -> bool {
+    fn told(seated: &OpenConnection) -> bool {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let soon = std::time::Duration::from_millis(1);
         runtime.block_on(async { tokio::time::timeout(soon, seated.must_leave()).await }).is_ok()
@@ -109,37 +110,37 @@ mod tests {
 
     #[test]
     fn the_longest_idle_one_gives_way_and_the_busy_one_stays() {
-        let seats = Seats::new(3);
-        let [a, b, c] = [0; 3].map(|_| seats.sit().unwrap());
+        let connections = Connections::new(3);
+        let [a, b, c] = [0; 3].map(|_| connections.open().unwrap());
         let working = a.requests()();
         // `b` has been used since `c` came.
         drop(b.requests()());
-        let d = seats.sit().unwrap();
+        let d = connections.open().unwrap();
         assert_eq!([&a, &b, &c, &d].map(told), [false, false, true, false]);
         drop(c);
         drop(working);
-        let e = seats.sit().unwrap();
+        let e = connections.open().unwrap();
         assert_eq!([&a, &b, &d, &e].map(told), [false, true, false, false]);
     }
 
     #[test]
     fn nobody_is_let_in_while_all_are_busy() {
-        let seats = Seats::new(2);
-        let (a, b) = (seats.sit().unwrap(), seats.sit().unwrap());
+        let connections = Connections::new(2);
+        let (a, b) = (connections.open().unwrap(), connections.open().unwrap());
         let working = (a.requests()(), b.requests()());
-        assert!(seats.sit().is_none());
+        assert!(connections.open().is_none());
         drop(working.0);
-        assert!(seats.sit().is_some());
+        assert!(connections.open().is_some());
         assert!(told(&a) && !told(&b));
     }
 
     #[test]
     fn who_leaves_gives_its_place_back() {
-        let seats = Seats::new(1);
+        let connections = Connections::new(1);
         for _ in 0..3 {
-            let one = seats.sit().unwrap();
+            let one = connections.open().unwrap();
             assert!(!told(&one));
         }
-        assert!(seats.taken.lock().unwrap().is_empty());
+        assert!(connections.taken.lock().unwrap().is_empty());
     }
 }
