@@ -9,7 +9,7 @@
 //! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
 //! nothing of the others.
 //!
-//! It knows no plan and no core: the server hands it closures (`Links`).
+//! It knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
 pub mod ask;
@@ -72,7 +72,7 @@ impl Default for Options {
 }
 
 /// What the control thread may ask of the server.
-pub struct Links {
+pub struct ServerHooks {
     /// Puts a config in force.
     pub publish: Publish,
     /// The counters of all cores.
@@ -102,7 +102,7 @@ pub struct Control {
     pub admin: Option<Address>,
     /// Has all certificates read again.
     reload: Arc<Notify>,
-    links: Option<oneshot::Sender<Links>>,
+    hooks: Option<oneshot::Sender<ServerHooks>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -145,7 +145,7 @@ impl Control {
         };
         let admin = gate.as_ref().map(|gate| gate.address.clone());
         let handle = Handle(runtime.handle().clone());
-        let (links, linked) = oneshot::channel();
+        let (hooks, hooked) = oneshot::channel();
         let (begin, begun) = mpsc::channel();
         let board = Board::default();
         let config = config.clone();
@@ -163,24 +163,24 @@ impl Control {
             };
             // When the start failed nobody listens any more.
             let _ = begin.send(first);
-            let Ok(links) = linked.await else { return };
-            let Links { publish, counters, live, clock, draining } = links;
+            let Ok(hooks) = hooked.await else { return };
+            let ServerHooks { publish, counters, live, clock, draining } = hooks;
             let (say, events) = (options.say.clone(), fleet.events());
             let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
             let _admin = gate.map(|gate| gate.open(board, counters, live, draining, reloads));
             fleet.run(publish, clock, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;
-        let control = Self { handle, admin, reload, links: Some(links), stop: Some(stop), thread };
+        let control = Self { handle, admin, reload, hooks: Some(hooks), stop: Some(stop), thread };
         let begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
         Ok((control, begun))
     }
 
     /// Lets it act on the server from now on.
-    pub fn link(&mut self, links: Links) {
-        if let Some(waiting) = self.links.take() {
+    pub fn hook(&mut self, hooks: ServerHooks) {
+        if let Some(waiting) = self.hooks.take() {
             // A thread that has ended acts on nothing.
-            let _ = waiting.send(links);
+            let _ = waiting.send(hooks);
         }
     }
 

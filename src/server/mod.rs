@@ -17,7 +17,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::config::{Bind, Config, Cores, Io};
-use crate::control::{self, Begun, Control, Links, redis};
+use crate::control::{self, Begun, Control, ServerHooks, redis};
 use crate::net::dial::Address;
 use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
@@ -70,7 +70,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let shared = || server.shared.clone();
     let (swapped, counted, queued, draining) = (shared(), shared(), shared(), shared());
     let clocked = shared();
-    control.link(Links {
+    control.hook(ServerHooks {
         publish: Box::new(move |config, sites| {
             swapped.swap(plan_of(config, sites)?);
             Ok(())
