@@ -81,7 +81,7 @@ pub async fn dispatch(
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
-        let Picked { upstream, lease, judge, .. } =
+        let Picked { upstream, lease, guard, .. } =
             match at.pick(down, request.permit, members, turn.settle).await? {
                 Some(picked) => picked,
                 None => {
@@ -96,7 +96,7 @@ pub async fn dispatch(
         let another = same
             || falls_back
             || pick::another(members, &at.tried)
-            || (judge.is_last_resort() && at.has_last_resort(request.permit, turn.settle.now_us()));
+            || (guard.is_last_resort() && at.has_last_resort(request.permit, turn.settle.now_us()));
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -106,7 +106,7 @@ pub async fn dispatch(
             timeouts: group.timeouts,
             retry_on: may_retry.then_some(group.retry.on),
             budget: usize::from(route.group),
-            judge: &judge,
+            guard: &guard,
             fresh: false,
         };
         let (failed, after) = loop {

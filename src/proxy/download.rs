@@ -9,8 +9,8 @@ use std::cell::Cell;
 use std::io;
 use std::time::Duration;
 
+use super::call_guard::CallGuard;
 use super::core::Core;
-use super::judge::Judge;
 use super::plan::UpstreamTimeouts;
 use super::progress::Progress;
 use super::refusal::Caller;
@@ -69,7 +69,7 @@ pub struct Download<'a> {
     /// The group whose retry budget pays for that.
     pub budget: usize,
     /// Judges the upstream.
-    pub judge: &'a Judge<'a>,
+    pub guard: &'a CallGuard<'a>,
     /// An outbound proxy reads the request and may answer by itself.
     pub via_proxy: bool,
     /// The key pays by the token.
@@ -129,7 +129,7 @@ impl Download<'_> {
         settle.outcome.status = response.status;
         let rest_s = response.value(Name::RetryAfter, &buffer);
         let rest_s = rest_s.and_then(|value| retry_after(value, settle.begun_unix_ms() / 1000));
-        self.judge.answered(response.status, rest_s, settle.begun_us() + elapsed_us);
+        self.guard.answered(response.status, rest_s, settle.begun_us() + elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
                 // Nobody asked: what follows is no HTTP for anybody to read.

@@ -7,8 +7,8 @@
 //! balancer chooses from a view of plain numbers; what the view promises is then taken by
 //! compare-and-swap, and whoever was slower picks again.
 
+use super::call_guard::CallGuard;
 use super::core::Core;
-use super::judge::Judge;
 use super::plan::{PathPlan, Plan, UpstreamPlan};
 use super::refusal::Refusal;
 use crate::error::Kind;
@@ -56,7 +56,7 @@ pub struct Picked<'p> {
     /// Counts the attempt in flight.
     pub lease: Lease<'p>,
     /// Let in by the breaker.
-    pub judge: Judge<'p>,
+    pub guard: CallGuard<'p>,
 }
 
 /// Why nobody was picked.
@@ -90,8 +90,8 @@ pub fn pick<'p>(
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
-                if let Some(judge) = Judge::enter(&upstream.state, choice.model, now_us) {
-                    return Ok(Picked { member, upstream, lease, judge });
+                if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now_us) {
+                    return Ok(Picked { member, upstream, lease, guard });
                 }
             }
         }
@@ -123,9 +123,9 @@ pub fn last_resort<'p>(
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
-                let judge = Judge::enter_last_resort(&upstream.state, choice.model, now_us);
-                if let Some(judge) = judge {
-                    return Ok(Picked { member, upstream, lease, judge });
+                let guard = CallGuard::enter_last_resort(&upstream.state, choice.model, now_us);
+                if let Some(guard) = guard {
+                    return Ok(Picked { member, upstream, lease, guard });
                 }
             }
         }
@@ -153,13 +153,13 @@ pub fn enter_granted<'p>(
     choice: Choice<'_, 'p>,
     upstream: &'p UpstreamPlan,
     now_us: u64,
-) -> Option<Judge<'p>> {
-    if let Some(judge) = Judge::enter(&upstream.state, choice.model, now_us) {
-        return Some(judge);
+) -> Option<CallGuard<'p>> {
+    if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now_us) {
+        return Some(guard);
     }
     match somebody_admits(plan, choice, now_us / 1000) {
         true => None,
-        false => Judge::enter_last_resort(&upstream.state, choice.model, now_us),
+        false => CallGuard::enter_last_resort(&upstream.state, choice.model, now_us),
     }
 }
 

@@ -104,7 +104,7 @@ impl<'p> Wait<'_, 'p> {
             if let Some((member, lease)) = place.take_grant() {
                 let upstream = &plan.upstreams[usize::from(group.members[member].0)];
                 return match pick::enter_granted(plan, choice, upstream, now_us) {
-                    Some(judge) => Waited::Picked(Picked { member, upstream, lease, judge }),
+                    Some(guard) => Waited::Picked(Picked { member, upstream, lease, guard }),
                     None => Waited::Again,
                 };
             }

@@ -25,7 +25,7 @@ use crate::policy::limit::tally::{Holder, Tally};
 /// Bodies of the process that can be asked to give way at a time; the others just stay.
 const RECEIVING_MAX: usize = 4096;
 /// Entries that are looked at for a free one.
-const SEATS_TRIED: usize = 64;
+const ENTRIES_TRIED: usize = 64;
 /// Times that another core may be faster.
 const EVICTIONS_TRIED: usize = 8;
 /// Bodies that give way to one other.
@@ -182,7 +182,7 @@ impl HeldBudget {
 
     fn sit(&self) -> Option<usize> {
         let from = self.next.fetch_add(1, Ordering::Relaxed);
-        let tried = (from..from + SEATS_TRIED).map(|at| at % RECEIVING_MAX);
+        let tried = (from..from + ENTRIES_TRIED).map(|at| at % RECEIVING_MAX);
         let take = |word: &AtomicU64| {
             word.compare_exchange(FREE, TAKEN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
         };

@@ -57,7 +57,7 @@ impl Attempt<'_> {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = &failed {
-                    self.judge.ended(*kind, turn.settle.now_us());
+                    self.guard.ended(*kind, turn.settle.now_us());
                 }
                 return failed;
             }
@@ -103,7 +103,7 @@ impl Attempt<'_> {
                 if stale {
                     turn.settle.passed.is_taken = was_taken;
                 } else {
-                    self.judge.ended(kind, turn.settle.now_us());
+                    self.guard.ended(kind, turn.settle.now_us());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(NoWay::Refused(407));
@@ -118,7 +118,7 @@ impl Attempt<'_> {
                 told: None,
             },
             Downloaded::Cut(kind) => {
-                self.judge.ended(kind, turn.settle.now_us());
+                self.guard.ended(kind, turn.settle.now_us());
                 Attempted::Over(kind)
             }
             Downloaded::Upgraded(bytes) => {
@@ -191,7 +191,7 @@ impl Attempt<'_> {
             timeouts: self.timeouts,
             retry_on: self.retry_on,
             budget: self.budget,
-            judge: self.judge,
+            guard: self.guard,
             is_metered: self.request.permit.is_metered,
             via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
         };

@@ -4,10 +4,10 @@ use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::net::stream::Stream;
 use crate::policy::retry::RetryOn;
+use crate::proxy::call_guard::CallGuard;
 use crate::proxy::core::Core;
 use crate::proxy::forward::Request;
 use crate::proxy::hold::{RequestBody, Scanner};
-use crate::proxy::judge::Judge;
 use crate::proxy::plan::{Plan, UpstreamPlan, UpstreamTimeouts};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::settle::Settle;
@@ -63,7 +63,7 @@ pub struct Attempt<'a> {
     /// The group whose retry budget pays.
     pub budget: usize,
     /// Judges the upstream.
-    pub judge: &'a Judge<'a>,
+    pub guard: &'a CallGuard<'a>,
     /// No connection out of the pool.
     pub fresh: bool,
 }

@@ -18,8 +18,8 @@ use crate::upstream::state::{Failure, UpstreamState};
 /// not take a server out for a day.
 pub const REST_MAX_S: u32 = 300;
 
-/// The judge of one attempt.
-pub struct Judge<'a> {
+/// The guard of one attempt.
+pub struct CallGuard<'a> {
     state: &'a UpstreamState,
     /// The breaker's leave to make the call; taken by the verdict.
     entry: Cell<Option<Entry>>,
@@ -30,7 +30,7 @@ pub struct Judge<'a> {
     begun_us: u64,
 }
 
-impl<'a> Judge<'a> {
+impl<'a> CallGuard<'a> {
     /// Asks the breaker for leave to make the call; `None` when it is refused.
     ///
     /// Units: every `now_us` counts from the process's origin.
@@ -49,9 +49,9 @@ impl<'a> Judge<'a> {
         now_us: u64,
     ) -> Option<Self> {
         let entry = state.breaker.enter_last_resort(now_us / 1000)?;
-        let mut judge = Self::of(state, model, entry, now_us);
-        judge.last_resort = true;
-        Some(judge)
+        let mut guard = Self::of(state, model, entry, now_us);
+        guard.last_resort = true;
+        Some(guard)
     }
 
     fn of(state: &'a UpstreamState, model: &'a str, entry: Entry, now_us: u64) -> Self {
@@ -76,7 +76,7 @@ impl<'a> Judge<'a> {
         }
         if overloaded {
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
-            self.give(CallResult::Success, now_us);
+            self.report(CallResult::Success, now_us);
         } else if is_failure(status) {
             self.failed(Failure::Status(status), CallResult::Failure, true, now_us);
         } else {
@@ -85,7 +85,7 @@ impl<'a> Judge<'a> {
             }
             let took_us = now_us.saturating_sub(self.begun_us);
             self.state.measures.record_success(took_us, now_us);
-            let change = self.give(CallResult::Success, now_us);
+            let change = self.report(CallResult::Success, now_us);
             if change.is_some_and(|change| change.to == StateName::Closed) {
                 self.state.measures.recover(took_us, now_us);
             }
@@ -121,10 +121,10 @@ impl<'a> Judge<'a> {
             self.state.measures.record_failure(took_us, now_us);
         }
         self.entry.set(entry);
-        self.give(result, now_us);
+        self.report(result, now_us);
     }
 
-    fn give(&self, result: CallResult, now_us: u64) -> Option<Change> {
+    fn report(&self, result: CallResult, now_us: u64) -> Option<Change> {
         let now_ms = now_us / 1000;
         let change = match self.entry.take() {
             Some(entry) => self.state.breaker.record(entry, result, now_ms),
@@ -144,7 +144,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-impl Drop for Judge<'_> {
+impl Drop for CallGuard<'_> {
     fn drop(&mut self) {
         self.give_back();
     }
