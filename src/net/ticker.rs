@@ -224,7 +224,7 @@ impl Timer {
     }
 
     /// As `arm_idle` for one whose owner ends it himself, in a drain too.
-    pub fn arm_rest(&self, owner: Waker, timeout: Duration) {
+    pub fn arm_idle_owned(&self, owner: Waker, timeout: Duration) {
         self.arm(Handle::Owner(owner), Shut::Both, timeout);
         self.join(Line::Idle, 0);
     }

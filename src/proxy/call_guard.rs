@@ -16,7 +16,7 @@ use crate::upstream::state::{Failure, UpstreamState};
 
 /// Longest time that a `Retry-After` of an upstream is honoured, in seconds: a mistaken one must
 /// not take a server out for a day.
-pub const REST_MAX_S: u32 = 300;
+pub const BACK_OFF_MAX_S: u32 = 300;
 
 /// The guard of one attempt.
 pub struct CallGuard<'a> {
@@ -72,7 +72,7 @@ impl<'a> CallGuard<'a> {
     pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now_us: u64) {
         let overloaded = is_overloaded(status, retry_after_s.is_some());
         if let Some(seconds) = retry_after_s.filter(|_| overloaded) {
-            self.state.rest(now_us / 1000 + 1000 * u64::from(seconds.min(REST_MAX_S)));
+            self.state.back_off(now_us / 1000 + 1000 * u64::from(seconds.min(BACK_OFF_MAX_S)));
         }
         if overloaded {
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.

@@ -73,11 +73,11 @@ impl Shared {
     }
 
     /// Nothing is open: the connection has so long to live.
-    fn rest(&self) {
+    fn arm_idle(&self) {
         match self.leaving.get() {
             true => self.timer.arm(self.handle(), Shut::Both, LINGER),
             false => {
-                self.timer.arm_rest(self.task.clone(), self.timeouts.keepalive);
+                self.timer.arm_idle_owned(self.task.clone(), self.timeouts.keepalive);
             }
         }
     }
@@ -98,7 +98,7 @@ impl Drop for Open {
         let others = shared.streams.get() - 1;
         shared.streams.set(others);
         match others {
-            0 => shared.rest(),
+            0 => shared.arm_idle(),
             _ => {
                 self.core.shared.streams.fetch_sub(1, Ordering::Relaxed);
             }
@@ -120,7 +120,7 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let (flooded, fragments) = (io.flooded(), io.fragments());
     shared.timer.arm(shared.handle(), Shut::Both, timeouts.head);
     if let Ok(connection) = settings(&limits).handshake::<_, Chunk>(io).await {
-        shared.rest();
+        shared.arm_idle();
         accept(&core, &shared, connection, &flooded, &fragments).await;
         // It may still be telling us what it has received, or opening a stream.
         linger(&shared.client.stream, &shared.timer).await;
@@ -153,7 +153,7 @@ async fn accept(
             if core.draining.get() && !shared.leaving.replace(true) {
                 connection.graceful_shutdown();
                 if shared.streams.get() == 0 {
-                    shared.rest();
+                    shared.arm_idle();
                 }
             }
             if flooded.by().is_some() && !std::mem::replace(&mut ended, true) {
@@ -164,7 +164,7 @@ async fn accept(
                 // A request that crosses this on its way has not been served, and knows it.
                 shared.leaving.set(true);
                 connection.abrupt_shutdown(Reason::NO_ERROR);
-                shared.rest();
+                shared.arm_idle();
             }
             leave.wake_by(cx.waker());
             connection.poll_accept(cx)

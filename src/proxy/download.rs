@@ -127,9 +127,10 @@ impl Download<'_> {
         let elapsed_us = settle.elapsed_us();
         settle.outcome.first_byte_us = Some(elapsed_us);
         settle.outcome.status = response.status;
-        let rest_s = response.value(Name::RetryAfter, &buffer);
-        let rest_s = rest_s.and_then(|value| retry_after(value, settle.begun_unix_ms() / 1000));
-        self.guard.answered(response.status, rest_s, settle.begun_us() + elapsed_us);
+        let back_off_s = response.value(Name::RetryAfter, &buffer);
+        let back_off_s =
+            back_off_s.and_then(|value| retry_after(value, settle.begun_unix_ms() / 1000));
+        self.guard.answered(response.status, back_off_s, settle.begun_us() + elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
                 // Nobody asked: what follows is no HTTP for anybody to read.

@@ -1,7 +1,7 @@
 //! The station between a route and an attempt: one member of the group, and the right to call it.
 //!
 //! A candidate is enabled, wanted by the route, healthy, let in by its breaker, below its
-//! concurrency and not yet tried in this exchange. One that asked for rest (`Retry-After`) is
+//! concurrency and not yet tried in this exchange. One that asked us to back off (`Retry-After`) is
 //! taken only when nobody else is left: it knows best, but some answer is better than none. So is
 //! one that fails this model alone. Where breakers alone leave nobody, `last_resort` picks. The
 //! balancer chooses from a view of plain numbers; what the view promises is then taken by
@@ -230,7 +230,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
     let group = &plan.groups[usize::from(choice.group)];
     let now_ms = now_us / 1000;
     members.clear();
-    let (mut rested, mut resting) = (false, false);
+    let (mut ready, mut avoided) = (false, false);
     let mut nobody = Nobody::Left;
     for (at, &(number, weight)) in group.members.iter().enumerate() {
         let upstream = &plan.upstreams[usize::from(number)];
@@ -248,8 +248,8 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
         }
         if member.usable {
             match is_avoided(upstream, choice, now_ms) {
-                true => resting = true,
-                false => rested = true,
+                true => avoided = true,
+                false => ready = true,
             }
             if state.breaker.awaits_trial() {
                 // However bad it was: only a trial can tell whether it still is, and it may
@@ -264,7 +264,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
         }
         members.push(member);
     }
-    if rested && resting {
+    if ready && avoided {
         for (member, &(upstream, _)) in members.iter_mut().zip(&group.members) {
             member.usable &= !is_avoided(&plan.upstreams[usize::from(upstream)], choice, now_ms);
         }
@@ -272,10 +272,10 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
     nobody
 }
 
-/// Whether somebody else is to be preferred: it asked for rest, or fails this model alone.
+/// Whether somebody else is to be preferred: it asked us to back off, or fails this model alone.
 fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
     let state = &upstream.state;
-    state.resting(now_ms)
+    state.is_backing_off(now_ms)
         || state.late()
         || (state.models.watches(now_ms) && state.avoids(choice.model, now_ms))
 }

@@ -113,7 +113,7 @@ pub struct Sent {
     /// The receive buffer.
     pub held: Vec<u8>,
     /// What came behind the body.
-    pub rest: Vec<u8>,
+    pub leftover: Vec<u8>,
     /// How it ended.
     pub end: Uploaded,
 }
@@ -144,7 +144,7 @@ impl Upload<'_> {
     ) -> Sent {
         self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
         let (result, held) = self.send_held(out, held, from, body.end).await;
-        let mut sent = Sent { held, rest: Vec::new(), end: Uploaded::Refused };
+        let mut sent = Sent { held, leftover: Vec::new(), end: Uploaded::Refused };
         if body.reader.is_done() {
             self.progress.body_received.set(true);
             // Else the timer is to say whether it was that.
@@ -171,7 +171,7 @@ impl Upload<'_> {
         if taken {
             sent.end = match self.relay_kept(body, scanner, hold, sent).await {
                 Some(end) => end,
-                None => self.relay_on(body, scanner, &mut sent.rest).await,
+                None => self.relay_on(body, scanner, &mut sent.leftover).await,
             };
         }
         self.client_timer.disarm();
@@ -246,7 +246,7 @@ impl Upload<'_> {
                 Err(kind) => return Some(Uploaded::Broken(kind)),
             }
             if body.reader.is_done() {
-                sent.rest.extend_from_slice(&sent.held[body.end..]);
+                sent.leftover.extend_from_slice(&sent.held[body.end..]);
                 sent.held.truncate(body.end);
             }
             if self.progress.answer_done.get() {
@@ -380,12 +380,12 @@ impl Upload<'_> {
         is_over
     }
 
-    /// Relays a rest that is not kept.
+    /// Relays what is left and not kept.
     async fn relay_on(
         &self,
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
-        rest: &mut Vec<u8>,
+        leftover: &mut Vec<u8>,
     ) -> Uploaded {
         let mut buffer = self.core.buffers.take(LARGE_BYTES);
         let end = loop {
@@ -409,7 +409,7 @@ impl Upload<'_> {
                 Err(kind) => break Uploaded::Broken(kind),
             };
             if body.reader.is_done() {
-                rest.extend_from_slice(&buffer[taken..]);
+                leftover.extend_from_slice(&buffer[taken..]);
             }
             if self.progress.answer_done.get() {
                 break Uploaded::Refused;

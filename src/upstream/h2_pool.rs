@@ -229,9 +229,9 @@ impl H2Pool {
                 if let Some(pulse) = link.pulse.as_ref().filter(|_| link.streams.get() > 0) {
                     pulse.beat(now);
                 }
-                let rested = now.saturating_duration_since(link.idle_since.get());
+                let idled = now.saturating_duration_since(link.idle_since.get());
                 let idles = link.streams.get() == 0;
-                link.is_usable() && idle_max.is_some_and(|max| !idles || rested < max)
+                link.is_usable() && idle_max.is_some_and(|max| !idles || idled < max)
             });
             !entry.live.is_empty() || entry.pending.is_some()
         });

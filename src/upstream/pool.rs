@@ -113,8 +113,8 @@ impl Pool {
 }
 
 fn fit(conn: &mut UpConn, idle_max: Duration, now: Instant) -> bool {
-    let rested = conn.idle_since.and_then(|since| since.checked_add(idle_max));
-    let in_time = [rested, conn.lifetime.until].into_iter().flatten().all(|until| now < until);
+    let idle_until = conn.idle_since.and_then(|since| since.checked_add(idle_max));
+    let in_time = [idle_until, conn.lifetime.until].into_iter().flatten().all(|until| now < until);
     // Polled last and always, so that a completed receive is taken out of its block.
     conn.poll_stale().is_pending() && in_time
 }

@@ -51,7 +51,7 @@ pub struct UpstreamState {
     /// The last failure that counted: a status, or a kind of fault behind `KIND`; 0 = none.
     failure: AtomicU32,
     /// It asked to be left alone until then, milliseconds since the process's origin.
-    resting_until_ms: AtomicU64,
+    back_off_until_ms: AtomicU64,
     /// Changes of the breaker to Closed, Open and HalfOpen.
     breaker_changes: [AtomicU64; 3],
     /// Whether calls are let through.
@@ -73,7 +73,7 @@ impl UpstreamState {
             suspect: AtomicBool::new(false),
             complaint: Mutex::default(),
             failure: AtomicU32::new(0),
-            resting_until_ms: AtomicU64::new(0),
+            back_off_until_ms: AtomicU64::new(0),
             breaker_changes: Default::default(),
             breaker: Breaker::new(breaker),
             models: ModelMarks::default(),
@@ -83,13 +83,13 @@ impl UpstreamState {
 
     /// Whether it asked, by `Retry-After`, to be left alone now.
     #[must_use]
-    pub fn resting(&self, now_ms: u64) -> bool {
-        now_ms < self.resting_until_ms.load(Ordering::Relaxed)
+    pub fn is_backing_off(&self, now_ms: u64) -> bool {
+        now_ms < self.back_off_until_ms.load(Ordering::Relaxed)
     }
 
     /// Notes that it asked to be left alone; a later end counts.
-    pub fn rest(&self, until_ms: u64) {
-        self.resting_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    pub fn back_off(&self, until_ms: u64) {
+        self.back_off_until_ms.fetch_max(until_ms, Ordering::Relaxed);
     }
 
     /// Notes a failure that counts, for the operator.

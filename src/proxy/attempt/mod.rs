@@ -269,7 +269,7 @@ impl Attempt<'_> {
         };
         turn.held = sent.held;
         turn.gone = progress.gone.get();
-        down.recv.extend_from_slice(&sent.rest);
+        down.recv.extend_from_slice(&sent.leftover);
         (sent.end, downloaded)
     }
 
