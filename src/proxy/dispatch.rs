@@ -8,7 +8,7 @@
 
 use std::time::Duration;
 
-use super::attempt::{Attempt, Attempted, Turn};
+use super::attempt::{Attempt, Attempted, ExchangeState};
 use super::core::Core;
 use super::downstream::Downstream;
 use super::forward::Request;
@@ -59,7 +59,7 @@ pub async fn dispatch(
     request: &Request<'_>,
     route: &Route,
     members: &mut Vec<Member>,
-    turn: &mut Turn<'_, '_>,
+    exchange: &mut ExchangeState<'_, '_>,
 ) -> Result<Next, Refusal> {
     let mut at = Dispatch {
         core,
@@ -82,10 +82,10 @@ pub async fn dispatch(
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
         let Picked { upstream, lease, guard, .. } =
-            match at.pick(down, request.permit, members, turn.settle).await? {
+            match at.pick(down, request.permit, members, exchange.settle).await? {
                 Some(picked) => picked,
                 None => {
-                    turn.settle.fault(Kind::ClientGone);
+                    exchange.settle.fault(Kind::ClientGone);
                     return Ok(Next::Close);
                 }
             };
@@ -96,7 +96,8 @@ pub async fn dispatch(
         let another = same
             || falls_back
             || pick::another(members, &at.tried)
-            || (guard.is_last_resort() && at.has_last_resort(request.permit, turn.settle.now_us()));
+            || (guard.is_last_resort()
+                && at.has_last_resort(request.permit, exchange.settle.now_us()));
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -110,13 +111,13 @@ pub async fn dispatch(
             fresh: false,
         };
         let (failed, after) = loop {
-            turn.settle.outcome.attempts += 1;
-            let attempted = attempt.run(down, turn).await;
-            let failed = match end(core, down, request, &attempt, turn, attempted).await {
+            exchange.settle.outcome.attempts += 1;
+            let attempted = attempt.run(down, exchange).await;
+            let failed = match end(core, down, request, &attempt, exchange, attempted).await {
                 Ok(ended) => return ended,
                 Err(failed) => failed,
             };
-            let stands = failed.at(at.retries, !turn.gone);
+            let stands = failed.at(at.retries, !exchange.gone);
             match group.retry.next(&stands, &failed.why(), core.chance()) {
                 Verdict::FreshConnection => attempt.fresh = true,
                 Verdict::GiveUp => return Err(failed.into()),
@@ -134,7 +135,7 @@ pub async fn dispatch(
             at.tried = Tried::NONE;
         }
         if !after.is_zero() && pause(down, after).await == Paused::Gone {
-            turn.settle.fault(Kind::ClientGone);
+            exchange.settle.fault(Kind::ClientGone);
             return Ok(Next::Close);
         }
     }
@@ -281,15 +282,15 @@ async fn end(
     down: &mut Downstream,
     request: &Request<'_>,
     attempt: &Attempt<'_>,
-    turn: &mut Turn<'_, '_>,
+    exchange: &mut ExchangeState<'_, '_>,
     attempted: Attempted,
 ) -> Result<Result<Next, Refusal>, Failed> {
     Ok(match attempted {
         Attempted::Whole { keep } => Ok(if keep { Next::KeepAlive } else { Next::Linger }),
         Attempted::Refused(refusal) => Err(refusal),
         Attempted::Over(kind) => {
-            turn.settle.fault(kind);
-            turn.settle.blame(&attempt.upstream.name);
+            exchange.settle.fault(kind);
+            exchange.settle.blame(&attempt.upstream.name);
             if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                 // A body without length would end in a way that looks clean.
                 down.socket.close_with_reset();
@@ -299,18 +300,18 @@ async fn end(
         Attempted::Upgraded { upstream, bytes } => {
             let idle = attempt.timeouts.stream_idle;
             let carried = {
-                let meter = request.permit.is_metered.then(|| Metered::new(turn.settle));
+                let meter = request.permit.is_metered.then(|| Metered::new(exchange.settle));
                 tunnel::run(core, down, upstream, bytes, idle, meter).await
             };
-            turn.settle.outcome.request_bytes += carried.sent;
-            turn.settle.outcome.response_bytes += carried.received;
+            exchange.settle.outcome.request_bytes += carried.sent;
+            exchange.settle.outcome.response_bytes += carried.received;
             if let Some(kind) = carried.fault {
-                turn.settle.fault(kind);
+                exchange.settle.fault(kind);
             }
             Ok(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, told } => {
-            turn.settle.blame(&attempt.upstream.name);
+            exchange.settle.blame(&attempt.upstream.name);
             return Err(Failed { kind, answered, reused, status, told });
         }
     })

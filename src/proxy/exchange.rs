@@ -12,7 +12,7 @@ use std::hash::BuildHasher as _;
 use std::rc::Rc;
 
 use super::admit::{self, Admitted};
-use super::attempt::Turn;
+use super::attempt::ExchangeState;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::downstream::Downstream;
@@ -335,9 +335,9 @@ async fn serve(
         Request { listener, head: request, permit: &permit, caller, target, outgoing, routed_by };
     let (scanner, hold) = (&mut scanner, &mut held);
     let held = received;
-    let mut turn = Turn { held, body, hold, gone: false, scanner, response, settle };
-    let ended = dispatch(core, plan, down, &request, &route, members, &mut turn).await;
-    core.buffers.give_back(turn.held);
+    let mut exchange = ExchangeState { held, body, hold, gone: false, scanner, response, settle };
+    let ended = dispatch(core, plan, down, &request, &route, members, &mut exchange).await;
+    core.buffers.give_back(exchange.held);
     match ended {
         Ok(next) => Ok(next),
         Err(refusal) => {

@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-pub use state::{Attempt, Attempted, Turn};
+pub use state::{Attempt, Attempted, ExchangeState};
 
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
@@ -42,10 +42,14 @@ const DISCARD: Duration = Duration::from_secs(2);
 
 impl Attempt<'_> {
     /// Tries.
-    pub async fn run(&self, down: &mut Downstream, turn: &mut Turn<'_, '_>) -> Attempted {
+    pub async fn run(
+        &self,
+        down: &mut Downstream,
+        exchange: &mut ExchangeState<'_, '_>,
+    ) -> Attempted {
         let core = self.core;
         let up_timer = core.ticker.timer();
-        let large = self.is_large(turn.body);
+        let large = self.is_large(exchange.body);
         // What cannot be sent again never meets a connection that has died in the pool.
         let pooled = if large { None } else { self.take_pooled() };
         let conn = match pooled {
@@ -57,26 +61,27 @@ impl Attempt<'_> {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = &failed {
-                    self.guard.ended(*kind, turn.settle.now_us());
+                    self.guard.ended(*kind, exchange.settle.now_us());
                 }
                 return failed;
             }
         };
         let reused = conn.reused();
-        turn.settle.outcome.reused = reused;
+        exchange.settle.outcome.reused = reused;
         if !conn.is_armed() {
             conn.arm(core.buffers.take(SMALL_BYTES));
         }
         let progress = Progress::default();
-        progress.body_received.set(turn.body.reader.is_done());
-        let total_timer = self.arm_total(&conn, turn.settle);
-        let was_taken = std::mem::replace(&mut turn.settle.passed.is_taken, true);
+        progress.body_received.set(exchange.body.reader.is_done());
+        let total_timer = self.arm_total(&conn, exchange.settle);
+        let was_taken = std::mem::replace(&mut exchange.settle.passed.is_taken, true);
         // That of an attempt before says nothing of this one.
-        turn.settle.outcome.status = 0;
-        let (uploaded, downloaded) =
-            self.both_ways(&mut conn, down, turn, &progress, &up_timer, total_timer.as_ref()).await;
-        if turned_away(&downloaded, turn.settle.outcome.status) {
-            turn.settle.passed.is_taken = was_taken;
+        exchange.settle.outcome.status = 0;
+        let (uploaded, downloaded) = self
+            .both_ways(&mut conn, down, exchange, &progress, &up_timer, total_timer.as_ref())
+            .await;
+        if turned_away(&downloaded, exchange.settle.outcome.status) {
+            exchange.settle.passed.is_taken = was_taken;
         }
         if let Uploaded::Broken(kind) = uploaded {
             let tell = !progress.answer_begun.get() && kind.row().status.is_some();
@@ -93,7 +98,7 @@ impl Attempt<'_> {
             }
             Downloaded::NoAnswer { kind, .. } if uploaded == Uploaded::Outrun => {
                 // It has been told so.
-                turn.settle.outcome.status = kind.row().status.unwrap_or(0);
+                exchange.settle.outcome.status = kind.row().status.unwrap_or(0);
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
@@ -101,9 +106,9 @@ impl Attempt<'_> {
                 let reused = conn.reused() && !self.fresh;
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
                 if stale {
-                    turn.settle.passed.is_taken = was_taken;
+                    exchange.settle.passed.is_taken = was_taken;
                 } else {
-                    self.guard.ended(kind, turn.settle.now_us());
+                    self.guard.ended(kind, exchange.settle.now_us());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(NoWay::Refused(407));
@@ -118,7 +123,7 @@ impl Attempt<'_> {
                 told: None,
             },
             Downloaded::Cut(kind) => {
-                self.guard.ended(kind, turn.settle.now_us());
+                self.guard.ended(kind, exchange.settle.now_us());
                 Attempted::Over(kind)
             }
             Downloaded::Upgraded(bytes) => {
@@ -152,7 +157,7 @@ impl Attempt<'_> {
         &self,
         conn: &mut UpConn,
         down: &mut Downstream,
-        turn: &mut Turn<'_, '_>,
+        exchange: &mut ExchangeState<'_, '_>,
         progress: &Progress,
         up_timer: &Timer,
         total_timer: Option<&Timer>,
@@ -161,7 +166,7 @@ impl Attempt<'_> {
         let (upstream, client) = (conn.socket().clone(), down.socket.clone());
         let timeouts = self.request.listener.timeouts;
         let write_timer = core.ticker.timer();
-        let (out, from) = self.encode(&turn.held, turn.body);
+        let (out, from) = self.encode(&exchange.held, exchange.body);
         let upload = Upload {
             core,
             client: &client,
@@ -195,9 +200,10 @@ impl Attempt<'_> {
             is_metered: self.request.permit.is_metered,
             via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
         };
-        let held = std::mem::take(&mut turn.held);
-        let mut upload = pin!(upload.run(out, held, from, turn.body, turn.scanner, turn.hold));
-        let mut download = pin!(download.run(conn, turn.response, turn.settle));
+        let held = std::mem::take(&mut exchange.held);
+        let mut upload =
+            pin!(upload.run(out, held, from, exchange.body, exchange.scanner, exchange.hold));
+        let mut download = pin!(download.run(conn, exchange.response, exchange.settle));
         let (mut uploaded, mut downloaded) = (None, None);
         let (mut gone, mut waited) = (false, true);
         poll_fn(|cx| {
@@ -267,8 +273,8 @@ impl Attempt<'_> {
                 Sent { end: Uploaded::Outrun, ..upload.await }
             }
         };
-        turn.held = sent.held;
-        turn.gone = progress.gone.get();
+        exchange.held = sent.held;
+        exchange.gone = progress.gone.get();
         down.recv.extend_from_slice(&sent.leftover);
         (sent.end, downloaded)
     }

@@ -69,7 +69,7 @@ pub struct Attempt<'a> {
 }
 
 /// What the attempts of one exchange use in turn.
-pub struct Turn<'a, 's> {
+pub struct ExchangeState<'a, 's> {
     /// The receive buffer with head and body.
     pub held: Vec<u8>,
     /// Where the body stands in it.
