@@ -22,7 +22,7 @@ use crate::upstream::via::NoWay;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Missed {
+pub enum DialError {
     /// Nobody is there, or nobody answers in a way that is understood.
     Unreachable,
     /// It was not made in time.
@@ -30,40 +30,40 @@ pub enum Missed {
     /// For want of something of ours.
     Ours,
     /// The handshake failed.
-    Tls(NoTls),
+    Tls(HandshakeError),
     /// There is no way through the outbound proxy.
     Proxy(NoWay),
 }
 
 /// Why a handshake failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NoTls {
+pub struct HandshakeError {
     /// For the operator: may name the server.
     pub why: Rc<str>,
     /// For the client: names nobody.
     pub plain: &'static str,
 }
 
-impl Missed {
+impl DialError {
     /// Of two addresses that failed, what says more of the server.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         match (&self, &other) {
             // Then nothing is known of the server.
-            (_, Missed::Ours) => other,
-            (Missed::Ours, _) => self,
-            (Missed::Tls(_), _) | (Missed::Late, Missed::Unreachable) => self,
+            (_, DialError::Ours) => other,
+            (DialError::Ours, _) => self,
+            (DialError::Tls(_), _) | (DialError::Late, DialError::Unreachable) => self,
             _ => other,
         }
     }
 }
 
-impl From<io::Error> for Missed {
+impl From<io::Error> for DialError {
     fn from(error: io::Error) -> Self {
         match error.kind() {
-            io::ErrorKind::TimedOut => Missed::Late,
-            _ if sys::is_shortage(&error) => Missed::Ours,
-            _ => Missed::Unreachable,
+            io::ErrorKind::TimedOut => DialError::Late,
+            _ if sys::is_shortage(&error) => DialError::Ours,
+            _ => DialError::Unreachable,
         }
     }
 }
@@ -76,15 +76,15 @@ pub async fn secure(
     tls: &TlsClient,
     timer: &Timer,
     timeout: Duration,
-) -> Result<TlsStream, Missed> {
+) -> Result<TlsStream, DialError> {
     timer.arm(Handle::Fd(socket.fd()), Shut::Both, timeout);
     let shaken = Handshake::new(socket, tls).await;
     let late = timer.expired();
     timer.disarm();
     shaken.map_err(|error| match late {
-        true => Missed::Late,
-        false if sys::is_shortage(&error) => Missed::Ours,
-        false => Missed::Tls(NoTls { why: why(&error).into(), plain: plainly(&error) }),
+        true => DialError::Late,
+        false if sys::is_shortage(&error) => DialError::Ours,
+        false => DialError::Tls(HandshakeError { why: why(&error).into(), plain: plainly(&error) }),
     })
 }
 

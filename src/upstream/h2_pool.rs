@@ -21,7 +21,7 @@ use h2::Reason;
 use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
 
-use super::connect::Missed;
+use super::connect::DialError;
 use super::pulse::Pulse;
 use super::roster::PoolId;
 use crate::http1::parse::HeadLimits;
@@ -106,7 +106,7 @@ pub enum DialOutcome {
     /// The server speaks HTTP/1.1: everyone dials a connection of their own.
     Http1,
     /// There is no connection.
-    Failed(Missed),
+    Failed(DialError),
 }
 
 /// The right to dial for everyone; dropped without a word it passes on.
@@ -381,7 +381,9 @@ mod tests {
     #[test]
     fn one_dials_and_the_others_learn_how_it_ended() {
         let links = Rc::new(H2Pool::default());
-        for told in [DialOutcome::AskAgain, DialOutcome::Http1, DialOutcome::Failed(Missed::Late)] {
+        for told in
+            [DialOutcome::AskAgain, DialOutcome::Http1, DialOutcome::Failed(DialError::Late)]
+        {
             let dialling = leader(&links);
             let (first, second) = (wait(&links), wait(&links));
             let mut waiting = pin!(first.ended());

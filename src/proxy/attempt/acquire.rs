@@ -20,7 +20,7 @@ use crate::proxy::downstream::Downstream;
 use crate::proxy::plan::{Reuse, ViaPlan, Way};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
-use crate::upstream::connect::{Missed, NoTls, secure};
+use crate::upstream::connect::{DialError, HandshakeError, secure};
 use crate::upstream::h2_pool::{DialLeader, DialOutcome, Find};
 use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{NoWay, connect_through};
@@ -32,17 +32,17 @@ impl Attempt<'_> {
         down: &mut Downstream,
         timer: &Timer,
     ) -> Result<UpConn, Attempted> {
-        let mut missed = self.missed(Missed::Unreachable);
+        let mut error = self.blame_proxy(DialError::Unreachable);
         for endpoint in &self.upstream.endpoints {
             let connecting = self.connect(endpoint, timer);
             let gone = down.watch.gone(&down.timer);
             match race(pin!(connecting), pin!(gone)).await {
                 First::Left(Ok(conn)) => return Ok(conn),
-                First::Left(Err(why)) => missed = missed.or(why),
+                First::Left(Err(why)) => error = error.or(why),
                 First::Right(()) => return Err(Attempted::Over(Kind::ClientGone)),
             }
         }
-        Err(self.no_connection(missed))
+        Err(self.no_connection(error))
     }
 
     /// Takes a connection out of the pool, if there is one and it may be used.
@@ -57,7 +57,7 @@ impl Attempt<'_> {
     }
 
     /// Makes a connection to one address.
-    async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+    async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         if self.upstream.http2 {
             // In pooled memory: an exchange in HTTP/1.1 must not carry it.
             return PooledFuture::with(|| self.stream_slot(endpoint, timer)).await;
@@ -66,7 +66,7 @@ impl Attempt<'_> {
     }
 
     /// Makes a stream on which HTTP is next.
-    async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, Missed> {
+    async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, DialError> {
         let (keepalive, timeout) = (self.plan.tcp_keepalive, self.timeouts.connect);
         let begun = self.upstream.tls.as_ref().map(|tls| (tls, Instant::now()));
         let mut socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
@@ -77,7 +77,7 @@ impl Attempt<'_> {
             self.core.pool.sweep(|_| Some(Duration::ZERO), &self.core.buffers, Instant::now());
             socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
         }
-        let socket = socket.map_err(|error| self.missed(error.into()))?;
+        let socket = socket.map_err(|error| self.blame_proxy(error.into()))?;
         let secure_in = begun.map(|(tls, begun)| (tls, timeout.saturating_sub(begun.elapsed())));
         if let Some(ViaPlan { way: Way::Tunnel { request }, .. }) = &self.upstream.via {
             let limit = self.timeouts.proxy_connect;
@@ -85,8 +85,8 @@ impl Attempt<'_> {
             let opened =
                 PooledFuture::with(|| connect_through(&socket, request, timer, limit)).await;
             opened.map_err(|why| match why {
-                NoWay::Ours => Missed::Ours,
-                why => Missed::Proxy(why),
+                NoWay::Ours => DialError::Ours,
+                why => DialError::Proxy(why),
             })?;
         }
         let Some((tls, left)) = secure_in else { return Ok(Stream::Plain(socket)) };
@@ -96,17 +96,17 @@ impl Attempt<'_> {
     }
 
     /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
-    fn missed(&self, why: Missed) -> Missed {
+    fn blame_proxy(&self, why: DialError) -> DialError {
         match (why, &self.upstream.via) {
-            (Missed::Unreachable, Some(_)) => Missed::Proxy(NoWay::Unreachable),
-            (Missed::Late, Some(_)) => Missed::Proxy(NoWay::ConnectLate),
+            (DialError::Unreachable, Some(_)) => DialError::Proxy(NoWay::Unreachable),
+            (DialError::Late, Some(_)) => DialError::Proxy(NoWay::ConnectLate),
             (why, _) => why,
         }
     }
 
     /// Takes a stream on a link to one address, or makes the link; or a connection of its own if
     /// the server wants HTTP/1.1.
-    async fn stream_slot(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+    async fn stream_slot(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         let (h2_pool, pool) = (&self.core.h2_pool, endpoint.pool);
         let mut fresh = self.fresh;
         let leader = loop {
@@ -141,7 +141,7 @@ impl Attempt<'_> {
     }
 
     /// Dials, and takes the first stream if that is HTTP/2.
-    async fn begin(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, Missed> {
+    async fn begin(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         let stream = self.dial(endpoint, timer).await?;
         if matches!(&stream, Stream::Tls(tls) if !tls.speaks_h2()) {
             return Ok(UpConn::new(stream, endpoint.pool));
@@ -153,19 +153,19 @@ impl Attempt<'_> {
             h2_pool.begin(pool, stream, self.core.ticker.timer(), listed, &self.plan.head).await;
         let late = timer.expired();
         timer.disarm();
-        let missed = |error: h2::Error| match late {
-            true => Missed::Late,
-            false if sys::is_shortage(&error) => Missed::Ours,
-            false => Missed::Unreachable,
+        let error = |error: h2::Error| match late {
+            true => DialError::Late,
+            false if sys::is_shortage(&error) => DialError::Ours,
+            false => DialError::Unreachable,
         };
-        Ok(bridge::open(h2_pool, stream_slot.map_err(missed)?, pool))
+        Ok(bridge::open(h2_pool, stream_slot.map_err(error)?, pool))
     }
 
     /// Tells the control thread and the client why nobody could be connected.
     #[cold]
-    fn no_connection(&self, missed: Missed) -> Attempted {
-        let (kind, told) = match missed {
-            Missed::Ours => {
+    fn no_connection(&self, error: DialError) -> Attempted {
+        let (kind, told) = match error {
+            DialError::Ours => {
                 let (kind, told) = (Kind::Shortage, None);
                 return Attempted::Failed {
                     kind,
@@ -175,14 +175,14 @@ impl Attempt<'_> {
                     told,
                 };
             }
-            Missed::Unreachable => (Kind::UpstreamConnect, None),
-            Missed::Late => (Kind::UpstreamConnectTimeout, None),
-            Missed::Tls(NoTls { why, plain }) => {
+            DialError::Unreachable => (Kind::UpstreamConnect, None),
+            DialError::Late => (Kind::UpstreamConnectTimeout, None),
+            DialError::Tls(HandshakeError { why, plain }) => {
                 self.upstream.state.complain(format!("tls handshake failed: {why}"));
                 let told = format!("The TLS handshake with the upstream failed: {plain}.");
                 (Kind::UpstreamTls, Some(told))
             }
-            Missed::Proxy(why) => (why.kind(), self.told_of(Some(why))),
+            DialError::Proxy(why) => (why.kind(), self.told_of(Some(why))),
         };
         // Its models must leave the table if it is gone: the control thread finds out.
         self.upstream.state.suspect();
