@@ -32,7 +32,7 @@ use crate::net::dial::Address;
 use crate::net::sys;
 use crate::net::tls::{TlsClient, explain};
 use crate::policy::query;
-use crate::upstream::via::{NoWay, is_open};
+use crate::upstream::via::{TunnelError, is_open};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,7 +137,7 @@ async fn at(
                 (Ok((StatusCode::PROXY_AUTHENTICATION_REQUIRED, _)), Some(proxy))
                     if !upstream.tunnels() =>
                 {
-                    Err(no_way(NoWay::Refused(407), proxy))
+                    Err(tunnel_error(TunnelError::Refused(407), proxy))
                 }
                 (answered, _) => answered,
             }
@@ -178,12 +178,12 @@ async fn reach(
     let mut stream = match dialed {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) if sys::is_shortage(&error) => return Err(Silence::broken(&error)),
-        Ok(Err(_)) => return Err(no_way(NoWay::Unreachable, proxy)),
-        Err(_) => return Err(no_way(NoWay::ConnectLate, proxy)),
+        Ok(Err(_)) => return Err(tunnel_error(TunnelError::Unreachable, proxy)),
+        Err(_) => return Err(tunnel_error(TunnelError::ConnectLate, proxy)),
     };
     if upstream.tunnels() {
         let opened = timeout_at(by, tunnel(&mut stream, &upstream.url, proxy)).await;
-        opened.unwrap_or(Err(NoWay::AnswerLate)).map_err(|why| no_way(why, proxy))?;
+        opened.unwrap_or(Err(TunnelError::AnswerLate)).map_err(|why| tunnel_error(why, proxy))?;
     }
     Ok(stream)
 }
@@ -197,14 +197,14 @@ pub async fn tunnel<S>(
     stream: &mut S,
     url: &UpstreamUrl,
     proxy: &OutboundProxy,
-) -> Result<(), NoWay>
+) -> Result<(), TunnelError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut request = Vec::new();
     let credentials = proxy.credentials.as_ref().map(Secret::expose);
     connect::request(&mut request, &connect::host_port(&url.host, url.port), credentials);
-    stream.write_all(&request).await.map_err(|error| NoWay::broken(&error))?;
+    stream.write_all(&request).await.map_err(|error| TunnelError::broken(&error))?;
     let mut answer = connect::Answer::default();
     let mut bytes = Vec::new();
     while stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0) {
@@ -212,12 +212,12 @@ where
             return Ok(());
         }
     }
-    Err(NoWay::Closed)
+    Err(TunnelError::Closed)
 }
 
 /// A proxy that does not let us through is a server that nobody reaches.
-fn no_way(why: NoWay, proxy: &OutboundProxy) -> Silence {
-    if why == NoWay::Ours {
+fn tunnel_error(why: TunnelError, proxy: &OutboundProxy) -> Silence {
+    if why == TunnelError::Ours {
         return Silence::Ours(why.why(&proxy.authority()));
     }
     Silence::Dead(why.why(&proxy.authority()))
@@ -387,7 +387,7 @@ mod tests {
     }
 
     /// What a tunnel through a proxy with this answer comes to, and what the proxy was sent.
-    fn tunnelled(answer: &'static [u8]) -> (Result<(), NoWay>, String) {
+    fn tunnelled(answer: &'static [u8]) -> (Result<(), TunnelError>, String) {
         let entry = upstream("url = \"https://[::1]/x\"\nproxy = \"http://u:p@q:8080\"");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async move {
@@ -409,9 +409,9 @@ mod tests {
                     Proxy-Authorization: Basic dTpw\r\n\r\n";
         for (answer, expected) in [
             (&b"HTTP/1.1 200 OK\r\n\r\n"[..], Ok(())),
-            (b"HTTP/1.1 200 OK\r\n\r\nx", Err(NoWay::Unasked)),
-            (b"HTTP/1.1 407 No\r\nContent-Length: 1\r\n\r\nx", Err(NoWay::Refused(407))),
-            (b"HTTP/1.1 200 OK\r\n", Err(NoWay::Closed)),
+            (b"HTTP/1.1 200 OK\r\n\r\nx", Err(TunnelError::Unasked)),
+            (b"HTTP/1.1 407 No\r\nContent-Length: 1\r\n\r\nx", Err(TunnelError::Refused(407))),
+            (b"HTTP/1.1 200 OK\r\n", Err(TunnelError::Closed)),
         ] {
             assert_eq!(tunnelled(answer), (expected, head.to_owned()));
         }

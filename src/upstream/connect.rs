@@ -18,7 +18,7 @@ use crate::net::stream::Handle;
 use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 use crate::net::tls::{TlsClient, TlsStream, explain, plainly};
-use crate::upstream::via::NoWay;
+use crate::upstream::via::TunnelError;
 
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub enum DialError {
     /// The handshake failed.
     Tls(HandshakeError),
     /// There is no way through the outbound proxy.
-    Proxy(NoWay),
+    Proxy(TunnelError),
 }
 
 /// Why a handshake failed.

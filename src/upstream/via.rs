@@ -23,7 +23,7 @@ const ANSWER_BYTES: usize = 1024;
 
 /// Why there is no way through a proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoWay {
+pub enum TunnelError {
     /// It could not be connected.
     Unreachable,
     /// It was not connected in time.
@@ -42,39 +42,42 @@ pub enum NoWay {
     Refused(u16),
 }
 
-impl NoWay {
+impl TunnelError {
     /// The fault that this is.
     #[must_use]
     pub fn kind(self) -> Kind {
         match self {
-            NoWay::Unreachable | NoWay::Closed | NoWay::Malformed(_) | NoWay::Unasked => {
-                Kind::OutboundConnect
-            }
-            NoWay::Ours => Kind::Shortage,
-            NoWay::ConnectLate | NoWay::AnswerLate => Kind::OutboundTimeout,
-            NoWay::Refused(_) => Kind::OutboundRefused,
+            TunnelError::Unreachable
+            | TunnelError::Closed
+            | TunnelError::Malformed(_)
+            | TunnelError::Unasked => Kind::OutboundConnect,
+            TunnelError::Ours => Kind::Shortage,
+            TunnelError::ConnectLate | TunnelError::AnswerLate => Kind::OutboundTimeout,
+            TunnelError::Refused(_) => Kind::OutboundRefused,
         }
     }
 
     /// A call on the connection to it failed.
     #[must_use]
     pub fn broken(error: &io::Error) -> Self {
-        if sys::is_shortage(error) { NoWay::Ours } else { NoWay::Closed }
+        if sys::is_shortage(error) { TunnelError::Ours } else { TunnelError::Closed }
     }
 
     /// For a person; `proxy` is its `host:port`.
     #[must_use]
     pub fn why(self, proxy: &str) -> String {
         let what = match self {
-            NoWay::Unreachable => "could not be connected".to_owned(),
-            NoWay::ConnectLate => "could not be connected in time".to_owned(),
-            NoWay::AnswerLate => "did not answer in time".to_owned(),
-            NoWay::Ours => "could not be used: we are out of descriptors or memory".to_owned(),
-            NoWay::Closed => "ended the connection before its answer".to_owned(),
-            NoWay::Malformed(fault) => format!("answered with bad HTTP: {fault}"),
-            NoWay::Unasked => "sent more than its answer".to_owned(),
-            NoWay::Refused(407) => "wants other credentials: status 407".to_owned(),
-            NoWay::Refused(status) => format!("refused: status {status}"),
+            TunnelError::Unreachable => "could not be connected".to_owned(),
+            TunnelError::ConnectLate => "could not be connected in time".to_owned(),
+            TunnelError::AnswerLate => "did not answer in time".to_owned(),
+            TunnelError::Ours => {
+                "could not be used: we are out of descriptors or memory".to_owned()
+            }
+            TunnelError::Closed => "ended the connection before its answer".to_owned(),
+            TunnelError::Malformed(fault) => format!("answered with bad HTTP: {fault}"),
+            TunnelError::Unasked => "sent more than its answer".to_owned(),
+            TunnelError::Refused(407) => "wants other credentials: status 407".to_owned(),
+            TunnelError::Refused(status) => format!("refused: status {status}"),
         };
         format!("outbound proxy {proxy} {what}")
     }
@@ -83,12 +86,12 @@ impl NoWay {
 /// Whether the tunnel is open, by all that has come of the answer; for those who take what comes.
 ///
 /// Errors: `Malformed`, `Unasked`, `Refused`.
-pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, NoWay> {
-    match answer.push(bytes).map_err(NoWay::Malformed)? {
+pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, TunnelError> {
+    match answer.push(bytes).map_err(TunnelError::Malformed)? {
         Told::More => Ok(false),
         Told::Tunnel { head_bytes } if head_bytes == bytes.len() => Ok(true),
-        Told::Tunnel { .. } => Err(NoWay::Unasked),
-        Told::Refused { status } => Err(NoWay::Refused(status)),
+        Told::Tunnel { .. } => Err(TunnelError::Unasked),
+        Told::Refused { status } => Err(TunnelError::Refused(status)),
     }
 }
 
@@ -102,20 +105,20 @@ pub async fn connect_through(
     request: &[u8],
     timer: &Timer,
     timeout: Duration,
-) -> Result<(), NoWay> {
+) -> Result<(), TunnelError> {
     timer.arm(Handle::Fd(socket.fd()), Shut::Both, timeout);
     let opened = open(socket, request).await;
     let late = timer.expired();
     timer.disarm();
-    if late { Err(NoWay::AnswerLate) } else { opened }
+    if late { Err(TunnelError::AnswerLate) } else { opened }
 }
 
-async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
+async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), TunnelError> {
     while !request.is_empty() {
         match sys::send_now(socket.fd(), request) {
             Ok(0) => socket.writable().await,
             Ok(sent) => request = request.get(sent..).unwrap_or_default(),
-            Err(error) => return Err(NoWay::broken(&error)),
+            Err(error) => return Err(TunnelError::broken(&error)),
         }
     }
     let mut answer = Answer::default();
@@ -128,23 +131,23 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), NoWay> {
         let known = bytes.len();
         match sys::peek_now(socket.fd(), &mut bytes) {
             Ok(None) => socket.readable().await,
-            Ok(Some(0)) => return Err(NoWay::Closed),
-            Err(error) => return Err(NoWay::broken(&error)),
-            Ok(Some(_)) => match answer.push(&bytes).map_err(NoWay::Malformed)? {
+            Ok(Some(0)) => return Err(TunnelError::Closed),
+            Err(error) => return Err(TunnelError::broken(&error)),
+            Ok(Some(_)) => match answer.push(&bytes).map_err(TunnelError::Malformed)? {
                 Told::More => take(socket, bytes.len() - known)?,
                 Told::Tunnel { head_bytes } => {
                     return take(socket, head_bytes.saturating_sub(known));
                 }
-                Told::Refused { status } => return Err(NoWay::Refused(status)),
+                Told::Refused { status } => return Err(TunnelError::Refused(status)),
             },
         }
     }
 }
 
 /// Takes bytes that have been looked at.
-fn take(socket: &Socket, count: usize) -> Result<(), NoWay> {
+fn take(socket: &Socket, count: usize) -> Result<(), TunnelError> {
     let taken = sys::recv_some_now(socket.fd(), &mut Vec::with_capacity(count), count);
-    if matches!(taken, Ok(Some(n)) if n == count) { Ok(()) } else { Err(NoWay::Closed) }
+    if matches!(taken, Ok(Some(n)) if n == count) { Ok(()) } else { Err(TunnelError::Closed) }
 }
 
 #[cfg(test)]
@@ -159,7 +162,7 @@ mod tests {
     use crate::net::ticker::{TICK, Ticker};
 
     /// Asks a proxy that is `serve` for a tunnel.
-    fn check(serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<(), NoWay> {
+    fn check(serve: impl FnOnce(UnixStream) + Send + 'static) -> Result<(), TunnelError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let proxy = std::thread::spawn(move || serve(theirs));
         let opened = rt::block_on(Wanted::Auto.with_environment(), |driver| {
@@ -224,11 +227,11 @@ mod tests {
 
     #[test]
     fn says_why_there_is_no_tunnel() {
-        let answers: [(&'static [u8], NoWay); 4] = [
-            (b"HTTP/1.1 407 No\r\nContent-Length: 3\r\n\r\nno", NoWay::Refused(407)),
-            (b"HTTP/1.1 503 No\r\n\r\n", NoWay::Refused(503)),
-            (b"220 smtp\r\n", NoWay::Malformed(HeadFault::BadStartLine)),
-            (b"HTTP/1.1 200 OK\r\n", NoWay::Closed),
+        let answers: [(&'static [u8], TunnelError); 4] = [
+            (b"HTTP/1.1 407 No\r\nContent-Length: 3\r\n\r\nno", TunnelError::Refused(407)),
+            (b"HTTP/1.1 503 No\r\n\r\n", TunnelError::Refused(503)),
+            (b"220 smtp\r\n", TunnelError::Malformed(HeadFault::BadStartLine)),
+            (b"HTTP/1.1 200 OK\r\n", TunnelError::Closed),
         ];
         for (answer, expected) in answers {
             let opened = check(move |mut stream| {
@@ -247,17 +250,21 @@ mod tests {
             // Ends when the other side gives up.
             let _ = stream.read(&mut [0; 1]);
         });
-        assert_eq!(opened, Err(NoWay::AnswerLate));
+        assert_eq!(opened, Err(TunnelError::AnswerLate));
         assert!(begun.elapsed() >= Duration::from_millis(300));
     }
 
     #[test]
     fn names_the_proxy_and_the_status() {
         for (way, kind, why) in [
-            (NoWay::Refused(407), Kind::OutboundRefused, "wants other credentials: status 407"),
-            (NoWay::Refused(503), Kind::OutboundRefused, "refused: status 503"),
-            (NoWay::Unreachable, Kind::OutboundConnect, "could not be connected"),
-            (NoWay::AnswerLate, Kind::OutboundTimeout, "did not answer in time"),
+            (
+                TunnelError::Refused(407),
+                Kind::OutboundRefused,
+                "wants other credentials: status 407",
+            ),
+            (TunnelError::Refused(503), Kind::OutboundRefused, "refused: status 503"),
+            (TunnelError::Unreachable, Kind::OutboundConnect, "could not be connected"),
+            (TunnelError::AnswerLate, Kind::OutboundTimeout, "did not answer in time"),
         ] {
             assert_eq!(way.kind(), kind);
             assert_eq!(way.why("p:8080"), format!("outbound proxy p:8080 {why}"));

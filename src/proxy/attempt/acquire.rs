@@ -23,7 +23,7 @@ use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{DialError, HandshakeError, secure};
 use crate::upstream::h2_pool::{DialLeader, DialOutcome, Find};
 use crate::upstream::roster::Endpoint;
-use crate::upstream::via::{NoWay, connect_through};
+use crate::upstream::via::{TunnelError, connect_through};
 
 impl Attempt<'_> {
     /// Takes a stream on a link, or makes a connection.
@@ -85,7 +85,7 @@ impl Attempt<'_> {
             let opened =
                 PooledFuture::with(|| connect_through(&socket, request, timer, limit)).await;
             opened.map_err(|why| match why {
-                NoWay::Ours => DialError::Ours,
+                TunnelError::Ours => DialError::Ours,
                 why => DialError::Proxy(why),
             })?;
         }
@@ -98,8 +98,8 @@ impl Attempt<'_> {
     /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
     fn blame_proxy(&self, why: DialError) -> DialError {
         match (why, &self.upstream.via) {
-            (DialError::Unreachable, Some(_)) => DialError::Proxy(NoWay::Unreachable),
-            (DialError::Late, Some(_)) => DialError::Proxy(NoWay::ConnectLate),
+            (DialError::Unreachable, Some(_)) => DialError::Proxy(TunnelError::Unreachable),
+            (DialError::Late, Some(_)) => DialError::Proxy(TunnelError::ConnectLate),
             (why, _) => why,
         }
     }
@@ -190,7 +190,7 @@ impl Attempt<'_> {
     }
 
     /// What the operator and the client are told of the outbound proxy.
-    pub(super) fn told_of(&self, why: Option<NoWay>) -> Option<String> {
+    pub(super) fn told_of(&self, why: Option<TunnelError>) -> Option<String> {
         let why = why?.why(&self.upstream.via.as_ref()?.proxy);
         self.upstream.state.complain(why.clone());
         Some(format!("The {why}."))

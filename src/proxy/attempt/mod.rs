@@ -33,7 +33,7 @@ use crate::proxy::reply;
 use crate::proxy::settle::Settle;
 use crate::proxy::upload::{ClientPace, Sent, Upload, Uploaded};
 use crate::upstream::conn::UpConn;
-use crate::upstream::via::NoWay;
+use crate::upstream::via::TunnelError;
 
 /// A held body up to this size is copied behind the head, so that both leave in one send.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
@@ -111,7 +111,7 @@ impl Attempt<'_> {
                     self.guard.ended(kind, exchange.settle.now_us());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
-                let refused = (kind == Kind::OutboundRefused).then_some(NoWay::Refused(407));
+                let refused = (kind == Kind::OutboundRefused).then_some(TunnelError::Refused(407));
                 let told = self.told_of(refused);
                 Attempted::Failed { kind, answered, reused, status: None, told }
             }
