@@ -11,8 +11,8 @@ use std::time::Duration;
 use base64::Engine as _;
 
 use super::plan::{
-    ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, Reuse,
-    RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan, Way,
+    ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, ProxyMode,
+    Reuse, RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan,
 };
 use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
@@ -313,19 +313,22 @@ fn upstream_plan(
 fn via(upstream: &config::Upstream, proxy: &config::OutboundProxy) -> ViaPlan {
     let url = &upstream.url;
     let credentials = proxy.credentials.as_ref().map(config::Secret::expose);
-    let way = if upstream.tunnels() {
+    let mode = if upstream.tunnels() {
         let mut request = Vec::new();
         connect::request(&mut request, &connect::host_port(&url.host, url.port), credentials);
-        Way::Tunnel { request }
+        ProxyMode::Tunnel { request }
     } else {
         let mut authorization = Vec::new();
         if let Some(credentials) = credentials {
             connect::authorization(&mut authorization, credentials);
         }
         // As Host says it by default (RFC 9112 §3.2).
-        Way::Forward { origin: format!("http://{}", url.authority()).into_bytes(), authorization }
+        ProxyMode::Forward {
+            origin: format!("http://{}", url.authority()).into_bytes(),
+            authorization,
+        }
     };
-    ViaPlan { proxy: proxy.authority(), way }
+    ViaPlan { proxy: proxy.authority(), mode }
 }
 
 fn host_line(host: &str) -> Vec<u8> {

@@ -9,7 +9,7 @@
 use super::core::Core;
 use super::hold::RoutedBy;
 use super::permit::Permit;
-use super::plan::{Credential, ListenerPlan, PathPlan, UpstreamPlan, ViaPlan, Way};
+use super::plan::{Credential, ListenerPlan, PathPlan, ProxyMode, UpstreamPlan, ViaPlan};
 use super::refusal::Caller;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
@@ -63,7 +63,7 @@ pub fn head(
         Some(line) => out.extend_from_slice(line),
         None => encode::field(out, b"Host", request_head.authority(bytes).unwrap_or_default()),
     }
-    if let Some(ViaPlan { way: Way::Forward { authorization, .. }, .. }) = &upstream.via {
+    if let Some(ViaPlan { mode: ProxyMode::Forward { authorization, .. }, .. }) = &upstream.via {
         out.extend_from_slice(authorization);
     }
     let own_credentials = !permit.credentials_pass(&upstream.credential);
@@ -158,7 +158,7 @@ fn request_line(
     out.extend_from_slice(request.head.method_text.of(bytes));
     out.push(b' ');
     let origin = match &upstream.via {
-        Some(ViaPlan { way: Way::Forward { origin, .. }, .. }) => origin.as_slice(),
+        Some(ViaPlan { mode: ProxyMode::Forward { origin, .. }, .. }) => origin.as_slice(),
         _ => b"",
     };
     out.extend_from_slice(origin);

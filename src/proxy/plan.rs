@@ -309,11 +309,11 @@ pub struct ViaPlan {
     /// Its `host:port`, for messages.
     pub proxy: String,
     /// What it is asked for.
-    pub way: Way,
+    pub mode: ProxyMode,
 }
 
 /// What an outbound proxy is asked for.
-pub enum Way {
+pub enum ProxyMode {
     /// To pass each request on: its target is a whole URL (RFC 9112 §3.2.2).
     Forward {
         /// `http://host:port`, in front of the path.

@@ -17,7 +17,7 @@ use crate::net::stream::Stream;
 use crate::net::sys::{self, Shut};
 use crate::net::ticker::{TICK, Timer};
 use crate::proxy::downstream::Downstream;
-use crate::proxy::plan::{Reuse, ViaPlan, Way};
+use crate::proxy::plan::{ProxyMode, Reuse, ViaPlan};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{DialError, HandshakeError, secure};
@@ -79,7 +79,7 @@ impl Attempt<'_> {
         }
         let socket = socket.map_err(|error| self.blame_proxy(error.into()))?;
         let secure_in = begun.map(|(tls, begun)| (tls, timeout.saturating_sub(begun.elapsed())));
-        if let Some(ViaPlan { way: Way::Tunnel { request }, .. }) = &self.upstream.via {
+        if let Some(ViaPlan { mode: ProxyMode::Tunnel { request }, .. }) = &self.upstream.via {
             let limit = self.timeouts.proxy_connect;
             // In pooled memory, as above.
             let opened =

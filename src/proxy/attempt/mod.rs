@@ -26,7 +26,7 @@ use crate::proxy::download::{Download, Downloaded};
 use crate::proxy::downstream::Downstream;
 use crate::proxy::forward::{self};
 use crate::proxy::hold::RequestBody;
-use crate::proxy::plan::{Reuse, ViaPlan, Way};
+use crate::proxy::plan::{ProxyMode, Reuse, ViaPlan};
 use crate::proxy::progress::Progress;
 use crate::proxy::refusal::Refusal;
 use crate::proxy::reply;
@@ -198,7 +198,10 @@ impl Attempt<'_> {
             budget: self.budget,
             guard: self.guard,
             is_metered: self.request.permit.is_metered,
-            via_proxy: matches!(&self.upstream.via, Some(ViaPlan { way: Way::Forward { .. }, .. })),
+            via_proxy: matches!(
+                &self.upstream.via,
+                Some(ViaPlan { mode: ProxyMode::Forward { .. }, .. })
+            ),
         };
         let held = std::mem::take(&mut exchange.held);
         let mut upload =
