@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
-use super::fleet::Board;
+use super::reconciler::Board;
 use super::task::Task;
 use super::watched::{Standing, Watched};
 use crate::config::{self, Bind};

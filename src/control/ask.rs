@@ -1,12 +1,14 @@
 //! Asking a server for its models (SPEC §11).
 //!
-//! `GET /v1/models`, of Ollama `GET /api/tags`, of Gemini `GET /v1beta/models`, page by page where the
-//! server writes pages; at the start and then every interval of `[discovery]`; also at once when a
-//! core could not connect, when a probe finds the server up again, and when its address changes.
+//! `GET /v1/models`, of Ollama `GET /api/tags`, of Gemini `GET /v1beta/models`, page by page where
+//! the server writes pages; at the start and then every interval of `[discovery]`; also at once
+//! when a core could not connect, when a probe finds the server up again, and when its address
+//! changes.
 //!
 //! Not heard of is not the same as not there. While a question is open the last list holds, however
 //! long that takes: a busy server may well serve, only others are preferred after `LATE_AFTER`. Of
-//! one that is dead the names stay known for `discovery.grace`, and nobody is sent there (`fleet`).
+//! one that is dead the names stay known for `discovery.grace`, and nobody is sent there
+//! (`reconciler`).
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -64,7 +66,7 @@ pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<
 }
 
 impl Watched {
-    /// Asks once, now, and tells the fleet.
+    /// Asks once, now, and tells the reconciler.
     pub(super) async fn ask(&self) -> Listed {
         let mut asking = pin!(self.listed());
         let answer = match timeout(LATE_AFTER, asking.as_mut()).await {
@@ -102,7 +104,7 @@ impl Watched {
             Listed::Models(_) => None,
             Listed::NoList(why) | Listed::Dead(why) => Some(why.as_str()),
         });
-        // The fleet is gone only when all of this ends.
+        // The reconciler is gone only when all of this ends.
         let _ = self.events.send(Event::Models(self.identity.clone(), listed.clone())).await;
         listed
     }
@@ -205,8 +207,8 @@ pub(super) fn models_question(upstream: &Upstream) -> Question<'static> {
     Question { method: "GET", path: list_path(upstream), body: b"", headers: &[] }
 }
 
-/// Reads `{"data":[{"id":…}]}` (OpenAI), `{"models":[{"name":…}]}` (Ollama), and as these servers write
-/// them, `{"models":[{"name":"models/…"}],"nextPageToken":…}` (Gemini) and
+/// Reads `{"data":[{"id":…}]}` (OpenAI), `{"models":[{"name":…}]}` (Ollama), and as these servers
+/// write them, `{"models":[{"name":"models/…"}],"nextPageToken":…}` (Gemini) and
 /// `{"data":[{"id":…}],"has_more":…,"last_id":…}` (Anthropic).
 fn read_page(protocol: Protocol, body: &[u8]) -> Option<Page> {
     let tree: serde_json::Value = serde_json::from_slice(body).ok()?;

@@ -2,10 +2,10 @@
 //!
 //! Whoever renews a certificate writes its files anew. They are looked at every 10 seconds by
 //! inode, length and times, and read again when these differ, or at once when the operator asks
-//! (SIGHUP). What can be used goes to the fleet as a fact and so into the next plan; what cannot
-//! changes nothing, is told in one line, and is read again when the files change again. A pair
-//! that is half renewed is such a case. A certificate that nobody renews is told, once when its
-//! end is near and once when it has come.
+//! (SIGHUP). What can be used goes to the reconciler as a fact and so into the next plan; what
+//! cannot changes nothing, is told in one line, and is read again when the files change again. A
+//! pair that is half renewed is such a case. A certificate that nobody renews is told, once when
+//! its end is near and once when it has come.
 //!
 //! The keys of session tickets are rotated at the same beat: the one file that is written.
 
@@ -66,7 +66,7 @@ impl Renewed {
         Ok(match self {
             Self::Listener(id, tls) => {
                 let tls = tls.reread(read)?;
-                // Tried here, so that what goes to the fleet can be used.
+                // Tried here, so that what goes to the reconciler can be used.
                 server_config(&tls, store.tickets().for_context(TicketContext::of(&tls)))?;
                 Self::Listener(*id, tls)
             }

@@ -1,4 +1,4 @@
-//! The facts that tasks bring to the fleet.
+//! The facts that tasks bring to the reconciler.
 
 use std::net::IpAddr;
 

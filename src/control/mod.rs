@@ -2,12 +2,14 @@
 //! about the servers, probes them, talks to the operator, and has the cores told. Read in this
 //! order:
 //!
-//! `fleet` (all that is known, and the config that follows) with `entry` (which of the servers
-//! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source` (targets and addresses, by
-//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched` upstream, by
-//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`); then `admin` (the operator's HTTP interface) and `signals`,
-//! which stay with the main thread. `redis` holds the rate limits that nodes share; it needs
-//! nothing of the others.
+//! `reconciler` (all that is known, and the config that follows) with `entry` (which of the servers
+//! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source`
+//! (targets and addresses, by
+//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched`
+//! upstream, by
+//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`);
+//! then `admin` (the operator's HTTP interface) and `signals`, which stay with the main thread.
+//! `redis` holds the rate limits that nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`ServerHooks`).
 
@@ -17,7 +19,7 @@ pub mod certs;
 pub mod entry;
 pub mod event;
 pub mod fetch;
-pub mod fleet;
+pub mod reconciler;
 mod known;
 pub mod probe;
 mod recheck;
@@ -48,7 +50,7 @@ use crate::telemetry::prometheus::Live;
 use crate::upstream::roster::Site;
 use admin::Gate;
 use certs::{Reloads, keep_watch};
-use fleet::{Board, Fleet, Publish};
+use reconciler::{Board, Publish, Reconciler};
 use resolve::Resolver;
 
 pub use recheck::BreakerClock;
@@ -120,7 +122,7 @@ impl Handle {
 }
 
 impl Control {
-    /// Starts the thread and waits for the first answers, at most `fleet::FIRST_WAIT`.
+    /// Starts the thread and waits for the first answers, at most `reconciler::FIRST_WAIT`.
     ///
     /// Errors: the admin address cannot be bound, or the thread cannot start.
     pub fn begin(
@@ -154,21 +156,22 @@ impl Control {
         handle.spawn(async move {
             let reloads = Arc::new(Reloads::default());
             let files = config.clone();
-            let mut fleet = Fleet::new(config, resolver, tls.clone(), board.clone(), options.seed);
-            fleet.first_answers().await;
+            let mut reconciler =
+                Reconciler::new(config, resolver, tls.clone(), board.clone(), options.seed);
+            reconciler.first_answers().await;
             let first = Begun {
-                config: fleet.config.clone(),
-                sites: std::mem::take(&mut fleet.sites),
-                warnings: std::mem::take(&mut fleet.complaints),
+                config: reconciler.config.clone(),
+                sites: std::mem::take(&mut reconciler.sites),
+                warnings: std::mem::take(&mut reconciler.complaints),
             };
             // When the start failed nobody listens any more.
             let _ = begin.send(first);
             let Ok(hooks) = hooked.await else { return };
             let ServerHooks { publish, counters, live, clock, draining } = hooks;
-            let (say, events) = (options.say.clone(), fleet.events());
+            let (say, events) = (options.say.clone(), reconciler.events());
             let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
             let _admin = gate.map(|gate| gate.open(board, counters, live, draining, reloads));
-            fleet.run(publish, clock, &*options.say).await;
+            reconciler.run(publish, clock, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;
         let control = Self { handle, admin, reload, hooks: Some(hooks), stop: Some(stop), thread };

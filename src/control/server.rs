@@ -1,4 +1,5 @@
-//! One server as the fleet knows it: the tasks that look after it, and what they have found out.
+//! One server as the reconciler knows it: the tasks that look after it, and what they have found
+//! out.
 //!
 //! The one idea: what it has said last holds until it says something else. Its models are known,
 //! though nobody is sent there, while it is away: dead, down by its probes, or named by discovery

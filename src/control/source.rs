@@ -1,7 +1,7 @@
 //! The tasks behind `discover` and behind host names: what an entry stands for, and where a
 //! name leads, again and again.
 //!
-//! Each tells the fleet what it found; a failure is told too and changes nothing there, so the
+//! Each tells the reconciler what it found; a failure is told too and changes nothing there, so the
 //! last good answer stays. Files are read once a second and compared by content: the file of a
 //! config map or of an editor is replaced by a rename, which a watch on the path loses, and a
 //! change of the same length within one tick of the clock has the same stamp.

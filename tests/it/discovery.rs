@@ -559,7 +559,7 @@ fn the_start_does_not_wait_long_for_a_server_that_is_silent() {
     let text = format!("{LISTENER}{}{}", upstream("s", &url, ""), upstream("a", &a.url(), ""));
     let begun = Instant::now();
     let proxy = Proxy::start(&text);
-    let limit = tokenring::control::fleet::FIRST_WAIT + Duration::from_secs(2);
+    let limit = tokenring::control::reconciler::FIRST_WAIT + Duration::from_secs(2);
     assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
     assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
 }

@@ -45,7 +45,7 @@ pub type Board = Arc<Mutex<Vec<Arc<Watched>>>>;
 pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
 
 /// See the module.
-pub struct Fleet {
+pub struct Reconciler {
     /// As the file says it.
     base: Config,
     resolver: Resolver,
@@ -69,11 +69,11 @@ pub struct Fleet {
     running: bool,
 }
 
-impl Fleet {
+impl Reconciler {
     /// Begins with a config of which nothing is known yet.
     pub fn new(base: Config, resolver: Resolver, tls: Arc<Store>, board: Board, seed: u64) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
-        let mut fleet = Self {
+        let mut reconciler = Self {
             config: base.clone(),
             resolver,
             tls,
@@ -91,15 +91,15 @@ impl Fleet {
             running: false,
             base,
         };
-        for (index, entry) in fleet.base.upstreams.iter().enumerate() {
+        for (index, entry) in reconciler.base.upstreams.iter().enumerate() {
             let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
-            let (resolver, events) = (fleet.resolver.clone(), fleet.events.clone());
+            let (resolver, events) = (reconciler.resolver.clone(), reconciler.events.clone());
             if let Some(task) = source::targets(id, entry, resolver, events) {
-                fleet.entries.insert(id, Entry::by(task));
+                reconciler.entries.insert(id, Entry::by(task));
             }
         }
-        fleet.rebuild();
-        fleet
+        reconciler.rebuild();
+        reconciler
     }
 
     /// Where facts are brought.
