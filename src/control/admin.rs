@@ -26,9 +26,9 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
+use super::monitored::{Monitored, Standing};
 use super::reconciler::Board;
 use super::task::Task;
-use super::watched::{Standing, Watched};
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
@@ -234,7 +234,7 @@ async fn health(State(desk): State<Arc<Desk>>) -> Response {
 }
 
 async fn ready(State(desk): State<Arc<Desk>>) -> Response {
-    let somebody = desk.rows().iter().any(|watched| watched.can_serve());
+    let somebody = desk.rows().iter().any(|monitored| monitored.can_serve());
     let why = match (desk.draining)() {
         true => Some("draining"),
         false => (!somebody).then_some("no healthy upstream"),
@@ -254,18 +254,18 @@ async fn force_check(State(desk): State<Arc<Desk>>) -> Response {
 
 async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
     let counters = (desk.counters)();
-    let row = |watched: &Arc<Watched>| UpstreamRow {
-        name: watched.upstream.name.clone(),
-        healthy: watched.standing() == Standing::Healthy,
-        unknown: watched.standing() == Standing::Unknown,
-        in_flight: watched.state.in_flight(),
-        attempts: watched.state.attempts(),
-        breaker: match watched.state.breaker.state() {
+    let row = |monitored: &Arc<Monitored>| UpstreamRow {
+        name: monitored.upstream.name.clone(),
+        healthy: monitored.standing() == Standing::Healthy,
+        unknown: monitored.standing() == Standing::Unknown,
+        in_flight: monitored.state.in_flight(),
+        attempts: monitored.state.attempts(),
+        breaker: match monitored.state.breaker.state() {
             Breaker::Closed { .. } => 0,
             Breaker::Open { .. } => 1,
             Breaker::HalfOpen { .. } => 2,
         },
-        breaker_changes: watched.state.breaker_changes(),
+        breaker_changes: monitored.state.breaker_changes(),
     };
     let upstreams = desk.rows().iter().map(row).collect();
     let reloads = desk.reloads.counts();
@@ -287,9 +287,9 @@ async fn wrong_method() -> Response {
 /// of one without probes its list of models.
 pub async fn probe_now(board: &Board) {
     let rows = board.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let enabled = rows.into_iter().filter(|watched| watched.upstream.enabled);
+    let enabled = rows.into_iter().filter(|monitored| monitored.upstream.enabled);
     let checks: Vec<_> =
-        enabled.map(|watched| tokio::spawn(async move { watched.check().await })).collect();
+        enabled.map(|monitored| tokio::spawn(async move { monitored.check().await })).collect();
     for check in checks {
         // One that panicked has found nothing out.
         let _ = check.await;
@@ -302,15 +302,15 @@ impl Desk {
     }
 
     /// The enabled upstreams.
-    fn rows(&self) -> Vec<Arc<Watched>> {
+    fn rows(&self) -> Vec<Arc<Monitored>> {
         let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.iter().filter(|watched| watched.upstream.enabled).cloned().collect()
+        board.iter().filter(|monitored| monitored.upstream.enabled).cloned().collect()
     }
 
     /// How many are healthy, and how many there are.
     fn count(&self) -> (usize, usize) {
         let rows = self.rows();
-        let healthy = rows.iter().filter(|watched| watched.standing() == Standing::Healthy);
+        let healthy = rows.iter().filter(|monitored| monitored.standing() == Standing::Healthy);
         (healthy.count(), rows.len())
     }
 
@@ -319,7 +319,7 @@ impl Desk {
         let endpoints: Map<String, Value> = self
             .rows()
             .iter()
-            .map(|watched| (watched.upstream.name.clone(), endpoint(watched)))
+            .map(|monitored| (monitored.upstream.name.clone(), endpoint(monitored)))
             .collect();
         json!({
             "status": if healthy > 0 { "healthy" } else { "unhealthy" },
@@ -330,16 +330,16 @@ impl Desk {
     }
 }
 
-fn endpoint(watched: &Watched) -> Value {
-    let checked = watched.checked();
+fn endpoint(monitored: &Monitored) -> Value {
+    let checked = monitored.checked();
     let time = |unix_ms| {
         let mut text = Vec::new();
         write_time(unix_ms, &mut text);
         String::from_utf8_lossy(&text).into_owned()
     };
     json!({
-        "healthy": watched.standing() == Standing::Healthy,
-        "state": watched.standing().name(),
+        "healthy": monitored.standing() == Standing::Healthy,
+        "state": monitored.standing().name(),
         "lastCheck": checked.last_unix_ms.map(time),
         "errorCount": checked.errors,
         "lastError": checked.last_error,

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::event::{Event, Listed};
 use super::fetch::{Question, Silence, fetch};
 use super::task::Task;
-use super::watched::Watched;
+use super::monitored::Monitored;
 use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
 
 /// How long a server may take to list its models.
@@ -36,15 +36,15 @@ const AGAIN_MAX: Duration = Duration::from_secs(5);
 const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
 
 /// Asks for as long as the task lives; none for one that lists its models in the config.
-pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<Task> {
-    if watched.upstream.models != ModelsFrom::Discover || !watched.upstream.enabled {
+pub(super) fn keep_asking(monitored: &Arc<Monitored>, interval: Duration) -> Option<Task> {
+    if monitored.upstream.models != ModelsFrom::Discover || !monitored.upstream.enabled {
         return None;
     }
-    let watched = watched.clone();
+    let monitored = monitored.clone();
     Some(Task::of(tokio::spawn(async move {
         let mut again = AGAIN_MIN;
         loop {
-            let wait = match watched.ask().await {
+            let wait = match monitored.ask().await {
                 Listed::Models(_) => {
                     again = AGAIN_MIN;
                     interval
@@ -60,12 +60,12 @@ pub(super) fn keep_asking(watched: &Arc<Watched>, interval: Duration) -> Option<
             };
             // Pokes within the pause are one.
             sleep(AGAIN_MIN).await;
-            let _ = timeout(wait.saturating_sub(AGAIN_MIN), watched.poke.notified()).await;
+            let _ = timeout(wait.saturating_sub(AGAIN_MIN), monitored.poke.notified()).await;
         }
     })))
 }
 
-impl Watched {
+impl Monitored {
     /// Asks once, now, and tells the reconciler.
     pub(super) async fn ask(&self) -> Listed {
         let mut asking = pin!(self.listed());

@@ -22,7 +22,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::talk::{Spoken, Unanswered, ask};
-use super::watched::Watched;
+use super::monitored::Monitored;
 use crate::config::{
     HeaderAction, HeaderOp, HostRule, OutboundProxy, PathMode, Secret, Upstream, UpstreamAuth,
     UpstreamUrl,
@@ -81,16 +81,16 @@ pub struct Question<'a> {
 ///
 /// Errors: `Dead` when none does, `Late` when the time is over, `Ours` when we could not ask.
 pub async fn fetch(
-    watched: &Watched,
+    monitored: &Monitored,
     question: &Question<'_>,
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), Silence> {
     let by = Instant::now() + limit;
-    let tls = watched.tls.clone().map_err(|why| Silence::Dead(format!("tls: {why}")))?;
+    let tls = monitored.tls.clone().map_err(|why| Silence::Dead(format!("tls: {why}")))?;
     let mut silence = Silence::Dead("no address".to_owned());
-    for address in &watched.addresses() {
-        let request = request(&watched.upstream, question).map_err(Silence::Dead)?;
-        match at(&watched.upstream, address, tls.as_deref(), request, by, limit).await {
+    for address in &monitored.addresses() {
+        let request = request(&monitored.upstream, question).map_err(Silence::Dead)?;
+        match at(&monitored.upstream, address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
             // Then it is not known whether the others are all.
             Err(why) if !matches!(silence, Silence::Ours(_)) => silence = why,

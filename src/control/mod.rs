@@ -5,7 +5,7 @@
 //! `reconciler` (all that is known, and the config that follows) with `entry` (which of the servers
 //! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source`
 //! (targets and addresses, by
-//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `watched`
+//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `monitored`
 //! upstream, by
 //! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`);
 //! then `admin` (the operator's HTTP interface) and `signals`, which stay with the main thread.
@@ -32,7 +32,7 @@ pub mod signals;
 pub mod source;
 mod talk;
 mod task;
-pub mod watched;
+pub mod monitored;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::event::Event;
 use super::fetch::{Question, Silence, fetch};
 use super::task::Task;
-use super::watched::Watched;
+use super::monitored::Monitored;
 use crate::base::rng::Rng;
 use crate::config::Health;
 use crate::policy::health::HealthChange;
@@ -21,7 +21,7 @@ use crate::policy::health::HealthChange;
 /// From one look at whether it is known where a server is to the next.
 const LOOK: Duration = Duration::from_millis(20);
 
-impl Watched {
+impl Monitored {
     /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
     pub async fn probe(&self) {
         let Some(health) = &self.upstream.health else { return };
@@ -70,20 +70,20 @@ pub(super) fn probe_question(health: &Health) -> Question<'_> {
 }
 
 /// Probes for as long as the task lives; none without `health`.
-pub(super) fn keep_probing(watched: &Arc<Watched>, rng: &mut Rng) -> Option<Task> {
-    let interval = watched.upstream.health.as_ref()?.interval;
+pub(super) fn keep_probing(monitored: &Arc<Monitored>, rng: &mut Rng) -> Option<Task> {
+    let interval = monitored.upstream.health.as_ref()?.interval;
     let spread = interval.mul_f64(rng.f64().mul_add(0.5, 0.5));
-    let watched = watched.clone();
+    let monitored = monitored.clone();
     Some(Task::of(tokio::spawn(async move {
-        while watched.addresses().is_empty() {
+        while monitored.addresses().is_empty() {
             tokio::time::sleep(LOOK).await;
         }
-        watched.probe().await;
+        monitored.probe().await;
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + spread, interval);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             beat.tick().await;
-            watched.probe().await;
+            monitored.probe().await;
         }
     })))
 }

@@ -1,10 +1,10 @@
 //! Looking for the return of a server that its breaker keeps out (SPEC §8).
 //!
 //! A cooldown is a guess; a question is not. While a breaker is not closed, the server is asked
-//! every `breaker.recheck` what its probe asks, or without one for its models, and the breaker is told
-//! what came of it (`policy::breaker::rechecked`): the first good answer half-opens it. A question
-//! that hangs is given up when the next is due. After a minute they become rarer, down to a fifth;
-//! not so where nobody listens, for that costs nobody anything.
+//! every `breaker.recheck` what its probe asks, or without one for its models, and the breaker is
+//! told what came of it (`policy::breaker::rechecked`): the first good answer half-opens it. A
+//! question that hangs is given up when the next is due. After a minute they become rarer, down to
+//! a fifth; not so where nobody listens, for that costs nobody anything.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::ask::models_question;
 use super::fetch::{Silence, fetch};
 use super::probe::probe_question;
 use super::task::Task;
-use super::watched::Watched;
+use super::monitored::Monitored;
 use crate::policy::breaker::{BreakerPolicy, Sign};
 
 /// Milliseconds since the origin that breakers count from.
@@ -39,12 +39,12 @@ impl Recheck {
     /// Asks when it is time; `recheck` is that of the upstream, none while its breaker is closed.
     pub(super) fn look(
         recheck: &mut Option<Recheck>,
-        watched: &Arc<Watched>,
+        monitored: &Arc<Monitored>,
         clock: &BreakerClock,
         now: Instant,
     ) {
-        let policy = *watched.state.breaker.policy();
-        if !watched.state.breaker.awaits_trial() || !watched.upstream.enabled {
+        let policy = *monitored.state.breaker.policy();
+        if !monitored.state.breaker.awaits_trial() || !monitored.upstream.enabled {
             *recheck = None;
             return;
         }
@@ -57,12 +57,12 @@ impl Recheck {
         if busy || now < known.due {
             return;
         }
-        let refused = watched.facts().refused;
+        let refused = monitored.facts().refused;
         let pause = pause(&policy, now.saturating_duration_since(known.since), refused);
         known.due = now + pause;
-        let (watched, clock) = (watched.clone(), clock.clone());
+        let (monitored, clock) = (monitored.clone(), clock.clone());
         known.running = Some(Task::of(tokio::spawn(async move {
-            watched.recheck(pause.max(ANSWER_MIN), &clock).await;
+            monitored.recheck(pause.max(ANSWER_MIN), &clock).await;
         })));
     }
 }
@@ -76,7 +76,7 @@ fn pause(policy: &BreakerPolicy, out_for: Duration, refused: bool) -> Duration {
     policy.recheck.mul_f64(slower.clamp(1.0, SLOWEST))
 }
 
-impl Watched {
+impl Monitored {
     async fn recheck(&self, limit: Duration, clock: &BreakerClock) {
         let answer = match &self.upstream.health {
             Some(health) => fetch(self, &probe_question(health), limit).await,

@@ -21,12 +21,12 @@ use super::ask::keep_asking;
 use super::entry::{Entry, Listing, is_name};
 use super::event::{EVENTS_MAX, Event, Renewed};
 use super::known::Known;
+use super::monitored::Monitored;
 use super::probe::keep_probing;
 use super::recheck::BreakerClock;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
-use super::watched::Watched;
 use crate::base::rng::Rng;
 use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
@@ -39,7 +39,7 @@ pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The upstreams in force, in the config's order; read by the operator's interface.
-pub type Board = Arc<Mutex<Vec<Arc<Watched>>>>;
+pub type Board = Arc<Mutex<Vec<Arc<Monitored>>>>;
 
 /// Puts a config in force.
 pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
@@ -132,11 +132,11 @@ impl Reconciler {
 
     fn is_incomplete(&self) -> bool {
         let asked = |server: &Server| {
-            let watched = &server.watched;
-            let probed = watched.upstream.enabled && watched.upstream.health.is_some();
-            let unknown = probed && !watched.addresses().is_empty();
+            let monitored = &server.monitored;
+            let probed = monitored.upstream.enabled && monitored.upstream.health.is_some();
+            let unknown = probed && !monitored.addresses().is_empty();
             (server.asker.is_some() && !server.told)
-                || (unknown && watched.checked().last_unix_ms.is_none())
+                || (unknown && monitored.checked().last_unix_ms.is_none())
         };
         self.entries.values().any(|entry| !entry.targets.told)
             || self.names.values().any(|known| !known.told)
@@ -153,7 +153,7 @@ impl Reconciler {
             late.extend(silent(entry.targets.told, format!("upstream {name}: discover")));
         }
         for server in self.servers.values().filter(|server| server.asker.is_some()) {
-            let name = &server.watched.upstream.name;
+            let name = &server.monitored.upstream.name;
             late.extend(silent(server.told, format!("upstream {name}: models")));
         }
         late.sort();
@@ -179,8 +179,8 @@ impl Reconciler {
             }
             let now = Instant::now();
             for server in self.servers.values_mut() {
-                if server.watched.state.take_suspicion() {
-                    server.watched.poke.notify_one();
+                if server.monitored.state.take_suspicion() {
+                    server.monitored.poke.notify_one();
                 }
                 self.complaints.extend(server.breaker_word());
                 server.recheck(&clock, now);
@@ -217,7 +217,7 @@ impl Reconciler {
             Event::Models(identity, listed) => {
                 let Some(server) = self.servers.get_mut(&identity) else { return };
                 let why = server.hear(listed, &mut self.changed);
-                let name = &server.watched.upstream.name;
+                let name = &server.monitored.upstream.name;
                 self.complaints.extend(
                     why.map(|why| format!("upstream {name}: models could not be asked: {why}")),
                 );
@@ -225,11 +225,11 @@ impl Reconciler {
             Event::Health(identity) => {
                 let Some(server) = self.servers.get_mut(&identity) else { return };
                 server.look(Instant::now());
-                let name = &server.watched.upstream.name;
-                self.complaints.push(match server.watched.state.healthy() {
+                let name = &server.monitored.upstream.name;
+                self.complaints.push(match server.monitored.state.healthy() {
                     true => format!("upstream {name} is up"),
                     false => {
-                        let why = server.watched.checked().last_error.unwrap_or_default();
+                        let why = server.monitored.checked().last_error.unwrap_or_default();
                         format!("upstream {name} is down: {why}")
                     }
                 });
@@ -276,8 +276,8 @@ impl Reconciler {
         self.sites = self.roster.sites(&expanded, &addresses);
         let mut board = self.look_after(&expanded, &addresses, &departed);
         let (mut found, mut away) = (Vec::new(), Vec::new());
-        for (index, watched) in board.iter().enumerate() {
-            let server = self.servers.get(&watched.identity);
+        for (index, monitored) in board.iter().enumerate() {
+            let server = self.servers.get(&monitored.identity);
             let Some((server, models)) = server.and_then(|one| Some((one, one.models()?))) else {
                 continue;
             };
@@ -285,8 +285,8 @@ impl Reconciler {
             list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
         self.config = expanded.with_discovered_and_away(&found, &away);
-        for (watched, reached) in board.iter().zip(self.config.reached()) {
-            watched.reached.store(reached, Ordering::Relaxed);
+        for (monitored, reached) in board.iter().zip(self.config.reached()) {
+            monitored.reached.store(reached, Ordering::Relaxed);
         }
         let mut departed = departed.into_iter();
         board.retain(|_| departed.next() != Some(true));
@@ -358,13 +358,13 @@ impl Reconciler {
         }
     }
 
-    /// Has every upstream of the config watched, and no other; in its order.
+    /// Has every upstream of the config monitored, and no other; in its order.
     fn look_after(
         &mut self,
         config: &Config,
         addresses: &[Vec<Address>],
         departed: &[bool],
-    ) -> Vec<Arc<Watched>> {
+    ) -> Vec<Arc<Monitored>> {
         let (mut board, mut added, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.servers);
         let upstreams = config.upstreams.iter().zip(addresses).zip(&self.sites).zip(departed);
@@ -376,11 +376,11 @@ impl Reconciler {
                 let (entry, places) = (upstream.clone(), addresses.clone());
                 let tls = self.tls.client(upstream);
                 let events = self.events.clone();
-                let watched = Watched::new(entry, tls, state, places, events);
-                Server::new(watched)
+                let monitored = Monitored::new(entry, tls, state, places, events);
+                Server::new(monitored)
             });
-            if server.watched.moved_to(addresses) {
-                server.watched.poke.notify_one();
+            if server.monitored.moved_to(addresses) {
+                server.monitored.poke.notify_one();
             }
             match (server.departed, departed) {
                 (false, true) => {
@@ -394,18 +394,18 @@ impl Reconciler {
                 (true, true) | (false, false) => {}
             }
             if server.prober.is_none() && upstream.enabled && !departed {
-                server.prober = keep_probing(&server.watched, &mut self.rng);
+                server.prober = keep_probing(&server.monitored, &mut self.rng);
             }
             // Before it is known where it is there is nobody to ask.
             if server.asker.is_none() && !addresses.is_empty() {
                 let interval = config.discovery.interval(upstream.health.as_ref());
-                server.asker = keep_asking(&server.watched, interval);
+                server.asker = keep_asking(&server.monitored, interval);
             }
-            board.push(server.watched.clone());
+            board.push(server.monitored.clone());
             self.servers.insert(identity, server);
         }
         if self.running {
-            let named = |server: &Server| server.watched.upstream.name.clone();
+            let named = |server: &Server| server.monitored.upstream.name.clone();
             // Of one that has departed this has been said.
             let gone = before.values().filter(|server| !server.departed).map(named);
             let come = added.into_iter().map(|name| format!("upstream {name} added"));

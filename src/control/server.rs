@@ -14,7 +14,7 @@ use super::entry::Listing;
 use super::event::Listed;
 use super::recheck::{BreakerClock, Recheck};
 use super::task::Task;
-use super::watched::Watched;
+use super::monitored::Monitored;
 use crate::config::ModelsFrom;
 use crate::policy::breaker::StateName;
 
@@ -23,7 +23,7 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(super) struct Server {
-    pub(super) watched: Arc<Watched>,
+    pub(super) monitored: Arc<Monitored>,
     models: Option<Vec<String>>,
     /// It has answered, or failed to, since it is known where it is.
     pub(super) told: bool,
@@ -48,7 +48,7 @@ pub(super) struct Server {
 
 impl Server {
     /// One of which nothing is known yet, and that nobody asks.
-    pub(super) fn new(watched: Arc<Watched>) -> Self {
+    pub(super) fn new(monitored: Arc<Monitored>) -> Self {
         Self {
             models: None,
             told: false,
@@ -58,11 +58,11 @@ impl Server {
             away_since: None,
             since: Instant::now(),
             complained_at: None,
-            breaker_seen: watched.state.breaker_changes(),
+            breaker_seen: monitored.state.breaker_changes(),
             recheck: None,
             asker: None,
             prober: None,
-            watched,
+            monitored,
         }
     }
 
@@ -82,7 +82,7 @@ impl Server {
         };
         *changed |= models != self.models;
         self.models = models;
-        self.watched.state.set_away(self.dead || self.departed);
+        self.monitored.state.set_away(self.dead || self.departed);
         *changed |= self.look(Instant::now());
         let before = std::mem::replace(&mut self.failed, why.is_some());
         why.filter(|_| !before)
@@ -90,21 +90,21 @@ impl Server {
 
     /// Whether it serves nobody: its models are known for a while, and nobody is sent there.
     pub(super) fn is_away(&self) -> bool {
-        self.dead || self.departed || !self.watched.state.healthy()
+        self.dead || self.departed || !self.monitored.state.healthy()
     }
 
     /// Discovery names it no more: nobody is sent there or asks it anything.
     pub(super) fn depart(&mut self) {
         self.departed = true;
         (self.asker, self.prober, self.recheck) = (None, None, None);
-        self.watched.state.set_away(true);
+        self.monitored.state.set_away(true);
         self.look(Instant::now());
     }
 
     /// Discovery names it again: what it was when it left holds until it is asked.
     pub(super) fn come_back(&mut self) {
         self.departed = false;
-        self.watched.state.set_away(self.dead);
+        self.monitored.state.set_away(self.dead);
         self.look(Instant::now());
     }
 
@@ -119,7 +119,7 @@ impl Server {
     /// tells whether models are gone.
     pub(super) fn forget(&mut self, grace: Duration, now: Instant) -> bool {
         if now.saturating_duration_since(self.since) >= grace {
-            self.watched.state.set_unheard(false);
+            self.monitored.state.set_unheard(false);
         }
         let gone = |since: Instant| now.saturating_duration_since(since) >= grace;
         let forgets = self.models.is_some() && self.away_since.is_some_and(gone);
@@ -132,18 +132,18 @@ impl Server {
     /// Looks whether its breaker wants to know how it is.
     pub(super) fn recheck(&mut self, clock: &BreakerClock, now: Instant) {
         if !self.departed {
-            Recheck::look(&mut self.recheck, &self.watched, clock, now);
+            Recheck::look(&mut self.recheck, &self.monitored, clock, now);
         }
     }
 
     /// That its breaker has changed, and why.
     pub(super) fn breaker_word(&mut self) -> Option<String> {
-        let state = &self.watched.state;
+        let state = &self.monitored.state;
         let changes = state.breaker_changes();
         if std::mem::replace(&mut self.breaker_seen, changes) == changes {
             return None;
         }
-        let name = &self.watched.upstream.name;
+        let name = &self.monitored.upstream.name;
         let why = || state.last_failure().unwrap_or_else(|| "failures".to_owned());
         Some(match state.breaker.state().name() {
             StateName::Open => format!("upstream {name}: breaker open: {}", why()),
@@ -154,18 +154,18 @@ impl Server {
 
     /// What the cores complain of, as often as a person wants to read it; the record has it all.
     pub(super) fn complaint(&mut self, now: Instant) -> Option<String> {
-        let why = self.watched.state.take_complaint()?;
-        self.watched.note(Some(&why));
+        let why = self.monitored.state.take_complaint()?;
+        self.monitored.note(Some(&why));
         let due = self.complained_at.is_none_or(|at| now.duration_since(at) >= COMPLAINT_PAUSE);
         due.then(|| {
             self.complained_at = Some(now);
-            format!("upstream {}: {why}", self.watched.upstream.name)
+            format!("upstream {}: {why}", self.monitored.upstream.name)
         })
     }
 
     /// The models that it has, or had until it went away.
     pub(super) fn models(&self) -> Option<Vec<String>> {
-        let asked = self.watched.upstream.models == ModelsFrom::Discover;
+        let asked = self.monitored.upstream.models == ModelsFrom::Discover;
         self.models.clone().filter(|_| asked)
     }
 
@@ -196,7 +196,7 @@ mod tests {
         let breaker: BreakerPolicy = upstream.breaker;
         let state = Arc::new(UpstreamState::new(breaker, upstream.concurrency));
         let (events, _) = mpsc::channel(1);
-        Server::new(Watched::new(upstream, Ok(None), state, Vec::new(), events))
+        Server::new(Monitored::new(upstream, Ok(None), state, Vec::new(), events))
     }
 
     #[test]
@@ -205,10 +205,10 @@ mod tests {
         let now = Instant::now();
         assert_eq!(server.complaint(now), None);
         for (after, told) in [(0, true), (1, false), (40, true)] {
-            server.watched.state.complain(format!("broken {after}"));
+            server.monitored.state.complain(format!("broken {after}"));
             let line = server.complaint(now + Duration::from_secs(after));
             assert_eq!(line, told.then(|| format!("upstream u: broken {after}")));
-            assert_eq!(server.watched.checked().last_error, Some(format!("broken {after}")));
+            assert_eq!(server.monitored.checked().last_error, Some(format!("broken {after}")));
         }
     }
 
@@ -239,21 +239,21 @@ mod tests {
         assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), false), "it is not back");
         assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1), true));
         assert_eq!(hear(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
-        assert!(!server.watched.state.usable());
+        assert!(!server.monitored.state.usable());
     }
 
     #[test]
     fn discovery_grace_bounds_how_long_the_models_of_the_dead_are_known() {
         let (mut server, grace) = (server(), Duration::from_secs(600));
-        server.watched.state.set_unheard(true);
+        server.monitored.state.set_unheard(true);
         hear(&mut server, models(&["a"]));
         hear(&mut server, Listed::Dead("refused".to_owned()));
         let now = Instant::now();
         assert!(!server.forget(grace, now + Duration::from_secs(590)));
-        assert!(server.watched.state.unheard());
+        assert!(server.monitored.state.unheard());
         assert!(server.forget(grace, now + Duration::from_secs(601)));
         assert_eq!(server.models(), None);
-        assert!(!server.watched.state.unheard(), "nor may an unknown name be one of its");
+        assert!(!server.monitored.state.unheard(), "nor may an unknown name be one of its");
         assert!(!server.forget(grace, now + Duration::from_secs(602)), "once");
     }
 
@@ -261,9 +261,9 @@ mod tests {
     fn what_probes_say_is_down_serves_no_models() {
         let mut server = server();
         hear(&mut server, models(&["a"]));
-        server.watched.state.set_healthy(false);
+        server.monitored.state.set_healthy(false);
         assert_eq!(server.listing(), Listing::Away);
-        server.watched.state.set_healthy(true);
+        server.monitored.state.set_healthy(true);
         assert_eq!(server.listing(), Listing::Serves);
     }
 }

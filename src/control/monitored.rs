@@ -21,8 +21,8 @@ use crate::upstream::state::UpstreamState;
 /// Longest that a check asked for by the operator waits for a list of models.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-/// An upstream under watch.
-pub struct Watched {
+/// An upstream that is monitored.
+pub struct Monitored {
     /// Its entry.
     pub upstream: Upstream,
     /// What TLS is spoken with it, the same as by the cores; or why none can be.
@@ -86,7 +86,7 @@ pub struct Checked {
     pub unreachable: bool,
 }
 
-impl Watched {
+impl Monitored {
     pub(super) fn new(
         upstream: Upstream,
         tls: Result<Option<Arc<TlsClient>>, String>,
@@ -209,11 +209,11 @@ mod tests {
         // An exchange of the old plan holds the state in which the probes left it.
         state.set_healthy(false);
         let (events, _inbox) = mpsc::channel(1);
-        let watched = Watched::new(upstream, Ok(None), state.clone(), Vec::new(), events);
-        assert!(watched.healthy() && state.healthy());
-        watched.note(Some("refused"));
-        watched.note(None);
-        let checked = watched.checked();
+        let monitored = Monitored::new(upstream, Ok(None), state.clone(), Vec::new(), events);
+        assert!(monitored.healthy() && state.healthy());
+        monitored.note(Some("refused"));
+        monitored.note(None);
+        let checked = monitored.checked();
         assert_eq!((checked.errors, checked.last_error.as_deref()), (1, Some("refused")));
     }
 }
