@@ -1,7 +1,7 @@
 //! The operator's HTTP interface (`[admin]`, SPEC §12), on its own address.
 //!
 //! What it answers: `GET /health`, `GET /ready`, `POST /health/force-check`, `GET /metrics`. Who
-//! is not in `allow` is hung up on; with a token every request must bring it. It reads the board
+//! is not in `allow` is hung up on; with a token every request must bring it. It reads the table
 //! and closures of the server and changes nothing but by a probe.
 
 use std::io;
@@ -26,9 +26,9 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
-use super::monitored::{Monitored, Standing};
-use super::reconciler::Board;
+use super::reconciler::UpstreamTable;
 use super::task::Task;
+use super::monitored::{Standing, Monitored};
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
@@ -45,7 +45,7 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The bound address, before anything is answered.
-pub struct Gate {
+pub struct AdminListener {
     /// Where it listens, the port resolved.
     pub address: Address,
     listening: Listening,
@@ -58,8 +58,8 @@ type AskLive = Box<dyn Fn() -> Live + Send + Sync>;
 type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What the answers are made from.
-struct Desk {
-    board: Board,
+struct AdminState {
+    table: UpstreamTable,
     counters: Count,
     live: AskLive,
     draining: Draining,
@@ -69,7 +69,7 @@ struct Desk {
     is_tcp: bool,
 }
 
-impl Gate {
+impl AdminListener {
     /// Binds; called on the control thread's runtime.
     ///
     /// Errors: the address cannot be bound.
@@ -93,7 +93,7 @@ impl Gate {
     /// Answers for as long as the task lives.
     pub fn open(
         self,
-        board: Board,
+        table: UpstreamTable,
         counters: Count,
         live: AskLive,
         draining: Draining,
@@ -101,7 +101,7 @@ impl Gate {
     ) -> Task {
         let token = self.token;
         let is_tcp = matches!(self.listening, Listening::Tcp(_));
-        let desk = Arc::new(Desk { board, counters, live, draining, reloads, token, is_tcp });
+        let state = Arc::new(AdminState { table, counters, live, draining, reloads, token, is_tcp });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -109,8 +109,8 @@ impl Gate {
             .route("/metrics", get(metrics))
             .fallback(nothing_here)
             .method_not_allowed_fallback(wrong_method)
-            .layer(middleware::from_fn_with_state(desk.clone(), check_token))
-            .with_state(desk);
+            .layer(middleware::from_fn_with_state(state.clone(), check_token))
+            .with_state(state);
         Task::of(tokio::spawn(accept(self.listening, self.allow, router)))
     }
 }
@@ -176,13 +176,13 @@ where
     }
 }
 
-async fn check_token(State(desk): State<Arc<Desk>>, request: Request, next: Next) -> Response {
+async fn check_token(State(state): State<Arc<AdminState>>, request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
-    if !reads && !desk.is_at_home(request.headers()) {
+    if !reads && !state.is_at_home(request.headers()) {
         let why = "sent by a page of another origin, or to a name that is not this address";
         return fault(StatusCode::FORBIDDEN, "forbidden", why);
     }
-    let Some(token) = &desk.token else { return next.run(request).await };
+    let Some(token) = &state.token else { return next.run(request).await };
     if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(token))) {
         return next.run(request).await;
     }
@@ -229,13 +229,13 @@ fn bearer(headers: &HeaderMap) -> Option<[u8; 32]> {
     Some(Sha256::digest(token.trim_ascii()).into())
 }
 
-async fn health(State(desk): State<Arc<Desk>>) -> Response {
-    body(StatusCode::OK, &desk.health())
+async fn health(State(state): State<Arc<AdminState>>) -> Response {
+    body(StatusCode::OK, &state.health())
 }
 
-async fn ready(State(desk): State<Arc<Desk>>) -> Response {
-    let somebody = desk.rows().iter().any(|monitored| monitored.can_serve());
-    let why = match (desk.draining)() {
+async fn ready(State(state): State<Arc<AdminState>>) -> Response {
+    let somebody = state.rows().iter().any(|monitored| monitored.can_serve());
+    let why = match (state.draining)() {
         true => Some("draining"),
         false => (!somebody).then_some("no healthy upstream"),
     };
@@ -247,13 +247,13 @@ async fn ready(State(desk): State<Arc<Desk>>) -> Response {
     }
 }
 
-async fn force_check(State(desk): State<Arc<Desk>>) -> Response {
-    probe_now(&desk.board).await;
-    body(StatusCode::OK, &desk.health())
+async fn force_check(State(state): State<Arc<AdminState>>) -> Response {
+    probe_now(&state.table).await;
+    body(StatusCode::OK, &state.health())
 }
 
-async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
-    let counters = (desk.counters)();
+async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
+    let counters = (state.counters)();
     let row = |monitored: &Arc<Monitored>| UpstreamRow {
         name: monitored.upstream.name.clone(),
         healthy: monitored.standing() == Standing::Healthy,
@@ -267,10 +267,10 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
         },
         breaker_changes: monitored.state.breaker_changes(),
     };
-    let upstreams = desk.rows().iter().map(row).collect();
-    let reloads = desk.reloads.counts();
+    let upstreams = state.rows().iter().map(row).collect();
+    let reloads = state.reloads.counts();
     let version = env!("CARGO_PKG_VERSION");
-    let live = (desk.live)();
+    let live = (state.live)();
     let text = render(&Snapshot { version, counters: &counters, upstreams, live, reloads });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
@@ -285,8 +285,8 @@ async fn wrong_method() -> Response {
 
 /// Asks every enabled upstream now, all at once, and waits for what comes of it: its probe, or
 /// of one without probes its list of models.
-pub async fn probe_now(board: &Board) {
-    let rows = board.lock().unwrap_or_else(PoisonError::into_inner).clone();
+pub async fn probe_now(table: &UpstreamTable) {
+    let rows = table.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let enabled = rows.into_iter().filter(|monitored| monitored.upstream.enabled);
     let checks: Vec<_> =
         enabled.map(|monitored| tokio::spawn(async move { monitored.check().await })).collect();
@@ -296,15 +296,15 @@ pub async fn probe_now(board: &Board) {
     }
 }
 
-impl Desk {
+impl AdminState {
     fn is_at_home(&self, headers: &HeaderMap) -> bool {
         is_of_this_address(headers, self.token.is_some() || !self.is_tcp)
     }
 
     /// The enabled upstreams.
     fn rows(&self) -> Vec<Arc<Monitored>> {
-        let board = self.board.lock().unwrap_or_else(PoisonError::into_inner);
-        board.iter().filter(|monitored| monitored.upstream.enabled).cloned().collect()
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.iter().filter(|monitored| monitored.upstream.enabled).cloned().collect()
     }
 
     /// How many are healthy, and how many there are.

@@ -48,9 +48,9 @@ use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::roster::Site;
-use admin::Gate;
+use admin::AdminListener;
 use certs::{Reloads, keep_watch};
-use reconciler::{Board, Publish, Reconciler};
+use reconciler::{Publish, Reconciler, UpstreamTable};
 use resolve::Resolver;
 
 pub use recheck::BreakerClock;
@@ -134,10 +134,10 @@ impl Control {
             .enable_all()
             .build()
             .map_err(|error| format!("the control thread cannot start: {error}"))?;
-        let gate = match &config.admin {
+        let listener = match &config.admin {
             Some(admin) => {
                 let _entered = runtime.enter();
-                Some(Gate::bind(admin)?)
+                Some(AdminListener::bind(admin)?)
             }
             None => None,
         };
@@ -145,11 +145,11 @@ impl Control {
             let _entered = runtime.enter();
             Resolver::new(options.name_server)?
         };
-        let admin = gate.as_ref().map(|gate| gate.address.clone());
+        let admin = listener.as_ref().map(|listener| listener.address.clone());
         let handle = Handle(runtime.handle().clone());
         let (hooks, hooked) = oneshot::channel();
         let (begin, begun) = mpsc::channel();
-        let board = Board::default();
+        let table = UpstreamTable::default();
         let config = config.clone();
         let reload = Arc::new(Notify::new());
         let asked = reload.clone();
@@ -157,7 +157,7 @@ impl Control {
             let reloads = Arc::new(Reloads::default());
             let files = config.clone();
             let mut reconciler =
-                Reconciler::new(config, resolver, tls.clone(), board.clone(), options.seed);
+                Reconciler::new(config, resolver, tls.clone(), table.clone(), options.seed);
             reconciler.first_answers().await;
             let first = Begun {
                 config: reconciler.config.clone(),
@@ -170,7 +170,8 @@ impl Control {
             let ServerHooks { publish, counters, live, clock, draining } = hooks;
             let (say, events) = (options.say.clone(), reconciler.events());
             let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
-            let _admin = gate.map(|gate| gate.open(board, counters, live, draining, reloads));
+            let _admin =
+                listener.map(|listener| listener.open(table, counters, live, draining, reloads));
             reconciler.run(publish, clock, &*options.say).await;
         });
         let (stop, thread) = run(runtime)?;

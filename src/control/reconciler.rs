@@ -39,7 +39,7 @@ pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The upstreams in force, in the config's order; read by the operator's interface.
-pub type Board = Arc<Mutex<Vec<Arc<Monitored>>>>;
+pub type UpstreamTable = Arc<Mutex<Vec<Arc<Monitored>>>>;
 
 /// Puts a config in force.
 pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
@@ -57,7 +57,7 @@ pub struct Reconciler {
     names: HashMap<String, Known<Vec<IpAddr>>>,
     servers: HashMap<Identity, Server>,
     roster: Roster,
-    board: Board,
+    table: UpstreamTable,
     /// What to tell the operator.
     pub complaints: Vec<String>,
     /// The config in force.
@@ -71,7 +71,13 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Begins with a config of which nothing is known yet.
-    pub fn new(base: Config, resolver: Resolver, tls: Arc<Store>, board: Board, seed: u64) -> Self {
+    pub fn new(
+        base: Config,
+        resolver: Resolver,
+        tls: Arc<Store>,
+        table: UpstreamTable,
+        seed: u64,
+    ) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut reconciler = Self {
             config: base.clone(),
@@ -84,7 +90,7 @@ impl Reconciler {
             names: HashMap::new(),
             servers: HashMap::new(),
             roster: Roster::default(),
-            board,
+            table,
             complaints: Vec::new(),
             sites: Vec::new(),
             changed: false,
@@ -274,9 +280,9 @@ impl Reconciler {
         let addresses: Vec<Vec<Address>> =
             expanded.upstreams.iter().zip(&departed).map(addresses).collect();
         self.sites = self.roster.sites(&expanded, &addresses);
-        let mut board = self.look_after(&expanded, &addresses, &departed);
+        let mut table = self.look_after(&expanded, &addresses, &departed);
         let (mut found, mut away) = (Vec::new(), Vec::new());
-        for (index, monitored) in board.iter().enumerate() {
+        for (index, monitored) in table.iter().enumerate() {
             let server = self.servers.get(&monitored.identity);
             let Some((server, models)) = server.and_then(|one| Some((one, one.models()?))) else {
                 continue;
@@ -285,12 +291,12 @@ impl Reconciler {
             list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
         self.config = expanded.with_discovered_and_away(&found, &away);
-        for (monitored, reached) in board.iter().zip(self.config.reached()) {
+        for (monitored, reached) in table.iter().zip(self.config.reached()) {
             monitored.reached.store(reached, Ordering::Relaxed);
         }
         let mut departed = departed.into_iter();
-        board.retain(|_| departed.next() != Some(true));
-        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = board;
+        table.retain(|_| departed.next() != Some(true));
+        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
     }
 
     /// Lets each entry stand for what has become of use.
@@ -365,7 +371,7 @@ impl Reconciler {
         addresses: &[Vec<Address>],
         departed: &[bool],
     ) -> Vec<Arc<Monitored>> {
-        let (mut board, mut added, mut removed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut table, mut added, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.servers);
         let upstreams = config.upstreams.iter().zip(addresses).zip(&self.sites).zip(departed);
         for (((upstream, addresses), site), departed) in upstreams {
@@ -401,7 +407,7 @@ impl Reconciler {
                 let interval = config.discovery.interval(upstream.health.as_ref());
                 server.asker = keep_asking(&server.monitored, interval);
             }
-            board.push(server.monitored.clone());
+            table.push(server.monitored.clone());
             self.servers.insert(identity, server);
         }
         if self.running {
@@ -413,7 +419,7 @@ impl Reconciler {
                 removed.into_iter().chain(gone).map(|name| format!("upstream {name} removed"));
             self.complaints.extend(come.chain(gone));
         }
-        board
+        table
     }
 }
 
