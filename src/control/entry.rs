@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::known::Known;
+use super::observed::Observed;
 use super::task::Task;
 use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
 
@@ -42,7 +42,7 @@ pub(super) enum Listing {
 /// See the module.
 pub(super) struct Entry {
     /// The newest word.
-    pub(super) targets: Known<Vec<Target>>,
+    pub(super) targets: Observed<Vec<Target>>,
     /// The newest whose names have been looked up.
     named: Vec<Target>,
     /// Targets of before that still serve, and until when at the longest.
@@ -55,7 +55,7 @@ impl Entry {
     /// Nothing is known yet of what `task` looks for.
     pub(super) fn by(task: Task) -> Self {
         let (named, leaving, departed) = (Vec::new(), Vec::new(), Vec::new());
-        Self { targets: Known::by(task), named, leaving, departed }
+        Self { targets: Observed::by(task), named, leaving, departed }
     }
 
     /// What requests go to.
@@ -91,7 +91,7 @@ impl Entry {
     pub(super) fn advance(
         &mut self,
         entry: &Upstream,
-        names: &HashMap<String, Known<Vec<IpAddr>>>,
+        names: &HashMap<String, Observed<Vec<IpAddr>>>,
         listing: impl Fn(&Target) -> Listing,
         now: Instant,
     ) {
@@ -121,7 +121,7 @@ impl Entry {
 
     /// Whether each name of the newest targets has been looked up, for one of them not in vain.
     /// Where there are none yet nothing is lost by those of which nothing is known.
-    fn is_named(&self, entry: &Upstream, names: &HashMap<String, Known<Vec<IpAddr>>>) -> bool {
+    fn is_named(&self, entry: &Upstream, names: &HashMap<String, Observed<Vec<IpAddr>>>) -> bool {
         let (mut told, mut vain) = (true, 0);
         for known in self.awaited(entry).map(|name| names.get(name)) {
             told &= known.is_some_and(|known| known.told);

@@ -7,8 +7,9 @@
 //! (targets and addresses, by
 //! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `monitored`
 //! upstream, by
-//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `known`, by a `task`);
-//! then `admin` (the operator's HTTP interface) and `signals`, which stay with the main thread.
+//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `observed`, by a
+//! `task`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the main
+//! thread.
 //! `redis` holds the rate limits that nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`ServerHooks`).
@@ -20,7 +21,7 @@ pub mod entry;
 pub mod event;
 pub mod fetch;
 pub mod reconciler;
-mod known;
+mod observed;
 pub mod probe;
 mod recheck;
 pub mod redis;

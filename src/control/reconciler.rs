@@ -20,13 +20,13 @@ use tokio::time::{Instant, timeout};
 use super::ask::keep_asking;
 use super::entry::{Entry, Listing, is_name};
 use super::event::{EVENTS_MAX, Event, Renewed};
-use super::known::Known;
-use super::monitored::Monitored;
+use super::observed::Observed;
 use super::probe::keep_probing;
 use super::recheck::BreakerClock;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
+use super::monitored::Monitored;
 use crate::base::rng::Rng;
 use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
@@ -54,7 +54,7 @@ pub struct Reconciler {
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
     entries: HashMap<UpstreamId, Entry>,
-    names: HashMap<String, Known<Vec<IpAddr>>>,
+    names: HashMap<String, Observed<Vec<IpAddr>>>,
     servers: HashMap<Identity, Server>,
     roster: Roster,
     table: UpstreamTable,
@@ -71,13 +71,7 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Begins with a config of which nothing is known yet.
-    pub fn new(
-        base: Config,
-        resolver: Resolver,
-        tls: Arc<Store>,
-        table: UpstreamTable,
-        seed: u64,
-    ) -> Self {
+    pub fn new(base: Config, resolver: Resolver, tls: Arc<Store>, table: UpstreamTable, seed: u64) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut reconciler = Self {
             config: base.clone(),
@@ -347,7 +341,7 @@ impl Reconciler {
             if !self.names.contains_key(host) {
                 let (resolver, events) = (self.resolver.clone(), self.events.clone());
                 let task = source::name(host.to_owned(), resolver, events);
-                self.names.insert(host.to_owned(), Known::by(task));
+                self.names.insert(host.to_owned(), Observed::by(task));
             }
         }
     }

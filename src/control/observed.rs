@@ -3,7 +3,7 @@
 use super::task::Task;
 
 /// A fact that a task keeps up to date.
-pub(super) struct Known<T> {
+pub(super) struct Observed<T> {
     pub(super) value: T,
     /// The task has spoken.
     pub(super) told: bool,
@@ -12,13 +12,13 @@ pub(super) struct Known<T> {
     _task: Task,
 }
 
-impl<T: Default> Known<T> {
+impl<T: Default> Observed<T> {
     pub(super) fn by(task: Task) -> Self {
         Self { value: T::default(), told: false, failed: false, _task: task }
     }
 }
 
-impl<T> Known<T> {
+impl<T> Observed<T> {
     /// Takes a new answer, or complains of the first failure in a row and keeps the old one. The
     /// first word of all changes something either way: somebody may wait for it.
     pub(super) fn learn(
