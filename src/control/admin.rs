@@ -26,9 +26,9 @@ use tokio::net::{TcpListener, UnixListener};
 
 use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
+use super::monitored::{Monitored, Standing};
 use super::reconciler::UpstreamTable;
 use super::task::Task;
-use super::monitored::{Standing, Monitored};
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
@@ -101,7 +101,8 @@ impl AdminListener {
     ) -> Task {
         let token = self.token;
         let is_tcp = matches!(self.listening, Listening::Tcp(_));
-        let state = Arc::new(AdminState { table, counters, live, draining, reloads, token, is_tcp });
+        let state =
+            Arc::new(AdminState { table, counters, live, draining, reloads, token, is_tcp });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -176,7 +177,11 @@ where
     }
 }
 
-async fn check_token(State(state): State<Arc<AdminState>>, request: Request, next: Next) -> Response {
+async fn check_token(
+    State(state): State<Arc<AdminState>>,
+    request: Request,
+    next: Next,
+) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if !reads && !state.is_at_home(request.headers()) {
         let why = "sent by a page of another origin, or to a name that is not this address";

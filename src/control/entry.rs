@@ -25,7 +25,7 @@ use super::task::Task;
 use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
 
 /// Longest stay of a target that discovery no longer names: time to ask a new server three times
-/// even if it is silent (`ask`), and no longer than many hold an answer of DNS.
+/// even if it is silent (`model_list`), and no longer than many hold an answer of DNS.
 pub const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What is known of the models of a target.

@@ -2,9 +2,9 @@
 //! the answer or why there was none.
 //!
 //! Probes and model lists go the way a client's request would: the entry's outbound proxy, its
-//! credential, its edits of the head, its base path, its version of HTTP (`talk`). Connections
-//! are not kept: a question is rare, and a fresh connection also tells whether the server still
-//! accepts.
+//! credential, its edits of the head, its base path, its version of HTTP (`http_client`).
+//! Connections are not kept: a question is rare, and a fresh connection also tells whether the
+//! server still accepts.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::talk::{Spoken, Unanswered, ask};
+use super::http_client::{Spoken, Unanswered, send};
 use super::monitored::Monitored;
 use crate::config::{
     HeaderAction, HeaderOp, HostRule, OutboundProxy, PathMode, Secret, Upstream, UpstreamAuth,
@@ -36,7 +36,7 @@ use crate::upstream::via::{TunnelError, is_open};
 
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Silence {
+pub enum FetchError {
     /// No connection, or one that ended without an answer: nobody serves there.
     Dead(String),
     /// Connected, and no whole answer in time.
@@ -45,20 +45,20 @@ pub enum Silence {
     Ours(String),
 }
 
-impl Silence {
+impl FetchError {
     /// For a person.
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
-            Silence::Dead(why) | Silence::Late(why) | Silence::Ours(why) => why,
+            FetchError::Dead(why) | FetchError::Late(why) | FetchError::Ours(why) => why,
         }
     }
 
     /// A connection could not be made, or broke.
     fn broken(error: &io::Error) -> Self {
         match sys::is_shortage(error) {
-            true => Silence::Ours(error.to_string()),
-            false => Silence::Dead(error.to_string()),
+            true => FetchError::Ours(error.to_string()),
+            false => FetchError::Dead(error.to_string()),
         }
     }
 }
@@ -84,20 +84,20 @@ pub async fn fetch(
     monitored: &Monitored,
     question: &Question<'_>,
     limit: Duration,
-) -> Result<(StatusCode, Bytes), Silence> {
+) -> Result<(StatusCode, Bytes), FetchError> {
     let by = Instant::now() + limit;
-    let tls = monitored.tls.clone().map_err(|why| Silence::Dead(format!("tls: {why}")))?;
-    let mut silence = Silence::Dead("no address".to_owned());
+    let tls = monitored.tls.clone().map_err(|why| FetchError::Dead(format!("tls: {why}")))?;
+    let mut error = FetchError::Dead("no address".to_owned());
     for address in &monitored.addresses() {
-        let request = request(&monitored.upstream, question).map_err(Silence::Dead)?;
+        let request = request(&monitored.upstream, question).map_err(FetchError::Dead)?;
         match at(&monitored.upstream, address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
             // Then it is not known whether the others are all.
-            Err(why) if !matches!(silence, Silence::Ours(_)) => silence = why,
+            Err(why) if !matches!(error, FetchError::Ours(_)) => error = why,
             Err(_) => {}
         }
     }
-    Err(silence)
+    Err(error)
 }
 
 async fn at(
@@ -107,29 +107,29 @@ async fn at(
     request: Request<Bytes>,
     by: Instant,
     limit: Duration,
-) -> Result<(StatusCode, Bytes), Silence> {
+) -> Result<(StatusCode, Bytes), FetchError> {
     let late = |what: &str| format!("{what} within {limit:?}");
     let answered = |answered: Result<Result<_, Unanswered>, Elapsed>| match answered {
         Ok(answer) => answer.map_err(|Unanswered { why, is_ours }| match is_ours {
-            true => Silence::Ours(why),
-            false => Silence::Dead(why),
+            true => FetchError::Ours(why),
+            false => FetchError::Dead(why),
         }),
-        Err(_) => Err(Silence::Late(late("no answer"))),
+        Err(_) => Err(FetchError::Late(late("no answer"))),
     };
     let known = if upstream.http2 { Spoken::Http2 } else { Spoken::Http1 };
     match address {
         Address::Tcp(addr) => {
             let stream = reach(upstream, *addr, by, &late).await?;
             let answered = match tls {
-                None => answered(timeout_at(by, ask(stream, known, Scheme::HTTP, request)).await),
+                None => answered(timeout_at(by, send(stream, known, Scheme::HTTP, request)).await),
                 Some(tls) => match timeout_at(by, secured(tls, stream)).await {
                     Ok(Ok((stream, chosen))) => {
-                        let asked = ask(stream, chosen, Scheme::HTTPS, request);
+                        let asked = send(stream, chosen, Scheme::HTTPS, request);
                         answered(timeout_at(by, asked).await)
                     }
-                    Ok(Err(error)) if sys::is_shortage(&error) => Err(Silence::broken(&error)),
-                    Ok(Err(error)) => Err(Silence::Dead(format!("tls: {}", explain(&error)))),
-                    Err(_) => Err(Silence::Dead(late("no TLS"))),
+                    Ok(Err(error)) if sys::is_shortage(&error) => Err(FetchError::broken(&error)),
+                    Ok(Err(error)) => Err(FetchError::Dead(format!("tls: {}", explain(&error)))),
+                    Err(_) => Err(FetchError::Dead(late("no TLS"))),
                 },
             };
             match (answered, &upstream.proxy) {
@@ -143,8 +143,10 @@ async fn at(
             }
         }
         Address::Unix(path) => match UnixStream::connect(path).await {
-            Ok(stream) => answered(timeout_at(by, ask(stream, known, Scheme::HTTP, request)).await),
-            Err(error) => Err(Silence::broken(&error)),
+            Ok(stream) => {
+                answered(timeout_at(by, send(stream, known, Scheme::HTTP, request)).await)
+            }
+            Err(error) => Err(FetchError::broken(&error)),
         },
     }
 }
@@ -166,18 +168,18 @@ async fn reach(
     addr: SocketAddr,
     by: Instant,
     late: &(dyn Fn(&str) -> String + Sync),
-) -> Result<TcpStream, Silence> {
+) -> Result<TcpStream, FetchError> {
     let dialed = timeout_at(by, TcpStream::connect(addr)).await;
     let Some(proxy) = &upstream.proxy else {
         return match dialed {
             Ok(Ok(stream)) => Ok(stream),
-            Ok(Err(error)) => Err(Silence::broken(&error)),
-            Err(_) => Err(Silence::Dead(late("no connection"))),
+            Ok(Err(error)) => Err(FetchError::broken(&error)),
+            Err(_) => Err(FetchError::Dead(late("no connection"))),
         };
     };
     let mut stream = match dialed {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) if sys::is_shortage(&error) => return Err(Silence::broken(&error)),
+        Ok(Err(error)) if sys::is_shortage(&error) => return Err(FetchError::broken(&error)),
         Ok(Err(_)) => return Err(tunnel_error(TunnelError::Unreachable, proxy)),
         Err(_) => return Err(tunnel_error(TunnelError::ConnectLate, proxy)),
     };
@@ -216,11 +218,11 @@ where
 }
 
 /// A proxy that does not let us through is a server that nobody reaches.
-fn tunnel_error(why: TunnelError, proxy: &OutboundProxy) -> Silence {
+fn tunnel_error(why: TunnelError, proxy: &OutboundProxy) -> FetchError {
     if why == TunnelError::Ours {
-        return Silence::Ours(why.why(&proxy.authority()));
+        return FetchError::Ours(why.why(&proxy.authority()));
     }
-    Silence::Dead(why.why(&proxy.authority()))
+    FetchError::Dead(why.why(&proxy.authority()))
 }
 
 /// Writes the request as the upstream's entry wants it.

@@ -5,9 +5,9 @@
 //! `reconciler` (all that is known, and the config that follows) with `entry` (which of the servers
 //! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source`
 //! (targets and addresses, by
-//! `resolve`), `certs` (files of certificates), `probe`, `ask` and `recheck` (of one `monitored`
-//! upstream, by
-//! `fetch`, which lets `talk` speak), and what they bring (`event`, kept as `observed`, by a
+//! `resolve`), `certs` (files of certificates), `probe`, `model_list` and `recheck` (of one
+//! `monitored` upstream, by
+//! `fetch`, which lets `http_client` send), and what they bring (`event`, kept as `observed`, by a
 //! `task`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the main
 //! thread.
 //! `redis` holds the rate limits that nodes share; it needs nothing of the others.
@@ -15,7 +15,7 @@
 //! It knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
-pub mod ask;
+pub mod model_list;
 pub mod certs;
 pub mod entry;
 pub mod event;
@@ -31,7 +31,7 @@ mod connections;
 mod server;
 pub mod signals;
 pub mod source;
-mod talk;
+mod http_client;
 mod task;
 pub mod monitored;
 

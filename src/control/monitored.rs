@@ -1,7 +1,7 @@
 //! One upstream as the control thread sees it: where it is, and what was found out about it.
 //!
-//! `probe` and `ask` are the two things that are done to it; both end in the same record, which
-//! the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
+//! `probe` and `model_list` are the two things that are done to it; both end in the same record,
+//! which the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -159,7 +159,7 @@ impl Monitored {
             self.probe().await;
         } else if self.upstream.models == ModelsFrom::Discover {
             // The operator waits for it.
-            let _ = timeout(CHECK_MAX, self.ask()).await;
+            let _ = timeout(CHECK_MAX, self.list_models()).await;
         }
     }
 

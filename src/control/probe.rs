@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::event::Event;
-use super::fetch::{Question, Silence, fetch};
-use super::task::Task;
+use super::fetch::{FetchError, Question, fetch};
 use super::monitored::Monitored;
+use super::task::Task;
 use crate::base::rng::Rng;
 use crate::config::Health;
 use crate::policy::health::HealthChange;
@@ -28,7 +28,7 @@ impl Monitored {
         let result = match self.probe_result(health).await {
             Ok(()) => Ok(()),
             // It was not asked, so nothing changes.
-            Err(Silence::Ours(_)) => return,
+            Err(FetchError::Ours(_)) => return,
             Err(silence) => Err(silence.why().to_owned()),
         };
         self.note(result.as_ref().err().map(String::as_str));
@@ -49,11 +49,11 @@ impl Monitored {
         let _ = self.events.send(Event::Health(self.identity.clone())).await;
     }
 
-    async fn probe_result(&self, health: &Health) -> Result<(), Silence> {
+    async fn probe_result(&self, health: &Health) -> Result<(), FetchError> {
         let answer = fetch(self, &probe_question(health), health.timeout).await;
         match answer {
             Ok((status, _)) if status.is_success() => Ok(()),
-            Ok((status, _)) => Err(Silence::Dead(format!("status {}", status.as_u16()))),
+            Ok((status, _)) => Err(FetchError::Dead(format!("status {}", status.as_u16()))),
             Err(silence) => Err(silence),
         }
     }

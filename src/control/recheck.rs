@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::ask::models_question;
-use super::fetch::{Silence, fetch};
+use super::fetch::{FetchError, fetch};
+use super::model_list::models_question;
+use super::monitored::Monitored;
 use super::probe::probe_question;
 use super::task::Task;
-use super::monitored::Monitored;
 use crate::policy::breaker::{BreakerPolicy, Sign};
 
 /// Milliseconds since the origin that breakers count from.
@@ -37,7 +37,7 @@ pub(super) struct Recheck {
 
 impl Recheck {
     /// Asks when it is time; `recheck` is that of the upstream, none while its breaker is closed.
-    pub(super) fn look(
+    pub(super) fn step(
         recheck: &mut Option<Recheck>,
         monitored: &Arc<Monitored>,
         clock: &BreakerClock,
@@ -84,11 +84,11 @@ impl Monitored {
         };
         let sign = match &answer {
             Ok((status, _)) if status.is_success() => Sign::Good,
-            Ok(_) | Err(Silence::Dead(_)) => Sign::Bad,
-            Err(Silence::Late(_)) => Sign::Silent,
-            Err(Silence::Ours(_)) => return,
+            Ok(_) | Err(FetchError::Dead(_)) => Sign::Bad,
+            Err(FetchError::Late(_)) => Sign::Silent,
+            Err(FetchError::Ours(_)) => return,
         };
-        self.facts().refused = matches!(answer, Err(Silence::Dead(_)));
+        self.facts().refused = matches!(answer, Err(FetchError::Dead(_)));
         let change = self.state.breaker.rechecked(sign, clock());
         self.state.count_change(change);
     }

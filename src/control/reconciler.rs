@@ -1,9 +1,9 @@
 //! All that is known of the servers, and the plan that follows from it.
 //!
 //! The one idea: facts come in as events, each from a task of its own (`source`, `probe`,
-//! `ask`), and the config in force is a function of the file and the facts: entries expanded,
-//! names resolved, models of living servers added. Whenever a fact changes, that config is made
-//! anew from the file's and published. Nothing is patched, so nothing can be left behind.
+//! `model_list`), and the config in force is a function of the file and the facts: entries
+//! expanded, names resolved, models of living servers added. Whenever a fact changes, that config
+//! is made anew from the file's and published. Nothing is patched, so nothing can be left behind.
 //!
 //! What failed changes nothing: the last good answer stays. It is told once. Nor does what is not
 //! yet of use: `entry` says when new targets replace the old ones.
@@ -17,16 +17,16 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::ask::keep_asking;
 use super::entry::{Entry, Listing, is_name};
 use super::event::{EVENTS_MAX, Event, Renewed};
+use super::model_list::keep_listing;
+use super::monitored::Monitored;
 use super::observed::Observed;
 use super::probe::keep_probing;
 use super::recheck::BreakerClock;
 use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
-use super::monitored::Monitored;
 use crate::base::rng::Rng;
 use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
@@ -71,7 +71,13 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Begins with a config of which nothing is known yet.
-    pub fn new(base: Config, resolver: Resolver, tls: Arc<Store>, table: UpstreamTable, seed: u64) -> Self {
+    pub fn new(
+        base: Config,
+        resolver: Resolver,
+        tls: Arc<Store>,
+        table: UpstreamTable,
+        seed: u64,
+    ) -> Self {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut reconciler = Self {
             config: base.clone(),
@@ -216,7 +222,7 @@ impl Reconciler {
             }
             Event::Models(identity, listed) => {
                 let Some(server) = self.servers.get_mut(&identity) else { return };
-                let why = server.hear(listed, &mut self.changed);
+                let why = server.record(listed, &mut self.changed);
                 let name = &server.monitored.upstream.name;
                 self.complaints.extend(
                     why.map(|why| format!("upstream {name}: models could not be asked: {why}")),
@@ -224,7 +230,7 @@ impl Reconciler {
             }
             Event::Health(identity) => {
                 let Some(server) = self.servers.get_mut(&identity) else { return };
-                server.look(Instant::now());
+                server.note_away(Instant::now());
                 let name = &server.monitored.upstream.name;
                 self.complaints.push(match server.monitored.state.healthy() {
                     true => format!("upstream {name} is up"),
@@ -399,7 +405,7 @@ impl Reconciler {
             // Before it is known where it is there is nobody to ask.
             if server.asker.is_none() && !addresses.is_empty() {
                 let interval = config.discovery.interval(upstream.health.as_ref());
-                server.asker = keep_asking(&server.monitored, interval);
+                server.asker = keep_listing(&server.monitored, interval);
             }
             table.push(server.monitored.clone());
             self.servers.insert(identity, server);

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::entry::Listing;
 use super::event::Listed;
+use super::monitored::Monitored;
 use super::recheck::{BreakerClock, Recheck};
 use super::task::Task;
-use super::monitored::Monitored;
 use crate::config::ModelsFrom;
 use crate::policy::breaker::StateName;
 
@@ -67,7 +67,7 @@ impl Server {
     }
 
     /// Takes what it said; gives back what to complain of.
-    pub(super) fn hear(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
+    pub(super) fn record(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
         self.told = true;
         let (models, why) = match listed {
             Listed::Models(models) => {
@@ -83,7 +83,7 @@ impl Server {
         *changed |= models != self.models;
         self.models = models;
         self.monitored.state.set_away(self.dead || self.departed);
-        *changed |= self.look(Instant::now());
+        *changed |= self.note_away(Instant::now());
         let before = std::mem::replace(&mut self.failed, why.is_some());
         why.filter(|_| !before)
     }
@@ -98,18 +98,18 @@ impl Server {
         self.departed = true;
         (self.asker, self.prober, self.recheck) = (None, None, None);
         self.monitored.state.set_away(true);
-        self.look(Instant::now());
+        self.note_away(Instant::now());
     }
 
     /// Discovery names it again: what it was when it left holds until it is asked.
     pub(super) fn come_back(&mut self) {
         self.departed = false;
         self.monitored.state.set_away(self.dead);
-        self.look(Instant::now());
+        self.note_away(Instant::now());
     }
 
     /// Notes since when it is away; tells whether that has changed.
-    pub(super) fn look(&mut self, now: Instant) -> bool {
+    pub(super) fn note_away(&mut self, now: Instant) -> bool {
         let before = self.away_since;
         self.away_since = self.is_away().then(|| before.unwrap_or(now));
         before != self.away_since
@@ -132,7 +132,7 @@ impl Server {
     /// Looks whether its breaker wants to know how it is.
     pub(super) fn recheck(&mut self, clock: &BreakerClock, now: Instant) {
         if !self.departed {
-            Recheck::look(&mut self.recheck, &self.monitored, clock, now);
+            Recheck::step(&mut self.recheck, &self.monitored, clock, now);
         }
     }
 
@@ -217,9 +217,9 @@ mod tests {
     }
 
     /// What is told, whether anything changed, how many models are known, whether it serves them.
-    fn hear(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>, bool) {
+    fn record(server: &mut Server, listed: Listed) -> (Option<String>, bool, Option<usize>, bool) {
         let mut changed = false;
-        let told = server.hear(listed, &mut changed);
+        let told = server.record(listed, &mut changed);
         let models = server.models().map(|models| models.len());
         (told, changed, models, server.listing() == Listing::Serves)
     }
@@ -229,16 +229,16 @@ mod tests {
         let mut server = server();
         let no_list = || Listed::NoList("status 503".to_owned());
         let dead = || Listed::Dead("refused".to_owned());
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, true, Some(2), true));
-        assert_eq!(hear(&mut server, models(&["a", "b"])), (None, false, Some(2), true));
+        assert_eq!(record(&mut server, models(&["a", "b"])), (None, true, Some(2), true));
+        assert_eq!(record(&mut server, models(&["a", "b"])), (None, false, Some(2), true));
         let told = Some("status 503".to_owned());
-        assert_eq!(hear(&mut server, no_list()), (told, false, Some(2), true));
-        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), true), "told once");
-        assert_eq!(hear(&mut server, dead()), (None, true, Some(2), false));
-        assert_eq!(hear(&mut server, dead()), (None, false, Some(2), false));
-        assert_eq!(hear(&mut server, no_list()), (None, false, Some(2), false), "it is not back");
-        assert_eq!(hear(&mut server, models(&["a"])), (None, true, Some(1), true));
-        assert_eq!(hear(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
+        assert_eq!(record(&mut server, no_list()), (told, false, Some(2), true));
+        assert_eq!(record(&mut server, no_list()), (None, false, Some(2), true), "told once");
+        assert_eq!(record(&mut server, dead()), (None, true, Some(2), false));
+        assert_eq!(record(&mut server, dead()), (None, false, Some(2), false));
+        assert_eq!(record(&mut server, no_list()), (None, false, Some(2), false), "it is not back");
+        assert_eq!(record(&mut server, models(&["a"])), (None, true, Some(1), true));
+        assert_eq!(record(&mut server, dead()).0, Some("refused".to_owned()), "told anew");
         assert!(!server.monitored.state.usable());
     }
 
@@ -246,8 +246,8 @@ mod tests {
     fn discovery_grace_bounds_how_long_the_models_of_the_dead_are_known() {
         let (mut server, grace) = (server(), Duration::from_secs(600));
         server.monitored.state.set_unheard(true);
-        hear(&mut server, models(&["a"]));
-        hear(&mut server, Listed::Dead("refused".to_owned()));
+        record(&mut server, models(&["a"]));
+        record(&mut server, Listed::Dead("refused".to_owned()));
         let now = Instant::now();
         assert!(!server.forget(grace, now + Duration::from_secs(590)));
         assert!(server.monitored.state.unheard());
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn what_probes_say_is_down_serves_no_models() {
         let mut server = server();
-        hear(&mut server, models(&["a"]));
+        record(&mut server, models(&["a"]));
         server.monitored.state.set_healthy(false);
         assert_eq!(server.listing(), Listing::Away);
         server.monitored.state.set_healthy(true);

@@ -49,7 +49,7 @@ impl Unanswered {
 /// Status and body of the answer to `request`; the connection ends with it.
 ///
 /// Shape: a body that is too long or breaks off is empty, its status counts all the same.
-pub(super) async fn ask<S>(
+pub(super) async fn send<S>(
     stream: S,
     spoken: Spoken,
     scheme: Scheme,
@@ -193,7 +193,7 @@ mod tests {
             for (error, is_ours) in [(OutOfMemory, true), (ConnectionReset, false)] {
                 let request = Request::get("/v1/models").header("host", "h");
                 let request = request.body(Bytes::new()).unwrap();
-                let asked = ask(Unreadable(error), spoken, Scheme::HTTP, request);
+                let asked = send(Unreadable(error), spoken, Scheme::HTTP, request);
                 let why = runtime.block_on(asked).unwrap_err();
                 assert_eq!(why.is_ours, is_ours, "{spoken:?} {error}: {}", why.why);
             }

@@ -17,9 +17,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::event::{Event, Listed};
-use super::fetch::{Question, Silence, fetch};
-use super::task::Task;
+use super::fetch::{FetchError, Question, fetch};
 use super::monitored::Monitored;
+use super::task::Task;
 use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
 
 /// How long a server may take to list its models.
@@ -36,7 +36,7 @@ const AGAIN_MAX: Duration = Duration::from_secs(5);
 const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
 
 /// Asks for as long as the task lives; none for one that lists its models in the config.
-pub(super) fn keep_asking(monitored: &Arc<Monitored>, interval: Duration) -> Option<Task> {
+pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Option<Task> {
     if monitored.upstream.models != ModelsFrom::Discover || !monitored.upstream.enabled {
         return None;
     }
@@ -44,7 +44,7 @@ pub(super) fn keep_asking(monitored: &Arc<Monitored>, interval: Duration) -> Opt
     Some(Task::of(tokio::spawn(async move {
         let mut again = AGAIN_MIN;
         loop {
-            let wait = match monitored.ask().await {
+            let wait = match monitored.list_models().await {
                 Listed::Models(_) => {
                     again = AGAIN_MIN;
                     interval
@@ -67,7 +67,7 @@ pub(super) fn keep_asking(monitored: &Arc<Monitored>, interval: Duration) -> Opt
 
 impl Monitored {
     /// Asks once, now, and tells the reconciler.
-    pub(super) async fn ask(&self) -> Listed {
+    pub(super) async fn list_models(&self) -> Listed {
         let mut asking = pin!(self.listed());
         let answer = match timeout(LATE_AFTER, asking.as_mut()).await {
             Ok(answer) => answer,
@@ -84,10 +84,12 @@ impl Monitored {
                 Listed::Models(models)
             }
             Err(NoList::Said(why)) => Listed::NoList(why),
-            Err(NoList::Silent(Silence::Dead(why))) => Listed::Dead(why),
-            Err(NoList::Silent(Silence::Late(why))) => return self.tell(Listed::NoList(why)).await,
+            Err(NoList::Silent(FetchError::Dead(why))) => Listed::Dead(why),
+            Err(NoList::Silent(FetchError::Late(why))) => {
+                return self.tell(Listed::NoList(why)).await;
+            }
             // Not asked at all: nothing changes, not even what the operator reads.
-            Err(NoList::Silent(Silence::Ours(why))) => {
+            Err(NoList::Silent(FetchError::Ours(why))) => {
                 let listed = Listed::NoList(why);
                 let event = Event::Models(self.identity.clone(), listed.clone());
                 let _ = self.events.send(event).await;
@@ -150,7 +152,7 @@ enum NoList {
     /// The server said so.
     Said(String),
     /// It said nothing.
-    Silent(Silence),
+    Silent(FetchError),
 }
 
 /// One page of a list.
