@@ -335,6 +335,39 @@ fn models_of_an_entry_that_finds_nobody_any_more_stay_known_for_the_grace() {
     assert_eq!((count(&b, "added"), count(&b, "removed")), (1, 0), "{told:?}");
 }
 
+/// Who may not reach a server does not hear of its models when it has left either.
+#[test]
+fn models_that_stay_known_are_known_to_the_same_keys() {
+    let file = TargetsFile::new("nobody-behind-keys");
+    let a = Fake::start("a", &["x"]);
+    file.list(&[&a]);
+    let discover = format!("discover = \"file:{}\"", file.0.display());
+    let text = format!(
+        "[process]\ncores = 1\n\
+         [[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"keys\"\n\
+         [[listener.route]]\npath = \"/inside/*\"\ngroup = \"g\"\nkeys = [\"in\"]\n\
+         [[key]]\nname = \"in\"\nkey = \"sk-in\"\n[[key]]\nname = \"out\"\nkey = \"sk-out\"\n\
+         {}[[group]]\nname = \"g\"\nmembers = [\"many\"]\n",
+        upstream("many", "http://unused:1", &discover),
+    );
+    let proxy = Proxy::start(&text);
+    let key = |name: &str| format!("Authorization: Bearer sk-{name}\r\n");
+    let status = |name: &str| {
+        let request = post(CHAT, &key(name), "{\"model\":\"x\"}");
+        proxy.client().send(request).answer().status
+    };
+    let lists = |name: &str| {
+        let answer = proxy.client().send(get("/v1/models", &key(name))).answer();
+        answer.text().contains("\"x\"")
+    };
+    assert_eq!((status("in"), status("out")), (200, 404));
+    assert_eq!((lists("in"), lists("out")), (true, false));
+    file.list(&[]);
+    wait_until("nobody is sent there", || status("in") == 503);
+    assert_eq!((status("in"), status("out")), (503, 404));
+    assert_eq!((lists("in"), lists("out")), (true, false));
+}
+
 #[test]
 fn a_broken_file_keeps_the_last_good_one_and_is_told_once() {
     let file = TargetsFile::new("broken");
