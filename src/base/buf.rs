@@ -13,14 +13,16 @@ use std::cell::RefCell;
 
 /// Capacity of a buffer for a head or a short answer.
 pub const SMALL_BYTES: usize = 8 * 1024;
+/// Capacity of a buffer for a body on a stream of HTTP/2: what a frame of the usual size holds.
+pub const FRAME_BYTES: usize = 16 * 1024;
 /// Capacity of a buffer for a body in passing.
 pub const LARGE_BYTES: usize = 64 * 1024;
 /// Capacity of a buffer for bulk copies.
 pub const BULK_BYTES: usize = 256 * 1024;
 
-const CLASSES: [usize; 4] = [SMALL_BYTES, LARGE_BYTES, 2 * LARGE_BYTES, BULK_BYTES];
-/// Free buffers kept per class and core: at most 56 MiB, and only while they are in use.
-const KEPT_MAX: [usize; 4] = [1024, 256, 128, 64];
+const CLASSES: [usize; 5] = [SMALL_BYTES, FRAME_BYTES, LARGE_BYTES, 2 * LARGE_BYTES, BULK_BYTES];
+/// Free buffers kept per class and core: at most 60 MiB, and only while they are in use.
+const KEPT_MAX: [usize; 5] = [1024, 256, 256, 128, 64];
 
 /// The free buffers of one core.
 #[derive(Default)]
@@ -103,7 +105,8 @@ mod tests {
     fn lends_the_smallest_class_that_fits() {
         let buffers = Buffers::new();
         assert_eq!(buffers.take(1).capacity(), SMALL_BYTES);
-        assert_eq!(buffers.take(SMALL_BYTES + 1).capacity(), LARGE_BYTES);
+        assert_eq!(buffers.take(SMALL_BYTES + 1).capacity(), FRAME_BYTES);
+        assert_eq!(buffers.take(FRAME_BYTES + 1).capacity(), LARGE_BYTES);
         assert_eq!(buffers.take(BULK_BYTES).capacity(), BULK_BYTES);
         assert_eq!(buffers.take(1 << 20).capacity(), 1 << 20);
     }
@@ -119,10 +122,10 @@ mod tests {
     #[test]
     fn keeps_a_bounded_number() {
         let buffers = Buffers::new();
-        for _ in 0..KEPT_MAX[3] + 5 {
+        for _ in 0..KEPT_MAX[4] + 5 {
             buffers.give_back(Vec::with_capacity(BULK_BYTES));
         }
-        assert_eq!(buffers.free.borrow()[3].buffers.len(), KEPT_MAX[3]);
+        assert_eq!(buffers.free.borrow()[4].buffers.len(), KEPT_MAX[4]);
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! Bodies between an HTTP/2 stream and the pipe that carries the same message as HTTP/1.1.
 //!
 //! Flow control goes end to end: what came on the stream is acknowledged when the pipe has taken
-//! it, and the pipe is read no further than the stream's window allows one buffer to go. A body
-//! that ends before its framing does is a fault on either side, never an end.
+//! it, and the pipe is read no further than the stream's window allows. A body that ends before its framing does is a fault on either side, never an end.
 
 use std::cell::Cell;
-use std::future::{Future as _, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -15,11 +13,12 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 
 use super::buffers;
-use super::h2io::Chunk;
+use super::h2io::{Chunk, InFlight};
 use super::pipe::End;
 use super::stream::Handle;
 use super::sys::{Shut, is_shortage};
 use super::ticker::Ticker;
+use super::unsent::{TIGHT_BYTES, Unsent};
 use crate::base::buf::SMALL_BYTES;
 use crate::http1::body::BodyReader;
 use crate::http1::encode;
@@ -27,6 +26,8 @@ use crate::http2::{BodyFraming, trailers};
 
 /// More than a chunk has around its data.
 const CHUNK_EXTRA: usize = 24;
+/// What is taken at a time of bytes that hold no data, trailers above all.
+const FRAMING_BYTES: usize = 1 << 10;
 
 /// Why a body did not reach its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,23 +51,33 @@ impl Broken {
     }
 }
 
-/// How long a peer may take nothing.
+/// What goes to a client: it waits for the client's windows, but not for ever, and is counted.
 ///
 /// Shape: an expired timer shuts the pipe, which ends the exchange on its other side too.
-pub struct Patience<'a> {
+pub struct ToClient<'a> {
     ticker: &'a Rc<Ticker>,
     pipe: &'a End,
-    limit: Duration,
+    /// How long the client may take nothing.
+    patience: Duration,
+    /// Of its connection.
+    unsent: &'a Rc<Unsent>,
+    /// Of this stream.
+    in_flight: Rc<InFlight>,
 }
 
-impl<'a> Patience<'a> {
-    /// Waits so long each time.
+impl<'a> ToClient<'a> {
+    /// For the answer that comes through `pipe`; each wait takes `patience` at most.
     #[must_use]
-    pub fn new(ticker: &'a Rc<Ticker>, pipe: &'a End, limit: Duration) -> Self {
-        Self { ticker, pipe, limit }
+    pub fn new(
+        ticker: &'a Rc<Ticker>,
+        pipe: &'a End,
+        patience: Duration,
+        unsent: &'a Rc<Unsent>,
+    ) -> Self {
+        Self { ticker, pipe, patience, unsent, in_flight: Rc::default() }
     }
 
-    /// Waits for one thing that hangs on the peer.
+    /// Waits for one thing that hangs on the client.
     ///
     /// Errors: `Stalled` when it did not come in time.
     async fn wait<T>(
@@ -75,7 +86,7 @@ impl<'a> Patience<'a> {
     ) -> Result<T, Broken> {
         // Given back, and so disarmed, when the wait is over.
         let timer = self.ticker.timer();
-        timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.limit);
+        timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.patience);
         poll_fn(|cx| {
             if let Poll::Ready(result) = poll(cx) {
                 return Poll::Ready(result);
@@ -85,24 +96,26 @@ impl<'a> Patience<'a> {
         })
         .await
     }
-}
 
-/// Waits until all that was sent has gone out; a reset would throw it away.
-///
-/// Errors: it never will.
-pub async fn flush(stream: &mut SendStream<Chunk>, patience: &Patience<'_>) -> Result<(), Broken> {
-    let (mark, told) = Chunk::mark();
-    stream.send_data(mark, false).map_err(|_| Broken::Stream)?;
-    let mut told = pin!(told);
-    patience
-        .wait(|cx| {
+    /// Waits until all that was sent has gone out; a reset would throw it away.
+    ///
+    /// Errors: it never will.
+    pub async fn flush(&self, stream: &mut SendStream<Chunk>) -> Result<(), Broken> {
+        self.wait(|cx| {
             if stream.poll_reset(cx).is_ready() {
                 return Poll::Ready(Err(Broken::Stream));
             }
-            // The sender is dropped, never used.
-            told.as_mut().poll(cx).map(|_| Ok(()))
+            self.in_flight.poll_flushed(cx).map(Ok)
         })
         .await
+    }
+}
+
+fn chunk(bytes: Vec<u8>, from: usize, client: Option<&ToClient<'_>>) -> Chunk {
+    match client {
+        Some(client) => Chunk::counted(bytes, from, client.unsent, &client.in_flight),
+        None => Chunk::new(bytes, from),
+    }
 }
 
 fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -224,8 +237,8 @@ pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
 
 /// Relays a body from a pipe into a stream, which it ends.
 ///
-/// Shape: `buffer` holds what has been received, the body's part of it from `from`. Without
-/// `patience` the window is waited for as long as it takes.
+/// Shape: `buffer` holds what has been received, the body's part of it from `from`. Unless it goes
+/// to a client, the window is waited for as long as it takes.
 /// Errors: which side broke; the stream is not reset here.
 pub async fn into_stream(
     pipe: &End,
@@ -233,7 +246,7 @@ pub async fn into_stream(
     mut from: usize,
     mut reader: BodyReader,
     stream: &mut SendStream<Chunk>,
-    patience: Option<&Patience<'_>>,
+    client: Option<&ToClient<'_>>,
 ) -> Result<(), Broken> {
     let mut lines = Vec::new();
     loop {
@@ -241,7 +254,7 @@ pub async fn into_stream(
         let last = reader.is_done();
         let ends = last && lines.is_empty();
         if buffer.len() > from || ends {
-            send_data(stream, Chunk::new(buffer, from), ends, patience).await?;
+            send_data(stream, chunk(buffer, from, client), ends, client).await?;
         } else {
             buffers::give_back(buffer);
         }
@@ -254,18 +267,70 @@ pub async fn into_stream(
                 }
             };
         }
+        if let Some(client) = client
+            && !client.unsent.has_room(TIGHT_BYTES)
+        {
+            // One buffer of each stream at a time.
+            client.flush(stream).await?;
+        }
         from = 0;
-        buffer = poll_fn(|cx| {
-            if stream.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Broken::Stream));
-            }
-            pipe.poll_recv_whole(cx).map(Ok)
-        })
-        .await?;
+        buffer = receive(pipe, &reader, stream, client).await?;
         if buffer.is_empty() {
             reader.end_of_input().map_err(|_| Broken::Pipe)?;
-            return send_data(stream, Chunk::new(buffer, 0), true, patience).await;
+            return send_data(stream, Chunk::new(buffer, 0), true, client).await;
         }
+    }
+}
+
+/// Receives what the windows let the stream send on, and whatever is no data.
+///
+/// Shape: what may not go yet stays in the pipe. An empty buffer is the end.
+async fn receive(
+    pipe: &End,
+    reader: &BodyReader,
+    stream: &mut SendStream<Chunk>,
+    client: Option<&ToClient<'_>>,
+) -> Result<Vec<u8>, Broken> {
+    let left = poll_fn(|cx| {
+        if stream.poll_reset(cx).is_ready() {
+            return Poll::Ready(Err(Broken::Stream));
+        }
+        pipe.poll_left(cx).map(Ok)
+    })
+    .await?;
+    stream.reserve_capacity(left);
+    while stream.capacity() == 0 && pipe.with_unread(|bytes| has_data(*reader, bytes)) {
+        await_capacity(stream, client).await?;
+    }
+    Ok(pipe.take_now(match stream.capacity() {
+        0 => FRAMING_BYTES,
+        n => n,
+    }))
+}
+
+/// Whether the bytes of a framed body are more than framing.
+#[cold]
+fn has_data(mut reader: BodyReader, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() && !reader.is_done() {
+        match reader.step(bytes) {
+            Ok(step) if step.data.is_empty() && step.consumed > 0 => {
+                bytes = &bytes[step.consumed..];
+            }
+            // A fault is found by whoever reads it.
+            Err(_) => return false,
+            Ok(step) => return !step.data.is_empty(),
+        }
+    }
+    false
+}
+
+async fn await_capacity(
+    stream: &mut SendStream<Chunk>,
+    client: Option<&ToClient<'_>>,
+) -> Result<(), Broken> {
+    match client {
+        Some(client) => client.wait(|cx| poll_capacity(stream, cx)).await,
+        None => poll_fn(|cx| poll_capacity(stream, cx)).await,
     }
 }
 
@@ -299,16 +364,13 @@ async fn send_data(
     stream: &mut SendStream<Chunk>,
     mut chunk: Chunk,
     ends: bool,
-    patience: Option<&Patience<'_>>,
+    client: Option<&ToClient<'_>>,
 ) -> Result<(), Broken> {
     while chunk.has_remaining() {
         stream.reserve_capacity(chunk.remaining());
         let n = stream.capacity();
         if n == 0 {
-            match patience {
-                Some(patience) => patience.wait(|cx| poll_capacity(stream, cx)).await?,
-                None => poll_fn(|cx| poll_capacity(stream, cx)).await?,
-            }
+            await_capacity(stream, client).await?;
             continue;
         }
         if n >= chunk.remaining() {

@@ -12,12 +12,11 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::oneshot;
 
 use super::buffers;
 use super::pooled_future::PooledFuture;
@@ -25,6 +24,7 @@ use super::rt::{self, Part};
 use super::stream::Stream;
 use super::sys::{Shut, is_shortage};
 use super::ticker::Timer;
+use super::unsent::{Charge, Unsent};
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::http2::flood::{Flood, FrameCounter};
 use crate::http2::fragment::FragmentFinder;
@@ -257,26 +257,51 @@ impl Drop for H2Io {
     }
 }
 
+/// Counts what of one stream the `h2` crate has not written yet.
+#[derive(Default)]
+pub struct InFlight {
+    chunks: Cell<usize>,
+    flushed: Cell<Option<Waker>>,
+}
+
+impl InFlight {
+    /// Waits until all of it has been written, or thrown away.
+    pub fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.chunks.get() == 0 {
+            return Poll::Ready(());
+        }
+        self.flushed.set(Some(cx.waker().clone()));
+        Poll::Pending
+    }
+}
+
 /// Bytes to be sent as DATA; the buffer goes back when they have gone.
 pub struct Chunk {
     bytes: Vec<u8>,
     from: usize,
-    /// Told by being dropped.
-    gone: Option<oneshot::Sender<()>>,
+    /// Counts the buffer until it has gone.
+    charge: Charge,
+    in_flight: Option<Rc<InFlight>>,
 }
 
 impl Chunk {
     /// The bytes from `from` on; `from <= bytes.len()`.
     #[must_use]
     pub fn new(bytes: Vec<u8>, from: usize) -> Self {
-        Self { bytes, from, gone: None }
+        Self { bytes, from, charge: Charge::default(), in_flight: None }
     }
 
-    /// Nothing, which tells when it has been sent, and with it all that was sent before.
+    /// As `new`; its memory and the chunk itself are counted until it has gone.
     #[must_use]
-    pub fn mark() -> (Self, oneshot::Receiver<()>) {
-        let (gone, told) = oneshot::channel();
-        (Self { bytes: Vec::new(), from: 0, gone: Some(gone) }, told)
+    pub fn counted(
+        bytes: Vec<u8>,
+        from: usize,
+        unsent: &Rc<Unsent>,
+        in_flight: &Rc<InFlight>,
+    ) -> Self {
+        in_flight.chunks.set(in_flight.chunks.get() + 1);
+        let charge = unsent.charge(bytes.capacity());
+        Self { bytes, from, charge, in_flight: Some(in_flight.clone()) }
     }
 
     /// Takes the first bytes off, by a copy; a window that is nearly full asks for little.
@@ -285,7 +310,10 @@ impl Chunk {
         let mut bytes = buffers::take(n);
         bytes.extend_from_slice(&self.chunk()[..n]);
         self.from += n;
-        Self::new(bytes, 0)
+        match (self.charge.of(), &self.in_flight) {
+            (Some(unsent), Some(in_flight)) => Self::counted(bytes, 0, unsent, in_flight),
+            _ => Self::new(bytes, 0),
+        }
     }
 }
 
@@ -306,7 +334,14 @@ impl Buf for Chunk {
 impl Drop for Chunk {
     fn drop(&mut self) {
         buffers::give_back(std::mem::take(&mut self.bytes));
-        drop(self.gone.take());
+        let Some(in_flight) = &self.in_flight else { return };
+        let left = in_flight.chunks.get() - 1;
+        in_flight.chunks.set(left);
+        if left == 0
+            && let Some(waker) = in_flight.flushed.take()
+        {
+            waker.wake();
+        }
     }
 }
 

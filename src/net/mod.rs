@@ -3,7 +3,7 @@
 //! memory), `caught`
 //! (panics), `race` (two futures at once), `ticker` (coarse deadlines) with
 //! `lines` (who has idled longest), `pipe` (a stream in
-//! memory), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
+//! memory) with `unsent` (what may wait in it), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
 //! (connecting), `listener`, `mailbox` (one core to another), `h2io` (a stream for the `h2` crate),
 //! `h2body` (bodies between the two protocols), `tls`, `notify` (an exchange that waits for another
 //! thread), `splice` (kernel-to-kernel bodies).
@@ -27,4 +27,5 @@ pub mod stream;
 pub mod sys;
 pub mod ticker;
 pub mod tls;
+pub mod unsent;
 pub mod watch;

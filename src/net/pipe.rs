@@ -3,7 +3,8 @@
 //! It stands in for a socket where the bytes of an exchange do not come from one of their own: a
 //! stream of HTTP/2. Each direction holds at most `bytes_max`; a writer waits for room, so a
 //! reader that stalls holds one window and no more. Memory is taken when the first byte comes
-//! and given back when the last one has gone; what is left of the pipe serves the next one.
+//! and given back when the last one has gone; what is left of the pipe serves the next one. Of
+//! many pipes to one peer, the memory of one direction can be counted together (`net::unsent`).
 //!
 //! Ends are told as a socket tells them: a reader gets 0 bytes when the writer has ended, a
 //! writer gets `BrokenPipe` when nobody will read.
@@ -17,6 +18,7 @@ use std::task::{Context, Poll, Waker};
 use super::buffers;
 use super::rt::Part;
 use super::sys::{Peek, Shut};
+use super::unsent::{Charge, TIGHT_BYTES, Unsent};
 
 /// Pipes without ends kept per thread, for the next streams.
 const KEPT_MAX: usize = 256;
@@ -34,6 +36,14 @@ pub fn pair(bytes_max: usize) -> (End, End) {
         side.outgoing.borrow_mut().bytes_max = bytes_max;
     }
     (End { pipe: pipe.clone(), side: 0 }, End { pipe, side: 1 })
+}
+
+/// As `pair`; the memory of what the second end sends is counted.
+#[must_use]
+pub fn pair_counted(bytes_max: usize, unsent: Rc<Unsent>) -> (End, End) {
+    let (near, far) = pair(bytes_max);
+    far.outgoing().borrow_mut().unsent = Some(unsent);
+    (near, far)
 }
 
 /// One end; clones share it, the last one closes it.
@@ -76,11 +86,47 @@ struct Lane {
     receiver: Option<Waker>,
     watcher: Option<Waker>,
     sender: Option<Waker>,
+    /// Where its memory is counted, if anywhere, and what is counted now.
+    unsent: Option<Rc<Unsent>>,
+    charge: Charge,
 }
 
 impl Lane {
     fn left(&self) -> usize {
         self.bytes.len() - self.from
+    }
+
+    /// What a writer may put in now.
+    fn room(&self) -> usize {
+        let bytes_max = match self.bytes.capacity() {
+            0 if self.is_tight() => TIGHT_BYTES.min(self.bytes_max),
+            1..=TIGHT_BYTES => TIGHT_BYTES.min(self.bytes_max),
+            _ => self.bytes_max,
+        };
+        bytes_max - self.left()
+    }
+
+    /// Nothing is here, and there is no room for a buffer of full size.
+    fn is_tight(&self) -> bool {
+        self.unsent.as_ref().is_some_and(|unsent| !unsent.has_room(self.bytes_max))
+    }
+
+    /// Counts the memory that it has now.
+    fn count(&mut self) {
+        if let Some(unsent) = &self.unsent
+            && self.charge.bytes() != self.bytes.capacity()
+        {
+            self.charge = match self.bytes.capacity() {
+                0 => Charge::default(),
+                bytes => unsent.charge(bytes),
+            };
+        }
+    }
+
+    fn free(&mut self) {
+        self.from = 0;
+        buffers::give_back(std::mem::take(&mut self.bytes));
+        self.count();
     }
 
     fn readable(&self) -> bool {
@@ -107,8 +153,7 @@ impl Lane {
         buffer.extend_from_slice(&self.bytes[self.from..self.from + n]);
         self.from += n;
         if self.left() == 0 {
-            self.from = 0;
-            buffers::give_back(std::mem::take(&mut self.bytes));
+            self.free();
         }
         self.wake_writer();
         Some(n)
@@ -121,6 +166,7 @@ impl Lane {
         }
         let mut bytes = std::mem::take(&mut self.bytes);
         bytes.drain(..std::mem::take(&mut self.from));
+        self.count();
         self.wake_writer();
         Some(bytes)
     }
@@ -130,15 +176,20 @@ impl Lane {
         if self.ended || self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
-        let n = bytes.len().min(self.bytes_max - self.left());
+        let room = self.room();
+        let n = bytes.len().min(room);
         if n > 0 {
             if self.bytes.capacity() == 0 {
-                self.bytes = buffers::take(n);
+                self.bytes = match room <= TIGHT_BYTES {
+                    true => Vec::with_capacity(room),
+                    false => buffers::take(n),
+                };
             } else if self.from > 0 && self.bytes.len() + n > self.bytes.capacity() {
                 self.bytes.drain(..self.from);
                 self.from = 0;
             }
             self.bytes.extend_from_slice(&bytes[..n]);
+            self.count();
             self.wake_reader();
         }
         Ok(n)
@@ -152,8 +203,7 @@ impl Lane {
 
     fn close(&mut self) {
         self.closed = true;
-        self.from = 0;
-        buffers::give_back(std::mem::take(&mut self.bytes));
+        self.free();
         self.wake_reader();
         self.wake_writer();
     }
@@ -200,6 +250,56 @@ impl End {
                 Poll::Pending
             }
         }
+    }
+
+    /// Waits for bytes and leaves them; how many there are, 0 at the end.
+    pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<usize> {
+        let mut lane = self.incoming().borrow_mut();
+        if lane.readable() {
+            return Poll::Ready(lane.left());
+        }
+        lane.receiver = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Shows what is there and leaves it.
+    pub fn with_unread<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
+        let lane = self.incoming().borrow();
+        look(&lane.bytes[lane.from..])
+    }
+
+    /// Takes what is there, at most so many bytes; all of it goes without a copy.
+    #[must_use]
+    pub fn take_now(&self, bytes_max: usize) -> Vec<u8> {
+        let mut lane = self.incoming().borrow_mut();
+        if lane.left() <= bytes_max {
+            return lane.take_whole().unwrap_or_default();
+        }
+        let end = lane.from + bytes_max;
+        let mut some = buffers::take(bytes_max);
+        some.extend_from_slice(&lane.bytes[lane.from..end]);
+        lane.from = end;
+        lane.wake_writer();
+        some
+    }
+
+    /// What a send would be taken of now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.outgoing().borrow().room()
+    }
+
+    /// Waits until all that was sent has been read; false when nobody will read it.
+    pub fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<bool> {
+        let mut lane = self.outgoing().borrow_mut();
+        if lane.closed || lane.ended {
+            return Poll::Ready(false);
+        }
+        if lane.left() == 0 {
+            return Poll::Ready(true);
+        }
+        lane.sender = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// Receives what is there, without waiting; `None` when nothing is.

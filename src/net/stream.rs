@@ -58,6 +58,15 @@ impl Stream {
         }
     }
 
+    /// The pipe, if the bytes are in memory.
+    #[must_use]
+    pub fn pipe(&self) -> Option<&End> {
+        match self {
+            Stream::Pipe(end) => Some(end),
+            Stream::Plain(_) | Stream::Tls(_) => None,
+        }
+    }
+
     /// Receives into the spare capacity of `buffer`.
     ///
     /// Shape: gives the buffer back, longer by what came; 0 bytes is the end of the stream.

@@ -20,6 +20,7 @@ use super::downstream::{Client, LINGER, linger};
 use super::h2_stream;
 use super::places;
 use super::plan::ClientTimeouts;
+use crate::base::buf::FRAME_BYTES;
 use crate::config::H2Limits;
 use crate::http2::Fault;
 use crate::http2::flood::FrameCounter;
@@ -30,10 +31,11 @@ use crate::net::rt;
 use crate::net::stream::Handle;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
+use crate::net::unsent::Unsent;
 
 /// What a stream may have waiting to be sent: as much as its pipe gives at a time. A client that
 /// opens all its streams and reads none has this for each of them.
-const SEND_BUFFER_BYTES: usize = 16 << 10;
+const SEND_BUFFER_BYTES: usize = FRAME_BYTES;
 
 /// What the streams of a connection share.
 struct Shared {
@@ -41,6 +43,8 @@ struct Shared {
     client: Client,
     /// Client-side timeouts, as of the connection's beginning.
     timeouts: ClientTimeouts,
+    /// Memory of its answers that wait to be sent.
+    unsent: Rc<Unsent>,
     timer: Timer,
     streams: Cell<usize>,
     leaving: Cell<bool>,
@@ -112,9 +116,11 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let (timer, streams) = (core.ticker.timer(), Cell::new(0));
     let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let leaving = Cell::new(false);
-    let shared = Rc::new(Shared { client, timeouts, timer, streams, leaving, task });
-    let stream = shared.client.stream.clone();
     let limits = core.plan().h2;
+    // As much as it may send ahead of our reading.
+    let unsent = Unsent::new(core.shared.unsent.clone(), limits.connection_window as usize);
+    let shared = Rc::new(Shared { client, timeouts, unsent, timer, streams, leaving, task });
+    let stream = shared.client.stream.clone();
     let frames = FrameCounter::downstream(limits.flood(), Instant::now());
     let mut io = H2Io::new(stream, first, frames, core.ticker.timer(), timeouts.write_idle);
     let (flooded, fragments) = (io.flooded(), io.fragments());
@@ -185,8 +191,9 @@ async fn accept(
         let (core, shared) = (core.clone(), shared.clone());
         rt::spawn(async move {
             let serving = pin!(PooledFuture::with(|| {
+                let (client, unsent) = (&shared.client, &shared.unsent);
                 let write_idle = shared.timeouts.write_idle;
-                h2_stream::serve(&core, &shared.client, write_idle, request, respond)
+                h2_stream::serve(&core, client, write_idle, unsent, request, respond)
             }));
             core.count_panic(caught(serving).await.is_none());
             drop(open);

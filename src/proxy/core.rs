@@ -21,6 +21,7 @@ use crate::net::notify::{LOOK_AGAIN, WakeTable, WakeToken};
 use crate::net::splice::Pipes;
 use crate::net::sys;
 use crate::net::ticker::Ticker;
+use crate::net::unsent::UnsentTotal;
 use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::policy::limit::moment::Moment;
@@ -50,6 +51,8 @@ pub struct Shared {
     pub connections_max: u32,
     /// Held body bytes of the process.
     pub held: HeldBudget,
+    /// Answers of the process that wait to be sent to clients of HTTP/2.
+    pub unsent: Arc<UnsentTotal>,
     /// Streams of HTTP/2 beyond the first of each connection.
     pub streams: AtomicU32,
     /// What each core has told of its idle connections.

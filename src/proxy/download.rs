@@ -6,6 +6,7 @@
 //! bodies of known length that nobody needs to see are moved by the kernel.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
@@ -319,6 +320,10 @@ impl Download<'_> {
             ),
             _ => self.pause(),
         };
+        if !whole && self.client.pipe().is_some_and(|pipe| pipe.room() < out.len()) {
+            // It will wait, and all of it has been copied.
+            self.core.buffers.give_back(std::mem::take(&mut buffer));
+        }
         let (mut result, back) = self.send_body(Part::whole(out)).await;
         out = back;
         while result.is_ok() && !done && fault.is_none() {
@@ -333,8 +338,15 @@ impl Download<'_> {
                     }
                 }
             }
-            if buffer.len() == buffer.capacity() && buffer.capacity() < LARGE_BYTES {
-                let larger = self.core.buffers.take(LARGE_BYTES);
+            let bytes_max = match self.await_room(&mut buffer, &mut out).await {
+                Ok(bytes_max) => bytes_max,
+                Err(kind) => {
+                    result = Err(kind);
+                    break;
+                }
+            };
+            if buffer.len() == buffer.capacity() && buffer.capacity() < bytes_max {
+                let larger = self.core.buffers.take(bytes_max);
                 self.core.buffers.give_back(std::mem::replace(&mut buffer, larger));
             }
             buffer.clear();
@@ -416,6 +428,32 @@ impl Download<'_> {
         if !self.progress.client_owes.get() {
             self.up_timer.arm(conn.socket().handle(), Shut::Both, within);
         }
+    }
+
+    /// Says how much to receive at a time: what the client takes at once.
+    ///
+    /// Shape: a stream of HTTP/2 that has not taken what it was given is waited for, and nothing is
+    /// held for it meanwhile. A buffer that is given back is left without memory.
+    async fn await_room(&self, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<usize, Kind> {
+        let Some(pipe) = self.client.pipe() else { return Ok(LARGE_BYTES) };
+        let room = pipe.room();
+        if room >= SMALL_BYTES {
+            return Ok(room);
+        }
+        self.core.buffers.give_back(std::mem::take(buffer));
+        self.core.buffers.give_back(std::mem::take(out));
+        self.up_timer.disarm();
+        self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
+        if !poll_fn(|cx| pipe.poll_taken(cx)).await {
+            let stalled = self.write_timer.expired();
+            return Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone });
+        }
+        self.write_timer.disarm();
+        let room = pipe.room();
+        if room < SMALL_BYTES {
+            *buffer = Vec::with_capacity(room);
+        }
+        Ok(room)
     }
 
     /// Sends a part of the body: it is the client that may be slow now, not the upstream.

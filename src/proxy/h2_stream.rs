@@ -24,7 +24,7 @@ use super::core::Core;
 use super::downstream::{Client, Downstream, LINGER, LINGER_BYTES_MAX};
 use super::exchange;
 use super::settle::Settle;
-use crate::base::buf::SMALL_BYTES;
+use crate::base::buf::{FRAME_BYTES, SMALL_BYTES};
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::http::method::Method;
@@ -34,21 +34,23 @@ use crate::http1::parse::Parse;
 use crate::http1::recut::recut_response;
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
 use crate::net::buffers;
-use crate::net::h2body::{self, Broken, Patience};
+use crate::net::h2body::{self, Broken, ToClient};
 use crate::net::h2io::Chunk;
 use crate::net::pipe::{self, End};
 use crate::net::pooled_future::PooledFuture;
 use crate::net::stream::{Handle, Stream};
 use crate::net::sys::Shut;
+use crate::net::unsent::Unsent;
 
 /// What the pipe holds in each direction.
-const PIPE_BYTES: usize = 16 * 1024;
+const PIPE_BYTES: usize = FRAME_BYTES;
 
 /// Serves one stream.
 pub async fn serve(
     core: &Rc<Core>,
     client: &Client,
     write_idle: Duration,
+    unsent: &Rc<Unsent>,
     request: Request<RecvStream>,
     mut respond: SendResponse<Chunk>,
 ) {
@@ -78,7 +80,7 @@ pub async fn serve(
     let ahead =
         poll_fn(|cx| Poll::Ready(h2body::take_ready(&mut body, framing, &mut head, cx))).await;
     let fed = ahead.ended && framing != BodyFraming::Chunked;
-    let (ours, theirs) = pipe::pair(PIPE_BYTES);
+    let (ours, theirs) = pipe::pair_counted(PIPE_BYTES, unsent.clone());
     let mut down = Downstream::new(core, client.with_stream(Stream::Pipe(theirs)), head);
     down.cut = Some(scratch);
     // Its end of the pipe closes with the exchange.
@@ -90,8 +92,8 @@ pub async fn serve(
     let mut feed = (!fed).then(|| {
         PooledFuture::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken))
     });
-    let patience = Patience::new(&core.ticker, &ours, write_idle);
-    let mut answer = pin!(answer(core, &ours, method, &mut respond, &patience));
+    let to_client = ToClient::new(&core.ticker, &ours, write_idle, unsent);
+    let mut answer = pin!(answer(core, &ours, method, &mut respond, &to_client));
     let mut answered = false;
     poll_fn(|cx| {
         if let Some(feeding) = &mut feed
@@ -168,7 +170,7 @@ async fn answer(
     pipe: &End,
     method: Method,
     respond: &mut SendResponse<Chunk>,
-    patience: &Patience<'_>,
+    client: &ToClient<'_>,
 ) {
     let mut scratch = core.take_scratch();
     let head = &mut scratch.response;
@@ -177,14 +179,14 @@ async fn answer(
         Ok(None) | Err(Broken::Stream | Broken::Ours) => None,
         Err(Broken::Pipe | Broken::Stalled) => Some(Reason::INTERNAL_ERROR),
         Ok(Some(Begun { mut stream, buffer, from, reader })) => {
-            let limit = Some(patience);
-            match h2body::into_stream(pipe, buffer, from, reader, &mut stream, limit).await {
+            let body = h2body::into_stream(pipe, buffer, from, reader, &mut stream, Some(client));
+            match body.await {
                 Ok(()) | Err(Broken::Stream | Broken::Ours) => None,
                 Err(Broken::Stalled) => Some(Reason::CANCEL),
                 Err(Broken::Pipe) => {
                     // A reset throws away what waits to be sent, an event that tells of the
                     // error above all.
-                    let _ = h2body::flush(&mut stream, patience).await;
+                    let _ = client.flush(&mut stream).await;
                     Some(Reason::INTERNAL_ERROR)
                 }
             }

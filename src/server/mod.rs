@@ -24,6 +24,7 @@ use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::net::tls::Store;
+use crate::net::unsent::UnsentTotal;
 use crate::policy::limit::shared::Budget;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
@@ -83,6 +84,8 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
             Live {
                 queues: plan.groups.iter().filter_map(waiting).collect(),
                 connections: queued.connections.load(Ordering::Relaxed),
+                held_bytes: queued.held.taken(),
+                unsent_bytes: queued.unsent.bytes(),
                 connections_refused: queued.refused.load(Ordering::Relaxed),
                 handshakes_failed: queued.handshakes_failed.load(Ordering::Relaxed),
                 panics: queued.panics.load(Ordering::Relaxed),
@@ -424,6 +427,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         connections: AtomicU32::new(0),
         connections_max: options.connections_max,
         held: HeldBudget::new(options.held_total_bytes),
+        unsent: UnsentTotal::new(options.held_total_bytes),
         streams: AtomicU32::new(0),
         idle: (0..copies).map(|_| Padded::default()).collect(),
         per_ip: Tally::new(RandomState::new()),

@@ -39,6 +39,10 @@ pub struct Live {
     pub queues: Vec<(String, u32)>,
     /// Client connections.
     pub connections: u32,
+    /// Bytes of request bodies that are held, as `limits.held_total` counts them.
+    pub held_bytes: u64,
+    /// Bytes of answers that wait to be sent over HTTP/2, beyond 64 KiB of each connection.
+    pub unsent_bytes: u64,
     /// Client connections refused for lack of room, handshakes included.
     pub connections_refused: u64,
     /// TLS handshakes with clients that failed.
@@ -87,6 +91,12 @@ fn live(out: &mut Text, live: &Live) {
     }
     out.family("client_connections", "gauge", "Client connections.");
     out.sample("client_connections", &[], live.connections);
+    let help = "Bytes of request bodies held, out of limits.held_total.";
+    out.family("held_body_bytes", "gauge", help);
+    out.sample("held_body_bytes", &[], live.held_bytes);
+    let help = "Bytes of answers that HTTP/2 clients have not taken, beyond 64 KiB a connection.";
+    out.family("http2_unsent_bytes", "gauge", help);
+    out.sample("http2_unsent_bytes", &[], live.unsent_bytes);
     let help = "Client connections refused for lack of room.";
     out.family("client_connections_refused_total", "counter", help);
     out.sample("client_connections_refused_total", &[], live.connections_refused);

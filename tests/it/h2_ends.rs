@@ -112,6 +112,42 @@ fn what_a_lost_connection_held_is_given_back() {
     assert_eq!(house.proxy.shared().held.taken(), 0);
 }
 
+/// Many streams that nobody reads cost what one connection may have, and lose nothing.
+#[test]
+fn streams_that_are_not_read_share_what_a_connection_may_have() {
+    const STREAMS: u64 = 60;
+    const BYTES: usize = 400_000;
+    // The first have room for whole buffers; then for none.
+    let rest = "[limits]\nh2 = { window = \"64KiB\", connection_window = \"256KiB\" }\n";
+    let house = House::plain(Setup { rest, ..Setup::default() });
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(20_000).initial_connection_window_size(16 << 20);
+    let client = H2Client::with(house.proxy.addr(), None, &builder);
+    for framing in ["", ",chunked", ",no_length"] {
+        let ask = || client.get(&format!("/echo?mock=big={BYTES},seed=7{framing}"), &[]);
+        let mut streams: Vec<_> = (0..STREAMS).map(|_| ask()).collect();
+        streams.iter_mut().for_each(|stream| assert_eq!(stream.head().unwrap().status(), 200));
+        super::h2::settled(|| house.mock.stats().written_bytes_total);
+        let unsent = house.proxy.shared().unsent.bytes();
+        assert!((100_000..=256 << 10).contains(&unsent), "{framing}: {unsent}");
+        // Another client is not worse off for it.
+        let other = house.client();
+        assert_eq!(other.get("/echo?mock=big=100000", &[]).answer().body.len(), 100_000);
+        let bodies: Vec<_> = streams.iter_mut().map(|stream| stream.rest().unwrap()).collect();
+        assert_eq!(bodies[0].len(), BYTES);
+        for body in &bodies {
+            let differs = body.iter().zip(&bodies[0]).position(|(a, b)| a != b);
+            assert_eq!((body.len(), differs), (BYTES, None), "{framing}");
+        }
+        wait_until("nothing waits", || house.proxy.shared().unsent.bytes() == 0);
+    }
+    // Neither do streams that end unread leave anything.
+    let streams: Vec<_> = (0..STREAMS).map(|_| client.get("/echo?mock=big=400000", &[])).collect();
+    super::h2::settled(|| house.mock.stats().written_bytes_total);
+    drop((client, streams));
+    wait_until("nothing waits", || house.proxy.shared().unsent.bytes() == 0);
+}
+
 #[test]
 fn a_server_that_dies_midway_resets_the_stream() {
     for house in both() {

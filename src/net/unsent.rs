@@ -1,0 +1,200 @@
+//! Memory of answers that wait to be sent to HTTP/2 clients.
+//!
+//! A client may open a hundred streams and read none of them, on many connections. Each stream
+//! then holds what its pipe and the `h2` crate hold of its answer. A connection has some of that
+//! without asking; more is taken, in steps, from what the process has for all of them. When
+//! there is no more, or the connection has as much as one may have, its streams go on with very
+//! small buffers, one at a time: slow, but nobody stands still because of another.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What each connection has without asking, and by how much it asks for more.
+const STEP_BYTES: usize = 64 << 10;
+/// A buffer of a stream on a connection that may have no more.
+pub const TIGHT_BYTES: usize = 2 << 10;
+
+/// What the connections of all cores have taken.
+#[derive(Debug)]
+pub struct UnsentTotal {
+    bytes: AtomicU64,
+    bytes_max: u64,
+}
+
+impl UnsentTotal {
+    /// Room for `bytes_max` bytes, beyond 64 KiB of each connection.
+    #[must_use]
+    pub fn new(bytes_max: u64) -> Arc<Self> {
+        Arc::new(Self { bytes: AtomicU64::new(0), bytes_max })
+    }
+
+    /// Bytes that are taken now, in steps of 64 KiB.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, more: u64) -> bool {
+        let before = self.bytes.fetch_add(more, Ordering::Relaxed);
+        let fits = before.saturating_add(more) <= self.bytes_max;
+        if !fits {
+            self.give_back(more);
+        }
+        fits
+    }
+
+    fn give_back(&self, less: u64) {
+        self.bytes.fetch_sub(less, Ordering::Relaxed);
+    }
+}
+
+/// What one connection holds.
+#[derive(Debug)]
+pub struct Unsent {
+    total: Arc<UnsentTotal>,
+    bytes: Cell<usize>,
+    /// Of the total, beyond the first step.
+    booked: Cell<usize>,
+    bytes_max: usize,
+}
+
+impl Unsent {
+    /// A connection that may hold `bytes_max` bytes in buffers of full size.
+    #[must_use]
+    pub fn new(total: Arc<UnsentTotal>, bytes_max: usize) -> Rc<Self> {
+        Rc::new(Self { total, bytes: Cell::new(0), booked: Cell::new(0), bytes_max })
+    }
+
+    /// Whether there is room for a buffer of so many bytes; books it when it has to.
+    #[must_use]
+    pub fn has_room(&self, more: usize) -> bool {
+        let wanted = self.bytes.get() + more;
+        if wanted > self.bytes_max.max(STEP_BYTES) {
+            return false;
+        }
+        while wanted > STEP_BYTES + self.booked.get() {
+            if !self.total.take(STEP_BYTES as u64) {
+                return false;
+            }
+            self.booked.set(self.booked.get() + STEP_BYTES);
+        }
+        true
+    }
+
+    /// Counts a buffer, whether there was room or not.
+    #[must_use]
+    pub fn charge(self: &Rc<Self>, bytes: usize) -> Charge {
+        self.bytes.set(self.bytes.get() + bytes);
+        Charge { of: Some(self.clone()), bytes }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let left = self.bytes.get() - bytes;
+        self.bytes.set(left);
+        let booked = self.booked.get();
+        // Two steps of play, so that a connection at work does not ask each time.
+        if booked > 0 && (left == 0 || left + 2 * STEP_BYTES < booked) {
+            let keep = left.next_multiple_of(STEP_BYTES);
+            self.booked.set(keep);
+            self.total.give_back((booked - keep) as u64);
+        }
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.total.give_back(self.booked.get() as u64);
+    }
+}
+
+/// Counts bytes until it is dropped; the default counts nothing.
+#[derive(Debug, Default)]
+pub struct Charge {
+    of: Option<Rc<Unsent>>,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Where it counts.
+    #[must_use]
+    pub fn of(&self) -> Option<&Rc<Unsent>> {
+        self.of.as_ref()
+    }
+
+    /// The bytes that it counts.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Some(of) = &self.of {
+            of.give_back(self.bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_first_64_kib_are_free_and_the_rest_is_everybodys() {
+        let total = UnsentTotal::new(2 * STEP_BYTES as u64);
+        let (a, b) = (Unsent::new(total.clone(), 1 << 20), Unsent::new(total.clone(), 1 << 20));
+        assert!(a.has_room(STEP_BYTES));
+        let first = a.charge(STEP_BYTES);
+        assert_eq!(total.bytes(), 0);
+        assert!(a.has_room(2 * STEP_BYTES));
+        let more = a.charge(2 * STEP_BYTES);
+        assert_eq!(total.bytes(), 2 * STEP_BYTES as u64);
+        assert!(!a.has_room(1) && b.has_room(STEP_BYTES) && !b.has_room(STEP_BYTES + 1));
+        // Small buffers are counted although there is no room.
+        let tight = a.charge(TIGHT_BYTES);
+        drop((first, more, tight));
+        assert_eq!((total.bytes(), a.bytes.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_connection_has_no_more_than_one_may_have() {
+        let total = UnsentTotal::new(u64::MAX);
+        let one = Unsent::new(total.clone(), 100 << 10);
+        assert!(one.has_room(100 << 10) && !one.has_room((100 << 10) + 1));
+        let held = one.charge(100 << 10);
+        assert!(!one.has_room(1));
+        drop(one);
+        assert_ne!(total.bytes(), 0, "what is held is held by the bytes themselves");
+        drop(held);
+        assert_eq!(total.bytes(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn all_that_was_taken_comes_back(
+            steps in prop::collection::vec((0usize..3, 0usize..100_000, any::<bool>()), 1..80),
+        ) {
+            let total = UnsentTotal::new(300_000);
+            let all: Vec<_> = (0..3).map(|_| Unsent::new(total.clone(), 200_000)).collect();
+            let mut charges = Vec::new();
+            for (at, bytes, gives) in steps {
+                if gives && !charges.is_empty() {
+                    charges.remove(bytes % charges.len());
+                } else if all[at].has_room(bytes) {
+                    charges.push(all[at].charge(bytes));
+                }
+                prop_assert!(total.bytes() <= 300_000);
+                for one in &all {
+                    prop_assert!(one.bytes.get() <= STEP_BYTES + one.booked.get());
+                }
+            }
+            charges.clear();
+            drop(all);
+            prop_assert_eq!(total.bytes(), 0);
+        }
+    }
+}
