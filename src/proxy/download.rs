@@ -338,12 +338,10 @@ impl Download<'_> {
                     }
                 }
             }
-            let bytes_max = match self.await_room(&mut buffer, &mut out).await {
-                Ok(bytes_max) => bytes_max,
-                Err(kind) => {
-                    result = Err(kind);
-                    break;
-                }
+            let room = self.await_room(&mut buffer, &mut out).await;
+            let Ok(bytes_max) = room else {
+                result = room.map(drop);
+                break;
             };
             if buffer.len() == buffer.capacity() && buffer.capacity() < bytes_max {
                 let larger = self.core.buffers.take(bytes_max);
