@@ -59,7 +59,7 @@ const IMPURE: &[(&str, &str)] = &[
     ("SystemTime", "take `now` as an argument"),
 ];
 /// The one pure leaf that names an instruction set; a benchmark has earned it.
-const SIMD: &str = "src/llm/leap/avx2.rs";
+const SIMD: &str = "src/llm/simd_scan/avx2.rs";
 /// Files that may hold `unsafe`: some of `net`, and that leaf.
 const UNSAFE: &[&str] = &[
     "src/net/pooled_future.rs",

@@ -10,14 +10,13 @@
 //! something to a model server. `reply` writes the few answers that are our own, in the
 //! caller's dialect; `quote` is how text becomes a JSON string.
 //!
-//! Reading order: scan (with `leap` and `unescape` below it), splice, quote, content, multipart,
-//! path, sse (with `lines`), usage, counts, meter, messages, reply. `oracle` is what tests hold `counts`
-//! against.
+//! Reading order: scan (with `simd_scan` and `unescape` below it), splice, quote, content,
+//! multipart, path, sse (with `lines`), usage, counts, meter, messages, reply. `oracle` is what
+//! tests hold `counts` against.
 
 pub mod api;
 pub mod content;
 mod counts;
-mod leap;
 mod lines;
 pub mod messages;
 pub mod meter;
@@ -28,6 +27,7 @@ pub mod quote;
 pub mod reply;
 pub mod scan;
 mod scan_fault;
+mod simd_scan;
 pub mod splice;
 pub mod sse;
 mod unescape;

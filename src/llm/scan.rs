@@ -2,7 +2,7 @@
 //!
 //! The one idea: only the *top-level* key `model` counts, so everything else must merely be
 //! crossed, not understood. The scan walks the body once, in whatever pieces it arrives,
-//! keeps no tree and no copy but the name, and spends its time in two loops of `leap` that
+//! keeps no tree and no copy but the name, and spends its time in two loops of `simd_scan` that
 //! run at memory speed. Clients send megabytes of `messages` before `model`, so crossing
 //! them cheaply is the work.
 //!
@@ -25,7 +25,7 @@
 pub use super::scan_fault::{DEPTH_MAX, Flaw, NAME_BYTES_MAX, ScanFault};
 use std::ops::Range;
 
-use super::leap;
+use super::simd_scan;
 use super::unescape::{Piece, Unescape};
 
 /// What a client is told when the body is sound and names no model.
@@ -331,7 +331,7 @@ impl ModelScan {
     fn nested(&mut self, bytes: &[u8], from: usize) -> Step {
         let mut at = from;
         loop {
-            at = leap::structure(bytes, at);
+            at = simd_scan::structure(bytes, at);
             let Some(&byte) = bytes.get(at) else { return Ok(at) };
             match byte {
                 b'"' => {
@@ -384,7 +384,7 @@ impl ModelScan {
     ) -> Result<(usize, bool), ScanFault> {
         let mut at = from;
         loop {
-            at = leap::text_end(bytes, at);
+            at = simd_scan::text_end(bytes, at);
             match bytes.get(at) {
                 Some(b'"') => return Ok((at + 1, true)),
                 Some(b'\\') if at + 1 < bytes.len() => at += 2,
@@ -448,7 +448,7 @@ impl ModelScan {
     fn in_name(&mut self, bytes: &[u8], from: usize) -> Step {
         let mut from = from;
         if self.unescape.is_plain() {
-            let end = leap::text_end(bytes, from);
+            let end = simd_scan::text_end(bytes, from);
             self.draft.add(bytes.get(from..end).unwrap_or_default())?;
             from = end;
         }

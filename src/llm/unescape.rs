@@ -2,7 +2,7 @@
 //!
 //! Used for the two short strings that the scan must understand: a top-level key and the
 //! model's name. It holds eight bytes of state and no text, so any split is the same. Runs
-//! of other strings never come here; `leap` crosses them.
+//! of other strings never come here; `simd_scan` crosses them.
 
 use super::scan::Flaw;
 

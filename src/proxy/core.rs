@@ -393,7 +393,7 @@ impl Core {
 
     /// One random draw.
     #[must_use]
-    pub fn chance(&self) -> u64 {
+    pub fn random_u64(&self) -> u64 {
         self.rng.borrow_mut().next_u64()
     }
 

@@ -118,7 +118,7 @@ pub async fn dispatch(
                 Err(failed) => failed,
             };
             let stands = failed.at(at.retries, !exchange.gone);
-            match group.retry.next(&stands, &failed.why(), core.chance()) {
+            match group.retry.next(&stands, &failed.why(), core.random_u64()) {
                 Verdict::FreshConnection => attempt.fresh = true,
                 Verdict::GiveUp => return Err(failed.into()),
                 Verdict::AnotherMember { after } => break (failed, after),

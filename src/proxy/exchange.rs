@@ -84,7 +84,7 @@ async fn live(
     scratch.model.clear();
     let mut settle = Settle::begin(core);
     let unix_ms = settle.begun_unix_ms();
-    let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.chance());
+    let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.random_u64());
     if !listener.cors.is_off() {
         caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
     }
@@ -223,7 +223,7 @@ fn path_refusal(fault: PathFault) -> Refusal {
 #[cold]
 fn nobody(core: &Core, unix_ms: u64) -> Caller {
     Caller {
-        id: RequestId::new(unix_ms, core.chance()),
+        id: RequestId::new(unix_ms, core.random_u64()),
         id_sent: false,
         dialect: Dialect::OpenAi,
         version: Version::Http11,

@@ -86,7 +86,7 @@ pub fn head(
         ask_for_no_coding(out, upstream);
     }
     if let Credential::Lines(lines) = &upstream.credential {
-        out.extend_from_slice(weighted(lines, core.chance()));
+        out.extend_from_slice(weighted(lines, core.random_u64()));
     }
     out.extend_from_slice(&upstream.added);
     for (name, line) in &upstream.inserted {
@@ -201,7 +201,9 @@ fn rewrite_credential_query(
         })
         .filter(|_| !request.permit.credentials_pass(&upstream.credential));
     let ours = match &upstream.credential {
-        Credential::Query(name, values) => Some((name.as_str(), weighted(values, core.chance()))),
+        Credential::Query(name, values) => {
+            Some((name.as_str(), weighted(values, core.random_u64())))
+        }
         _ => None,
     };
     let mut rewrite = |name: &str, value: Option<&[u8]>| {

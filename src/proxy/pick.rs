@@ -82,7 +82,7 @@ pub fn pick<'p>(
     let mut nobody = view(plan, choice, members, now_us);
     loop {
         let picked = core.with_pick_state(usize::from(choice.group), |state| {
-            balance::pick(group.strategy, state, members, choice.tried, core.chance())
+            balance::pick(group.strategy, state, members, choice.tried, core.random_u64())
         });
         let Some(member) = picked else { return Err(nobody) };
         let upstream = &plan.upstreams[usize::from(group.members[member].0)];

@@ -1,4 +1,5 @@
-//! What the leaps look for, and how they find it without vectors named: eight bytes as one number.
+//! What the fast scan looks for, and how it finds it without vectors named: eight bytes as one
+//! number.
 
 const WORD: usize = 8;
 const BLOCK: usize = 64;

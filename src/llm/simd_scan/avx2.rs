@@ -1,4 +1,4 @@
-//! The leaps of the model scan with AVX2: 32 bytes make one mask, and the mask tells the place.
+//! The fast scan with AVX2: 32 bytes make one mask, and the mask tells the place.
 //!
 //! This is the one leaf that names an instruction set and the only pure one with `unsafe`. It
 //! earns both. Bench `scan` against the portable way: a prompt of 100 KB 1.2 times as fast, one
@@ -16,14 +16,14 @@ use super::portable::{Class, FOLD, Structure, TextStop, by_word};
 
 const BLOCK: usize = 32;
 
-/// As `leap::text_end`; `None` when the processor has no AVX2.
+/// As `simd_scan::text_end`; `None` when the processor has no AVX2.
 #[inline]
 pub(super) fn text_end(bytes: &[u8], from: usize) -> Option<usize> {
     // SAFETY: called only after the processor has said that it has AVX2.
     is_x86_feature_detected!("avx2").then(|| unsafe { text_end_avx2(bytes, from) })
 }
 
-/// As `leap::structure`; `None` when the processor has no AVX2.
+/// As `simd_scan::structure`; `None` when the processor has no AVX2.
 #[inline]
 pub(super) fn structure(bytes: &[u8], from: usize) -> Option<usize> {
     // SAFETY: called only after the processor has said that it has AVX2.
