@@ -28,7 +28,7 @@ use crate::net::sys::unix_s;
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
 /// From one look at the files to the next.
-pub const LOOK: Duration = Duration::from_secs(10);
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
@@ -153,7 +153,7 @@ impl Watch {
     }
 
     /// Reads what has changed, or everything when `asked`.
-    fn look(&mut self, asked: bool, read: Read<'_>, now_s: u64) -> Found {
+    fn reread_changed(&mut self, asked: bool, read: Read<'_>, now_s: u64) -> Found {
         // Stamps first: what changes while it is read is read again.
         let stamps = self.now();
         let before = std::mem::replace(&mut self.stamps, stamps);
@@ -202,10 +202,10 @@ pub(super) fn keep_watch(
     let mut watch = Watch::new(config, store, unix_s());
     Task::of(tokio::spawn(async move {
         loop {
-            let by_hand = timeout(LOOK, asked.notified()).await.is_ok();
+            let by_hand = timeout(CHECK_INTERVAL, asked.notified()).await.is_ok();
             // A folder that is mounted from elsewhere can hang.
             let looked = spawn_blocking(move || {
-                let found = watch.look(by_hand, &read, unix_s());
+                let found = watch.reread_changed(by_hand, &read, unix_s());
                 (watch, found)
             });
             let Ok((back, found)) = looked.await else { return };
@@ -253,7 +253,7 @@ mod tests {
         let watch = |now_s| Watch::new(&config, Arc::new(Store::default()), now_s);
         let day = 86_400;
         let mut early = watch(END_S - 30 * day);
-        let mut told = |now_s, read: Read<'_>| early.look(false, read, now_s).lines;
+        let mut told = |now_s, read: Read<'_>| early.reread_changed(false, read, now_s).lines;
         assert_eq!(told(END_S - 8 * day, &before), Vec::<String>::new());
         let soon = "listener l: tls: c.pem: the certificate expires on 2030-01-01T00:00:00Z and \
                     has not been renewed";
@@ -264,8 +264,8 @@ mod tests {
         assert_eq!(told(END_S + 2, &before), Vec::<String>::new());
         // What the start has said is not said again, nor is there anything to say once renewed.
         let mut late = watch(END_S + 1);
-        assert_eq!(late.look(false, &before, END_S + 2).lines, Vec::<String>::new());
-        let lines = late.look(true, &after, END_S + 3).lines;
+        assert_eq!(late.reread_changed(false, &before, END_S + 2).lines, Vec::<String>::new());
+        let lines = late.reread_changed(true, &after, END_S + 3).lines;
         assert_eq!(lines, ["listener l: new certificates are in force"]);
         assert_eq!(late.ends, HashSet::new());
     }

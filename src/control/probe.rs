@@ -19,7 +19,7 @@ use crate::config::Health;
 use crate::policy::health::HealthChange;
 
 /// From one look at whether it is known where a server is to the next.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Monitored {
     /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
@@ -76,7 +76,7 @@ pub(super) fn keep_probing(monitored: &Arc<Monitored>, rng: &mut Rng) -> Option<
     let monitored = monitored.clone();
     Some(Task::of(tokio::spawn(async move {
         while monitored.addresses().is_empty() {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         monitored.probe().await;
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + spread, interval);

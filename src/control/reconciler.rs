@@ -36,7 +36,7 @@ use crate::upstream::roster::{Identity, Roster, Site};
 /// How long the start waits for the first answers.
 pub const FIRST_WAIT: Duration = Duration::from_secs(5);
 /// From one look at what the cores suspect to the next.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The upstreams in force, in the config's order; read by the operator's interface.
 pub type UpstreamTable = Arc<Mutex<Vec<Arc<Monitored>>>>;
@@ -119,7 +119,7 @@ impl Reconciler {
         while self.is_incomplete() {
             let left = by.saturating_duration_since(Instant::now());
             // A probe that changes nothing brings no event.
-            match timeout(left.min(LOOK), self.inbox.recv()).await {
+            match timeout(left.min(POLL_INTERVAL), self.inbox.recv()).await {
                 Ok(Some(event)) => self.take(event),
                 Ok(None) => break,
                 Err(_) if left.is_zero() => break,
@@ -177,7 +177,7 @@ impl Reconciler {
         self.running = true;
         loop {
             // The channel never closes: this side holds a sender.
-            if let Ok(Some(event)) = timeout(LOOK, self.inbox.recv()).await {
+            if let Ok(Some(event)) = timeout(POLL_INTERVAL, self.inbox.recv()).await {
                 self.take(event);
             }
             while let Ok(event) = self.inbox.try_recv() {

@@ -1,14 +1,14 @@
 //! A `:path` with a fragment, which is malformed (RFC 9113 §8.3.1) and would otherwise never be
 //! seen: the `http` crate cuts it off before anybody can look.
 //!
-//! The one idea: of a field block (RFC 7541) only the value of `:path` matters, so nothing is kept of
-//! the dynamic table and only that value is decoded, and of that only where symbols end: the code is
-//! canonical, so `#` is the first symbol of twelve bits. A value that went into the dynamic table
-//! marks the connection: from then on a block that does not show its path is taken for one that
-//! refers to it.
+//! The one idea: of a field block (RFC 7541) only the value of `:path` matters, so nothing is kept
+//! of the dynamic table and only that value is decoded, and of that only where symbols end: the
+//! code is canonical, so `#` is the first symbol of twelve bits. A value that went into the dynamic
+//! table marks the connection: from then on a block that does not show its path is taken for one
+//! that refers to it.
 //!
-//! Not here: a path under a name out of the dynamic table, as no encoder writes it (`:path` stands in
-//! the static one); what else is wrong with a block is for the `h2` crate.
+//! Not here: a path under a name out of the dynamic table, as no encoder writes it (`:path` stands
+//! in the static one); what else is wrong with a block is for the `h2` crate.
 
 /// Bytes before the first frame of a client (RFC 9113 §3.4).
 const PREFACE_BYTES: usize = 24;
@@ -121,7 +121,7 @@ impl FragmentFinder {
             }
             content = &content[..content.len().saturating_sub(padding)];
             if flags & END_HEADERS != 0 {
-                return self.look(stream, content);
+                return self.check_block(stream, content);
             }
         }
         if self.block.len() + content.len() <= BLOCK_BYTES_MAX {
@@ -129,11 +129,11 @@ impl FragmentFinder {
         }
         if flags & END_HEADERS != 0 {
             let block = std::mem::take(&mut self.block);
-            self.look(stream, &block);
+            self.check_block(stream, &block);
         }
     }
 
-    fn look(&mut self, stream: u32, block: &[u8]) {
+    fn check_block(&mut self, stream: u32, block: &[u8]) {
         let bad = match path_of(block) {
             Some(Path::Plain) => false,
             Some(Path::Fragment { kept }) => {

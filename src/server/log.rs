@@ -20,7 +20,7 @@ const LINES_MAX: usize = 1024;
 /// Failed exchanges told of in one second.
 const FAILURES_A_SECOND: u64 = 20;
 /// How often it is looked whether something was left out.
-const LOOK: Duration = Duration::from_secs(1);
+const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Where lines go; clones are the same log.
 #[derive(Clone)]
@@ -123,7 +123,7 @@ fn write_lines(
     mut write: impl FnMut(&[u8]),
 ) {
     loop {
-        let line = lines.recv_timeout(LOOK);
+        let line = lines.recv_timeout(FLUSH_INTERVAL);
         if let Ok(line) = &line {
             write(line);
         }

@@ -156,7 +156,7 @@ impl Lease {
     /// Takes one call of each limited window from stock, or of none.
     pub fn take(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
         let (minute, day) = numbers(now_ns);
-        self.look(quota, now_ns)?;
+        self.short(quota, now_ns)?;
         if quota.per_minute > 0 && !self.minute.take(minute) {
             return Err(Short::Empty);
         }
@@ -169,7 +169,7 @@ impl Lease {
         Ok(())
     }
 
-    fn look(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
+    fn short(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
         let (minute, day) = numbers(now_ns);
         let (day, minute) = (self.day.at(day), self.minute.at(minute));
         let (by_day, by_minute) = (quota.per_day > 0, quota.per_minute > 0);
