@@ -156,7 +156,7 @@ pub enum Kind {
     /// No response head within `first_byte`.
     UpstreamFirstByteTimeout,
     /// The upstream died in the middle of its response body.
-    UpstreamCut,
+    UpstreamTruncated,
     /// The upstream paused longer than `stream_idle` within its response body.
     UpstreamIdle,
     /// The exchange took longer than `total`.
@@ -466,7 +466,7 @@ const fn upstream(
 }
 
 /// A response that died after its head: it must never look like a clean end.
-const fn cut(kind: Kind, message: &'static str, log: &'static str, finish: Finish) -> Row {
+const fn truncated(kind: Kind, message: &'static str, log: &'static str, finish: Finish) -> Row {
     Row {
         status: None,
         connection: Connection::Close,
@@ -550,8 +550,8 @@ const ROWS: [Row; 52] = [
     upstream(Kind::UpstreamReset, 502, "The upstream closed the connection without an answer.", "reset before answer", RetryClass::Reset, Finish::UpstreamReset),
     upstream(Kind::UpstreamBadHttp, 502, "The upstream sent an invalid response.", "bad response", RetryClass::Reset, Finish::UpstreamBad),
     upstream(Kind::UpstreamFirstByteTimeout, 504, "The upstream did not answer in time.", "first byte timeout", RetryClass::Timeout, Finish::Timeout),
-    cut(Kind::UpstreamCut, "The upstream died in the middle of its response.", "cut mid-stream", Finish::UpstreamReset),
-    cut(Kind::UpstreamIdle, "The upstream paused too long in the middle of its response.", "idle mid-stream", Finish::Timeout),
+    truncated(Kind::UpstreamTruncated, "The upstream died in the middle of its response.", "cut mid-stream", Finish::UpstreamReset),
+    truncated(Kind::UpstreamIdle, "The upstream paused too long in the middle of its response.", "idle mid-stream", Finish::Timeout),
     // The operator's limit, not the upstream's failure: a long answer is no fault.
     Row { blame: Blame::Nobody, connection: Connection::Close,
         ..upstream(Kind::TotalTimeout, 504, "The request took too long.", "total timeout", RetryClass::Never, Finish::Timeout) },
@@ -669,7 +669,9 @@ mod tests {
 
     #[test]
     fn never_answers_after_a_response_began_or_to_nobody() {
-        for kind in [Kind::UpstreamCut, Kind::UpstreamIdle, Kind::ClientGone, Kind::ClientStalled] {
+        for kind in
+            [Kind::UpstreamTruncated, Kind::UpstreamIdle, Kind::ClientGone, Kind::ClientStalled]
+        {
             assert_eq!(status(kind), None, "{kind:?}");
         }
     }

@@ -28,13 +28,13 @@ impl Ending {
         }
     }
 
-    /// Calls `cut` when another signal comes while the drain lasts.
-    pub fn on_next(mut self, cut: impl Fn() + Send + 'static) {
+    /// Calls `abort` when another signal comes while the drain lasts.
+    pub fn on_next(mut self, abort: impl Fn() + Send + 'static) {
         let watch = std::thread::Builder::new().name("signals".to_owned());
         // Without this thread a second signal is ignored, and the drain's own limit still holds.
         let _ = watch.spawn(move || {
             if self.0.forever().any(|signal| !matches!(signal, SIGHUP | SIGUSR1)) {
-                cut();
+                abort();
             }
         });
     }

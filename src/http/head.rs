@@ -29,8 +29,8 @@ pub struct Span {
 impl Span {
     /// Makes a span from indices; what lies beyond 4 GiB is cut, heads are far smaller.
     pub fn new(start: usize, end: usize) -> Span {
-        let cut = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
-        Span { start: cut(start), end: cut(end) }
+        let offset = |at: usize| u32::try_from(at).unwrap_or(u32::MAX);
+        Span { start: offset(start), end: offset(end) }
     }
 
     /// The bytes of the span, empty when it does not lie within `bytes`.
@@ -248,7 +248,8 @@ impl RequestHead {
         Ok(())
     }
 
-    /// The path, percent-decoded only as far as [`normalise_path`](Self::normalise_path) does. `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
+    /// The path, percent-decoded only as far as [`normalise_path`](Self::normalise_path) does.
+    /// `http://host` means `/` (RFC 9110 §4.2.3); `*` stays `*`.
     pub fn path<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         match self.target_path.of(bytes) {
             [] => b"/",

@@ -20,7 +20,7 @@
 use memchr::memchr;
 
 use super::head_fault::HeadFault;
-use super::target::{cut_target, is_authority};
+use super::target::{is_authority, split_target};
 use crate::http::{
     fields::{is_token_byte, is_value_byte},
     head::{Field, Fields, RequestHead, ResponseHead, Span, Version},
@@ -224,7 +224,7 @@ fn request_line(
     head.method_text = Span::new(start, start + method_end);
     let target_start = start + target_start;
     head.target = Span::new(target_start, target_start + target_len);
-    cut_target(window, head)
+    split_target(window, head)
 }
 
 /// Reads `HTTP/1.x`. Another major version is known as such; anything else is no version at all.
@@ -307,12 +307,12 @@ fn other_fields(
 ) -> Result<Option<usize>, HeadFault> {
     fields.clear();
     let Some(end) = blank_line(window, start.max(searched))? else { return Ok(None) };
-    cut_fields(&window[..end], start, limits.fields_max, fields)?;
+    split_fields(&window[..end], start, limits.fields_max, fields)?;
     Ok(Some(end))
 }
 
-/// As [`blank_line`] and [`cut_fields`] at once, for a head of few fields that is whole and without
-/// fault; `None` for any other.
+/// As [`blank_line`] and [`split_fields`] at once, for a head of few fields that is whole and
+/// without fault; `None` for any other.
 fn good_fields(
     window: &[u8],
     start: usize,
@@ -358,7 +358,7 @@ fn blank_line(window: &[u8], from: usize) -> Result<Option<usize>, HeadFault> {
 /// Cuts the field lines between `start` and the end of `head`, the blank line included.
 ///
 /// Before: every LF in there has its CR, and the only empty line is the last.
-fn cut_fields(
+fn split_fields(
     head: &[u8],
     start: usize,
     fields_max: usize,

@@ -18,7 +18,7 @@ use crate::http::{
 ///
 /// Shape: `bytes` begins with the head, whose method and target are known.
 /// Errors: `BadTarget`.
-pub fn cut_target(bytes: &[u8], head: &mut RequestHead) -> Result<(), HeadFault> {
+pub fn split_target(bytes: &[u8], head: &mut RequestHead) -> Result<(), HeadFault> {
     let target = head.target.of(bytes);
     let offset = head.target.start as usize;
     // A target is short: one walk over its bytes costs less than preparing two searches.
@@ -122,7 +122,7 @@ mod tests {
             ..RequestHead::new()
         };
         let bytes = target.as_bytes();
-        let got = cut_target(bytes, &mut head)
+        let got = split_target(bytes, &mut head)
             .ok()
             .map(|()| (head.target_authority.of(bytes), head.path(bytes), head.query(bytes)));
         let expected =

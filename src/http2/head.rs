@@ -22,20 +22,20 @@ pub(super) struct Head<'a> {
     lines: usize,
     limits: &'a HeadLimits,
     /// Where each line stands, counted from `start`, for those who would have to parse it else.
-    cut: Option<&'a mut Fields>,
+    parsed: Option<&'a mut Fields>,
 }
 
 /// Writes a head with `write`, and takes it back when that fails.
 ///
-/// Shape: `cut` gets the fields as our parser would find them in the bytes of this head.
+/// Shape: `parsed` gets the fields as our parser would find them in the bytes of this head.
 pub(super) fn write<T>(
     out: &mut Vec<u8>,
     limits: &HeadLimits,
-    cut: Option<&mut Fields>,
+    parsed: Option<&mut Fields>,
     write: impl FnOnce(&mut Head<'_>) -> Result<T, Fault>,
 ) -> Result<T, Fault> {
     let start = out.len();
-    let mut head = Head { out, start, lines: 0, limits, cut };
+    let mut head = Head { out, start, lines: 0, limits, parsed };
     let written = write(&mut head).and_then(|value| {
         head.room(2)?;
         encode::end_of_head(head.out);
@@ -109,10 +109,10 @@ impl Head<'_> {
     /// Notes where the line stands that has just been written.
     fn note(&mut self, name_kind: Name, start: usize, name_bytes: usize) {
         let end = self.written();
-        if let Some(cut) = &mut self.cut {
+        if let Some(parsed) = &mut self.parsed {
             let name = Span::new(start, start + name_bytes);
             let value = Span::new(name.end as usize + ": ".len(), end - "\r\n".len());
-            cut.push(Field { name_kind, name, value, line: Span::new(start, end) });
+            parsed.push(Field { name_kind, name, value, line: Span::new(start, end) });
         }
     }
 

@@ -2,16 +2,17 @@
 //!
 //! The one idea: what is written here is what our own parser would read, as if the client had
 //! spoken HTTP/1.1, and nothing else knows that it did not. So the head must say one thing only:
-//! whatever two readers could take in two ways is refused here, and whatever the parser would refuse
-//! is refused here first, under a better name. The parser itself need not run: where each part
-//! stands is noted while it is written, and the fuzzer holds the notes to what the parser finds.
+//! whatever two readers could take in two ways is refused here, and whatever the parser would
+//! refuse is refused here first, under a better name. The parser itself need not run: where each
+//! part stands is noted while it is written, and the fuzzer holds the notes to what the parser
+//! finds.
 //!
 //! RFC 9113 §8.2 (fields), §8.3.1 (pseudo-fields), §8.1.1 (malformed), §10.3 (what HTTP/1.1 cannot
 //! carry); RFC 9112 §11.2 on smuggling, and the research that made it famous for HTTP/2: Kettle,
 //! "HTTP/2: The Sequel is Always Worse" (2021).
 //!
-//! Not here: what was lost before. The `http` crate cuts a fragment off a path (`fragment`); a pseudo-field
-//! that is unknown, missing or late is refused by the `h2` crate.
+//! Not here: what was lost before. The `http` crate cuts a fragment off a path (`fragment`); a
+//! pseudo-field that is unknown, missing or late is refused by the `h2` crate.
 
 use http::{HeaderMap, Method, Uri, header};
 
@@ -29,7 +30,7 @@ use crate::{
     },
     http1::{
         parse::{HeadLimits, METHOD_BYTES_MAX},
-        target::{cut_target, is_authority},
+        target::{is_authority, split_target},
     },
 };
 
@@ -40,14 +41,14 @@ use crate::{
 /// §8.2.3). A length that was given stays where it was, once. Without one, a body is chunked; a
 /// request without a body says `content-length: 0` where the method leads to expect one. `te` is
 /// kept: whether the client reads trailers is for the exchange to know.
-/// `cut` becomes the head as `parse_request` would read it; after an error it is of no use.
+/// `parsed` becomes the head as `parse_request` would read it; after an error it is of no use.
 /// Returns how the bridge has to write the body.
 /// Errors: `MethodRefused` for CONNECT and TRACE; every other [`Fault`] but those of status and
 /// trailers.
 /// Source: RFC 9113 §8.1.1, §8.2, §8.3.1; RFC 9112 §3.2, §6.3.
 pub fn write_head(
     out: &mut Vec<u8>,
-    cut: &mut RequestHead,
+    parsed: &mut RequestHead,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
@@ -57,12 +58,12 @@ pub fn write_head(
     check_method(method)?;
     let target = target_of(method, uri)?;
     let authority = authority_of(uri, headers)?;
-    cut.clear();
+    parsed.clear();
     let start = out.len();
-    let mut fields = std::mem::take(&mut cut.fields);
+    let mut fields = std::mem::take(&mut parsed.fields);
     let framing = head::write(out, limits, Some(&mut fields), |head| {
         head.request_line(method.as_str().as_bytes(), target)?;
-        cut.start_line_end = Span::new(0, head.written()).end;
+        parsed.start_line_end = Span::new(0, head.written()).end;
         head.field(Name::Host, b"Host", authority)?;
         let declared = write_fields(head, headers)?;
         if let Some(framing) = declared.framing(ends)? {
@@ -80,14 +81,14 @@ pub fn write_head(
             (Ends::WithHead, _) => Ok(BodyFraming::None),
         }
     });
-    cut.fields = fields;
+    parsed.fields = fields;
     let framing = framing?;
-    cut.method = method::Method::of(method.as_str().as_bytes());
-    cut.method_text = Span::new(0, method.as_str().len());
+    parsed.method = method::Method::of(method.as_str().as_bytes());
+    parsed.method_text = Span::new(0, method.as_str().len());
     let target_start = method.as_str().len() + 1;
-    cut.target = Span::new(target_start, target_start + target.len());
-    cut.len = Span::new(0, out.len() - start).end;
-    if cut_target(&out[start..], cut).is_err() {
+    parsed.target = Span::new(target_start, target_start + target.len());
+    parsed.len = Span::new(0, out.len() - start).end;
+    if split_target(&out[start..], parsed).is_err() {
         out.truncate(start);
         return Err(Fault::TargetBad);
     }
@@ -187,12 +188,12 @@ pub fn fuzz(data: &[u8]) {
         _ => HeadLimits { head_bytes_max: 256, fields_max: 6, target_bytes_max: 32 },
     };
     let mut out = b"before".to_vec();
-    let mut cut = RequestHead::new();
-    match write_head(&mut out, &mut cut, &method, &uri, &headers, ends, &limits) {
+    let mut parsed = RequestHead::new();
+    match write_head(&mut out, &mut parsed, &method, &uri, &headers, ends, &limits) {
         Err(_) => assert_eq!(out, b"before", "a refused request leaves nothing behind"),
         Ok(framing) => {
             let wire = &out["before".len()..];
-            assert_reads_back(wire, &cut, &method, &uri, &headers, framing, &limits);
+            assert_reads_back(wire, &parsed, &method, &uri, &headers, framing, &limits);
         }
     }
 }
@@ -208,19 +209,25 @@ fn uri_for_fuzz(authority: &[u8], path: &[u8]) -> Option<Uri> {
 }
 
 /// Holds what was noted while a head was written to what the parser finds in it.
-fn assert_same(cut: &RequestHead, parsed: &RequestHead, wire: &[u8]) {
-    assert_eq!((cut.method, cut.version, cut.len), (parsed.method, parsed.version, parsed.len));
-    assert_eq!((cut.method_text, cut.target), (parsed.method_text, parsed.target));
-    assert_eq!(cut.start_line_end, parsed.start_line_end);
-    assert_eq!(cut.target_authority, parsed.target_authority);
-    assert_eq!((cut.target_path, cut.target_query), (parsed.target_path, parsed.target_query));
-    assert_same_fields(&cut.fields, &parsed.fields, wire);
+fn assert_same(parsed: &RequestHead, reread: &RequestHead, wire: &[u8]) {
+    assert_eq!(
+        (parsed.method, parsed.version, parsed.len),
+        (reread.method, reread.version, reread.len)
+    );
+    assert_eq!((parsed.method_text, parsed.target), (reread.method_text, reread.target));
+    assert_eq!(parsed.start_line_end, reread.start_line_end);
+    assert_eq!(parsed.target_authority, reread.target_authority);
+    assert_eq!(
+        (parsed.target_path, parsed.target_query),
+        (reread.target_path, reread.target_query)
+    );
+    assert_same_fields(&parsed.fields, &reread.fields, wire);
 }
 
 /// Holds a written head to what was asked, by another way than it was written.
 fn assert_reads_back(
     wire: &[u8],
-    cut: &RequestHead,
+    parsed: &RequestHead,
     method: &Method,
     uri: &Uri,
     headers: &HeaderMap,
@@ -232,10 +239,10 @@ fn assert_reads_back(
         parse::{Parse, parse_request},
     };
     let mut head = RequestHead::new();
-    let parsed = parse_request(wire, &mut 0, limits, &mut head);
-    assert_eq!(parsed, Ok(Parse::Done), "{}", wire.escape_ascii());
+    let reread = parse_request(wire, &mut 0, limits, &mut head);
+    assert_eq!(reread, Ok(Parse::Done), "{}", wire.escape_ascii());
     assert_eq!(head.len as usize, wire.len());
-    assert_same(cut, &head, wire);
+    assert_same(parsed, &head, wire);
     let ends = wire.windows(4).filter(|window| window == b"\r\n\r\n").count();
     assert!(ends == 1 && wire.ends_with(b"\r\n\r\n"), "one end, at the end");
     assert_eq!(request_framing(&head, wire), Ok(Framing::from(framing)));
@@ -319,8 +326,8 @@ mod tests {
         headers: &HeaderMap,
         ends: Ends,
     ) -> Result<BodyFraming, Fault> {
-        let (mut out, mut cut) = (Vec::new(), RequestHead::new());
-        write_head(&mut out, &mut cut, method, &Uri::from_static(uri), headers, ends, &LIMITS)
+        let (mut out, mut parsed) = (Vec::new(), RequestHead::new());
+        write_head(&mut out, &mut parsed, method, &Uri::from_static(uri), headers, ends, &LIMITS)
     }
 
     fn check(method: &str, uri: &str, fields: Fields<'_>, ends: Ends, lines: &str) {

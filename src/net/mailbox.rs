@@ -38,8 +38,8 @@ pub enum Message {
     },
     /// Stop accepting, finish what is in flight.
     Drain,
-    /// Cut what is still in flight.
-    Cut,
+    /// Abort what is still in flight.
+    Abort,
     /// There is a new plan.
     RefreshPlan,
     /// Close the connection that has idled longest: somebody else needs its place.
@@ -107,7 +107,7 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
     let mut record = [0; RECORD_BYTES];
     match message {
         Message::Drain => record[0] = b'D',
-        Message::Cut => record[0] = b'X',
+        Message::Abort => record[0] = b'X',
         Message::Wake { token, value } => {
             record[0] = b'R';
             record[2..4].copy_from_slice(&token.core.to_le_bytes());
@@ -146,7 +146,7 @@ fn decode(record: &[u8]) -> Option<Message> {
     let eight = |at: usize| u64::from(four(at)) | u64::from(four(at + 4)) << 32;
     match record[0] {
         b'D' => Some(Message::Drain),
-        b'X' => Some(Message::Cut),
+        b'X' => Some(Message::Abort),
         b'R' => {
             let token = WakeToken { core: two(2), slot: four(4), generation: four(8) };
             Some(Message::Wake { token, value: eight(16) })

@@ -12,7 +12,11 @@ use std::borrow::Cow;
 ///
 /// Shape: `query` stands without its `?`; allocates only where something is encoded.
 pub fn find<'q>(query: &'q [u8], name: &[u8]) -> Option<Cow<'q, [u8]>> {
-    query.split(is_and).map(cut).find(|(key, _)| decodes_to(key, name)).map(|(_, v)| decode(v))
+    query
+        .split(is_and)
+        .map(split_pair)
+        .find(|(key, _)| decodes_to(key, name))
+        .map(|(_, v)| decode(v))
 }
 
 /// Writes `query` to `out` with exactly one parameter `name` of this value, or none.
@@ -30,7 +34,7 @@ pub fn rewrite(query: &[u8], name: &[u8], value: Option<&[u8]>, out: &mut Vec<u8
         pieces += 1;
     };
     for piece in query.split(is_and) {
-        let (key, _) = cut(piece);
+        let (key, _) = split_pair(piece);
         if !decodes_to(key, name) {
             next_piece(out);
             out.extend_from_slice(piece);
@@ -56,7 +60,7 @@ fn is_and(byte: &u8) -> bool {
 }
 
 /// Cuts a piece at its first `=`; a piece without one is a name with an empty value.
-fn cut(piece: &[u8]) -> (&[u8], &[u8]) {
+fn split_pair(piece: &[u8]) -> (&[u8], &[u8]) {
     match memchr::memchr(b'=', piece) {
         Some(at) => (&piece[..at], &piece[at + 1..]),
         None => (piece, &[]),

@@ -264,7 +264,7 @@ mod tests {
     fn takes_the_class_from_the_table_of_faults() {
         let class = Kind::UpstreamConnectTimeout.row().retry;
         assert!(retries(first(), Failure::Fault(class)));
-        assert!(!retries(first(), Failure::Fault(Kind::UpstreamCut.row().retry)));
+        assert!(!retries(first(), Failure::Fault(Kind::UpstreamTruncated.row().retry)));
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl<'a> CallGuard<'a> {
         let change = match self.entry.take() {
             Some(entry) => self.state.breaker.record(entry, result, now_ms),
             // After its verdict an attempt can only have been cut off.
-            None => self.state.breaker.record_cut(result, now_ms),
+            None => self.state.breaker.record_truncated(result, now_ms),
         };
         self.state.count_change(change);
         change

@@ -102,7 +102,7 @@ pub enum Downloaded {
         status: u16,
     },
     /// The answer began and could not be ended well.
-    Cut(Kind),
+    Truncated(Kind),
     /// The upstream has left HTTP; these bytes came behind its head.
     Upgraded(Vec<u8>),
 }
@@ -227,7 +227,7 @@ impl Download<'_> {
         encode::end_of_head(&mut out);
         let (result, out) = self.send(Part::whole(out)).await;
         self.core.buffers.give_back(out);
-        result.map_err(Downloaded::Cut)
+        result.map_err(Downloaded::Truncated)
     }
 
     #[cold]
@@ -270,7 +270,7 @@ impl Download<'_> {
                 buffer.drain(..response.len as usize);
                 Downloaded::Upgraded(buffer)
             }
-            Err(kind) => Downloaded::Cut(kind),
+            Err(kind) => Downloaded::Truncated(kind),
         }
     }
 
@@ -308,7 +308,7 @@ impl Download<'_> {
             let from = out.len() - taken;
             trailers.hold_back(&reader, &mut out, from);
         }
-        let mut fault = bad.map(|_| Kind::UpstreamCut);
+        let mut fault = bad.map(|_| Kind::UpstreamTruncated);
         let mut extra = done && head_bytes + taken < buffer.len();
         note_token(&tap, settle);
         // Some servers send their head at once and think then: that is still the first byte's
@@ -362,14 +362,16 @@ impl Download<'_> {
                         (result, out) = self.send(Part::whole(out)).await;
                     }
                 } else {
-                    fault = Some(late.unwrap_or_else(|| blame(conn, &received, Kind::UpstreamCut)));
+                    fault = Some(
+                        late.unwrap_or_else(|| blame(conn, &received, Kind::UpstreamTruncated)),
+                    );
                 }
                 break;
             }
             silence = self.pause();
             if delivery == Delivery::AsIs {
                 let (taken, whole, bad) = respond::check(&mut reader, &buffer, &mut tap);
-                (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
+                (done, fault) = (whole, bad.map(|_| Kind::UpstreamTruncated));
                 extra = done && taken < buffer.len();
                 let mut passes = taken;
                 if reader.in_trailers() {
@@ -387,7 +389,7 @@ impl Download<'_> {
                 out.clear();
                 let (taken, whole, bad) =
                     respond::pour(&mut reader, &buffer, delivery, &mut tap, &mut out);
-                (done, fault) = (whole, bad.map(|_| Kind::UpstreamCut));
+                (done, fault) = (whole, bad.map(|_| Kind::UpstreamTruncated));
                 extra = done && taken < buffer.len();
                 note_token(&tap, settle);
                 (result, out) = self.send_body(Part::whole(out)).await;
@@ -395,7 +397,7 @@ impl Download<'_> {
         }
         self.up_timer.disarm();
         if let (Some(kind), Ok(())) = (fault, result) {
-            self.tell_cut(kind, &reader, delivery, framing, tells, &mut out).await;
+            self.tell_truncated(kind, &reader, delivery, framing, tells, &mut out).await;
         }
         self.core.buffers.give_back(out);
         let body = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
@@ -406,8 +408,8 @@ impl Download<'_> {
         settle.outcome.prompt_tokens = usage.prompt_tokens;
         settle.outcome.completion_tokens = usage.completion_tokens;
         match (result, fault) {
-            (Err(kind), _) => Downloaded::Cut(kind),
-            (Ok(()), Some(kind)) => Downloaded::Cut(kind),
+            (Err(kind), _) => Downloaded::Truncated(kind),
+            (Ok(()), Some(kind)) => Downloaded::Truncated(kind),
             (Ok(()), None) => {
                 self.progress.answer_done.set(true);
                 Downloaded::Whole { reusable: persists && !extra, keep, streamed }
@@ -539,7 +541,7 @@ impl Download<'_> {
         tap.skip(moved.get());
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
-            Err(Ended::From(_)) => Err((Ok(()), Some(late.unwrap_or(Kind::UpstreamCut)))),
+            Err(Ended::From(_)) => Err((Ok(()), Some(late.unwrap_or(Kind::UpstreamTruncated)))),
             Err(Ended::To(_)) => {
                 Err((Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone }), None))
             }
@@ -547,7 +549,7 @@ impl Download<'_> {
     }
 
     /// Tells a stream's reader that the end is not one, where the framing still allows a word.
-    async fn tell_cut(
+    async fn tell_truncated(
         &self,
         kind: Kind,
         reader: &BodyReader,

@@ -64,7 +64,7 @@ pub struct Downstream {
     pub recv: Vec<u8>,
     /// Working memory that holds the head at the front of `recv` already, if whoever wrote it
     /// there knows its parts.
-    pub cut: Option<Box<Scratch>>,
+    pub parsed: Option<Box<Scratch>>,
     /// Its last body was large, so the next may be.
     pub bulky: bool,
     /// Requests taken from it.
@@ -86,7 +86,7 @@ impl Downstream {
             certified,
             listener,
             recv,
-            cut: None,
+            parsed: None,
             bulky: false,
             served: 0,
             write_idle,

@@ -46,9 +46,9 @@ use crate::upstream::held::Held;
 
 /// Serves one request; the connection's receive buffer may hold its beginning already.
 pub async fn run(core: &Rc<Core>, down: &mut Downstream) -> Next {
-    let cut = down.cut.take();
-    let is_read = cut.is_some();
-    let mut scratch = cut.unwrap_or_else(|| core.take_scratch());
+    let parsed = down.parsed.take();
+    let is_read = parsed.is_some();
+    let mut scratch = parsed.unwrap_or_else(|| core.take_scratch());
     let next = live(core, down, &mut scratch, is_read).await;
     core.give_back_scratch(scratch);
     next

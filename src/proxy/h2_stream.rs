@@ -31,7 +31,7 @@ use crate::http::method::Method;
 use crate::http1::body::BodyReader;
 use crate::http1::framing::{Framing, response_framing};
 use crate::http1::parse::Parse;
-use crate::http1::recut::recut_response;
+use crate::http1::reparse::reparse_response;
 use crate::http2::{BodyFraming, Ends, Fault, request, response};
 use crate::net::buffers;
 use crate::net::h2body::{self, Broken, ToClient};
@@ -60,8 +60,9 @@ pub async fn serve(
     let (method, uri) = (&parts.method, &parts.uri);
     let limits = core.plan().head;
     let mut scratch = core.take_scratch();
-    let cut = &mut scratch.request;
-    let written = request::write_head(&mut head, cut, method, uri, &parts.headers, ends, &limits);
+    let parsed = &mut scratch.request;
+    let written =
+        request::write_head(&mut head, parsed, method, uri, &parts.headers, ends, &limits);
     let framing = match written {
         Ok(framing) => framing,
         Err(fault) => {
@@ -82,7 +83,7 @@ pub async fn serve(
     let fed = ahead.ended && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair_counted(PIPE_BYTES, unsent.clone());
     let mut down = Downstream::new(core, client.with_stream(Stream::Pipe(theirs)), head);
-    down.cut = Some(scratch);
+    down.parsed = Some(scratch);
     // Its end of the pipe closes with the exchange.
     let mut exchange = Some(PooledFuture::with(|| async move {
         exchange::run(core, &mut down).await;
@@ -221,7 +222,7 @@ async fn begin(
         if buffer.is_empty() {
             buffer = receive(pipe, respond).await?;
         }
-        match recut_response(&buffer, head) {
+        match reparse_response(&buffer, head) {
             Err(_) => return Err(Broken::Pipe),
             Ok(Parse::More) => {
                 let more = receive(pipe, respond).await?;

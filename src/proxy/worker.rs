@@ -113,8 +113,8 @@ impl Running {
     /// Ticks and reads the mailbox until the drain is over.
     async fn until_drained(self) {
         let Self { core, stop, inbox, drain } = self;
-        let cut = Rc::new(std::cell::Cell::new(false));
-        rt::spawn(read_mailbox(core.clone(), inbox, stop, cut.clone()));
+        let abort = Rc::new(std::cell::Cell::new(false));
+        rt::spawn(read_mailbox(core.clone(), inbox, stop, abort.clone()));
         let mut drained_by: Option<Instant> = None;
         for tick in 0u32.. {
             rt::sleep(TICK).await;
@@ -146,14 +146,14 @@ impl Running {
                 let Padded(active) = &core.shared.active[core.index];
                 let linked = core.h2_pool.close_all();
                 let done = active.load(Ordering::Relaxed) == 0 && !linked;
-                let late = now >= by || cut.get();
+                let late = now >= by || abort.get();
                 if late {
                     core.ticker.end_all();
                 }
                 if done || late {
                     core.pool.close_all();
-                    // One more turn: what was cut is counted, and the sockets of those that have
-                    // ended close, which wait until the ring has let go of their polls.
+                    // One more turn: what was aborted is counted, and the sockets of those that
+                    // have ended close, which wait until the ring has let go of their polls.
                     rt::sleep(TICK).await;
                     break;
                 }
@@ -168,7 +168,7 @@ async fn read_mailbox(
     core: Rc<Core>,
     inbox: crate::net::mailbox::Receiver,
     stop: Rc<Stop>,
-    cut: Rc<std::cell::Cell<bool>>,
+    abort: Rc<std::cell::Cell<bool>>,
 ) {
     while let Some(message) = inbox.next().await {
         match message {
@@ -179,7 +179,7 @@ async fn read_mailbox(
                 core.leaving.wake();
             }
             Message::Wake { token, value } => core.wake_table.wake(token, value),
-            Message::Cut => cut.set(true),
+            Message::Abort => abort.set(true),
             Message::RefreshPlan => core.refresh_plan(),
             Message::EndIdle => {
                 core.ticker.end_longest_idle();

@@ -354,17 +354,17 @@ impl Server {
     }
 
     /// Cuts what is still in flight after a drain.
-    pub fn cut(&self) {
-        self.tell(|| Message::Cut);
+    pub fn abort(&self) {
+        self.tell(|| Message::Abort);
     }
 
-    /// What `cut` does, for another thread.
-    pub fn cutter(&self) -> impl Fn() + Send + 'static {
+    /// What `abort` does, for another thread.
+    pub fn aborter(&self) -> impl Fn() + Send + 'static {
         let mailboxes = self.shared.mailboxes.clone();
         move || {
             for mailbox in &mailboxes {
                 // A mailbox that is full or closed belongs to a core that is ending anyway.
-                let _ = mailbox.send(Message::Cut);
+                let _ = mailbox.send(Message::Abort);
             }
         }
     }
@@ -404,7 +404,7 @@ impl Server {
 
     fn stop(&mut self) {
         self.drain();
-        self.cut();
+        self.abort();
         self.wait();
     }
 }

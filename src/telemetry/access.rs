@@ -57,10 +57,10 @@ pub fn write_line(entry: &AccessEntry<'_>, out: &mut Vec<u8>) {
     }
     text(out, "key", entry.key.as_bytes());
     text(out, "listener", entry.listener.as_bytes());
-    text(out, "method", cut(entry.method));
-    text(out, "path", cut(&entry.path[..path_end]));
+    text(out, "method", truncated(entry.method));
+    text(out, "path", truncated(&entry.path[..path_end]));
     text(out, "route", entry.route.as_bytes());
-    text(out, "model", cut(entry.model));
+    text(out, "model", truncated(entry.model));
     text(out, "upstream", entry.upstream.as_bytes());
     number(out, "attempts", Some(outcome.attempts.into()));
     number(out, "status", Some(outcome.status.into()));
@@ -137,7 +137,7 @@ fn millis(out: &mut Vec<u8>, name: &str, us: Option<u64>) {
 }
 
 /// Cuts what a client chose, at a character where it is text.
-fn cut(value: &[u8]) -> &[u8] {
+fn truncated(value: &[u8]) -> &[u8] {
     if value.len() <= CLIENT_TEXT_BYTES_MAX {
         return value;
     }
@@ -244,7 +244,7 @@ mod tests {
 
     #[test]
     fn names_the_fault() {
-        let outcome = Outcome { fault: Some(Kind::UpstreamCut.into()), ..Outcome::default() };
+        let outcome = Outcome { fault: Some(Kind::UpstreamTruncated.into()), ..Outcome::default() };
         let line = parsed(&entry(&outcome));
         assert_eq!(line["finish"], "upstream_reset");
         assert_eq!(line["fault"], "cut mid-stream");

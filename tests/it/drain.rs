@@ -79,7 +79,7 @@ fn a_second_signal_cuts_at_once() {
     mock.wait_until(LIMIT, |stats| stats.in_flight == 1).expect("begun");
     let begun = Instant::now();
     proxy.drain();
-    proxy.cut();
+    proxy.abort();
     proxy.join();
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     // Before an answer has begun the client may still be told.

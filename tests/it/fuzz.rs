@@ -100,7 +100,7 @@ fn heads_hold() {
 
 #[test]
 fn heads_of_our_own_hold() {
-    drive("http1::recut", http1::recut::fuzz, HEADS);
+    drive("http1::reparse", http1::reparse::fuzz, HEADS);
 }
 
 #[test]

@@ -318,7 +318,7 @@ impl<'a> Sim<'a> {
         let now_us = self.clock.now_us();
         let state = &self.fleet.upstreams[server];
         state.measures.record_failure(now_us - sent_us, now_us);
-        state.count_change(state.breaker.record_cut(result, self.clock.now_ms()));
+        state.count_change(state.breaker.record_truncated(result, self.clock.now_ms()));
         self.finish(call);
         self.settle(exchange, Ended::Broken);
     }

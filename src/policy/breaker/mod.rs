@@ -27,7 +27,7 @@
 //!
 //! A success is best recorded with the response head: a stream that began before the trouble
 //! and ends well minutes later says nothing of the server now, and would break up a
-//! row of failures. If it is cut off after all, `record_cut` says so.
+//! row of failures. If it is cut off after all, `record_truncated` says so.
 //!
 //! Source: project specification §8. Failures of one model alone are not brought here (`models`).
 //! What is a failure is decided by the table of
@@ -223,7 +223,7 @@ impl Breaker {
 
     /// Counts one failure more, of a call that has been recorded as a success: its response
     /// began well and was cut off. It counts now, whenever the call began, and only when closed.
-    pub fn record_cut(&self, result: CallResult, now_ms: u64) -> Option<Change> {
+    pub fn record_truncated(&self, result: CallResult, now_ms: u64) -> Option<Change> {
         self.record_passed(self.gate().epoch, result, now_ms)
     }
 

@@ -122,7 +122,7 @@ impl Attempt<'_> {
                 status: Some(status),
                 told: None,
             },
-            Downloaded::Cut(kind) => {
+            Downloaded::Truncated(kind) => {
                 self.guard.ended(kind, exchange.settle.now_us());
                 Attempted::Over(kind)
             }
@@ -264,9 +264,9 @@ impl Attempt<'_> {
             }
         })
         .await;
-        let mut downloaded = downloaded.unwrap_or(Downloaded::Cut(Kind::Internal));
+        let mut downloaded = downloaded.unwrap_or(Downloaded::Truncated(Kind::Internal));
         if gone {
-            downloaded = Downloaded::Cut(Kind::ClientGone);
+            downloaded = Downloaded::Truncated(Kind::ClientGone);
         }
         let sent = match uploaded {
             Some(sent) => sent,
@@ -337,7 +337,7 @@ impl Attempt<'_> {
 fn turned_away(downloaded: &Downloaded, status: u16) -> bool {
     let is_overloaded = |status: u16| matches!(status, 429 | 503 | 529);
     match downloaded {
-        Downloaded::Whole { .. } | Downloaded::Cut(_) => is_overloaded(status),
+        Downloaded::Whole { .. } | Downloaded::Truncated(_) => is_overloaded(status),
         Downloaded::Elsewhere { status } => is_overloaded(*status),
         Downloaded::NoAnswer { kind, .. } => *kind == Kind::OutboundRefused,
         Downloaded::Upgraded(_) => false,

@@ -251,19 +251,19 @@ fn streams_that_are_cut_off_open_it() {
     for at in 0..10 {
         assert_eq!(name(&breaker), StateName::Closed);
         succeed(&breaker, 1, at);
-        breaker.record_cut(CallResult::Failure, at);
+        breaker.record_truncated(CallResult::Failure, at);
         if name(&breaker) == StateName::Open {
             assert_eq!(at, 4, "five of ten failed");
             break;
         }
     }
     let open = breaker.state();
-    assert_eq!(breaker.record_cut(CallResult::Failure, 100), None);
+    assert_eq!(breaker.record_truncated(CallResult::Failure, 100), None);
     assert_eq!(breaker.state(), open);
     // In a row they open it at once.
     let breaker = Breaker::new(policy());
     succeed(&breaker, 3, 0);
-    assert_eq!((0..5).filter_map(|_| breaker.record_cut(CallResult::Failure, 0)).count(), 1);
+    assert_eq!((0..5).filter_map(|_| breaker.record_truncated(CallResult::Failure, 0)).count(), 1);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub struct NoHead;
 ///
 /// Shape: as `parse_response` in what it leaves in `head`, and begins anew in each call.
 /// Errors: `NoHead`, which a head of ours cannot be.
-pub fn recut_response(bytes: &[u8], head: &mut ResponseHead) -> Result<Parse, NoHead> {
+pub fn reparse_response(bytes: &[u8], head: &mut ResponseHead) -> Result<Parse, NoHead> {
     head.clear();
     let Some(lf) = memchr(b'\n', bytes) else { return Ok(Parse::More) };
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a, b, c, b' ', ..] = bytes else {
@@ -60,12 +60,12 @@ pub fn fuzz(wire: &[u8]) {
 
     let (mut parsed, mut cut) = (ResponseHead::new(), ResponseHead::new());
     let outcome = parse_response(wire, &mut 0, &HeadLimits::default(), &mut parsed);
-    let recut = recut_response(wire, &mut cut);
+    let reparse = reparse_response(wire, &mut cut);
     // What we write has a reason or the space before it, and is of HTTP/1.1.
     if outcome != Ok(Parse::Done) || !wire.starts_with(b"HTTP/1.1") || wire.get(12) != Some(&b' ') {
         return;
     }
-    assert_eq!(recut, Ok(Parse::Done));
+    assert_eq!(reparse, Ok(Parse::Done));
     assert_eq!((cut.status, cut.version, cut.len), (parsed.status, parsed.version, parsed.len));
     assert_eq!(cut.start_line_end, parsed.start_line_end);
     assert_eq!(cut.reason.of(wire), parsed.reason.of(wire));
@@ -84,9 +84,9 @@ mod tests {
         let whole = wire.len() - "body".len();
         let mut head = ResponseHead::new();
         for cut in 0..whole {
-            assert_eq!(recut_response(&wire[..cut], &mut head), Ok(Parse::More), "{cut}");
+            assert_eq!(reparse_response(&wire[..cut], &mut head), Ok(Parse::More), "{cut}");
         }
-        assert_eq!(recut_response(wire, &mut head), Ok(Parse::Done));
+        assert_eq!(reparse_response(wire, &mut head), Ok(Parse::Done));
         assert_eq!((head.status, head.len as usize), (200, whole));
         let fields: Vec<_> = head.fields.iter().map(|f| (f.name_kind, f.value.of(wire))).collect();
         let expected =
@@ -97,8 +97,8 @@ mod tests {
     #[test]
     fn what_is_no_head_is_told() {
         for bad in ["\n", "HTTP/1.1\r\n", "GET / HTTP/1.1\r\n", "HTTP/1.1 200 \r\nA\r\n\r\n"] {
-            let recut = recut_response(bad.as_bytes(), &mut ResponseHead::new());
-            assert_eq!(recut, Err(NoHead), "{bad:?}");
+            let reparse = reparse_response(bad.as_bytes(), &mut ResponseHead::new());
+            assert_eq!(reparse, Err(NoHead), "{bad:?}");
         }
     }
 

@@ -1,8 +1,0 @@
-//! Feeds libFuzzer's inputs to `tokenring::http1::recut::fuzz`.
-#![no_main]
-
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|data: &[u8]| {
-    tokenring::http1::recut::fuzz(data);
-});
