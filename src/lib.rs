@@ -1,6 +1,7 @@
 //! tokenring: the proxy that stands in front of GPUs.
 //!
-//! It reads the `model` of each request, picks a server and splices bytes.
+//! It reads the `model` of each request, picks a server and splices bytes. `docs/rules.md` says
+//! what it holds itself to; comments point there as `rules §9`.
 //!
 //! # The map
 //!

@@ -1,4 +1,4 @@
-//! The operator's HTTP interface (`[admin]`, SPEC §12), on its own address.
+//! The operator's HTTP interface (`[admin]`, rules §12), on its own address.
 //!
 //! What it answers: `GET /health`, `GET /ready`, `POST /health/force-check`, `GET /metrics`. Who
 //! is not in `allow` is hung up on; with a token every request must bring it. It reads the table

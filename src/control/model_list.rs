@@ -1,4 +1,4 @@
-//! Asking a server for its models (SPEC §11).
+//! Asking a server for its models (rules §11).
 //!
 //! `GET /v1/models`, of Ollama `GET /api/tags`, of Gemini `GET /v1beta/models`, page by page where
 //! the server writes pages; at the start and then every interval of `[discovery]`; also at once

@@ -1,4 +1,4 @@
-//! Active health checks (`upstream.health`, SPEC §8).
+//! Active health checks (`upstream.health`, rules §8).
 //!
 //! A probe is good when the answer is 2xx within the timeout. `policy::health` counts `fall` and
 //! `rise`; what it decides goes into the flag that every core reads before it picks, and to the

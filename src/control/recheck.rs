@@ -1,4 +1,4 @@
-//! Looking for the return of a server that its breaker keeps out (SPEC §8).
+//! Looking for the return of a server that its breaker keeps out (rules §8).
 //!
 //! A cooldown is a guess; a question is not. While a breaker is not closed, the server is asked
 //! every `breaker.recheck` what its probe asks, or without one for its models, and the breaker is

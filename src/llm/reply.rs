@@ -193,7 +193,7 @@ pub struct ModelEntry<'a> {
 }
 
 impl ModelEntry<'_> {
-    /// Appends the object of `GET /v1/models/{id}`, compact, keys in SPEC's order.
+    /// Appends the object of `GET /v1/models/{id}`, compact, keys in a fixed order.
     pub fn write(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"id\":");
         quote(self.id, out);

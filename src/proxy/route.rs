@@ -1,6 +1,6 @@
 //! The stations between a permit and a pick: where a request goes, and under what name.
 //!
-//! In the order of SPEC §3: host route, path route, model, default group. A host or path route
+//! In the order of rules §3: host route, path route, model, default group. A host or path route
 //! needs no model and lets the body through at once. Otherwise the model is looked for in the
 //! path (Gemini), in the query of a GET, or in the body. When the name changes on the way, only
 //! the bytes of its value are replaced.

@@ -1,4 +1,4 @@
-//! SPEC §9: a client that goes away stops the upstream at once, in every state of an exchange.
+//! rules §9: a client that goes away stops the upstream at once, in every state of an exchange.
 //!
 //! The promise is 100 ms; 250 ms are asserted, because two cores run all of this at a time.
 

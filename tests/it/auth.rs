@@ -1,4 +1,4 @@
-//! SPEC §6: where clients carry their key, and what credential the upstream gets: exactly one.
+//! rules §6: where clients carry their key, and what credential the upstream gets: exactly one.
 
 use super::house::{Proxy, Setup, mock};
 use super::wire::{chat, get, post};

@@ -1,4 +1,4 @@
-//! SPEC §8, §11: what works is not taken away for what does not. A breaker steers and never walls,
+//! rules §8, §11: what works is not taken away for what does not. A breaker steers and never walls,
 //! and looks for the server's return; what is our own lack is nobody else's fault; a server that was
 //! not heard of may well be there.
 

@@ -1,4 +1,4 @@
-//! SPEC §9, §4: bodies reach the other side byte for byte, whatever their size and framing.
+//! rules §9, §4: bodies reach the other side byte for byte, whatever their size and framing.
 
 use super::house::house;
 use super::wire::{Client, noise, post, post_chunked, sha256};

@@ -1,4 +1,4 @@
-//! SPEC §5, §9: an upstream that dies never looks like a clean end; a slow reader holds little.
+//! rules §5, §9: an upstream that dies never looks like a clean end; a slow reader holds little.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};

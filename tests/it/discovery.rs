@@ -1,4 +1,4 @@
-//! SPEC §2, §9, §11: models, addresses and targets that change while the proxy runs.
+//! rules §2, §9, §11: models, addresses and targets that change while the proxy runs.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};

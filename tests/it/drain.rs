@@ -1,4 +1,4 @@
-//! SPEC §14: SIGTERM's drain lets a stream end, closes what idles, refuses what is new.
+//! rules §14: SIGTERM's drain lets a stream end, closes what idles, refuses what is new.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

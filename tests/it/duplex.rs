@@ -1,4 +1,4 @@
-//! SPEC §9: the answer is read while the request is still being sent.
+//! rules §9: the answer is read while the request is still being sent.
 
 use std::io::Write;
 

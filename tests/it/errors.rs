@@ -1,4 +1,4 @@
-//! SPEC §5: our own answers in the caller's dialect, with a length and a request id.
+//! rules §5: our own answers in the caller's dialect, with a length and a request id.
 
 use super::house::{Setup, house, mock};
 use super::wire::{chat, get, post};

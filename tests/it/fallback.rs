@@ -1,4 +1,4 @@
-//! SPEC §5, §8: who is asked when a member cannot answer, and how often.
+//! rules §5, §8: who is asked when a member cannot answer, and how often.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

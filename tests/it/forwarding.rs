@@ -1,4 +1,4 @@
-//! SPEC §2 `[[upstream]]`, §9: the head as it reaches the upstream, and as it comes back.
+//! rules §2 `[[upstream]]`, §9: the head as it reaches the upstream, and as it comes back.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};

@@ -1,4 +1,4 @@
-//! SPEC §9 over HTTP/2: clients that leave, streams that end too early, connections that end.
+//! rules §9 over HTTP/2: clients that leave, streams that end too early, connections that end.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};

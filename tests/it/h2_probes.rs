@@ -1,4 +1,4 @@
-//! SPEC §2, §8, §11: servers that speak HTTP/2 are probed and asked for their models in HTTP/2.
+//! rules §2, §8, §11: servers that speak HTTP/2 are probed and asked for their models in HTTP/2.
 
 use std::sync::atomic::Ordering::SeqCst;
 

@@ -1,4 +1,4 @@
-//! SPEC §2, §9: servers that speak HTTP/2, by prior knowledge.
+//! rules §2, §9: servers that speak HTTP/2, by prior knowledge.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};

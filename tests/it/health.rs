@@ -1,4 +1,4 @@
-//! SPEC §8, §12: active probes, and what the operator's interface says of them.
+//! rules §8, §12: active probes, and what the operator's interface says of them.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! SPEC §2 `[timeouts]`, §5: who is awaited is who is late.
+//! rules §2 `[timeouts]`, §5: who is awaited is who is late.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

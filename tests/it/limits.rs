@@ -1,4 +1,4 @@
-//! SPEC §2 `[limits]` and `[timeouts]` of the client side: what is too large or too slow.
+//! rules §2 `[limits]` and `[timeouts]` of the client side: what is too large or too slow.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! SPEC §2: where a proxy listens and where it connects to; cores and their limits.
+//! rules §2: where a proxy listens and where it connects to; cores and their limits.
 
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;

@@ -1,4 +1,4 @@
-//! SPEC §6: a key that pays by the token pays for every answer, however it comes and ends.
+//! rules §6: a key that pays by the token pays for every answer, however it comes and ends.
 //!
 //! The server here says exactly what a test puts into its mouth. Its key earns one token a
 //! second, and has none to spare; so the debt, in seconds, is what an exchange has cost.

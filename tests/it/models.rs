@@ -1,4 +1,4 @@
-//! SPEC §3, §4, §11: which model a request names, where it goes, and under what name.
+//! rules §3, §4, §11: which model a request names, where it goes, and under what name.
 
 use super::house::{Proxy, Setup, house, mock, mock_with};
 use super::wire::{Client, chat, get, post, post_chunked, sha256};

@@ -1,4 +1,4 @@
-//! SPEC §9 Pool: connections are used again, but never one that is stale, poisoned or spent.
+//! rules §9 Pool: connections are used again, but never one that is stale, poisoned or spent.
 
 use std::time::Duration;
 

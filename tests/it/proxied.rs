@@ -1,4 +1,4 @@
-//! SPEC §2 `upstream.proxy`: servers behind an outbound proxy.
+//! rules §2 `upstream.proxy`: servers behind an outbound proxy.
 //!
 //! The proxy is written here and knows names of its own: nobody else could look `model.test` up.
 //! It keeps every head that it was sent, and strips what is meant for it, as RFC 9110 §11.7.2

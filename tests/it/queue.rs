@@ -1,4 +1,4 @@
-//! SPEC §2 `concurrency`, `queue`, `priority`; §5: who waits for a slot, and who is told to come
+//! rules §2 `concurrency`, `queue`, `priority`; §5: who waits for a slot, and who is told to come
 //! back later.
 
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! SPEC §6: how much a key and an address may ask for, over all cores.
+//! rules §6: how much a key and an address may ask for, over all cores.
 //!
 //! Windows are minutes of the wall clock: a test that counts in one begins with `fresh_minute`,
 //! so that none of them ends in the middle of it.

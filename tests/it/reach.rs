@@ -1,4 +1,4 @@
-//! SPEC §3: who may reach what. Rights hang on the target, whatever way leads to it.
+//! rules §3: who may reach what. Rights hang on the target, whatever way leads to it.
 
 use super::house::{Proxy, Setup, mock, mock_with};
 use super::wire::{Client, get, post};

@@ -1,4 +1,4 @@
-//! SPEC §6: one budget for several nodes, in a real Redis that is killed, stopped and restarted.
+//! rules §6: one budget for several nodes, in a real Redis that is killed, stopped and restarted.
 //!
 //! Two proxies in this process are the nodes. Each test has a server of its own; without
 //! `redis-server` it says how to get it and is skipped, unless `TOKENRING_CI` is 1.

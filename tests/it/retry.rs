@@ -1,4 +1,4 @@
-//! SPEC §7, §8: which member is tried, in which order, and when another one is.
+//! rules §7, §8: which member is tried, in which order, and when another one is.
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! SPEC §3 "Reach", "Rights hang on the target": a table of every way of naming a model, by every
+//! rules §3 "Reach", "Rights hang on the target": a table of every way of naming a model, by every
 //! kind of body, for keys and listeners with different rights.
 //!
 //! What counts is what the servers got: no reader of `readers` finds a model there that the key may

@@ -1,4 +1,4 @@
-//! SPEC §14, §12: another plan in force on every core, and nobody notices.
+//! rules §14, §12: another plan in force on every core, and nobody notices.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! SPEC §2, §9: servers behind TLS, and what is wrong with some of them.
+//! rules §2, §9: servers behind TLS, and what is wrong with some of them.
 
 use std::io::Read;
 use std::net::TcpListener;

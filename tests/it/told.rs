@@ -1,4 +1,4 @@
-//! SPEC §13: what an operator reads on stderr, of the process itself.
+//! rules §13: what an operator reads on stderr, of the process itself.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! SPEC §9, RFC 9110 §7.8: an upgraded connection is a pipe for bytes, each way.
+//! rules §9, RFC 9110 §7.8: an upgraded connection is a pipe for bytes, each way.
 
 use std::io::Write;
 use std::time::{Duration, Instant};

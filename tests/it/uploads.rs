@@ -1,4 +1,4 @@
-//! SPEC §8: what was not sent, or is still held, can go elsewhere, whatever the body's size.
+//! rules §8: what was not sent, or is still held, can go elsewhere, whatever the body's size.
 
 use std::net::TcpListener;
 use std::sync::Arc;

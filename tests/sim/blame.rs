@@ -1,5 +1,5 @@
 //! Runs with a name, about blame: what works is not taken away for what does not, and what is back
-//! is used (SPEC §8).
+//! is used (rules §8).
 //!
 //! Availability is counted over what could work: the requests of good clients for good models,
 //! from when the breaker could know.
