@@ -445,8 +445,7 @@ impl Download<'_> {
         self.up_timer.disarm();
         self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
         if !poll_fn(|cx| pipe.poll_taken(cx)).await {
-            let stalled = self.write_timer.expired();
-            return Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone });
+            return Err(self.client_lost());
         }
         self.write_timer.disarm();
         let room = pipe.room();
@@ -462,6 +461,11 @@ impl Download<'_> {
         self.send(part).await
     }
 
+    /// What became of a client that takes nothing more.
+    fn client_lost(&self) -> Kind {
+        if self.write_timer.expired() { Kind::ClientStalled } else { Kind::ClientGone }
+    }
+
     /// Sends one part; the client may take as long as it likes between two reads, up to a limit.
     async fn send(&self, part: Part) -> (Result<(), Kind>, Vec<u8>) {
         let mut part = part;
@@ -472,9 +476,7 @@ impl Download<'_> {
             match result {
                 Ok(n) if n > 0 => part.advance(n),
                 _ => {
-                    let stalled = self.write_timer.expired();
-                    let kind = if stalled { Kind::ClientStalled } else { Kind::ClientGone };
-                    return (Err(kind), part.into_buffer());
+                    return (Err(self.client_lost()), part.into_buffer());
                 }
             }
         }
@@ -505,17 +507,15 @@ impl Download<'_> {
         tap: &mut Tap,
         silence: &mut (Duration, Kind),
     ) -> Result<(), (Result<(), Kind>, Option<Kind>)> {
-        let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
-            return Ok(());
-        };
+        let (left, tail) = (reader.length_left(), tap.tail_bytes());
+        let (Some(left), Some(tail)) = (left, tail) else { return Ok(()) };
         let bytes = left.saturating_sub(tail as u64);
         if bytes < SPLICE_BYTES_MIN {
             return Ok(());
         }
         let moved = Cell::new(0u64);
-        let (Some(up), Some(client)) = (conn.socket().plain(), self.client.plain()) else {
-            return Ok(());
-        };
+        let (up, client) = (conn.socket().plain(), self.client.plain());
+        let (Some(up), Some(client)) = (up, client) else { return Ok(()) };
         self.await_answer(conn, silence.0);
         // One of the two is waited for, and only that one may be late.
         let tell = |step| match step {
@@ -534,7 +534,7 @@ impl Download<'_> {
         if moved.get() > 0 {
             *silence = self.pause();
         }
-        let (late, stalled) = (self.late(silence.1), self.write_timer.expired());
+        let (late, lost) = (self.late(silence.1), self.client_lost());
         self.progress.answer_within.set(None);
         self.write_timer.disarm();
         reader.advance(moved.get());
@@ -542,9 +542,7 @@ impl Download<'_> {
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
             Err(Ended::From(_)) => Err((Ok(()), Some(late.unwrap_or(Kind::UpstreamTruncated)))),
-            Err(Ended::To(_)) => {
-                Err((Err(if stalled { Kind::ClientStalled } else { Kind::ClientGone }), None))
-            }
+            Err(Ended::To(_)) => Err((Err(lost), None)),
         }
     }
 
