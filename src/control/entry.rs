@@ -122,13 +122,13 @@ impl Entry {
     /// Whether each name of the newest targets has been looked up, for one of them not in vain.
     /// Where there are none yet nothing is lost by those of which nothing is known.
     fn is_named(&self, entry: &Upstream, names: &HashMap<String, Observed<Vec<IpAddr>>>) -> bool {
-        let (mut told, mut vain) = (true, 0);
+        let (mut reported, mut vain) = (true, 0);
         for known in self.awaited(entry).map(|name| names.get(name)) {
-            told &= known.is_some_and(|known| known.told);
+            reported &= known.is_some_and(|known| known.reported);
             vain += usize::from(known.is_none_or(|known| known.value.is_empty()));
         }
         let serve = vain == 0 || vain < self.targets.value.len();
-        self.named.is_empty() || (told && serve)
+        self.named.is_empty() || (reported && serve)
     }
 }
 

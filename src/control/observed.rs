@@ -6,7 +6,7 @@ use super::task::Task;
 pub(super) struct Observed<T> {
     pub(super) value: T,
     /// The task has spoken.
-    pub(super) told: bool,
+    pub(super) reported: bool,
     /// Its last word was a failure.
     failed: bool,
     _task: Task,
@@ -14,7 +14,7 @@ pub(super) struct Observed<T> {
 
 impl<T: Default> Observed<T> {
     pub(super) fn by(task: Task) -> Self {
-        Self { value: T::default(), told: false, failed: false, _task: task }
+        Self { value: T::default(), reported: false, failed: false, _task: task }
     }
 }
 
@@ -25,11 +25,11 @@ impl<T> Observed<T> {
         &mut self,
         found: Result<T, String>,
         same: impl Fn(&T, &T) -> bool,
-        told: impl Fn(String) -> String,
+        complaint: impl Fn(String) -> String,
         complaints: &mut Vec<String>,
         changed: &mut bool,
     ) {
-        *changed |= !std::mem::replace(&mut self.told, true);
+        *changed |= !std::mem::replace(&mut self.reported, true);
         match found {
             Ok(value) => {
                 self.failed = false;
@@ -40,7 +40,7 @@ impl<T> Observed<T> {
             }
             Err(why) => {
                 if !std::mem::replace(&mut self.failed, true) {
-                    complaints.push(told(why));
+                    complaints.push(complaint(why));
                 }
             }
         }

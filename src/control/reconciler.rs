@@ -141,26 +141,26 @@ impl Reconciler {
             let monitored = &server.monitored;
             let probed = monitored.upstream.enabled && monitored.upstream.health.is_some();
             let unknown = probed && !monitored.addresses().is_empty();
-            (server.asker.is_some() && !server.told)
+            (server.asker.is_some() && !server.reported)
                 || (unknown && monitored.checked().last_unix_ms.is_none())
         };
-        self.entries.values().any(|entry| !entry.targets.told)
-            || self.names.values().any(|known| !known.told)
+        self.entries.values().any(|entry| !entry.targets.reported)
+            || self.names.values().any(|known| !known.reported)
             || self.servers.values().any(asked)
     }
 
     /// Names what has not spoken in time; what failed has been complained of.
     fn complain_of_silence(&mut self) {
         let mut late = Vec::new();
-        let silent = |told: bool, what: String| (!told).then_some(what);
-        late.extend(self.names.iter().filter_map(|(n, k)| silent(k.told, format!("host {n}"))));
+        let silent = |reported: bool, what: String| (!reported).then_some(what);
+        late.extend(self.names.iter().filter_map(|(n, k)| silent(k.reported, format!("host {n}"))));
         for (id, entry) in &self.entries {
             let name = &self.base.upstream(*id).name;
-            late.extend(silent(entry.targets.told, format!("upstream {name}: discover")));
+            late.extend(silent(entry.targets.reported, format!("upstream {name}: discover")));
         }
         for server in self.servers.values().filter(|server| server.asker.is_some()) {
             let name = &server.monitored.upstream.name;
-            late.extend(silent(server.told, format!("upstream {name}: models")));
+            late.extend(silent(server.reported, format!("upstream {name}: models")));
         }
         late.sort();
         let seconds = FIRST_WAIT.as_secs();
@@ -211,14 +211,20 @@ impl Reconciler {
             Event::Targets(id, found) => {
                 let Some(Entry { targets, .. }) = self.entries.get_mut(&id) else { return };
                 let entry = &self.base.upstream(id).name;
-                let told = |why| format!("upstream {entry}: discover: {why}");
-                targets.learn(found, |a, b| a == b, told, &mut self.complaints, &mut self.changed);
+                let complaint = |why| format!("upstream {entry}: discover: {why}");
+                targets.learn(
+                    found,
+                    |a, b| a == b,
+                    complaint,
+                    &mut self.complaints,
+                    &mut self.changed,
+                );
             }
             Event::Addresses(host, found) => {
                 let Some(known) = self.names.get_mut(&host) else { return };
-                let told = |why| format!("host {host}: cannot resolve: {why}");
+                let complaint = |why| format!("host {host}: cannot resolve: {why}");
                 let same = |a: &Vec<IpAddr>, b: &Vec<IpAddr>| same_set(a, b);
-                known.learn(found, same, told, &mut self.complaints, &mut self.changed);
+                known.learn(found, same, complaint, &mut self.complaints, &mut self.changed);
             }
             Event::Models(identity, listed) => {
                 let Some(server) = self.servers.get_mut(&identity) else { return };

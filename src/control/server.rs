@@ -26,7 +26,7 @@ pub(super) struct Server {
     pub(super) monitored: Arc<Monitored>,
     models: Option<Vec<String>>,
     /// It has answered, or failed to, since it is known where it is.
-    pub(super) told: bool,
+    pub(super) reported: bool,
     failed: bool,
     /// Nobody was there when it was last asked for its models.
     dead: bool,
@@ -51,7 +51,7 @@ impl Server {
     pub(super) fn new(monitored: Arc<Monitored>) -> Self {
         Self {
             models: None,
-            told: false,
+            reported: false,
             failed: false,
             dead: false,
             departed: false,
@@ -68,7 +68,7 @@ impl Server {
 
     /// Takes what it said; gives back what to complain of.
     pub(super) fn record(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
-        self.told = true;
+        self.reported = true;
         let (models, why) = match listed {
             Listed::Models(models) => {
                 self.dead = false;

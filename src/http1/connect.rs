@@ -55,7 +55,7 @@ pub fn basic(credentials: &[u8]) -> String {
 
 /// What an answer says, as far as it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub enum TunnelAnswer {
     /// Nothing final yet.
     More,
     /// The tunnel begins behind the first `head_bytes` bytes.
@@ -86,7 +86,7 @@ impl Answer {
     /// Shape: `bytes` are all that came, from the first on; not called again after anything but
     /// `More`.
     /// Errors: what is wrong with a head; `HeadTooLarge` beyond `ANSWER_BYTES_MAX` in all.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<Told, HeadFault> {
+    pub fn push(&mut self, bytes: &[u8]) -> Result<TunnelAnswer, HeadFault> {
         loop {
             let limits = HeadLimits {
                 head_bytes_max: ANSWER_BYTES_MAX.saturating_sub(self.begun),
@@ -95,13 +95,13 @@ impl Answer {
             };
             let unread = bytes.get(self.begun..).unwrap_or_default();
             match parse_response(unread, &mut self.searched, &limits, &mut self.head)? {
-                Parse::More => return Ok(Told::More),
+                Parse::More => return Ok(TunnelAnswer::More),
                 Parse::Done => {
                     let head_bytes = self.begun + self.head.len as usize;
                     match self.head.status {
-                        200..=299 => return Ok(Told::Tunnel { head_bytes }),
+                        200..=299 => return Ok(TunnelAnswer::Tunnel { head_bytes }),
                         100 | 102..=199 => (self.begun, self.searched) = (head_bytes, 0),
-                        status => return Ok(Told::Refused { status }),
+                        status => return Ok(TunnelAnswer::Refused { status }),
                     }
                 }
             }
@@ -117,11 +117,11 @@ pub fn fuzz(data: &[u8]) {
     let whole = Answer::default().push(wire);
     let mut pieces = Answer::default();
     let outcome = match pieces.push(&wire[..cut]) {
-        Ok(Told::More) => pieces.push(wire),
+        Ok(TunnelAnswer::More) => pieces.push(wire),
         early => early,
     };
     assert_eq!(whole, outcome, "an answer in two pieces");
-    if let Ok(Told::Tunnel { head_bytes }) = whole {
+    if let Ok(TunnelAnswer::Tunnel { head_bytes }) = whole {
         assert!(head_bytes <= wire.len().min(ANSWER_BYTES_MAX));
         assert!(wire[..head_bytes].ends_with(b"\r\n\r\n"));
     }
@@ -132,12 +132,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn check(answer: &str, expected: Result<Told, HeadFault>) {
+    fn check(answer: &str, expected: Result<TunnelAnswer, HeadFault>) {
         assert_eq!(Answer::default().push(answer.as_bytes()), expected, "{answer:?}");
     }
 
-    fn tunnel(head: &str) -> Result<Told, HeadFault> {
-        Ok(Told::Tunnel { head_bytes: head.len() })
+    fn tunnel(head: &str) -> Result<TunnelAnswer, HeadFault> {
+        Ok(TunnelAnswer::Tunnel { head_bytes: head.len() })
     }
 
     #[test]
@@ -177,7 +177,7 @@ mod tests {
     fn another_status_is_a_refusal() {
         for status in [101, 302, 400, 403, 407, 502, 503, 999] {
             let head = format!("HTTP/1.1 {status} No\r\nContent-Length: 9\r\n\r\n");
-            check(&head, Ok(Told::Refused { status }));
+            check(&head, Ok(TunnelAnswer::Refused { status }));
         }
     }
 
@@ -186,7 +186,7 @@ mod tests {
         let head = "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nLink: x\r\n\r\n\
                     HTTP/1.1 200 OK\r\n\r\n";
         check(head, tunnel(head));
-        check("HTTP/1.1 100 Continue\r\n\r\n", Ok(Told::More));
+        check("HTTP/1.1 100 Continue\r\n\r\n", Ok(TunnelAnswer::More));
     }
 
     #[test]
@@ -221,23 +221,23 @@ mod tests {
             let last = statuses.iter().position(|s| *s >= 200 || *s == 101);
             let expected = match last.map(|at| (at, statuses[at])) {
                 None => None,
-                Some((at, 200..=299)) => Some(Told::Tunnel { head_bytes: one * (at + 1) }),
-                Some((_, status)) => Some(Told::Refused { status }),
+                Some((at, 200..=299)) => Some(TunnelAnswer::Tunnel { head_bytes: one * (at + 1) }),
+                Some((_, status)) => Some(TunnelAnswer::Refused { status }),
             };
             let mut ends: Vec<usize> = cuts.iter().map(|at| at.index(wire.len() + 1)).collect();
             ends.push(wire.len());
             ends.sort_unstable();
             let mut answer = Answer::default();
-            let mut told = Ok(Told::More);
+            let mut told = Ok(TunnelAnswer::More);
             for end in ends {
-                if told == Ok(Told::More) {
+                if told == Ok(TunnelAnswer::More) {
                     told = answer.push(&wire.as_bytes()[..end]);
                 }
             }
             match expected {
                 Some(expected) => prop_assert_eq!(told, Ok(expected)),
                 // What stands behind the last interim head is hardly one more.
-                None => prop_assert!(told.is_err() || told == Ok(Told::More)),
+                None => prop_assert!(told.is_err() || told == Ok(TunnelAnswer::More)),
             }
         }
 

@@ -255,13 +255,13 @@ struct Failed {
     answered: bool,
     reused: bool,
     status: Option<u16>,
-    told: Option<String>,
+    message: Option<String>,
 }
 
 impl From<Failed> for Refusal {
     #[cold]
     fn from(failed: Failed) -> Self {
-        Self { message: failed.told, ..failed.kind.into() }
+        Self { message: failed.message, ..failed.kind.into() }
     }
 }
 
@@ -310,9 +310,9 @@ async fn end(
             }
             Ok(Next::Close)
         }
-        Attempted::Failed { kind, answered, reused, status, told } => {
+        Attempted::Failed { kind, answered, reused, status, message } => {
             exchange.settle.blame(&attempt.upstream.name);
-            return Err(Failed { kind, answered, reused, status, told });
+            return Err(Failed { kind, answered, reused, status, message });
         }
     })
 }

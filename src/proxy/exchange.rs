@@ -16,6 +16,7 @@ use super::attempt::ExchangeState;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::downstream::Downstream;
+use super::failure_report::report_failure;
 use super::forward::{Outgoing, Request};
 use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Unheld};
 use super::limit;
@@ -26,7 +27,6 @@ use super::rename;
 use super::reply;
 use super::route;
 use super::settle::Settle;
-use super::told::tell_failure;
 use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::ids::RequestId;
@@ -120,7 +120,7 @@ async fn live(
         }
     };
     if settle.outcome.fault.is_some() {
-        tell_failure(core, &plan, &caller, scratch, &settle);
+        report_failure(core, &plan, &caller, scratch, &settle);
     }
     next
 }

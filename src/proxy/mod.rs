@@ -9,9 +9,9 @@
 //! upstream), `upload` and `download` (both directions of it, which tell each other by `progress`),
 //! `call_guard` (what it says of the upstream), `settle` (what is recorded). What these hand to
 //! each other: `downstream` (the client and its connection), `permit`, `refusal`.
-//! `told` is what an operator hears of a failure, `unrouted` has the words for a request that
-//! nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap` reads
-//! usage in passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
+//! `failure_report` is what an operator hears of a failure, `unrouted` has the words for a request
+//! that nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap`
+//! reads usage in passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
 //! (`compile` makes it), `core` what a core owns.
 
 pub mod admit;
@@ -25,6 +25,7 @@ pub mod dispatch;
 pub mod download;
 pub mod downstream;
 pub mod exchange;
+pub mod failure_report;
 pub mod forward;
 pub mod h2_stream;
 pub mod hold;
@@ -47,7 +48,6 @@ pub mod respond;
 pub mod route;
 pub mod settle;
 pub mod tap;
-pub mod told;
 pub mod tunnel;
 pub mod unrouted;
 pub mod upload;

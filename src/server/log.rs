@@ -35,7 +35,7 @@ pub struct Log {
 struct Counts {
     /// The second that `told` is about, since 1970.
     second: AtomicU64,
-    told: AtomicU64,
+    written: AtomicU64,
     left_out: AtomicU64,
 }
 
@@ -96,9 +96,9 @@ impl Log {
         }
         let second = unix_ms() / 1000;
         if self.counts.second.swap(second, Ordering::Relaxed) != second {
-            self.counts.told.store(0, Ordering::Relaxed);
+            self.counts.written.store(0, Ordering::Relaxed);
         }
-        if self.counts.told.fetch_add(1, Ordering::Relaxed) >= FAILURES_A_SECOND {
+        if self.counts.written.fetch_add(1, Ordering::Relaxed) >= FAILURES_A_SECOND {
             self.counts.left_out.fetch_add(1, Ordering::Relaxed);
         } else {
             self.say(level, message, facts);

@@ -101,16 +101,16 @@ async fn run(pipe: &End, slot: &StreamSlot, excuse: &Excuse) {
         excuse.set(StreamEnd::Excused);
         return buffers::give_back(buffer);
     };
-    let told = Told::default();
-    let answer = pin!(answer(pipe, response, head.method, &told, excuse));
+    let progress = AnswerProgress::default();
+    let answer = pin!(answer(pipe, response, head.method, &progress, excuse));
     if reader.is_done() {
         buffers::give_back(buffer);
         drop(stream);
-        both_ways(pipe, pin!(async { Ok(()) }), answer, &told).await;
+        both_ways(pipe, pin!(async { Ok(()) }), answer, &progress).await;
     } else {
         let from = head.len as usize;
         let upload = pin!(h2body::into_stream(pipe, buffer, from, reader, &mut stream, None));
-        both_ways(pipe, upload, answer, &told).await;
+        both_ways(pipe, upload, answer, &progress).await;
     }
 }
 
@@ -142,13 +142,13 @@ async fn read_head(pipe: &End, head: &mut RequestHead, buffer: &mut Vec<u8>) -> 
 
 /// How much of an answer the exchange has.
 #[derive(Default)]
-struct Told {
+struct AnswerProgress {
     /// How the body is delimited, once the head has been written.
     framing: Cell<Option<BodyFraming>>,
     body_bytes: Cell<u64>,
 }
 
-impl Told {
+impl AnswerProgress {
     /// Whether the exchange has the whole answer, though the stream may still be open.
     fn is_whole(&self) -> bool {
         match self.framing.get() {
@@ -166,7 +166,7 @@ async fn both_ways(
     pipe: &End,
     mut upload: Pin<&mut impl Future<Output = Result<(), Broken>>>,
     mut answer: Pin<&mut impl Future<Output = Result<(), Broken>>>,
-    told: &Told,
+    progress: &AnswerProgress,
 ) {
     let (mut sent, mut answered) = (false, false);
     let mut last_frame = None;
@@ -190,7 +190,7 @@ async fn both_ways(
             return Poll::Ready(());
         }
         ready!(pipe.poll_unread(cx));
-        if !sent || !told.is_whole() {
+        if !sent || !progress.is_whole() {
             return Poll::Ready(());
         }
         let last_frame = last_frame.get_or_insert_with(|| PooledFuture::new(rt::sleep(LAST_FRAME)));
@@ -206,15 +206,15 @@ async fn answer(
     pipe: &End,
     response: ResponseFuture,
     method: Method,
-    told: &Told,
+    progress: &AnswerProgress,
     excuse: &Excuse,
 ) -> Result<(), Broken> {
     let mut out = buffers::take(SMALL_BYTES);
-    let begun = begin(pipe, response, method, told, excuse, &mut out).await;
+    let begun = begin(pipe, response, method, progress, excuse, &mut out).await;
     buffers::give_back(out);
     let relayed = match begun {
         Ok((mut body, framing)) => {
-            h2body::into_pipe(&mut body, None, framing, pipe, &told.body_bytes).await
+            h2body::into_pipe(&mut body, None, framing, pipe, &progress.body_bytes).await
         }
         Err(broken) => Err(broken),
     };
@@ -229,7 +229,7 @@ async fn begin(
     pipe: &End,
     mut response: ResponseFuture,
     method: Method,
-    told: &Told,
+    progress: &AnswerProgress,
     excuse: &Excuse,
     out: &mut Vec<u8>,
 ) -> Result<(RecvStream, BodyFraming), Broken> {
@@ -250,7 +250,7 @@ async fn begin(
         };
         h2body::send(pipe, out).await?;
         if let Some(body) = body {
-            told.framing.set(Some(framing));
+            progress.framing.set(Some(framing));
             return Ok((body, framing));
         }
     }
@@ -304,17 +304,17 @@ mod tests {
 
     #[test]
     fn an_answer_is_whole_when_its_framing_is() {
-        let told = Told::default();
-        assert!(!told.is_whole());
+        let progress = AnswerProgress::default();
+        assert!(!progress.is_whole());
         for (framing, body_bytes, whole) in [
             (BodyFraming::None, 0, true),
             (BodyFraming::Length(3), 2, false),
             (BodyFraming::Length(3), 3, true),
             (BodyFraming::Chunked, 3, false),
         ] {
-            told.framing.set(Some(framing));
-            told.body_bytes.set(body_bytes);
-            assert_eq!(told.is_whole(), whole, "{framing:?}");
+            progress.framing.set(Some(framing));
+            progress.body_bytes.set(body_bytes);
+            assert_eq!(progress.is_whole(), whole, "{framing:?}");
         }
     }
 }

@@ -11,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::error::Kind;
-use crate::http1::connect::{Answer, Told};
+use crate::http1::connect::{Answer, TunnelAnswer};
 use crate::http1::head_fault::HeadFault;
 use crate::net::rt::Socket;
 use crate::net::stream::Handle;
@@ -88,10 +88,10 @@ impl TunnelError {
 /// Errors: `Malformed`, `Unasked`, `Refused`.
 pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, TunnelError> {
     match answer.push(bytes).map_err(TunnelError::Malformed)? {
-        Told::More => Ok(false),
-        Told::Tunnel { head_bytes } if head_bytes == bytes.len() => Ok(true),
-        Told::Tunnel { .. } => Err(TunnelError::Unasked),
-        Told::Refused { status } => Err(TunnelError::Refused(status)),
+        TunnelAnswer::More => Ok(false),
+        TunnelAnswer::Tunnel { head_bytes } if head_bytes == bytes.len() => Ok(true),
+        TunnelAnswer::Tunnel { .. } => Err(TunnelError::Unasked),
+        TunnelAnswer::Refused { status } => Err(TunnelError::Refused(status)),
     }
 }
 
@@ -134,11 +134,11 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), TunnelError> {
             Ok(Some(0)) => return Err(TunnelError::Closed),
             Err(error) => return Err(TunnelError::broken(&error)),
             Ok(Some(_)) => match answer.push(&bytes).map_err(TunnelError::Malformed)? {
-                Told::More => take(socket, bytes.len() - known)?,
-                Told::Tunnel { head_bytes } => {
+                TunnelAnswer::More => take(socket, bytes.len() - known)?,
+                TunnelAnswer::Tunnel { head_bytes } => {
                     return take(socket, head_bytes.saturating_sub(known));
                 }
-                Told::Refused { status } => return Err(TunnelError::Refused(status)),
+                TunnelAnswer::Refused { status } => return Err(TunnelError::Refused(status)),
             },
         }
     }

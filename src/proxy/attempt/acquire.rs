@@ -164,33 +164,33 @@ impl Attempt<'_> {
     /// Tells the control thread and the client why nobody could be connected.
     #[cold]
     fn no_connection(&self, error: DialError) -> Attempted {
-        let (kind, told) = match error {
+        let (kind, message) = match error {
             DialError::Ours => {
-                let (kind, told) = (Kind::Shortage, None);
+                let (kind, message) = (Kind::Shortage, None);
                 return Attempted::Failed {
                     kind,
                     answered: false,
                     reused: false,
                     status: None,
-                    told,
+                    message,
                 };
             }
             DialError::Unreachable => (Kind::UpstreamConnect, None),
             DialError::Late => (Kind::UpstreamConnectTimeout, None),
             DialError::Tls(HandshakeError { why, plain }) => {
                 self.upstream.state.complain(format!("tls handshake failed: {why}"));
-                let told = format!("The TLS handshake with the upstream failed: {plain}.");
-                (Kind::UpstreamTls, Some(told))
+                let message = format!("The TLS handshake with the upstream failed: {plain}.");
+                (Kind::UpstreamTls, Some(message))
             }
-            DialError::Proxy(why) => (why.kind(), self.told_of(Some(why))),
+            DialError::Proxy(why) => (why.kind(), self.proxy_message(Some(why))),
         };
         // Its models must leave the table if it is gone: the control thread finds out.
         self.upstream.state.suspect();
-        Attempted::Failed { kind, answered: false, reused: false, status: None, told }
+        Attempted::Failed { kind, answered: false, reused: false, status: None, message }
     }
 
     /// What the operator and the client are told of the outbound proxy.
-    pub(super) fn told_of(&self, why: Option<TunnelError>) -> Option<String> {
+    pub(super) fn proxy_message(&self, why: Option<TunnelError>) -> Option<String> {
         let why = why?.why(&self.upstream.via.as_ref()?.proxy);
         self.upstream.state.complain(why.clone());
         Some(format!("The {why}."))

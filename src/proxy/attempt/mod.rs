@@ -112,15 +112,15 @@ impl Attempt<'_> {
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(TunnelError::Refused(407));
-                let told = self.told_of(refused);
-                Attempted::Failed { kind, answered, reused, status: None, told }
+                let message = self.proxy_message(refused);
+                Attempted::Failed { kind, answered, reused, status: None, message }
             }
             Downloaded::Elsewhere { status } => Attempted::Failed {
                 kind: Kind::NobodyAvailable,
                 answered: true,
                 reused,
                 status: Some(status),
-                told: None,
+                message: None,
             },
             Downloaded::Truncated(kind) => {
                 self.guard.ended(kind, exchange.settle.now_us());

@@ -31,7 +31,7 @@ pub enum Attempted {
         /// A complete head with this status, to be tried elsewhere.
         status: Option<u16>,
         /// A more exact word than the kind's.
-        told: Option<String>,
+        message: Option<String>,
     },
     /// The request broke before the answer began: the client can still be told.
     Refused(Refusal),

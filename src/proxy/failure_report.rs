@@ -12,7 +12,13 @@ use crate::telemetry::failed::FailedExchange;
 
 /// Tells of an exchange that ended with a fault, if that is an operator's business.
 #[cold]
-pub fn tell_failure(core: &Core, plan: &Plan, caller: &Caller, scratch: &Scratch, settle: &Settle) {
+pub fn report_failure(
+    core: &Core,
+    plan: &Plan,
+    caller: &Caller,
+    scratch: &Scratch,
+    settle: &Settle,
+) {
     let (Some(tell), Some(fault)) = (core.shared.tell.get(), settle.outcome.fault) else { return };
     let row = fault.row();
     // What a client has done itself is in its answer.
