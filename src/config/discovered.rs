@@ -68,7 +68,7 @@ impl Config {
         for (name, upstream_model, members) in reported {
             let is_taken = taken.contains(name.as_str());
             let group = sets.group_of(&members);
-            let model = listed_model(name, group, ModelOrigin::Discovered, Place::default());
+            let model = listed_model(name, group, ModelOrigin::Discovered, FilePosition::default());
             let list = if is_taken { &mut shadowed } else { &mut models };
             list.push(Model { upstream_model, ..model });
         }

@@ -13,7 +13,7 @@
 use super::unescape::{Piece, Unescape};
 
 /// Containers whose meaning is kept: list, document, `response`, `usage`, its details.
-const PLACES: usize = 5;
+const CONTAINERS_KEPT: usize = 5;
 /// Longest key that is looked at, as written; a longer one is none of ours, even if each of its
 /// bytes is escaped.
 const KEY_BYTES_MAX: usize = 192;
@@ -49,7 +49,7 @@ pub(super) struct Counts {
     /// Containers open.
     depth: usize,
     /// What the outer ones mean; valid below `depth`.
-    places: [Place; PLACES],
+    containers: [Container; CONTAINERS_KEPT],
     /// The last string that was no value of a key: maybe a key.
     key: [u8; KEY_BYTES_MAX],
     /// Its length as written, also when that is too long to be kept.
@@ -80,7 +80,7 @@ enum Text {
 
 /// What a container means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
+enum Container {
     /// The list that all documents stand in.
     List,
     Document,
@@ -98,9 +98,9 @@ enum Place {
 enum Wanted {
     Nothing,
     /// A container with this meaning.
-    Open(Place),
+    Open(Container),
     /// The same, or a text.
-    OpenOrText(Place),
+    OpenOrText(Container),
     Number(Count),
     Text,
     Tools,
@@ -274,7 +274,7 @@ impl Default for Counts {
         Self {
             state: State::Between,
             depth: 0,
-            places: [Place::Other; PLACES],
+            containers: [Container::Other; CONTAINERS_KEPT],
             key: [0; KEY_BYTES_MAX],
             key_len: 0,
             after_string: false,
@@ -428,9 +428,9 @@ impl Counts {
     }
 
     /// What the container at the top means.
-    fn place(&self) -> Option<Place> {
+    fn place(&self) -> Option<Container> {
         let at = self.depth.checked_sub(1)?;
-        Some(self.places.get(at).copied().unwrap_or(Place::Other))
+        Some(self.containers.get(at).copied().unwrap_or(Container::Other))
     }
 
     fn open(&mut self, byte: u8) {
@@ -439,15 +439,15 @@ impl Counts {
             is_object && (self.tools_begin || self.wanted == Wanted::Function);
         self.tools_begin = self.wanted == Wanted::Tools && !is_object;
         let place = match (self.place(), self.wanted) {
-            (None | Some(Place::List), _) if is_object => Place::Document,
-            (None, _) => Place::List,
+            (None | Some(Container::List), _) if is_object => Container::Document,
+            (None, _) => Container::List,
             (_, Wanted::Open(place) | Wanted::OpenOrText(place)) if is_object => place,
-            _ => Place::Other,
+            _ => Container::Other,
         };
-        if place == Place::Usage {
+        if place == Container::Usage {
             self.found.parts = Parts::default();
         }
-        if let Some(top) = self.places.get_mut(self.depth) {
+        if let Some(top) = self.containers.get_mut(self.depth) {
             *top = place;
         }
         self.depth = self.depth.saturating_add(1);
@@ -460,10 +460,10 @@ impl Counts {
         self.wanted = Wanted::Nothing;
         self.after_string = false;
         self.tools_begin = false;
-        if place == Some(Place::Usage) {
+        if place == Some(Container::Usage) {
             self.found.close_usage();
         }
-        place == Some(Place::Document)
+        place == Some(Container::Document)
     }
 
     /// What the key that has just ended asks of its value.
@@ -479,23 +479,23 @@ impl Counts {
     fn wants_of(&self, key: &[u8]) -> Wanted {
         let Some(place) = self.place() else { return Wanted::Nothing };
         let count = match place {
-            Place::Usage => Count::of_usage(0, key),
-            Place::Details => Count::of_usage(1, key),
-            Place::Timings => Count::of_timings(key),
-            Place::Document => Count::of_document(key),
-            Place::List | Place::Carrier | Place::Other => None,
+            Container::Usage => Count::of_usage(0, key),
+            Container::Details => Count::of_usage(1, key),
+            Container::Timings => Count::of_timings(key),
+            Container::Document => Count::of_document(key),
+            Container::List | Container::Carrier | Container::Other => None,
         };
         if let Some(count) = count {
             return Wanted::Number(count);
         }
         match (place, key) {
-            (Place::Usage, _) => Wanted::Open(Place::Details),
-            (Place::Details | Place::Timings, _) => Wanted::Nothing,
-            (Place::Document | Place::Carrier, b"usage" | b"usageMetadata")
-            | (Place::Document, b"meta_info") => Wanted::Open(Place::Usage),
-            (Place::Document, b"timings") => Wanted::Open(Place::Timings),
-            (Place::Document, b"response") => Wanted::OpenOrText(Place::Carrier),
-            (Place::Document, b"message") => Wanted::Open(Place::Carrier),
+            (Container::Usage, _) => Wanted::Open(Container::Details),
+            (Container::Details | Container::Timings, _) => Wanted::Nothing,
+            (Container::Document | Container::Carrier, b"usage" | b"usageMetadata")
+            | (Container::Document, b"meta_info") => Wanted::Open(Container::Usage),
+            (Container::Document, b"timings") => Wanted::Open(Container::Timings),
+            (Container::Document, b"response") => Wanted::OpenOrText(Container::Carrier),
+            (Container::Document, b"message") => Wanted::Open(Container::Carrier),
             (_, b"tool_calls") => Wanted::Tools,
             (_, b"functionCall" | b"function_call") => Wanted::Function,
             (_, key) if is_content(key) => Wanted::Text,

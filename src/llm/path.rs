@@ -48,7 +48,7 @@ impl std::error::Error for PathFault {}
 
 /// Where in a target the name stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ModelPosition {
     /// Gemini: the segments before `:verb`.
     Verb,
     /// `/v1/models/{id}`.
@@ -64,7 +64,7 @@ pub struct PathModel {
     name: Box<str>,
     start: usize,
     end: usize,
-    place: Place,
+    place: ModelPosition,
 }
 
 impl PathModel {
@@ -97,7 +97,7 @@ impl PathModel {
         if !is_verb || colon <= start {
             return Ok(None);
         }
-        Self::read(target, start..colon, Place::Verb).map(Some)
+        Self::read(target, start..colon, ModelPosition::Verb).map(Some)
     }
 
     /// Finds `{id}` of `…/models/{id}`, meant for GET.
@@ -107,7 +107,7 @@ impl PathModel {
         let path = path_of(target);
         match after_models(path) {
             Some(start) if start < path.len() => {
-                Self::read(target, start..path.len(), Place::Id).map(Some)
+                Self::read(target, start..path.len(), ModelPosition::Id).map(Some)
             }
             _ => Ok(None),
         }
@@ -126,7 +126,7 @@ impl PathModel {
             let key = pair.split(|&b| b == b'=').next().unwrap_or_default();
             if is_model_key(key) {
                 let value = start + (key.len() + 1).min(pair.len());
-                let model = Self::read(target, value..start + len, Place::Query)?;
+                let model = Self::read(target, value..start + len, ModelPosition::Query)?;
                 if found.is_some() {
                     return Err(PathFault::ModelTwice);
                 }
@@ -148,7 +148,7 @@ impl PathModel {
     }
 
     /// Tells where it stands.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> ModelPosition {
         self.place
     }
 
@@ -156,7 +156,8 @@ impl PathModel {
     ///
     /// `../x` behind a prefix that is taken away would climb out of `models`.
     pub fn may_be(&self, name: &str) -> bool {
-        self.place == Place::Query || !name.split('/').any(|part| matches!(part, "" | "." | ".."))
+        self.place == ModelPosition::Query
+            || !name.split('/').any(|part| matches!(part, "" | "." | ".."))
     }
 
     /// Appends `target`, the one it was found in, to `out` with `name` in place of its own.
@@ -180,8 +181,8 @@ impl PathModel {
         out.extend_from_slice(target.get(self.end..).unwrap_or_default());
     }
 
-    fn read(target: &[u8], span: Range<usize>, place: Place) -> Result<Self, PathFault> {
-        let (Range { start, end }, is_query) = (span.clone(), place == Place::Query);
+    fn read(target: &[u8], span: Range<usize>, place: ModelPosition) -> Result<Self, PathFault> {
+        let (Range { start, end }, is_query) = (span.clone(), place == ModelPosition::Query);
         let mut name = Vec::with_capacity(span.len().min(NAME_BYTES_MAX));
         for byte in decoded(target.get(span).unwrap_or_default(), is_query) {
             if name.len() == NAME_BYTES_MAX {
@@ -319,7 +320,7 @@ pub fn fuzz(data: &[u8]) {
     for find in [PathModel::of_verb, PathModel::of_id, PathModel::of_query] {
         let Ok(Some(model)) = find(data) else { continue };
         // What names this one in a place of its own names another in the eyes of all others.
-        if model.place() != Place::Query {
+        if model.place() != ModelPosition::Query {
             let path = path_of(data);
             assert!(names_other(path, b"", &format!("{}x", model.name())));
         }

@@ -22,46 +22,46 @@ pub(super) enum Piece {
 /// The place inside a string, after its opening quote.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unescape {
-    place: Place,
+    place: Escape,
     /// The first half of a surrogate pair whose second must follow; 0 = none.
     high: u16,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Escape {
     Plain,
     Backslash,
     Hex { digits: u8, value: u16 },
 }
 
 impl Unescape {
-    pub(super) const START: Self = Self { place: Place::Plain, high: 0 };
+    pub(super) const START: Self = Self { place: Escape::Plain, high: 0 };
 
     /// Whether nothing of an escape is held: plain bytes stand for themselves.
     pub(super) fn is_plain(&self) -> bool {
-        matches!(self.place, Place::Plain) && self.high == 0
+        matches!(self.place, Escape::Plain) && self.high == 0
     }
 
     /// Takes the next byte of the string.
     pub(super) fn step(&mut self, byte: u8) -> Result<Piece, Flaw> {
         match self.place {
-            Place::Plain if byte == b'\\' => {
-                self.place = Place::Backslash;
+            Escape::Plain if byte == b'\\' => {
+                self.place = Escape::Backslash;
                 Ok(Piece::Partial)
             }
-            Place::Plain if self.high != 0 => Err(Flaw::LoneSurrogate),
-            Place::Plain => match byte {
+            Escape::Plain if self.high != 0 => Err(Flaw::LoneSurrogate),
+            Escape::Plain => match byte {
                 b'"' => Ok(Piece::End),
                 0..0x20 => Err(Flaw::ControlByte),
                 _ => Ok(Piece::Byte(byte)),
             },
-            Place::Backslash if byte == b'u' => {
-                self.place = Place::Hex { digits: 0, value: 0 };
+            Escape::Backslash if byte == b'u' => {
+                self.place = Escape::Hex { digits: 0, value: 0 };
                 Ok(Piece::Partial)
             }
-            Place::Backslash if self.high != 0 => Err(Flaw::LoneSurrogate),
-            Place::Backslash => {
-                self.place = Place::Plain;
+            Escape::Backslash if self.high != 0 => Err(Flaw::LoneSurrogate),
+            Escape::Backslash => {
+                self.place = Escape::Plain;
                 match byte {
                     b'"' | b'\\' | b'/' => Ok(Piece::Byte(byte)),
                     b'b' => Ok(Piece::Byte(0x08)),
@@ -72,14 +72,14 @@ impl Unescape {
                     _ => Err(Flaw::BadEscape),
                 }
             }
-            Place::Hex { digits, value } => {
+            Escape::Hex { digits, value } => {
                 let digit = (byte as char).to_digit(16).ok_or(Flaw::BadEscape)? as u16;
                 let value = value << 4 | digit;
                 if digits < 3 {
-                    self.place = Place::Hex { digits: digits + 1, value };
+                    self.place = Escape::Hex { digits: digits + 1, value };
                     return Ok(Piece::Partial);
                 }
-                self.place = Place::Plain;
+                self.place = Escape::Plain;
                 self.unit(value)
             }
         }

@@ -82,7 +82,7 @@ pub struct ModelEntry {
 
 /// A name that may stand after `@` or before `:`, and where it leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Qualifier {
     /// The upstream's or group's name.
     pub name: String,
     /// Where it leads. An upstream names the group in which it stands for itself.
@@ -126,9 +126,9 @@ pub struct ModelNames {
     pub discovered: Vec<ModelEntry>,
     /// Upstreams by name. Of two with one name the first counts, and an upstream before a
     /// group.
-    pub upstreams: Vec<Place>,
+    pub upstreams: Vec<Qualifier>,
     /// Groups by name.
-    pub groups: Vec<Place>,
+    pub groups: Vec<Qualifier>,
     /// Upstreams of each group, by the group's number.
     pub members: Vec<Box<[u16]>>,
     /// Names that upstreams list and that the config leads elsewhere.
@@ -360,7 +360,7 @@ enum Forced<'n> {
     Not(Missing<'n>),
 }
 
-fn by_name(places: Vec<Place>) -> HashMap<Box<str>, ModelTarget> {
+fn by_name(places: Vec<Qualifier>) -> HashMap<Box<str>, ModelTarget> {
     let mut map = HashMap::default();
     for place in places {
         map.entry(place.name.into_boxed_str()).or_insert(place.target);
@@ -377,13 +377,13 @@ mod tests {
         ModelEntry { name: name.into(), group, ..ModelEntry::default() }
     }
 
-    fn upstream(name: &str, id: u16, home: u16) -> Place {
+    fn upstream(name: &str, id: u16, home: u16) -> Qualifier {
         let target = ModelTarget { group: home, upstream_forced: Some(id) };
-        Place { name: name.into(), target }
+        Qualifier { name: name.into(), target }
     }
 
-    fn group(name: &str, id: u16) -> Place {
-        Place { name: name.into(), target: ModelTarget { group: id, upstream_forced: None } }
+    fn group(name: &str, id: u16) -> Qualifier {
+        Qualifier { name: name.into(), target: ModelTarget { group: id, upstream_forced: None } }
     }
 
     /// Models llama3 (alias gpt-4), big (sent as big-70b), llama3:8b; discovered phi and
@@ -607,7 +607,7 @@ mod tests {
         let target = ModelTarget { group: 3, upstream_forced: None };
         let table = ModelTable::new(ModelNames {
             configured: vec![entry("m", 1)],
-            upstreams: vec![Place { name: "many".into(), target }],
+            upstreams: vec![Qualifier { name: "many".into(), target }],
             members: vec![[].into(), [7].into(), [].into(), [7, 8].into()],
             ..ModelNames::default()
         })

@@ -31,7 +31,7 @@ use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::window::Quota;
-use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Place};
+use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Qualifier};
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::{RouteTable, Rule};
@@ -381,17 +381,17 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
         })
     };
     let number = |index: usize| u16::try_from(index).unwrap_or(u16::MAX);
-    let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| Place {
+    let upstreams = config.upstreams.iter().enumerate().map(|(index, upstream)| Qualifier {
         name: upstream.name.clone(),
         target: ModelTarget { group: upstream.group.0, upstream_forced: Some(number(index)) },
     });
     // What stands for several forces nobody: its group picks.
-    let sets = config.sets.iter().map(|set| Place {
+    let sets = config.sets.iter().map(|set| Qualifier {
         name: set.name.clone(),
         target: ModelTarget { group: set.group.0, upstream_forced: None },
     });
     let groups = config.groups.iter().enumerate().filter(|(_, group)| !group.implicit).map(
-        |(index, group)| Place {
+        |(index, group)| Qualifier {
             name: group.name.clone(),
             target: ModelTarget { group: number(index), upstream_forced: None },
         },

@@ -15,7 +15,7 @@ pub struct Leaving {
 }
 
 /// A place in the list, for as long as the connection lives.
-pub struct Place {
+pub struct Enrolled {
     leaving: Rc<Leaving>,
     index: usize,
 }
@@ -23,13 +23,13 @@ pub struct Place {
 impl Leaving {
     /// Takes a place.
     #[must_use]
-    pub fn enroll(self: &Rc<Self>) -> Place {
+    pub fn enroll(self: &Rc<Self>) -> Enrolled {
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
             let mut wakers = self.wakers.borrow_mut();
             wakers.push(None);
             wakers.len() - 1
         });
-        Place { leaving: self.clone(), index }
+        Enrolled { leaving: self.clone(), index }
     }
 
     /// Wakes everyone.
@@ -38,7 +38,7 @@ impl Leaving {
     }
 }
 
-impl Place {
+impl Enrolled {
     /// Says whom to wake.
     pub fn wake_by(&self, waker: &Waker) {
         if let Some(place) = self.leaving.wakers.borrow_mut().get_mut(self.index)
@@ -49,7 +49,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Enrolled {
     fn drop(&mut self) {
         if let Some(place) = self.leaving.wakers.borrow_mut().get_mut(self.index) {
             *place = None;

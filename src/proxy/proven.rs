@@ -12,7 +12,7 @@ use super::refusal::Refusal;
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::path::decoded;
-use crate::llm::path::{PathModel, Place, names_other};
+use crate::llm::path::{ModelPosition, PathModel, names_other};
 use crate::policy::model::ModelTarget;
 
 /// Refuses a tunnel: what is said in it may name any model, and is not read here.
@@ -75,7 +75,7 @@ impl Said<'_> {
     /// Whether the body means the model that was asked for; Gemini's clients write
     /// `models/NAME` where the path has `models/NAME:verb`.
     fn is_asked(&self, in_body: &str) -> bool {
-        let by_verb = self.in_target.is_some_and(|found| found.place() == Place::Verb);
+        let by_verb = self.in_target.is_some_and(|found| found.place() == ModelPosition::Verb);
         in_body == self.asked
             || by_verb
                 && self.renamed.is_none()

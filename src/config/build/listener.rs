@@ -178,7 +178,7 @@ fn route(r: &mut Reader<'_>, at: &At<RawRoute>, names: &mut AllNames) -> Option<
     let group = required(r, &raw.group, &at.spot, "group")?;
     let group = GroupId(names.groups.find_one(r, group)?);
     let (line, column) = r.draft.position(at.spot.span.start);
-    let place = Place { path: at.spot.path.as_str().into(), line, column };
+    let place = FilePosition { path: at.spot.path.as_str().into(), line, column };
     Some(RouteRule { path, host, group, keys, place })
 }
 

@@ -182,7 +182,7 @@ fn model(r: &mut Reader<'_>, name: &At<String>, row: &RawModel, group: GroupId) 
         aliases: each(&row.aliases).iter().map(|at| at.value.clone()).collect(),
         upstream_model: filled(&row.upstream_model).map(|at| at.value.clone()),
         origin: ModelOrigin::Configured,
-        place: Place { path: name.spot.path.as_str().into(), line, column },
+        place: FilePosition { path: name.spot.path.as_str().into(), line, column },
     }
 }
 
@@ -222,7 +222,7 @@ fn declared(
     sets: &mut Sets<'_>,
     mut models: Vec<Model>,
 ) -> Vec<Model> {
-    let mut found: Vec<(&str, Vec<UpstreamId>, Place)> = Vec::new();
+    let mut found: Vec<(&str, Vec<UpstreamId>, FilePosition)> = Vec::new();
     let mut known: HashMap<&str, usize> = HashMap::new();
     let upstreams = sets.upstreams;
     let shadows = Shadows::of(&models, sets.groups);
@@ -230,7 +230,7 @@ fn declared(
         let Some(list) = &at.value.models else { continue };
         let Some(name) = filled(&at.value.name) else { continue };
         let (line, column) = r.draft.position(list.spot.span.start);
-        let place = Place { path: list.spot.path.as_str().into(), line, column };
+        let place = FilePosition { path: list.spot.path.as_str().into(), line, column };
         let mut shadowed = 0;
         for id in names.upstreams.ids(&name.value).map(UpstreamId) {
             let Some(upstream) = upstreams.get(usize::from(id.0)) else { continue };
@@ -313,7 +313,7 @@ pub(crate) fn listed_model(
     name: String,
     group: GroupId,
     origin: ModelOrigin,
-    place: Place,
+    place: FilePosition,
 ) -> Model {
     let (description, aliases) = (String::new(), Vec::new());
     Model { name, group, description, aliases, upstream_model: None, origin, place }

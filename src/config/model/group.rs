@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{GroupId, Place, UpstreamId, UpstreamTimeouts};
+use super::{FilePosition, GroupId, UpstreamId, UpstreamTimeouts};
 pub use crate::policy::retry::RetryOn;
 
 /// A balanced set of upstreams.
@@ -155,7 +155,7 @@ pub struct Model {
     /// Who said it.
     pub origin: ModelOrigin,
     /// Where it stands; of a declared name: where the upstream's `models` stands.
-    pub place: Place,
+    pub place: FilePosition,
 }
 
 /// Who said a model's name.

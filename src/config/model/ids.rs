@@ -18,7 +18,7 @@ pub struct ListenerId(pub u16);
 
 /// Where in the file a rule stands, for `explain` and the start-up block.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Place {
+pub struct FilePosition {
     /// Path of the key, such as `listener.main.route[3]`.
     pub path: Box<str>,
     /// Line in the file, 1-based; 0 when no file says it.

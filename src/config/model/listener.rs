@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::pki::{Pair, Roots};
 
-use super::{ClientTimeouts, GroupId, KeyId, ListenerId, Place};
+use super::{ClientTimeouts, FilePosition, GroupId, KeyId, ListenerId};
 pub use crate::policy::auth::Carrier;
 pub use crate::policy::model::Force;
 
@@ -171,7 +171,7 @@ pub struct RouteRule {
     /// Keys that may use it; none = every key of the listener.
     pub keys: Option<Vec<KeyId>>,
     /// Where the rule stands.
-    pub place: Place,
+    pub place: FilePosition,
 }
 
 /// `host = "openai.example.com/prefix"`.
