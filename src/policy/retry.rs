@@ -55,7 +55,7 @@ pub enum Failure {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum RetryDecision {
     /// Answer with the failure.
     GiveUp,
     /// The same member, at once, on a connection that is not out of the pool.
@@ -82,18 +82,18 @@ impl RetryPolicy {
     /// before it acts on `AnotherMember`. `chance` is one random draw.
     /// Source: project specification §8; full jitter after M. Brooker, "Exponential
     /// Backoff and Jitter" (2015).
-    pub fn next(&self, at: &Attempt, why: &Failure, chance: u64) -> Verdict {
+    pub fn next(&self, at: &Attempt, why: &Failure, chance: u64) -> RetryDecision {
         if at.response_started || !at.resendable {
-            return Verdict::GiveUp;
+            return RetryDecision::GiveUp;
         }
         let stale = *why == Failure::Fault(RetryClass::Reset) && at.reused && !at.answered;
         if stale {
-            return Verdict::FreshConnection;
+            return RetryDecision::FreshConnection;
         }
         if at.retries >= self.attempts || !self.on.has(why) {
-            return Verdict::GiveUp;
+            return RetryDecision::GiveUp;
         }
-        Verdict::AnotherMember { after: self.pause(at.retries, chance) }
+        RetryDecision::AnotherMember { after: self.pause(at.retries, chance) }
     }
 
     /// Draws the pause before retry number `retries + 1`: uniform in 0..=min(max, initial·2ⁿ).
@@ -205,31 +205,31 @@ mod tests {
     }
 
     fn retries(at: Attempt, why: Failure) -> bool {
-        matches!(policy().next(&at, &why, 0), Verdict::AnotherMember { .. })
+        matches!(policy().next(&at, &why, 0), RetryDecision::AnotherMember { .. })
     }
 
     #[test]
     fn replaces_a_dead_pooled_connection_outside_the_attempts() {
         let stale = Attempt { reused: true, retries: 99, ..first() };
-        assert_eq!(policy().next(&stale, &RESET, 0), Verdict::FreshConnection);
-        assert_eq!(RetryPolicy::NEVER.next(&stale, &RESET, 0), Verdict::FreshConnection);
+        assert_eq!(policy().next(&stale, &RESET, 0), RetryDecision::FreshConnection);
+        assert_eq!(RetryPolicy::NEVER.next(&stale, &RESET, 0), RetryDecision::FreshConnection);
     }
 
     #[test]
     fn replaces_it_once_because_the_fresh_one_is_not_reused() {
-        assert_eq!(RetryPolicy::NEVER.next(&first(), &RESET, 0), Verdict::GiveUp);
+        assert_eq!(RetryPolicy::NEVER.next(&first(), &RESET, 0), RetryDecision::GiveUp);
     }
 
     #[test]
     fn a_pooled_connection_that_answered_was_not_stale() {
         let answered = Attempt { reused: true, answered: true, ..first() };
-        assert_ne!(policy().next(&answered, &RESET, 0), Verdict::FreshConnection);
+        assert_ne!(policy().next(&answered, &RESET, 0), RetryDecision::FreshConnection);
     }
 
     #[test]
     fn a_slow_answer_on_a_pooled_connection_is_not_stale() {
         let at = Attempt { reused: true, ..first() };
-        assert_eq!(policy().next(&at, &TIMEOUT, 0), Verdict::GiveUp);
+        assert_eq!(policy().next(&at, &TIMEOUT, 0), RetryDecision::GiveUp);
     }
 
     #[test]
@@ -239,7 +239,7 @@ mod tests {
             Attempt { resendable: false, reused: true, ..first() },
         ] {
             for why in [RESET, CONNECT, TIMEOUT, Failure::Status(503)] {
-                assert_eq!(policy().next(&at, &why, 0), Verdict::GiveUp);
+                assert_eq!(policy().next(&at, &why, 0), RetryDecision::GiveUp);
             }
         }
     }

@@ -26,7 +26,7 @@ use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::{Member, Tried};
-use crate::policy::retry::{self, Failure, Verdict};
+use crate::policy::retry::{self, Failure, RetryDecision};
 
 /// One exchange on its way from member to member.
 struct Dispatch<'d> {
@@ -119,9 +119,9 @@ pub async fn dispatch(
             };
             let stands = failed.at(at.retries, !exchange.gone);
             match group.retry.next(&stands, &failed.why(), core.random_u64()) {
-                Verdict::FreshConnection => attempt.fresh = true,
-                Verdict::GiveUp => return Err(failed.into()),
-                Verdict::AnotherMember { after } => break (failed, after),
+                RetryDecision::FreshConnection => attempt.fresh = true,
+                RetryDecision::GiveUp => return Err(failed.into()),
+                RetryDecision::AnotherMember { after } => break (failed, after),
             }
         };
         drop(lease);

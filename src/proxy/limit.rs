@@ -26,7 +26,7 @@ use crate::policy::limit::key::{KeyRules, Over};
 use crate::policy::limit::lease::Short;
 use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::{Passed, Prompt};
-use crate::policy::limit::shared::{Answer, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::shared::{Answer, Budget, Mode, OnLoss, StoreVerdict, Waiter};
 use crate::policy::limit::token_size::TokenSizes;
 use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
 
@@ -79,12 +79,12 @@ async fn charge_shared(
     let (quota, lease) = (rules.quota, &state.lease);
     let store_ns = budget.store_ns(now.steady_ns);
     let verdict = match (budget.is_up(), budget.mode) {
-        (false, _) => Verdict::Lost,
+        (false, _) => StoreVerdict::Lost,
         (true, Mode::Strict) => ask_and_wait(core, budget, limit).await,
         (true, Mode::Lease) => {
             let verdict = match lease.take(quota, store_ns) {
-                Ok(()) => Verdict::Pass,
-                Err(Short::Full(full)) => Verdict::Full(full),
+                Ok(()) => StoreVerdict::Pass,
+                Err(Short::Full(full)) => StoreVerdict::Full(full),
                 Err(Short::Empty) => ask_and_wait(core, budget, limit).await,
             };
             if lease.nudge(quota, store_ns) {
@@ -93,22 +93,22 @@ async fn charge_shared(
             verdict
         }
     };
-    if verdict != Verdict::Lost {
+    if verdict != StoreVerdict::Lost {
         caller.standing = lease.standing(quota, store_ns);
     }
     match verdict {
-        Verdict::Pass => {
+        StoreVerdict::Pass => {
             // Should the store be lost, this node goes on from what it has let in itself.
             state.windows.note(now.wall_ns);
             Ok(())
         }
-        Verdict::Full(full) => Err(full_until_end(full, store_ns).into()),
-        Verdict::Debt => {
+        StoreVerdict::Full(full) => Err(full_until_end(full, store_ns).into()),
+        StoreVerdict::Debt => {
             let wait = state.balance.check(now.steady_ns).err().unwrap_or(1);
             Err(Over::after_ns(Kind::RateTokens, wait).into())
         }
-        Verdict::Lost if budget.on_loss == OnLoss::Deny => Err(Kind::LimitsUnknown.into()),
-        Verdict::Lost => {
+        StoreVerdict::Lost if budget.on_loss == OnLoss::Deny => Err(Kind::LimitsUnknown.into()),
+        StoreVerdict::Lost => {
             let share = budget.share(quota);
             let taken = state.windows.take(share, now.wall_ns);
             caller.standing = state.windows.standing(share, now.wall_ns);
@@ -118,7 +118,7 @@ async fn charge_shared(
 }
 
 /// Asks about one call and waits; the store's own deadline ends it.
-async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> Verdict {
+async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> StoreVerdict {
     let (mut notify, answer) = (core.wake_table.register(), Answer::default());
     let (shared, token) = (core.shared.clone(), notify.token());
     let waiter = Waiter::new(answer.clone(), move || shared.notifier.wake(token, 0));

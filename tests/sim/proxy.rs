@@ -7,7 +7,7 @@
 use tokenring::error::RetryClass;
 use tokenring::policy::balance::{self, Member, Tried};
 use tokenring::policy::breaker::{CallResult, StateName};
-use tokenring::policy::retry::{Attempt, Failure, Verdict};
+use tokenring::policy::retry::{Attempt, Failure, RetryDecision};
 
 use crate::clock::{Event, MS};
 use crate::fleet::Held;
@@ -334,7 +334,7 @@ impl<'a> Sim<'a> {
             response_started: false,
         };
         let verdict = self.setup.retry.next(&at, &why, self.rng.next_u64());
-        if verdict == Verdict::FreshConnection {
+        if verdict == RetryDecision::FreshConnection {
             // It says nothing of the server: the same one at once, under the same lease.
             self.servers[server].let_go(call, &mut self.calls, &mut self.clock);
             return self.send(exchange, server, false);
@@ -343,7 +343,7 @@ impl<'a> Sim<'a> {
         let last_resort = self.exchanges[exchange].lease.as_ref().is_some_and(Held::is_last_resort);
         self.finish(call);
         self.exchanges[exchange].failed = Some(ended);
-        let Verdict::AnotherMember { after } = verdict else {
+        let RetryDecision::AnotherMember { after } = verdict else {
             return self.settle(exchange, ended);
         };
         let another = self.another(exchange)

@@ -28,7 +28,7 @@ use crate::control::say::Say;
 use crate::net::sys::steady_ns;
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};
-use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, Verdict, Waiter};
+use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, StoreVerdict, Waiter};
 use crate::policy::limit::window::Full;
 
 /// The script.
@@ -374,19 +374,19 @@ impl Pending {
         let refused = refusal(rules, dealt);
         for (at, waiter) in waiters.drain(..).enumerate() {
             let passes = at < dealt.passed as usize;
-            waiter.tell(if passes { Verdict::Pass } else { refused });
+            waiter.tell(if passes { StoreVerdict::Pass } else { refused });
         }
     }
 }
 
 /// Why those that do not pass do not.
-fn refusal(rules: &KeyRules, dealt: &Dealt) -> Verdict {
+fn refusal(rules: &KeyRules, dealt: &Dealt) -> StoreVerdict {
     if rules.quota.per_day > 0 && dealt.left_day == 0 {
-        Verdict::Full(Full::Day)
+        StoreVerdict::Full(Full::Day)
     } else if rules.quota.per_minute > 0 && dealt.left_minute == 0 {
-        Verdict::Full(Full::Minute)
+        StoreVerdict::Full(Full::Minute)
     } else {
-        Verdict::Debt
+        StoreVerdict::Debt
     }
 }
 
@@ -451,7 +451,7 @@ mod tests {
             .collect();
         assert_eq!(seen, [("a", 6, 2), ("b", 7, 1)]);
         drop(questions);
-        assert!(answers.iter().all(|answer| answer.verdict() == Some(Verdict::Lost)));
+        assert!(answers.iter().all(|answer| answer.verdict() == Some(StoreVerdict::Lost)));
     }
 
     #[test]
@@ -464,6 +464,9 @@ mod tests {
         let dealt = Dealt { passed: 2, given_minute: 2, left_minute: 0, ..Dealt::default() };
         pending.deal(&Budget::new(Mode::Strict, OnLoss::Deny, Err), &dealt, 0);
         let verdicts = answers.map(|answer| answer.verdict().unwrap());
-        assert_eq!(verdicts, [Verdict::Pass, Verdict::Pass, Verdict::Full(Full::Minute)]);
+        assert_eq!(
+            verdicts,
+            [StoreVerdict::Pass, StoreVerdict::Pass, StoreVerdict::Full(Full::Minute)]
+        );
     }
 }

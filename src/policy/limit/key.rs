@@ -7,7 +7,7 @@
 
 use super::gate::Gate;
 use super::gcra::{Bucket, NS_PER_SECOND, Pace};
-use super::lease::Lease;
+use super::lease::QuotaLease;
 use super::moment::Moment;
 use super::standing::Standing;
 use super::tokens::Balance;
@@ -43,7 +43,7 @@ pub struct KeyState {
     /// Tokens a minute.
     pub balance: Balance,
     /// What it holds of a budget that nodes share.
-    pub lease: Lease,
+    pub lease: QuotaLease,
     bucket: Bucket,
     gate: Gate,
 }

@@ -95,7 +95,7 @@ impl Stock {
 
 /// What a key holds of the shared budget; starts with nothing.
 #[derive(Debug, Default)]
-pub struct Lease {
+pub struct QuotaLease {
     minute: Stock,
     day: Stock,
     /// What the store had left at the last draw, each with its window: `number ‖ count`.
@@ -152,7 +152,7 @@ pub struct Dealt {
     pub left_day: u32,
 }
 
-impl Lease {
+impl QuotaLease {
     /// Takes one call of each limited window from stock, or of none.
     pub fn take(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
         let (minute, day) = numbers(now_ns);
@@ -353,7 +353,7 @@ mod tests {
     }
 
     /// One call at one node, as an exchange makes it.
-    fn call(lease: &Lease, store: &mut Store, quota: Quota, nodes: u32, now_ns: u64) -> bool {
+    fn call(lease: &QuotaLease, store: &mut Store, quota: Quota, nodes: u32, now_ns: u64) -> bool {
         match lease.take(quota, now_ns) {
             Ok(()) => true,
             Err(Short::Full(_)) => false,
@@ -368,19 +368,19 @@ mod tests {
 
     #[test]
     fn two_nodes_spend_a_small_budget_to_the_last_call() {
-        let (nodes, mut store) = ([Lease::default(), Lease::default()], Store::default());
+        let (nodes, mut store) = ([QuotaLease::default(), QuotaLease::default()], Store::default());
         let quota = Quota { per_minute: 5, per_day: 0 };
         let passed = (0..40).filter(|n| call(&nodes[n % 2], &mut store, quota, 2, 7)).count();
         assert_eq!(passed, 5);
         // A node that comes late finds nothing.
-        assert!(!call(&Lease::default(), &mut store, quota, 2, 7));
+        assert!(!call(&QuotaLease::default(), &mut store, quota, 2, 7));
         // In the next minute one node alone gets all.
         assert_eq!((0..9).filter(|_| call(&nodes[0], &mut store, quota, 2, 60 * S)).count(), 5);
     }
 
     #[test]
     fn a_large_budget_costs_few_draws() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 0 };
         let mut draws = 0;
         for _ in 0..6400 {
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn a_full_budget_is_known_until_its_window_ends() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 1, per_day: 0 };
         assert_eq!(lease.take(quota, 0), Err(Short::Empty));
         assert!(call(&lease, &mut store, quota, 1, 0));
@@ -408,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_store_whose_clock_was_set_back_is_believed() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 1, per_day: 0 };
         let noon = 1_700_000_040 * S;
         assert!(call(&lease, &mut store, quota, 1, noon));
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn what_is_left_of_a_minute_is_void_in_the_next() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 0 };
         assert!(call(&lease, &mut store, quota, 1, 0));
         assert_eq!(lease.take(quota, 0), Ok(()));
@@ -432,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_draw_without_an_answer_loses_nothing() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 64_000 };
         assert!(call(&lease, &mut store, quota, 1, 0));
         assert!(lease.spend(70));
@@ -447,7 +447,7 @@ mod tests {
 
     #[test]
     fn is_nudged_when_low_or_old_and_only_once() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 0 };
         assert!(call(&lease, &mut store, quota, 1, S));
         assert!(!lease.nudge(quota, S), "a full batch");
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn tells_what_is_left_at_the_store_and_here() {
-        let (lease, mut store) = (Lease::default(), Store::default());
+        let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 3 };
         for left in [2, 1, 0] {
             assert!(call(&lease, &mut store, quota, 1, 0));
@@ -480,7 +480,7 @@ mod tests {
 
     #[test]
     fn four_threads_never_spend_more_than_was_dealt() {
-        let lease = Lease::default();
+        let lease = QuotaLease::default();
         let quota = Quota { per_minute: 6400, per_day: 9000 };
         let draw = lease.draw(quota, 0, true, 0);
         let dealt = Dealt {
@@ -510,7 +510,7 @@ mod tests {
             calls in prop::collection::vec((0usize..3, 0u64..20, 1u32..40), 1..200),
         ) {
             let quota = Quota { per_minute, per_day };
-            let nodes: [Lease; 3] = Default::default();
+            let nodes: [QuotaLease; 3] = Default::default();
             let mut store = Store::default();
             let mut now = 0;
             let (mut used_minute, mut used_day) = ((0, 0u32), (0, 0u32));

@@ -32,7 +32,7 @@ pub enum OnLoss {
 
 /// An answer of the store about one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum StoreVerdict {
     /// It passes, and has been charged.
     Pass,
     /// A window is full; nothing has been charged.
@@ -43,13 +43,13 @@ pub enum Verdict {
     Lost,
 }
 
-impl Verdict {
-    const ALL: [Verdict; 5] = [
-        Verdict::Pass,
-        Verdict::Full(Full::Minute),
-        Verdict::Full(Full::Day),
-        Verdict::Debt,
-        Verdict::Lost,
+impl StoreVerdict {
+    const ALL: [StoreVerdict; 5] = [
+        StoreVerdict::Pass,
+        StoreVerdict::Full(Full::Minute),
+        StoreVerdict::Full(Full::Day),
+        StoreVerdict::Debt,
+        StoreVerdict::Lost,
     ];
 
     /// As a number, never 0.
@@ -65,9 +65,9 @@ pub struct Answer(Arc<AtomicU8>);
 impl Answer {
     /// The answer, if it is there.
     #[must_use]
-    pub fn verdict(&self) -> Option<Verdict> {
+    pub fn verdict(&self) -> Option<StoreVerdict> {
         let code = self.0.load(Ordering::Acquire);
-        Verdict::ALL.get(usize::from(code).checked_sub(1)?).copied()
+        StoreVerdict::ALL.get(usize::from(code).checked_sub(1)?).copied()
     }
 }
 
@@ -84,11 +84,11 @@ impl Waiter {
     }
 
     /// Answers.
-    pub fn tell(mut self, verdict: Verdict) {
+    pub fn tell(mut self, verdict: StoreVerdict) {
         self.put(verdict);
     }
 
-    fn put(&mut self, verdict: Verdict) {
+    fn put(&mut self, verdict: StoreVerdict) {
         if let Some(wake) = self.wake.take() {
             self.answer.0.store(verdict.code(), Ordering::Release);
             wake();
@@ -98,7 +98,7 @@ impl Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        self.put(Verdict::Lost);
+        self.put(StoreVerdict::Lost);
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn every_verdict_arrives_and_wakes_once() {
-        for verdict in Verdict::ALL {
+        for verdict in StoreVerdict::ALL {
             let (answer, woken) = (Answer::default(), Arc::new(AtomicU32::new(0)));
             let counter = woken.clone();
             let waiter = Waiter::new(answer.clone(), move || {
@@ -234,7 +234,7 @@ mod tests {
     fn a_question_that_is_dropped_is_answered() {
         let answer = Answer::default();
         drop(ask(Some(Waiter::new(answer.clone(), || {}))));
-        assert_eq!(answer.verdict(), Some(Verdict::Lost));
+        assert_eq!(answer.verdict(), Some(StoreVerdict::Lost));
     }
 
     #[test]
@@ -242,7 +242,7 @@ mod tests {
         let budget = Budget::new(Mode::Strict, OnLoss::Deny, Err);
         let answer = Answer::default();
         budget.ask(ask(Some(Waiter::new(answer.clone(), || {}))));
-        assert_eq!(answer.verdict(), Some(Verdict::Lost));
+        assert_eq!(answer.verdict(), Some(StoreVerdict::Lost));
     }
 
     #[test]
