@@ -44,7 +44,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import signal
 import socket
 import ssl

@@ -115,3 +115,24 @@ fn usage(address: &str) -> String {
         chat("qwen-demo", "\"stream\":true,"),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readme_shows_what_it_prints() {
+        let printed = usage("127.0.0.1:4000");
+        let (first, _) = printed.trim_start().split_once("\n\nA stream").unwrap();
+        let readme = include_str!("../../README.md");
+        assert!(readme.contains(first), "README.md does not show:\n{first}");
+        assert!(readme.contains(SERVERS[0].says), "nor: {}", SERVERS[0].says);
+    }
+
+    #[test]
+    fn every_server_says_its_name() {
+        for server in &SERVERS {
+            assert!(server.says.contains(&format!("comes from {},", server.name)));
+        }
+    }
+}
