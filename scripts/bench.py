@@ -15,7 +15,7 @@ Peers, each with one worker on core 0 (default: all but base):
 Cases (default: all), the simulated server (`loadtest mock`) and the load on core 1:
   1k         HTTP/1.1, 1 KB up, about 1 KB down, 64 connections (loadtest run)
   100k       the same with 100 KB up
-  stream     200 streams at a time of 50 tokens, one each 10 ms; the figure is per event (loadtest run)
+  stream     100 streams at a time of 50 tokens, one each 10 ms; the figure is per event (loadtest run)
   tls        as 1k over TLS 1.3 (wrk)
   h2         HTTP/2 over TLS 1.3, 8 connections with 8 streams each, the bodies of 1k (h2load)
   handshake  full TLS 1.3 handshakes and nothing else, four at a time (openssl s_time -new)
@@ -232,7 +232,7 @@ def generator(case):
 
     def go(peer, secs):
         url = f"http://127.0.0.1:{peer.plain}{PATH}"
-        said = on_core_1([bed.LOADTEST, "run", url, "--body", body(case), "-c", 200 if case == "stream" else 64, "--duration",
+        said = on_core_1([bed.LOADTEST, "run", url, "--body", body(case), "-c", 100 if case == "stream" else 64, "--duration",
                           f"{secs}s", "--lag-max", "10s", "--strict", "-q", "--json"])
         try:
             told = json.loads(said[said.index("{"):].splitlines()[0])
@@ -425,7 +425,7 @@ def machine(peers, alone):
     if "nginx" in peers:
         told.append(said_by("nginx", "-v").removeprefix("nginx version: "))
     commit = said_by("git", "-C", bed.ROOT, "describe", "--always", "--dirty")
-    told += [f"tokenring {commit}"] if commit and "fatal" not in commit else []
+    told += [f"checkout {commit}"] if commit and "fatal" not in commit else []
     told += [] if alone else ["not in a network namespace of its own"]
     return ", ".join(told)
 
