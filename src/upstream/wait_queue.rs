@@ -26,8 +26,7 @@
 //! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet; and `is_displaced`:
 //!    a newcomer has got the place, which is 503 with `retry_after_s`.
 //! 7. Woken by a notification or a breaker, and not yet: pick once more (1); if that succeeds drop
-//! the place, else wait
-//!    on (5) in the same place.
+//!    the place, else wait on (5) in the same place.
 //! 8. With the lease, ask the breaker; when it refuses, drop the lease and begin anew (1).
 //! 9. Deadline or client gone: drop the place; deadline is 503 with `retry_after_s`.
 //! 10. The lease, dropped at the end of the attempt and after the breaker's verdict, passes the

@@ -100,7 +100,7 @@ impl<'s> House<'s> {
         for module in self.modules.iter().filter(|m| m.path.starts_with(folder)) {
             let from = node(&module.path, folder);
             for found in module.paths.iter().filter(|f| !module.handed_on.contains(&f.at)) {
-                let Some(path) = module.from_root(&found.names) else { continue };
+                let Some(path) = module.path_from_root(&found.names) else { continue };
                 let Some(target) = self.follow(&path, 8) else { continue };
                 let target = &self.modules[target].path;
                 if !target.starts_with(folder) || node(target, folder) == from {
@@ -179,7 +179,7 @@ impl<'s> Module<'s> {
             handed_on: BTreeSet::new(),
         };
         for (found, public) in uses_in(&source.code) {
-            let root = module.from_root(&found.names);
+            let root = module.path_from_root(&found.names);
             if found.alias == "*" {
                 module.globs.extend(root);
             } else {
@@ -194,7 +194,7 @@ impl<'s> Module<'s> {
     }
 
     /// The names from the crate's root; `None` for what lies outside.
-    fn from_root(&self, names: &[String]) -> Option<Vec<String>> {
+    fn path_from_root(&self, names: &[String]) -> Option<Vec<String>> {
         let mut path = match names[0].as_str() {
             "crate" => Vec::new(),
             _ => self.path.clone(),
