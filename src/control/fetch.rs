@@ -6,6 +6,7 @@
 //! Connections are not kept: a question is rare, and a fresh connection also tells whether the
 //! server still accepts.
 
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -16,7 +17,6 @@ use hyper::http::uri::Scheme;
 use hyper::{Request, StatusCode};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -109,23 +109,16 @@ async fn at(
     limit: Duration,
 ) -> Result<(StatusCode, Bytes), FetchError> {
     let late = |what: &str| format!("{what} within {limit:?}");
-    let answered = |answered: Result<Result<_, Unanswered>, Elapsed>| match answered {
-        Ok(answer) => answer.map_err(|Unanswered { why, is_ours }| match is_ours {
-            true => FetchError::Ours(why),
-            false => FetchError::Dead(why),
-        }),
-        Err(_) => Err(FetchError::Late(late("no answer"))),
-    };
     let known = if upstream.http2 { Spoken::Http2 } else { Spoken::Http1 };
     match address {
         Address::Tcp(addr) => {
             let stream = reach(upstream, *addr, by, &late).await?;
             let answered = match tls {
-                None => answered(timeout_at(by, send(stream, known, Scheme::HTTP, request)).await),
+                None => in_time(by, send(stream, known, Scheme::HTTP, request), &late).await,
                 Some(tls) => match timeout_at(by, secured(tls, stream)).await {
                     Ok(Ok((stream, chosen))) => {
                         let asked = send(stream, chosen, Scheme::HTTPS, request);
-                        answered(timeout_at(by, asked).await)
+                        in_time(by, asked, &late).await
                     }
                     Ok(Err(error)) if sys::is_shortage(&error) => Err(FetchError::broken(&error)),
                     Ok(Err(error)) => Err(FetchError::Dead(format!("tls: {}", explain(&error)))),
@@ -143,11 +136,24 @@ async fn at(
             }
         }
         Address::Unix(path) => match UnixStream::connect(path).await {
-            Ok(stream) => {
-                answered(timeout_at(by, send(stream, known, Scheme::HTTP, request)).await)
-            }
+            Ok(stream) => in_time(by, send(stream, known, Scheme::HTTP, request), &late).await,
             Err(error) => Err(FetchError::broken(&error)),
         },
+    }
+}
+
+/// An answer, if it comes in time.
+async fn in_time(
+    by: Instant,
+    answer: impl Future<Output = Result<(StatusCode, Bytes), Unanswered>>,
+    late: &(dyn Fn(&str) -> String + Sync),
+) -> Result<(StatusCode, Bytes), FetchError> {
+    match timeout_at(by, answer).await {
+        Ok(answer) => answer.map_err(|Unanswered { why, is_ours }| match is_ours {
+            true => FetchError::Ours(why),
+            false => FetchError::Dead(why),
+        }),
+        Err(_) => Err(FetchError::Late(late("no answer"))),
     }
 }
 

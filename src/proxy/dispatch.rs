@@ -114,8 +114,9 @@ pub async fn dispatch(
             exchange.settle.outcome.attempts += 1;
             let attempted = attempt.run(down, exchange).await;
             let failed = match end(core, down, request, &attempt, exchange, attempted).await {
-                Ok(ended) => return ended,
-                Err(failed) => failed,
+                Ended::Next(next) => return Ok(next),
+                Ended::Refused(refusal) => return Err(refusal),
+                Ended::Failed(failed) => failed,
             };
             let stands = failed.at(at.retries, !exchange.gone);
             match group.retry.next(&stands, &failed.why(), core.random_u64()) {
@@ -276,6 +277,16 @@ impl Failed {
     }
 }
 
+/// What an attempt leads to.
+enum Ended {
+    /// The exchange is over.
+    Next(Next),
+    /// The client is told so.
+    Refused(Refusal),
+    /// Maybe another attempt.
+    Failed(Failed),
+}
+
 /// Ends the exchange with its attempt, unless that failed.
 async fn end(
     core: &Core,
@@ -284,10 +295,10 @@ async fn end(
     attempt: &Attempt<'_>,
     exchange: &mut ExchangeState<'_, '_>,
     attempted: Attempted,
-) -> Result<Result<Next, Refusal>, Failed> {
-    Ok(match attempted {
-        Attempted::Whole { keep } => Ok(if keep { Next::KeepAlive } else { Next::Linger }),
-        Attempted::Refused(refusal) => Err(refusal),
+) -> Ended {
+    match attempted {
+        Attempted::Whole { keep } => Ended::Next(if keep { Next::KeepAlive } else { Next::Linger }),
+        Attempted::Refused(refusal) => Ended::Refused(refusal),
         Attempted::Over(kind) => {
             exchange.settle.fault(kind);
             exchange.settle.blame(&attempt.upstream.name);
@@ -295,7 +306,7 @@ async fn end(
                 // A body without length would end in a way that looks clean.
                 down.socket.close_with_reset();
             }
-            Ok(Next::Close)
+            Ended::Next(Next::Close)
         }
         Attempted::Upgraded { upstream, bytes } => {
             let idle = attempt.timeouts.stream_idle;
@@ -308,13 +319,13 @@ async fn end(
             if let Some(kind) = carried.fault {
                 exchange.settle.fault(kind);
             }
-            Ok(Next::Close)
+            Ended::Next(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, message } => {
             exchange.settle.blame(&attempt.upstream.name);
-            return Err(Failed { kind, answered, reused, status, message });
+            Ended::Failed(Failed { kind, answered, reused, status, message })
         }
-    })
+    }
 }
 
 #[derive(PartialEq, Eq)]

@@ -253,24 +253,7 @@ async fn serve(
         admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now)?;
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
-        Admitted::BuiltIn(json, framing) => {
-            let json = json.as_bytes();
-            return Ok(answer(core, down, caller, settle, begin, framing, json).await);
-        }
-        Admitted::Preflight(asked, framing) => {
-            settle.outcome.status = 204;
-            let bare = matches!(framing, Framing::None | Framing::Length(0));
-            let next = reply::preflight(core, down, caller, asked, bare).await;
-            if next == Next::KeepAlive {
-                down.recv.drain(..begin);
-            }
-            return Ok(next);
-        }
-        Admitted::Models(permit) => {
-            let json = route::models_list(plan, &permit);
-            let framing = permit.framing;
-            return Ok(answer(core, down, caller, settle, begin, framing, &json).await);
-        }
+        other => return Ok(answer_at_once(core, plan, down, caller, settle, begin, other).await),
     };
     let _vouched = match core.shared.per_ip_max {
         0 => None,
@@ -378,6 +361,40 @@ fn note_metered(
         name => name,
     };
     settle.passed.model = foldhash::fast::FixedState::default().hash_one(name);
+}
+
+/// Answers what needs no server.
+#[cold]
+fn answer_at_once<'a>(
+    core: &'a Core,
+    plan: &'a Plan,
+    down: &'a mut Downstream,
+    caller: &'a Caller,
+    settle: &'a mut Settle,
+    head_bytes: usize,
+    admitted: Admitted,
+) -> PooledFuture<'a, Next> {
+    // Pooled, as a refusal is.
+    PooledFuture::with(move || async move {
+        match admitted {
+            Admitted::BuiltIn(json, framing) => {
+                answer(core, down, caller, settle, head_bytes, framing, json.as_bytes()).await
+            }
+            Admitted::Preflight(asked, framing) => {
+                settle.outcome.status = 204;
+                let bare = matches!(framing, Framing::None | Framing::Length(0));
+                let next = reply::preflight(core, down, caller, asked, bare).await;
+                if next == Next::KeepAlive {
+                    down.recv.drain(..head_bytes);
+                }
+                next
+            }
+            Admitted::Models(permit) | Admitted::Permit(permit) => {
+                let json = route::models_list(plan, &permit);
+                answer(core, down, caller, settle, head_bytes, permit.framing, &json).await
+            }
+        }
+    })
 }
 
 /// Answers by ourselves.

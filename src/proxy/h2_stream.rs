@@ -69,10 +69,7 @@ pub async fn serve(
             core.give_back_scratch(scratch);
             core.buffers.give_back(head);
             refuse(core, fault, &mut respond);
-            if !body.is_end_stream() {
-                PooledFuture::with(|| discard(core, &mut body)).await;
-            }
-            return;
+            return discard_rest(core, &mut body).await;
         }
     };
     let method = scratch.request.method;
@@ -89,13 +86,12 @@ pub async fn serve(
         exchange::run(core, &mut down).await;
         core.buffers.give_back(std::mem::take(&mut down.recv));
     }));
-    let taken = Cell::default();
+    let (taken, mut answered) = (Cell::default(), false);
     let mut feed = (!fed).then(|| {
         PooledFuture::with(|| h2body::into_pipe(&mut body, ahead.first, framing, &ours, &taken))
     });
     let to_client = ToClient::new(&core.ticker, &ours, write_idle, unsent);
     let mut answer = pin!(answer(core, &ours, method, &mut respond, &to_client));
-    let mut answered = false;
     poll_fn(|cx| {
         if let Some(feeding) = &mut feed
             && let Poll::Ready(result) = Pin::new(feeding).poll(cx)
@@ -119,8 +115,15 @@ pub async fn serve(
     })
     .await;
     drop(feed);
-    if !ahead.ended && !body.is_end_stream() {
-        PooledFuture::with(|| discard(core, &mut body)).await;
+    if !ahead.ended {
+        discard_rest(core, &mut body).await;
+    }
+}
+
+/// Throws away what is still to come of a body, if anything is.
+async fn discard_rest(core: &Core, body: &mut RecvStream) {
+    if !body.is_end_stream() {
+        PooledFuture::with(|| discard(core, body)).await;
     }
 }
 

@@ -223,13 +223,10 @@ pub fn finish(
         }
         Err(_) => return Err(unknown_model(plan, permit, asked)),
     };
-    let mut by_target = false;
+    let by_target = permit.limited && in_body.is_none();
     if permit.limited {
         if !may_use_model(plan, permit, &found.name) {
             return Err(model_refused(&found.name));
-        }
-        if let Some(doubt) = scanner.doubt() {
-            return Err(Refusal::because(Kind::ModelNotAllowed, doubt.message()));
         }
         let said = proven::Said {
             asked,
@@ -237,11 +234,7 @@ pub fn finish(
             in_target: in_target.as_ref(),
             in_body: in_body.as_ref().map(|found| found.name),
         };
-        proven::agree(head, bytes, &said)?;
-        by_target = in_body.is_none();
-        if by_target {
-            proven::reads_target(plan, found.target, permit)?;
-        }
+        prove((plan, permit), head, bytes, scanner, &said, found.target)?;
     }
     if let (Some(place), Some(name)) = (&in_target, found.name_to_send)
         && !place.may_be(name)
@@ -256,6 +249,25 @@ pub fn finish(
         strip: 0,
         in_target,
     })
+}
+
+/// Proves that the server will read the name that was read here.
+fn prove(
+    (plan, permit): (&Plan, &Permit),
+    head: &RequestHead,
+    bytes: &[u8],
+    scanner: &Scanner<'_>,
+    said: &proven::Said<'_>,
+    target: ModelTarget,
+) -> Result<(), Refusal> {
+    if let Some(doubt) = scanner.doubt() {
+        return Err(Refusal::because(Kind::ModelNotAllowed, doubt.message()));
+    }
+    proven::agree(head, bytes, said)?;
+    match said.in_body {
+        Some(_) => Ok(()),
+        None => proven::reads_target(plan, target, permit),
+    }
 }
 
 /// Whether a caller may be sent there: the one question about groups and upstreams, whatever

@@ -152,6 +152,64 @@ impl Attempt<'_> {
         Some(timer)
     }
 
+    #[inline]
+    fn upload<'s>(
+        &'s self,
+        client: &'s Stream,
+        upstream: &'s Stream,
+        progress: &'s Progress,
+        client_timer: &'s Timer,
+        up_timer: &'s Timer,
+    ) -> Upload<'s> {
+        Upload {
+            core: self.core,
+            client,
+            upstream,
+            progress,
+            client_timer,
+            up_timer,
+            body_idle: self.request.listener.timeouts.body_idle,
+            pace: ClientPace::new(self.plan.body_rate_min),
+            first_byte: self.timeouts.first_byte,
+            body_bytes_max: self.plan.body_bytes_max,
+            body_held_bytes_max: self.plan.body_held_bytes_max,
+            routed_by: self.request.routed_by,
+        }
+    }
+
+    #[inline]
+    fn download<'s>(
+        &'s self,
+        client: &'s Stream,
+        progress: &'s Progress,
+        up_timer: &'s Timer,
+        total_timer: Option<&'s Timer>,
+        write_timer: &'s Timer,
+    ) -> Download<'s> {
+        Download {
+            core: self.core,
+            head: &self.plan.head,
+            client,
+            caller: self.request.caller,
+            method: self.request.head.method,
+            upgrade_asked: self.request.permit.upgrade,
+            progress,
+            up_timer,
+            total_timer,
+            write_timer,
+            write_idle: self.request.listener.timeouts.write_idle,
+            timeouts: self.timeouts,
+            retry_on: self.retry_on,
+            budget: self.budget,
+            guard: self.guard,
+            is_metered: self.request.permit.is_metered,
+            via_proxy: matches!(
+                &self.upstream.via,
+                Some(ViaPlan { mode: ProxyMode::Forward { .. }, .. })
+            ),
+        }
+    }
+
     /// Runs request and answer at once, and watches the client meanwhile.
     async fn both_ways(
         &self,
@@ -164,45 +222,10 @@ impl Attempt<'_> {
     ) -> (Uploaded, Downloaded) {
         let core = self.core;
         let (upstream, client) = (conn.socket().clone(), down.socket.clone());
-        let timeouts = self.request.listener.timeouts;
         let write_timer = core.ticker.timer();
         let (out, from) = self.encode(&exchange.held, exchange.body);
-        let upload = Upload {
-            core,
-            client: &client,
-            upstream: &upstream,
-            progress,
-            client_timer: &down.timer,
-            up_timer,
-            body_idle: timeouts.body_idle,
-            pace: ClientPace::new(self.plan.body_rate_min),
-            first_byte: self.timeouts.first_byte,
-            body_bytes_max: self.plan.body_bytes_max,
-            body_held_bytes_max: self.plan.body_held_bytes_max,
-            routed_by: self.request.routed_by,
-        };
-        let download = Download {
-            core,
-            head: &self.plan.head,
-            client: &client,
-            caller: self.request.caller,
-            method: self.request.head.method,
-            upgrade_asked: self.request.permit.upgrade,
-            progress,
-            up_timer,
-            total_timer,
-            write_timer: &write_timer,
-            write_idle: timeouts.write_idle,
-            timeouts: self.timeouts,
-            retry_on: self.retry_on,
-            budget: self.budget,
-            guard: self.guard,
-            is_metered: self.request.permit.is_metered,
-            via_proxy: matches!(
-                &self.upstream.via,
-                Some(ViaPlan { mode: ProxyMode::Forward { .. }, .. })
-            ),
-        };
+        let upload = self.upload(&client, &upstream, progress, &down.timer, up_timer);
+        let download = self.download(&client, progress, up_timer, total_timer, &write_timer);
         let held = std::mem::take(&mut exchange.held);
         let mut upload =
             pin!(upload.run(out, held, from, exchange.body, exchange.scanner, exchange.hold));
