@@ -36,6 +36,34 @@
 //!
 //! `proxy::exchange` tells it. Two back edges only: keep-alive and retry.
 //!
+//! # The words
+//!
+//! One word, one meaning. `RETIRED` in `tests/walls/words.rs` keeps out those that had several.
+//!
+//! ```text
+//! downstream     the client and its connection; an upstream is one server, a group a balanced set
+//! exchange       one request and its answer; ExchangeState is what its attempts use in turn
+//! admit          what the head alone decides; what passes is a Permit
+//! hold           keeping a body until its model is known, and for a retry
+//! route          where a request goes, and under which name
+//! pick           the choice of a member, with a Lease: its count in flight; CallGuard: its breaker
+//! WaitQueue      those for whom no member has a slot; a Waiter has a WaitSlot
+//! attempt        one try at one upstream; an H2Pool or a Pool has the connection, or it is dialled
+//! DialError      no connection; TunnelError: none through an outbound proxy, used in a ProxyMode
+//! relay          passing a body on as it comes; a tap reads the usage in passing
+//! truncated      ended before its framing said so; to abort is to end what is under way
+//! back_off       leaving an upstream alone for as long as it asked (Retry-After)
+//! settle         the record of an exchange, made once however it ends
+//! drain          no new exchanges, and an end for those that are there
+//! PooledFuture   a future in memory that is used again
+//! Notify         waits for another thread; a Notifier wakes it by its WakeToken
+//! Plan           the config compiled for the cores; refresh_plan takes the newest
+//! Reconciler     makes the config in force of the file and what is Observed of Monitored upstreams
+//! roster         the upstreams that are known across plans, by identity
+//! ServerHooks    what the control thread may ask of the server
+//! AdminListener  the operator's interface, over the UpstreamTable
+//! ```
+//!
 //! # What is not here
 //!
 //! No lock, no channel and, in steady state, no allocation on the path of a request. Nothing

@@ -15,7 +15,7 @@ use crate::http::{
 };
 
 #[derive(Debug, PartialEq)]
-enum Verdict {
+enum Reading {
     Head(HeadFault),
     Framing(FramingFault),
     Body(BodyFault),
@@ -29,9 +29,9 @@ use BodyFault as B;
 use Framing::{Chunked, Length, None as NoBody, UntilClose};
 use FramingFault as F;
 use HeadFault as H;
-use Verdict::{Body, Framing as Frame, Good, Head, Waits};
+use Reading::{Body, Framing as Frame, Good, Head, Waits};
 
-fn read_body(framing: Framing, rest: &[u8]) -> Verdict {
+fn read_body(framing: Framing, rest: &[u8]) -> Reading {
     let mut reader = BodyReader::new(framing);
     match drain_data(&mut reader, rest, |_| {}) {
         Err(fault) => Body(fault),
@@ -41,7 +41,7 @@ fn read_body(framing: Framing, rest: &[u8]) -> Verdict {
     }
 }
 
-fn request(wire: &[u8]) -> Verdict {
+fn request(wire: &[u8]) -> Reading {
     let mut head = RequestHead::new();
     match parse_request(wire, &mut 0, &HeadLimits::default(), &mut head) {
         Err(fault) => Head(fault),
@@ -53,7 +53,7 @@ fn request(wire: &[u8]) -> Verdict {
     }
 }
 
-fn response(wire: &[u8]) -> Verdict {
+fn response(wire: &[u8]) -> Reading {
     let mut head = ResponseHead::new();
     match parse_response(wire, &mut 0, &HeadLimits::default(), &mut head) {
         Err(fault) => Head(fault),
@@ -66,7 +66,7 @@ fn response(wire: &[u8]) -> Verdict {
 }
 
 /// Rows of field lines (and a body) put after a good request line and `Host`.
-fn check_fields(rows: &[(&str, Verdict)]) {
+fn check_fields(rows: &[(&str, Reading)]) {
     for (fields, expected) in rows {
         let wire = format!("POST / HTTP/1.1\r\nHost: h\r\n{fields}");
         assert_eq!(request(wire.as_bytes()), *expected, "{fields:?}");
@@ -74,7 +74,7 @@ fn check_fields(rows: &[(&str, Verdict)]) {
 }
 
 /// Rows of a body put after a chunked head.
-fn check_chunks(rows: &[(&str, Verdict)]) {
+fn check_chunks(rows: &[(&str, Reading)]) {
     for (body, expected) in rows {
         let wire =
             format!("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
@@ -82,7 +82,7 @@ fn check_chunks(rows: &[(&str, Verdict)]) {
     }
 }
 
-fn check_whole(rows: &[(&str, Verdict)]) {
+fn check_whole(rows: &[(&str, Reading)]) {
     for (wire, expected) in rows {
         assert_eq!(request(wire.as_bytes()), *expected, "{wire:?}");
     }

@@ -435,9 +435,9 @@ mod tests {
     }
 
     /// Group, forced upstream, name for rights, name to send.
-    type Told<'t> = Option<(u16, Option<u16>, &'t str, Option<&'t str>)>;
+    type Expected<'t> = Option<(u16, Option<u16>, &'t str, Option<&'t str>)>;
 
-    fn check_as(force: Force, asked: &str, expected: Told<'_>) {
+    fn check_as(force: Force, asked: &str, expected: Expected<'_>) {
         let table = table();
         let found = table.find(asked, force, everywhere).ok();
         let told = found.as_ref().map(|found| {
@@ -447,7 +447,7 @@ mod tests {
         assert_eq!(told, expected, "{asked}");
     }
 
-    fn check(asked: &str, expected: Told<'_>) {
+    fn check(asked: &str, expected: Expected<'_>) {
         check_as(Force::Listed, asked, expected);
     }
 

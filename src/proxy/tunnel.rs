@@ -56,7 +56,7 @@ impl<'a> Metered<'a> {
     }
 
     /// The upstream has said this; the client had sent so many bytes.
-    fn hear(&mut self, bytes: &[u8], sent: u64) {
+    fn record(&mut self, bytes: &[u8], sent: u64) {
         self.messages.push(bytes, sent);
         let tokens = self.messages.take_unpaid();
         if tokens > 0 {
@@ -160,7 +160,7 @@ impl Tunnel<'_> {
         if std::ptr::eq(from, &self.client) {
             self.sent.set(all);
         } else if let Some(meter) = &mut *self.meter.borrow_mut() {
-            meter.hear(bytes, self.sent.get());
+            meter.record(bytes, self.sent.get());
         }
     }
 

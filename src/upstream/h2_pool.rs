@@ -184,7 +184,7 @@ impl H2Pool {
         if listed {
             self.entries.borrow_mut().entry(pool).or_default().live.push(link.clone());
         }
-        let (links, of) = (self.clone(), Rc::downgrade(&link));
+        let (h2_pool, of) = (self.clone(), Rc::downgrade(&link));
         self.spawn(async move {
             // Its error is told to each of its streams; one that floods or has died is dropped
             // with them.
@@ -198,17 +198,17 @@ impl H2Pool {
             })
             .await;
             drop(connection);
-            links.forget(pool, &of);
+            h2_pool.forget(pool, &of);
         });
         Ok(link.slot())
     }
 
     /// Runs a task of a link; a panic costs that task alone.
     pub fn spawn(self: &Rc<Self>, task: impl Future<Output = ()> + 'static) {
-        let links = self.clone();
+        let h2_pool = self.clone();
         rt::spawn(PooledFuture::with(move || async move {
             if caught(pin!(task)).await.is_none() {
-                links.panics.set(links.panics.get() + 1);
+                h2_pool.panics.set(h2_pool.panics.get() + 1);
             }
         }));
     }
@@ -364,15 +364,15 @@ mod tests {
 
     const POOL: PoolId = PoolId(7);
 
-    fn leader(links: &Rc<H2Pool>) -> DialLeader {
-        match links.find(POOL, false) {
+    fn leader(h2_pool: &Rc<H2Pool>) -> DialLeader {
+        match h2_pool.find(POOL, false) {
             Find::Dial(leader) => leader,
             Find::StreamSlot(_) | Find::Wait(_) => panic!("nobody has dialled"),
         }
     }
 
-    fn wait(links: &Rc<H2Pool>) -> Rc<PendingDial> {
-        match links.find(POOL, true) {
+    fn wait(h2_pool: &Rc<H2Pool>) -> Rc<PendingDial> {
+        match h2_pool.find(POOL, true) {
             Find::Wait(pending) => pending,
             Find::StreamSlot(_) | Find::Dial(_) => panic!("somebody dials"),
         }
@@ -380,12 +380,12 @@ mod tests {
 
     #[test]
     fn one_dials_and_the_others_learn_how_it_ended() {
-        let links = Rc::new(H2Pool::default());
+        let h2_pool = Rc::new(H2Pool::default());
         for told in
             [DialOutcome::AskAgain, DialOutcome::Http1, DialOutcome::Failed(DialError::Late)]
         {
-            let dialling = leader(&links);
-            let (first, second) = (wait(&links), wait(&links));
+            let dialling = leader(&h2_pool);
+            let (first, second) = (wait(&h2_pool), wait(&h2_pool));
             let mut waiting = pin!(first.ended());
             assert!(poll_idle(waiting.as_mut()).is_pending());
             dialling.tell(told.clone());
@@ -396,18 +396,18 @@ mod tests {
 
     #[test]
     fn a_dial_that_is_given_up_passes_on() {
-        let links = Rc::new(H2Pool::default());
-        let dialling = leader(&links);
-        let waiting = wait(&links);
+        let h2_pool = Rc::new(H2Pool::default());
+        let dialling = leader(&h2_pool);
+        let waiting = wait(&h2_pool);
         // A sweep and a drain leave those who wait alone.
-        links.sweep(|_| None, Instant::now());
-        assert!(!links.close_all());
-        let still = wait(&links);
+        h2_pool.sweep(|_| None, Instant::now());
+        assert!(!h2_pool.close_all());
+        let still = wait(&h2_pool);
         assert!(Rc::ptr_eq(&waiting, &still));
         drop(dialling);
         assert_eq!(poll_idle(pin!(waiting.ended())), Poll::Ready(DialOutcome::AskAgain));
-        drop(leader(&links));
-        links.sweep(|_| None, Instant::now());
-        assert_eq!((links.entries.borrow().len(), links.live(POOL)), (0, 0));
+        drop(leader(&h2_pool));
+        h2_pool.sweep(|_| None, Instant::now());
+        assert_eq!((h2_pool.entries.borrow().len(), h2_pool.live(POOL)), (0, 0));
     }
 }

@@ -104,7 +104,7 @@ impl HeldBudget {
         // Alone he may have all of it.
         let too_much = |held: u64| held > self.total / 2 && held < taken;
         let lacking = match taken > self.total {
-            true => Lacking::Room,
+            true => Lacking::Space,
             false if too_much(share) || too_much(address) => Lacking::Share,
             false => return Ok(()),
         };
@@ -160,7 +160,7 @@ impl HeldBudget {
             let held = self.shares.count(holder);
             let gives_way = match holder == owner.share {
                 true => bytes > size,
-                false => lacking == Lacking::Room && held > share,
+                false => lacking == Lacking::Space && held > share,
             };
             let age_ms = now_ms.saturating_sub(entry.since_ms.load(Ordering::Relaxed));
             // Of two that hold as much the slower one has held it for longer.
@@ -194,7 +194,7 @@ impl HeldBudget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lacking {
     /// The budget is full.
-    Room,
+    Space,
     /// The share, or the address, has half of it.
     Share,
 }
@@ -319,7 +319,7 @@ impl<'a> Held<'a> {
                 // It has given way in this very moment.
                 self.budget.taken.fetch_sub(more, Ordering::Relaxed);
                 self.budget.give_back(&owner, more);
-                return Err(Lacking::Room);
+                return Err(Lacking::Space);
             }
         }
         self.bytes += more;

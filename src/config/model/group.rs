@@ -99,7 +99,7 @@ pub struct Retry {
     pub same: bool,
 }
 
-/// Waiting room of a group.
+/// The wait queue of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Queue {
     /// Requests that may wait; 0 = none, 503 at once.

@@ -142,7 +142,7 @@ mirror! {
         members: Vec<At<MemberEntry>>,
         /// When another attempt is made.
         retry: RawRetry,
-        /// Waiting room.
+        /// The wait queue.
         queue: RawQueue,
         /// What keeps a client with a member.
         affinity: RawAffinity,
@@ -161,7 +161,7 @@ mirror! {
         balance: OneOf<Balance>,
         /// When another attempt is made.
         retry: RawRetry,
-        /// Waiting room.
+        /// The wait queue.
         queue: RawQueue,
         /// What keeps a client with a member.
         affinity: RawAffinity,

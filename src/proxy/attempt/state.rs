@@ -62,7 +62,7 @@ pub struct Attempt<'a> {
     pub retry_on: Option<RetryOn>,
     /// The group whose retry budget pays.
     pub budget: usize,
-    /// Judges the upstream.
+    /// Holds the leave of the upstream's breaker, and reports to it.
     pub guard: &'a CallGuard<'a>,
     /// No connection out of the pool.
     pub fresh: bool,

@@ -49,7 +49,7 @@ pub struct Download<'a> {
     pub retry_on: Option<RetryOn>,
     /// The group whose retry budget pays for that.
     pub budget: usize,
-    /// Judges the upstream.
+    /// Holds the leave of the upstream's breaker, and reports to it.
     pub guard: &'a CallGuard<'a>,
     /// An outbound proxy reads the request and may answer by itself.
     pub via_proxy: bool,
