@@ -1,39 +1,36 @@
-//! Floor 7: what is off the data plane. One thread with a tokio runtime of its own finds out
-//! about the servers, probes them, talks to the operator, and has the cores told. Read in this
-//! order:
+//! Floor 7: what is off the data plane. One thread with a tokio runtime of its own finds out about
+//! the servers, probes them, talks to the operator, and has the cores told. Read in this order:
 //!
 //! `reconciler` (all that is known, and the config that follows) with `entry` (which of the servers
 //! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source`
-//! (targets and addresses, by
-//! `resolve`), `certs` (files of certificates), `probe`, `model_list` and `recheck` (of one
-//! `monitored` upstream, by
-//! `fetch`, which lets `http_client` send), and what they bring (`event`, kept as `observed`, by a
-//! `task`); then `admin` (the operator's HTTP interface) and `signals`, which stay with the main
-//! thread.
-//! `redis` holds the rate limits that nodes share; it needs nothing of the others.
+//! (targets and addresses, by `resolve`), `certs` (files of certificates), `probe`, `model_list`
+//! and `recheck` (of one `monitored` upstream, by `fetch`, which lets `http_client` send), and what
+//! they bring (`event`, kept as `observed`, by a `task`); then `admin` (the operator's HTTP
+//! interface) and `signals`, which stay with the main thread. `redis` holds the rate limits that
+//! nodes share; it needs nothing of the others.
 //!
 //! It knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
-pub mod model_list;
 pub mod certs;
+mod connections;
 pub mod entry;
 pub mod event;
 pub mod fetch;
-pub mod reconciler;
+mod http_client;
+pub mod model_list;
+pub mod monitored;
 mod observed;
 pub mod probe;
 mod recheck;
+pub mod reconciler;
 pub mod redis;
 pub mod resolve;
 mod say;
-mod connections;
 mod server;
 pub mod signals;
 pub mod source;
-mod http_client;
 mod task;
-pub mod monitored;
 
 use std::future::Future;
 use std::net::SocketAddr;

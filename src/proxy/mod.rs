@@ -1,21 +1,21 @@
-//! Floor 6: THE TRUNK. Read in this order:
+//! Floor 7: THE TRUNK. Read in this order:
 //!
 //! `worker` (a core: accept, hand over, tick, drain; `places` says who is let in, by what is told
 //! in `idle`) → `conn` (what a connection speaks) → `conn_h1` (one client connection) or `conn_h2`
-//! and `h2_stream` (one of many streams) →
-//! `exchange` (the life of a request, station by station), and then the stations: `admit`
-//! (head → permit), `hold` (body → model), `route` (where to), `dispatch` (attempts until one
-//! succeeds), `pick` (which member), `wait` (until one has a slot), `attempt` (one try at one
-//! upstream), `upload` and `download` (both directions of it, which tell each other by `progress`),
-//! `call_guard` (what it says of the upstream), `settle` (what is recorded). What these hand to
-//! each other: `downstream` (the client and its connection), `permit`, `refusal`.
-//! `failure_report` is what an operator hears of a failure, `unrouted` has the words for a request
-//! that nobody takes, `forward` and `respond` write heads, `reply` writes our own answers, `tap`
-//! reads usage in passing, `tunnel` relays an upgraded connection. `plan` is the compiled config
-//! (`compile` makes it), `core` what a core owns.
+//! and `h2_stream` (one of many streams) → `exchange` (the life of a request, station by station),
+//! and then the stations: `admit` (head → permit), `hold` (body → model), `route` (where to),
+//! `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until one has a slot),
+//! `attempt` (one try at one upstream), `upload` and `download` (both directions of it, which tell
+//! each other by `progress`), `call_guard` (what it says of the upstream), `settle` (what is
+//! recorded). What these hand to each other: `downstream` (the client and its connection),
+//! `permit`, `refusal`. `failure_report` is what an operator hears of a failure, `unrouted` has the
+//! words for a request that nobody takes, `forward` and `respond` write heads, `reply` writes our
+//! own answers, `tap` reads usage in passing, `tunnel` relays an upgraded connection. `plan` is the
+//! compiled config (`compile` makes it), `core` what a core owns.
 
 pub mod admit;
 pub mod attempt;
+pub mod call_guard;
 pub mod compile;
 pub mod conn;
 pub mod conn_h1;
@@ -30,7 +30,6 @@ pub mod forward;
 pub mod h2_stream;
 pub mod hold;
 pub mod idle;
-pub mod call_guard;
 pub mod leaving;
 pub mod limit;
 pub mod pace;
@@ -39,10 +38,10 @@ pub mod pick;
 pub mod places;
 pub mod plan;
 pub mod progress;
-pub mod rename;
 mod proven;
 mod reaches;
 pub mod refusal;
+pub mod rename;
 pub mod reply;
 pub mod respond;
 pub mod route;

@@ -33,7 +33,7 @@ pub struct Log {
 
 #[derive(Default)]
 struct Counts {
-    /// The second that `told` is about, since 1970.
+    /// The second that `written` is about, since 1970.
     second: AtomicU64,
     written: AtomicU64,
     left_out: AtomicU64,
