@@ -184,8 +184,7 @@ impl Upload<'_> {
 
     /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
     /// is still in the cache; what the kernel does not take is queued. A very large one goes slice
-    /// by
-    /// slice: TLS seals what it is given, and others want their turn.
+    /// by slice: TLS seals what it is given, and others want their turn.
     async fn send_held(
         &self,
         out: Vec<u8>,
