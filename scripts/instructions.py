@@ -3,10 +3,10 @@
 
 usage: scripts/instructions.py [--against OTHER-BINARY] [--key]
 
-CPU times on a shared machine swing by a fifth; instructions do not. Two runs of different length under valgrind, on
-io_uring and one core: what the longer one took more, divided by what it did more. Wants a quiet machine all the same:
-how many chunks and requests one turn of the loop finds changes what each costs (on a busy one the same binary gave
-27,800 and 29,000 a request, and 700 and 1,100 a chunk). `--against` measures another binary (TOKENRING is the first) and fails above 1.02 of it; `--key` puts a client
+CPU times on a shared machine swing by a fifth; instructions do not. Two runs under valgrind, on io_uring and one core,
+that take as long and do more and less: what the one took more, divided by what it did more. So what the clock alone
+costs (a tick each 10 ms) cancels out. Wants a quiet machine all the same: how many chunks and requests one turn of the
+loop finds changes what each costs. `--against` measures another binary (TOKENRING is the first) and fails above 1.02 of it; `--key` puts a client
 key with a limit in the way.
 """
 import argparse
@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import sys
+import time
 
 import bed
 
@@ -53,8 +54,8 @@ def read_answer(client, left):
     return left
 
 
-def instructions(binary, requests, stream_tokens=None):
-    """All user instructions of a proxy that serves this many requests."""
+def instructions(binary, requests, stream_tokens=None, lasts=0):
+    """All user instructions of a proxy that serves this many requests, and how many seconds it took; `lasts` at least."""
     port = bed.free_port()
     key = '[[key]]\nname = "a"\nkey = "sk-a"\nrpm = 1000000\n' if args.key else ""
     config = bed.WORK / "instructions.toml"
@@ -67,24 +68,33 @@ def instructions(binary, requests, stream_tokens=None):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(CONNECTIONS)]
         left = [b""] * CONNECTIONS
+        begun = time.monotonic()
         sent = request(False) if stream_tokens is None else request(True, stream_tokens)
         for _ in range(requests // CONNECTIONS):
             for client in clients:
                 client.sendall(sent)
             for at, client in enumerate(clients):
                 left[at] = read_answer(client, left[at])
+        took = time.monotonic() - begun
+        time.sleep(max(0, lasts - took))
     proxy.signal(signal.SIGTERM)
     proxy.wait(120)
     found = re.search(r"Collected : (\d+)", proxy.log())
     bed.expect(found, proxy.log()[-1000:])
     bed.expect("io_uring" in proxy.log(), "not on io_uring")
-    return int(found[1])
+    return int(found[1]), took
 
 
 def measured(binary):
-    request_cost = (instructions(binary, LONG) - instructions(binary, SHORT)) / (LONG // CONNECTIONS - SHORT // CONNECTIONS) / CONNECTIONS
-    streams = CONNECTIONS
-    chunk = (instructions(binary, streams, CHUNKS_LONG) - instructions(binary, streams, CHUNKS_SHORT)) / streams / (CHUNKS_LONG - CHUNKS_SHORT)
+    def more(few, many, *, chunks=False):
+        """What the longer of two runs costs more; the shorter one waits until it has lasted as long."""
+        def run(n, lasts=0):
+            return instructions(binary, CONNECTIONS, n, lasts) if chunks else instructions(binary, n, None, lasts)
+        long, took = run(many)
+        return long - run(few, took)[0]
+
+    request_cost = more(SHORT, LONG) / (LONG // CONNECTIONS - SHORT // CONNECTIONS) / CONNECTIONS
+    chunk = more(CHUNKS_SHORT, CHUNKS_LONG, chunks=True) / CONNECTIONS / (CHUNKS_LONG - CHUNKS_SHORT)
     print(f"{binary}: {request_cost:,.0f} a request of 1 KB, {chunk:,.0f} a chunk", flush=True)
     return request_cost, chunk
 
