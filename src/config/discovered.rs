@@ -19,8 +19,9 @@ impl Config {
         self.with_discovered_and_away(found, &[])
     }
 
-    /// As `with_discovered`, and with the names that only upstreams in `away` reported: they lead
-    /// to those, who serve nobody until they are back.
+    /// As `with_discovered`, and with the names that upstreams in `away` reported, who serve
+    /// nobody until they are back: a name that nobody else reported leads to them, another one
+    /// for whoever does not reach the others (`Model::away`).
     pub fn with_discovered_and_away(
         &self,
         found: &[(UpstreamId, Vec<String>)],
@@ -29,7 +30,7 @@ impl Config {
         let mut config = self.clone();
         config.models.retain(|m| m.origin != ModelOrigin::Discovered);
         // In the order in which they were first reported.
-        let mut reported: Vec<(String, Option<String>, Vec<UpstreamId>)> = Vec::new();
+        let mut reported: Vec<Reported> = Vec::new();
         let mut known: HashMap<String, usize> = HashMap::new();
         // Names before this one are those of living upstreams.
         let mut living = usize::MAX;
@@ -48,14 +49,12 @@ impl Config {
                     false => (name.clone(), None),
                 };
                 let at = *known.entry(name).or_insert_with_key(|name| {
-                    reported.push((name.clone(), sent, Vec::new()));
+                    reported.push(Reported { name: name.clone(), sent, ..Reported::default() });
                     reported.len() - 1
                 });
-                if is_away && at < living {
-                    continue;
-                }
+                let one = &mut reported[at];
+                let members = if is_away && at < living { &mut one.away } else { &mut one.members };
                 // One upstream's names come together: it is the last, if it is here at all.
-                let members = &mut reported[at].2;
                 if members.last() != Some(id) {
                     members.push(*id);
                 }
@@ -65,12 +64,13 @@ impl Config {
         let mut sets = Sets::new(&self.upstreams, &mut groups, &self.group_defaults);
         let taken = taken_names(&config.models);
         let (mut models, mut shadowed) = (Vec::new(), Vec::new());
-        for (name, upstream_model, members) in reported {
+        for Reported { name, sent: upstream_model, members, away } in reported {
             let is_taken = taken.contains(name.as_str());
             let group = sets.group_of(&members);
+            let away = (!away.is_empty()).then(|| sets.group_of(&away));
             let model = listed_model(name, group, ModelOrigin::Discovered, FilePosition::default());
             let list = if is_taken { &mut shadowed } else { &mut models };
-            list.push(Model { upstream_model, ..model });
+            list.push(Model { upstream_model, away, ..model });
         }
         drop(taken);
         config.models.extend(models);
@@ -99,6 +99,19 @@ impl Config {
     pub fn without_file(said: &WithoutFile<'_>, outside: &Outside<'_>) -> Result<Loaded, Report> {
         load("command line", &said.as_toml(), outside)
     }
+}
+
+/// A name that upstreams reported.
+#[derive(Default)]
+struct Reported {
+    /// As clients say it.
+    name: String,
+    /// As the upstreams do, where that differs.
+    sent: Option<String>,
+    /// Who reported it: those who are not away, if there are any.
+    members: Vec<UpstreamId>,
+    /// Of those who are away the ones that reported it beside them.
+    away: Vec<UpstreamId>,
 }
 
 /// What `serve --backend URL…` says in place of a file.

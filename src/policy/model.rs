@@ -10,6 +10,10 @@
 //!    prefix is stripped before forwarding.
 //! 4. The default group, where the caller has one.
 //!
+//! A name has one place that serves it and may have another whose servers are away: that one is
+//! for callers who do not reach the first. Who is served elsewhere is nothing to them, and the
+//! name stays known to them as if there were nobody else.
+//!
 //! How far 2 and 3 go is the listener's `force`: not at all, to names that the place lists or
 //! that the config leads there, or to any name. None of the rules leads to a place that the
 //! caller does not reach. A name with `@` or `:` that fits no place is simply a name
@@ -74,10 +78,19 @@ pub struct ModelEntry {
     pub aliases: Vec<String>,
     /// The group that serves it.
     pub group: u16,
+    /// The group of those who have it, too, and are away; for who does not reach `group`.
+    pub away: Option<u16>,
     /// What its servers call it; empty = the same.
     pub upstream_model: String,
     /// A line for people, shown in the list of models.
     pub description: String,
+}
+
+impl ModelEntry {
+    /// Where it leads: the group that serves it, then those who are away.
+    fn groups(&self) -> impl Iterator<Item = u16> {
+        std::iter::once(self.group).chain(self.away)
+    }
 }
 
 /// A name that may stand after `@` or before `:`, and where it leads.
@@ -195,11 +208,8 @@ impl ModelTable {
         force: Force,
         reaches: impl Fn(ModelTarget) -> bool,
     ) -> Result<Found<'n>, Missing<'n>> {
-        if let Some(entry) = self.known(asked) {
-            let target = ModelTarget { group: entry.group, upstream_forced: None };
-            if reaches(target) {
-                return Ok(self.found(entry, target, asked));
-            }
+        if let Some((entry, target)) = self.known_to(asked, &reaches) {
+            return Ok(self.found(entry, target, asked));
         }
         let mut not_listed = Missing::Unknown;
         if force != Force::Off && asked.bytes().any(|byte| matches!(byte, b'@' | b':')) {
@@ -230,6 +240,25 @@ impl ModelTable {
         self.entries.get(*at as usize)
     }
 
+    /// The model of this name or alias, and where it leads for this caller: to the group that
+    /// serves it, or to those who are away where they do not reach that one.
+    ///
+    /// Shape: `None` for a name that is unknown, and for one that is unknown to this caller.
+    #[inline]
+    pub fn known_to(
+        &self,
+        name: &str,
+        reaches: impl Fn(ModelTarget) -> bool,
+    ) -> Option<(&ModelEntry, ModelTarget)> {
+        let entry = self.known(name)?;
+        let serving = ModelTarget { group: entry.group, upstream_forced: None };
+        if reaches(serving) {
+            return Some((entry, serving));
+        }
+        let away = ModelTarget { group: entry.away?, ..serving };
+        reaches(away).then_some((entry, away))
+    }
+
     /// Rules 2 and 3.
     #[cold]
     fn forced<'n>(
@@ -247,9 +276,7 @@ impl ModelTable {
                 };
             }
             // A model that there is, at a place that there is not.
-            if self.known(model).is_some_and(|entry| {
-                reaches(ModelTarget { group: entry.group, upstream_forced: None })
-            }) {
+            if self.known_to(model, reaches).is_some() {
                 return Forced::Nowhere(Missing::Unknown);
             }
         }
@@ -276,21 +303,21 @@ impl ModelTable {
     ) -> Option<Found<'n>> {
         let there = self.upstreams_of(target);
         let shares = |upstreams: &[u16]| upstreams.iter().any(|one| there.contains(one));
+        let shared =
+            |entry: &ModelEntry| entry.groups().find(|group| shares(self.upstreams_in(*group)));
         // An upstream that is forced goes by the rules of the model's group where it stands in
         // it, else by those of its own.
-        let at = |entry: &ModelEntry| match target.upstream_forced {
-            Some(_) if shares(self.upstreams_in(entry.group)) => {
-                ModelTarget { group: entry.group, ..target }
-            }
+        let at = |entry: &ModelEntry| match shared(entry) {
+            Some(group) if target.upstream_forced.is_some() => ModelTarget { group, ..target },
             _ => target,
         };
         // Under another name it is known to its own servers alone: what that name is to the others
         // of a group, nobody has said.
-        let serves = |entry: &ModelEntry| {
-            let those = self.upstreams_in(entry.group);
-            match entry.upstream_model.is_empty() {
-                true => shares(those),
-                false => !there.is_empty() && there.iter().all(|one| those.contains(one)),
+        let serves = |entry: &ModelEntry| match entry.upstream_model.is_empty() {
+            true => shared(entry).is_some(),
+            false => {
+                let those = self.upstreams_in(entry.group);
+                !there.is_empty() && there.iter().all(|one| those.contains(one))
             }
         };
         let known = self.known(model);
@@ -307,7 +334,7 @@ impl ModelTable {
         }
         if self.prefixed
             && let Some(entry) = self.known(&format!("{place}:{model}"))
-            && shares(self.upstreams_in(entry.group))
+            && shared(entry).is_some()
         {
             return Some(self.found(entry, at(entry), asked));
         }
@@ -627,6 +654,31 @@ mod tests {
         assert_eq!((found.target.group, found.name_to_send, found.known), (42, None, false));
         assert_eq!(find("llama3", Some(42)).unwrap().target.group, 1);
         assert_eq!(find("what?", None), Err(Missing::Unknown));
+    }
+
+    /// `m` is served by upstream 0; 1 has it, too, and is away. Group 10 is upstream 0 alone, 11
+    /// is 1.
+    #[test]
+    fn who_does_not_reach_those_that_serve_a_name_is_led_to_those_that_are_away() {
+        let mut members = vec![Box::default(); 12];
+        (members[10], members[11]) = ([0u16].into(), [1u16].into());
+        let table = ModelTable::new(ModelNames {
+            discovered: vec![ModelEntry { away: Some(11), ..entry("m", 10) }],
+            upstreams: vec![upstream("a", 0, 10), upstream("b", 1, 11)],
+            members,
+            ..ModelNames::default()
+        })
+        .unwrap();
+        let away = ModelTarget { group: 11, upstream_forced: None };
+        let forced = ModelTarget { upstream_forced: Some(1), ..away };
+        let only_b = |target: ModelTarget| target.group == 11;
+        let find = |asked| table.find(asked, Force::Listed, only_b).map(|found| found.target);
+        assert_eq!(find("m"), Ok(away));
+        assert_eq!((find("m@b"), find("b:m")), (Ok(forced), Ok(forced)));
+        assert_eq!((find("m@a"), find("a:m")), (Err(Missing::Unknown), Err(Missing::Unknown)));
+        let found = table.find("m", Force::Listed, everywhere).unwrap();
+        assert_eq!(found.target.group, 10, "whoever reaches those that serve it goes there");
+        assert_eq!(table.find("m", Force::Listed, |_| false), Err(Missing::Unknown));
     }
 
     #[test]

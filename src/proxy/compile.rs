@@ -55,7 +55,6 @@ pub fn compile(
     let groups: Vec<GroupPlan> =
         config.groups.iter().zip(reaches.groups).map(|(one, reach)| group(one, reach)).collect();
     let models = model_table(config)?;
-    let listed = listed(config, &groups);
     Ok(Plan {
         listeners: config
             .listeners
@@ -67,15 +66,18 @@ pub fn compile(
         limits: config.keys.iter().map(key_limit).collect(),
         budget: None,
         models,
-        listed,
+        listed: listed(config),
         groups,
         upstreams: config
             .upstreams
             .iter()
             .zip(reaches.upstreams)
             .zip(sites)
-            .map(|((upstream, reach), site)| upstream_plan(upstream, reach, site.clone(), tls))
-            .collect::<Result<_, _>>()?,
+            .map(|((upstream, reach), site)| {
+                let place = config.discovery.endpoints.then(|| upstream.url.place());
+                Ok(UpstreamPlan { place, ..upstream_plan(upstream, reach, site.clone(), tls)? })
+            })
+            .collect::<Result<_, String>>()?,
         head: HeadLimits {
             head_bytes_max: to_usize(config.limits.head),
             fields_max: config.limits.fields as usize,
@@ -151,6 +153,7 @@ fn key_limit(key: &config::Key) -> KeyLimit {
 fn group(group: &config::Group, reach: Reach) -> GroupPlan {
     GroupPlan {
         name: group.name.clone(),
+        implicit: group.implicit,
         reach,
         strategy: strategy(group.balance),
         members: group.members.iter().map(|m| (m.upstream.0, u32::from(m.weight))).collect(),
@@ -279,6 +282,7 @@ fn upstream_plan(
         tls.client(upstream).map_err(|why| format!("upstream.{}.tls: {why}", upstream.name))?;
     Ok(UpstreamPlan {
         name: upstream.name.clone(),
+        place: None,
         reach,
         tls,
         http2: upstream.http2,
@@ -376,6 +380,7 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
             name: model.name.clone(),
             aliases: model.aliases.clone(),
             group: model.group.0,
+            away: model.away.map(|group| group.0),
             upstream_model: model.upstream_model.clone().unwrap_or_default(),
             description: model.description.clone(),
         })
@@ -413,7 +418,8 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
 fn shadowed(config: &Config) -> Vec<(String, Vec<u16>)> {
     let mut by_name: HashMap<&str, Vec<u16>> = HashMap::new();
     for model in &config.shadowed {
-        let members = config.group(model.group).members.iter().map(|member| member.upstream.0);
+        let members = model.groups().flat_map(|group| &config.group(group).members);
+        let members = members.map(|member| member.upstream.0);
         by_name.entry(&model.name).or_default().extend(members);
     }
     // What an upstream declares is its word, wherever `[models]` leads the name.
@@ -426,18 +432,10 @@ fn shadowed(config: &Config) -> Vec<(String, Vec<u16>)> {
     by_name.into_iter().map(|(name, upstreams)| (name.to_owned(), upstreams)).collect()
 }
 
-fn listed(config: &Config, groups: &[GroupPlan]) -> Vec<ListedModel> {
-    let row = |model: &config::Model| {
-        let group = &groups[usize::from(model.group.0)];
-        let first = group.members.first().map(|(upstream, _)| usize::from(*upstream));
-        let first = first.filter(|_| config.discovery.endpoints);
-        let endpoint = first.map(|upstream| config.upstreams[upstream].url.place());
-        ListedModel {
-            id: model.name.clone(),
-            description: model.description.clone(),
-            provider: group.name.clone(),
-            endpoint,
-        }
+fn listed(config: &Config) -> Vec<ListedModel> {
+    let row = |model: &config::Model| ListedModel {
+        id: model.name.clone(),
+        description: model.description.clone(),
     };
     let mut rows: Vec<ListedModel> = config.models.iter().map(row).collect();
     rows.sort_by(|a, b| a.id.cmp(&b.id));

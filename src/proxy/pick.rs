@@ -219,7 +219,7 @@ pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal 
     let now_ms = now_us / 1000;
     let wait_ms = next_admission_ms(plan, choice, now_ms).map(|at| at.saturating_sub(now_ms));
     let seconds = wait_ms.map_or(1, |ms| ms.div_ceil(1000).clamp(1, RETRY_AFTER_MAX_S));
-    let name = &plan.groups[usize::from(choice.group)].name;
+    let name = plan.group_name(&plan.groups[usize::from(choice.group)], choice.asker);
     let message = format!("No upstream of group '{name}' is available.");
     let refusal = Refusal::because(Kind::NobodyAvailable, message);
     Refusal { retry_after: u32::try_from(seconds).unwrap_or(u32::MAX), ..refusal }

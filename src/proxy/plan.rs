@@ -1,6 +1,7 @@
 //! The config, compiled for the data plane: tables ready for lookups, constant bytes ready to be
 //! copied. Built once per load on the control thread, shared by all cores, never changed.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState, Over};
 use crate::policy::limit::shared::{Ask, Budget, Waiter};
 use crate::policy::model::{Force, ModelTable};
-use crate::policy::reach::Reach;
+use crate::policy::reach::{Asker, Reach};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::RouteTable;
 use crate::upstream::roster::{Endpoint, PoolId};
@@ -92,6 +93,29 @@ impl Plan {
         let members = group.members.iter().map(|(upstream, _)| usize::from(*upstream));
         let names = members.filter_map(|at| self.upstreams.get(at)).map(|u| u.name.as_str());
         (&group.name, names.collect())
+    }
+
+    /// Members of a group whom this asker reaches.
+    pub fn members_within_reach(
+        &self,
+        group: &GroupPlan,
+        asker: Asker,
+    ) -> impl Iterator<Item = &UpstreamPlan> {
+        let members = group.members.iter().map(|(upstream, _)| usize::from(*upstream));
+        let members = members.filter_map(|at| self.upstreams.get(at));
+        members.filter(move |upstream| upstream.reach.allows(asker))
+    }
+
+    /// What a group is called towards this asker: one that the file does not name goes by its
+    /// members, and nobody is told of those they do not reach.
+    #[must_use]
+    pub fn group_name<'p>(&'p self, group: &'p GroupPlan, asker: Asker) -> Cow<'p, str> {
+        let reached = || self.members_within_reach(group, asker);
+        if !group.implicit || reached().count() == group.members.len() {
+            return Cow::Borrowed(&group.name);
+        }
+        let names: Vec<&str> = reached().map(|upstream| upstream.name.as_str()).collect();
+        Cow::Owned(names.join("+"))
     }
 
     /// Opens the wait queues of the groups that have one, and says how many slots there are.
@@ -222,8 +246,10 @@ pub struct UpstreamTimeouts {
 
 /// One group.
 pub struct GroupPlan {
-    /// Its name.
+    /// Its name; clients are told `Plan::group_name`.
     pub name: String,
+    /// The file names no such group: its name is those of its members.
+    pub implicit: bool,
     /// Who may be sent there.
     pub reach: Reach,
     /// How a member is chosen.
@@ -270,6 +296,8 @@ pub enum Reuse {
 pub struct UpstreamPlan {
     /// Its name.
     pub name: String,
+    /// Where it is, `host:port`, if clients may know.
+    pub place: Option<String>,
     /// Who may be sent there, whatever the group.
     pub reach: Reach,
     /// What TLS is spoken with it; none = plain.
@@ -346,8 +374,4 @@ pub struct ListedModel {
     pub id: String,
     /// What the operator wrote about it.
     pub description: String,
-    /// The upstream or group behind it.
-    pub provider: String,
-    /// Where it is, `host:port`, if clients may know.
-    pub endpoint: Option<String>,
 }

@@ -7,7 +7,7 @@
 
 use super::hold::Scanner;
 use super::permit::Permit;
-use super::plan::{ListenerPlan, Plan, RouteTarget, UpstreamPlan};
+use super::plan::{GroupPlan, ListenerPlan, Plan, RouteTarget, UpstreamPlan};
 use super::proven;
 use super::refusal::Refusal;
 use super::unrouted::no_route;
@@ -298,21 +298,21 @@ fn is_identity(coding: &[u8]) -> bool {
     words.all(|word| word.is_empty() || word.eq_ignore_ascii_case(b"identity"))
 }
 
-/// Whether a model is shown to a caller: its key may use it, and a server that has it is within
-/// reach.
-fn shows(plan: &Plan, permit: &Permit, name: &str) -> bool {
-    let reached = || {
-        plan.models.known(name).is_some_and(|model| {
-            may_reach(plan, permit, ModelTarget { group: model.group, upstream_forced: None })
-        })
-    };
-    may_use_model(plan, permit, name) && reached()
+/// The group that a model leads this caller to; `None` when it is not shown: its key may not use
+/// it, or no server that has it is within reach.
+fn shown<'p>(plan: &'p Plan, permit: &Permit, name: &str) -> Option<&'p GroupPlan> {
+    if !may_use_model(plan, permit, name) {
+        return None;
+    }
+    let reaches = |target| may_reach(plan, permit, target);
+    let (_, target) = plan.models.known_to(name, reaches)?;
+    plan.groups.get(usize::from(target.group))
 }
 
 #[cold]
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
-    let shown = |name: &&str| shows(plan, permit, name);
-    let mut names = plan.models.available().iter().map(AsRef::as_ref).filter(shown).peekable();
+    let is_shown = |name: &&str| shown(plan, permit, name).is_some();
+    let mut names = plan.models.available().iter().map(AsRef::as_ref).filter(is_shown).peekable();
     // Not heard of is not the same as not there: it may be one of a server that has yet to say
     // which it has. One that nobody answers at is waited for only where there is no other: a
     // wrong name should not wait for it to come back.
@@ -374,15 +374,26 @@ impl Route {
 /// The JSON of `GET /v1/models` for one key.
 #[must_use]
 pub fn models_list(plan: &Plan, permit: &Permit) -> Vec<u8> {
-    let entries =
-        plan.listed.iter().filter(|model| shows(plan, permit, &model.id)).map(|model| ModelEntry {
-            id: &model.id,
-            created: plan.loaded_unix_s,
-            owned_by: &model.provider,
-            description: &model.description,
-            provider: &model.provider,
-            endpoint: model.endpoint.as_deref(),
-        });
+    let asker = permit.asker();
+    let rows: Vec<_> = plan
+        .listed
+        .iter()
+        .filter_map(|model| {
+            let group = shown(plan, permit, &model.id)?;
+            Some((model, plan.group_name(group, asker), group))
+        })
+        .collect();
+    let entries = rows.iter().map(|(model, provider, group)| ModelEntry {
+        id: &model.id,
+        created: plan.loaded_unix_s,
+        owned_by: provider,
+        description: &model.description,
+        provider,
+        endpoint: plan
+            .members_within_reach(group, asker)
+            .next()
+            .and_then(|one| one.place.as_deref()),
+    });
     let mut json = Vec::new();
     write_models_list(entries, &mut json);
     json

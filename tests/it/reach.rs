@@ -1,8 +1,10 @@
 //! rules §3: who may reach what. Rights hang on the target, whatever way leads to it.
 
-use super::house::{Proxy, Setup, mock, mock_with};
+use super::fake::Fake;
+use super::house::{Proxy, Setup, mock, mock_with, wait_until};
 use super::wire::{Client, get, post};
 use loadtest::mock::Mock;
+use tokenring::net::dial::Address;
 
 const CHAT: &str = "/v1/chat/completions";
 const LIMITED: &str = "Authorization: Bearer sk-small\r\n";
@@ -270,4 +272,112 @@ fn rights_are_about_the_name_as_it_is_listed() {
         assert_eq!(status(&mut client, post(CHAT, b, named(name))), 403, "{name}");
     }
     assert!(mocks[1].seen().iter().all(|seen| seen.request_line().starts_with("GET ")));
+}
+
+/// Two listeners and two servers that list `m`: `a` is behind the default group of `main`, so
+/// that `other` reaches `b` alone. Clients are those of `other`.
+fn neighbours(a: &Fake, b: &Fake) -> Proxy {
+    Proxy::start(&format!(
+        "[process]\ncores = 1\n[discovery]\nendpoints = true\n\
+         [[listener]]\nname = \"other\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+         [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+         default_group = \"mine\"\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{}\"\n[[upstream]]\nname = \"b\"\nurl = \"{}\"\n\
+         [[group]]\nname = \"mine\"\nmembers = [\"a\"]\n",
+        a.url(),
+        b.url()
+    ))
+}
+
+fn main_of(proxy: &Proxy) -> Client {
+    match &proxy.addresses[1] {
+        (_, Address::Tcp(addr)) => Client::connect(*addr),
+        (_, other) => panic!("no TCP listener: {other:?}"),
+    }
+}
+
+#[test]
+fn a_list_names_no_server_that_the_caller_does_not_reach() {
+    let (a, b) = (Fake::start("a", &["m"]), Fake::start("b", &["m"]));
+    let proxy = neighbours(&a, &b);
+    let row = |client: &mut Client| {
+        let list = client.send(get("/v1/models", "")).answer().json();
+        let text = |key: &str| list["data"][0][key].as_str().unwrap_or_default().to_owned();
+        (text("owned_by"), text("provider"), text("endpoint"))
+    };
+    let at = |fake: &Fake| fake.addr().to_string();
+    assert_eq!(row(&mut proxy.client()), ("b".to_owned(), "b".to_owned(), at(&b)));
+    let both = ("a+b".to_owned(), "a+b".to_owned(), at(&a));
+    assert_eq!(row(&mut main_of(&proxy)), both, "b is claimed by nobody");
+}
+
+/// Whether others serve the name elsewhere is nothing to those who do not get there.
+#[test]
+fn a_name_whose_servers_within_reach_are_away_stays_known() {
+    let (a, b) = (Fake::start("a", &["m"]), Fake::start("b", &["m"]));
+    let proxy = neighbours(&a, &b);
+    let ask = |model: &str| proxy.client().send(post(CHAT, "", named(model))).answer();
+    assert_eq!(ask("m").field("x-server"), Some("b"));
+    let addr = b.addr();
+    drop(b);
+    wait_until("it is known to be away", || {
+        let status = ask("m").status;
+        assert!(matches!(status, 502 | 503), "{status}");
+        let (plan, _) = proxy.shared().slot.plan();
+        plan.models.known("m").is_some_and(|m| plan.groups[usize::from(m.group)].name == "a")
+    });
+    for name in ["m", "m@b", "b:m"] {
+        let answer = ask(name);
+        assert_eq!(answer.status, 503, "{name}");
+        assert!(answer.field("retry-after").is_some(), "{name}");
+        assert!(answer.message().contains("'b'"), "{name}: {}", answer.message());
+    }
+    assert_eq!(ids(&mut proxy.client(), ""), ["m"]);
+    assert!(ask("n").message().ends_with("Available: m"));
+    // Who reaches the other server is served by it.
+    assert_eq!(status(&mut main_of(&proxy), post(CHAT, "", named("m"))), 200);
+    let _b = Fake::start_at(addr, "b", &["m"]);
+    wait_until("it serves again", || ask("m").status == 200);
+}
+
+#[test]
+fn a_refusal_names_no_server_that_the_caller_does_not_reach() {
+    let (a, b) = (Fake::start("a", &["m"]), Fake::start("b", &["m"]));
+    let proxy = neighbours(&a, &b);
+    drop((a, b));
+    let ask = |mut client: Client| client.send(post(CHAT, "", named("m"))).answer();
+    wait_until("both are away", || {
+        let main = ask(main_of(&proxy)).text();
+        let other = ask(proxy.client()).text();
+        assert!(!other.contains("a+b"), "{other}");
+        main.contains("No upstream of group 'a+b' is available.")
+            && other.contains("No upstream of group 'b' is available.")
+    });
+}
+
+/// What a key reaches by its route alone is told to no other key, and stays known to it.
+#[test]
+fn what_is_listed_and_known_hangs_on_the_key_too() {
+    let (a, b) = (Fake::start("a", &["m"]), Fake::start("b", &["m", "n"]));
+    let proxy = Proxy::start(&format!(
+        "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\n\
+         [[listener.route]]\npath = \"/a/*\"\ngroup = \"ga\"\nkeys = [\"one\"]\n\
+         [[listener.route]]\npath = \"/b/*\"\ngroup = \"gb\"\nkeys = [\"two\"]\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{}\"\n[[upstream]]\nname = \"b\"\nurl = \"{}\"\n\
+         [[group]]\nname = \"ga\"\nmembers = [\"a\"]\n[[group]]\nname = \"gb\"\nmembers = [\"b\"]\n\
+         [[key]]\nname = \"one\"\nkey = \"sk-one\"\n[[key]]\nname = \"two\"\nkey = \"sk-two\"\n",
+        a.url(),
+        b.url()
+    ));
+    let (one, two) = ("Authorization: Bearer sk-one\r\n", "Authorization: Bearer sk-two\r\n");
+    let list = |key: &str| proxy.client().send(get("/v1/models", key)).answer().text();
+    let ask = |key: &str, name: &str| status(&mut proxy.client(), post(CHAT, key, named(name)));
+    assert!(list(one).contains("\"owned_by\":\"a\"") && !list(one).contains("a+b"));
+    assert!(list(two).contains("\"owned_by\":\"b\"") && !list(two).contains("a+b"));
+    drop(b);
+    wait_until("it is known to be away", || ask(two, "n") == 503 && ask(two, "m") == 503);
+    assert!(list(two).contains("\"owned_by\":\"b\"") && !list(two).contains("\"a\""));
+    assert_eq!(ids(&mut proxy.client(), two), ["m", "n"]);
+    assert_eq!((ask(two, "m@a"), ask(one, "m"), ask(one, "n")), (404, 200, 404));
+    assert_eq!(ask(one, "m@b"), 404, "not theirs");
 }

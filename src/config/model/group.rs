@@ -146,6 +146,9 @@ pub struct Model {
     pub name: String,
     /// Where requests for it go.
     pub group: GroupId,
+    /// Servers that have it, too, and are away: all that there is to whoever does not reach
+    /// those of `group`.
+    pub away: Option<GroupId>,
     /// For the models list; may be empty.
     pub description: String,
     /// Other names for it.
@@ -156,6 +159,13 @@ pub struct Model {
     pub origin: ModelOrigin,
     /// Where it stands; of a declared name: where the upstream's `models` stands.
     pub place: FilePosition,
+}
+
+impl Model {
+    /// The groups that its name may lead to: where it goes, then those who are away.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> {
+        std::iter::once(self.group).chain(self.away)
+    }
 }
 
 /// Who said a model's name.

@@ -105,7 +105,7 @@ impl Config {
         let of_listeners = self.listeners.iter().flat_map(|listener| {
             listener.routes.iter().map(|route| route.group).chain(listener.default_group)
         });
-        let models = self.models.iter().map(|model| model.group);
+        let models = self.models.iter().flat_map(|model| model.groups());
         let mut open: Vec<GroupId> = of_listeners.chain(models).collect();
         let mut seen = vec![false; self.groups.len()];
         let mut reached = vec![true; self.upstreams.len()];
