@@ -13,15 +13,16 @@ impl Config {
     /// The config with the names that upstreams reported, in place of those reported before.
     ///
     /// Shape: each id of `found` once, in declaration order; a name leads to all upstreams
-    /// that report it. Configured and declared names win. Names of upstreams that do not
-    /// discover are left out. With `discovery.prefix` a name is `upstream:model`.
+    /// that report it. Configured and declared names win; a declared one where its servers are
+    /// within reach. Names of upstreams that do not discover are left out. With
+    /// `discovery.prefix` a name is `upstream:model`.
     pub fn with_discovered(&self, found: &[(UpstreamId, Vec<String>)]) -> Config {
         self.with_discovered_and_away(found, &[])
     }
 
     /// As `with_discovered`, and with the names that upstreams in `away` reported, who serve
     /// nobody until they are back: a name that nobody else reported leads to them, another one
-    /// for whoever does not reach the others (`Model::away`).
+    /// for whoever does not reach the others (`Model::elsewhere`).
     pub fn with_discovered_and_away(
         &self,
         found: &[(UpstreamId, Vec<String>)],
@@ -67,13 +68,19 @@ impl Config {
         for Reported { name, sent: upstream_model, members, away } in reported {
             let is_taken = taken.contains(name.as_str());
             let group = sets.group_of(&members);
-            let away = (!away.is_empty()).then(|| sets.group_of(&away));
+            let elsewhere = match away.is_empty() {
+                true => Vec::new(),
+                false => vec![sets.group_of(&away)],
+            };
             let model = listed_model(name, group, ModelOrigin::Discovered, FilePosition::default());
             let list = if is_taken { &mut shadowed } else { &mut models };
-            list.push(Model { upstream_model, away, ..model });
+            list.push(Model { upstream_model, elsewhere, ..model });
         }
         drop(taken);
         config.models.extend(models);
+        if !self.discovery.prefix {
+            lead_elsewhere(&mut config.models, &shadowed);
+        }
         config.shadowed = shadowed;
         config.groups = groups;
         config
@@ -98,6 +105,15 @@ impl Config {
     /// Errors: as of a file that says the same.
     pub fn without_file(said: &WithoutFile<'_>, outside: &Outside<'_>) -> Result<Loaded, Report> {
         load("command line", &said.as_toml(), outside)
+    }
+}
+
+/// Leads whoever does not reach those that declare a name to those that report it.
+fn lead_elsewhere(models: &mut [Model], reported: &[Model]) {
+    let by_name: HashMap<&str, &Model> = reported.iter().map(|m| (m.name.as_str(), m)).collect();
+    for model in models.iter_mut().filter(|m| m.origin == ModelOrigin::Declared) {
+        let others = by_name.get(model.name.as_str());
+        model.elsewhere = others.map(|other| other.groups().collect()).unwrap_or_default();
     }
 }
 

@@ -10,9 +10,9 @@
 //!    prefix is stripped before forwarding.
 //! 4. The default group, where the caller has one.
 //!
-//! A name has one place that serves it and may have another whose servers are away: that one is
-//! for callers who do not reach the first. Who is served elsewhere is nothing to them, and the
-//! name stays known to them as if there were nobody else.
+//! A name has one place that serves it, and may have others for callers who do not reach that
+//! one: servers that list the name, too, and such as are away. Who is served out of their reach is
+//! nothing to them; the name is known to them as if there were nobody else.
 //!
 //! How far 2 and 3 go is the listener's `force`: not at all, to names that the place lists or
 //! that the config leads there, or to any name. None of the rules leads to a place that the
@@ -78,8 +78,9 @@ pub struct ModelEntry {
     pub aliases: Vec<String>,
     /// The group that serves it.
     pub group: u16,
-    /// The group of those who have it, too, and are away; for who does not reach `group`.
-    pub away: Option<u16>,
+    /// Groups for who does not reach `group`, the first that they reach: of others that list it,
+    /// of those who have it and are away.
+    pub elsewhere: Vec<u16>,
     /// What its servers call it; empty = the same.
     pub upstream_model: String,
     /// A line for people, shown in the list of models.
@@ -87,9 +88,9 @@ pub struct ModelEntry {
 }
 
 impl ModelEntry {
-    /// Where it leads: the group that serves it, then those who are away.
+    /// Where it leads, in the order in which it is looked at.
     fn groups(&self) -> impl Iterator<Item = u16> {
-        std::iter::once(self.group).chain(self.away)
+        std::iter::once(self.group).chain(self.elsewhere.iter().copied())
     }
 }
 
@@ -241,7 +242,7 @@ impl ModelTable {
     }
 
     /// The model of this name or alias, and where it leads for this caller: to the group that
-    /// serves it, or to those who are away where they do not reach that one.
+    /// serves it, or elsewhere if they do not reach that one.
     ///
     /// Shape: `None` for a name that is unknown, and for one that is unknown to this caller.
     #[inline]
@@ -255,8 +256,8 @@ impl ModelTable {
         if reaches(serving) {
             return Some((entry, serving));
         }
-        let away = ModelTarget { group: entry.away?, ..serving };
-        reaches(away).then_some((entry, away))
+        let mut others = entry.elsewhere.iter().map(|&group| ModelTarget { group, ..serving });
+        others.find(|target| reaches(*target)).map(|target| (entry, target))
     }
 
     /// Rules 2 and 3.
@@ -663,7 +664,7 @@ mod tests {
         let mut members = vec![Box::default(); 12];
         (members[10], members[11]) = ([0u16].into(), [1u16].into());
         let table = ModelTable::new(ModelNames {
-            discovered: vec![ModelEntry { away: Some(11), ..entry("m", 10) }],
+            discovered: vec![ModelEntry { elsewhere: vec![11], ..entry("m", 10) }],
             upstreams: vec![upstream("a", 0, 10), upstream("b", 1, 11)],
             members,
             ..ModelNames::default()

@@ -380,7 +380,7 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
             name: model.name.clone(),
             aliases: model.aliases.clone(),
             group: model.group.0,
-            away: model.away.map(|group| group.0),
+            elsewhere: model.elsewhere.iter().map(|group| group.0).collect(),
             upstream_model: model.upstream_model.clone().unwrap_or_default(),
             description: model.description.clone(),
         })

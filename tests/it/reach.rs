@@ -277,12 +277,18 @@ fn rights_are_about_the_name_as_it_is_listed() {
 /// Two listeners and two servers that list `m`: `a` is behind the default group of `main`, so
 /// that `other` reaches `b` alone. Clients are those of `other`.
 fn neighbours(a: &Fake, b: &Fake) -> Proxy {
+    neighbours_where(a, "", b)
+}
+
+/// As `neighbours`, with more of the upstream `a`.
+fn neighbours_where(a: &Fake, more: &str, b: &Fake) -> Proxy {
     Proxy::start(&format!(
         "[process]\ncores = 1\n[discovery]\nendpoints = true\n\
          [[listener]]\nname = \"other\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
          [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
          default_group = \"mine\"\n\
-         [[upstream]]\nname = \"a\"\nurl = \"{}\"\n[[upstream]]\nname = \"b\"\nurl = \"{}\"\n\
+         [[upstream]]\nname = \"a\"\nurl = \"{}\"\n{more}\n\
+         [[upstream]]\nname = \"b\"\nurl = \"{}\"\n\
          [[group]]\nname = \"mine\"\nmembers = [\"a\"]\n",
         a.url(),
         b.url()
@@ -353,6 +359,25 @@ fn a_refusal_names_no_server_that_the_caller_does_not_reach() {
         main.contains("No upstream of group 'a+b' is available.")
             && other.contains("No upstream of group 'b' is available.")
     });
+}
+
+/// That a server declares a name takes it from nobody who does not reach that server.
+#[test]
+fn a_name_declared_out_of_reach_leads_to_those_that_list_it_within() {
+    let (a, b) = (Fake::start("a", &[]), Fake::start("b", &["m"]));
+    let proxy = neighbours_where(&a, "models = [\"m\"]", &b);
+    let ask = |mut client: Client| client.send(post(CHAT, "", named("m"))).answer();
+    assert_eq!(ask(proxy.client()).field("x-server"), Some("b"));
+    assert_eq!(ids(&mut proxy.client(), ""), ["m"]);
+    let list = |mut client: Client| client.send(get("/v1/models", "")).answer().text();
+    assert!(list(proxy.client()).contains("\"owned_by\":\"b\""));
+    // Where both are within reach, the declared name wins.
+    assert!(list(main_of(&proxy)).contains("\"owned_by\":\"a\""));
+    assert_eq!(ask(main_of(&proxy)).field("x-server"), Some("a"));
+    drop(b);
+    wait_until("it is away", || ask(proxy.client()).status == 503);
+    assert_eq!(ids(&mut proxy.client(), ""), ["m"], "its name stays known");
+    assert_eq!(ask(main_of(&proxy)).status, 200);
 }
 
 /// What a key reaches by its route alone is told to no other key, and stays known to it.

@@ -178,7 +178,7 @@ fn model(r: &mut Reader<'_>, name: &At<String>, row: &RawModel, group: GroupId) 
     Model {
         name: name.value.clone(),
         group,
-        away: None,
+        elsewhere: Vec::new(),
         description: row.description.text(),
         aliases: each(&row.aliases).iter().map(|at| at.value.clone()).collect(),
         upstream_model: filled(&row.upstream_model).map(|at| at.value.clone()),
@@ -316,6 +316,14 @@ pub(crate) fn listed_model(
     origin: ModelOrigin,
     place: FilePosition,
 ) -> Model {
-    let (description, aliases) = (String::new(), Vec::new());
-    Model { name, group, away: None, description, aliases, upstream_model: None, origin, place }
+    Model {
+        name,
+        group,
+        elsewhere: Vec::new(),
+        description: String::new(),
+        aliases: Vec::new(),
+        upstream_model: None,
+        origin,
+        place,
+    }
 }

@@ -146,9 +146,9 @@ pub struct Model {
     pub name: String,
     /// Where requests for it go.
     pub group: GroupId,
-    /// Servers that have it, too, and are away: all that there is to whoever does not reach
-    /// those of `group`.
-    pub away: Option<GroupId>,
+    /// Where they go of whoever does not reach `group`, the first that they reach: to others that
+    /// list a declared name, then to those that have the name and are away.
+    pub elsewhere: Vec<GroupId>,
     /// For the models list; may be empty.
     pub description: String,
     /// Other names for it.
@@ -162,9 +162,9 @@ pub struct Model {
 }
 
 impl Model {
-    /// The groups that its name may lead to: where it goes, then those who are away.
+    /// The groups that its name may lead to, in the order in which they are looked at.
     pub fn groups(&self) -> impl Iterator<Item = GroupId> {
-        std::iter::once(self.group).chain(self.away)
+        std::iter::once(self.group).chain(self.elsewhere.iter().copied())
     }
 }
 
