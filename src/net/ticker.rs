@@ -213,7 +213,12 @@ impl Timer {
             }
         };
         let armed = Slot { deadline_ns, stream: Some(stream), how, ..DISARMED };
-        self.leave(self.with(|slot| std::mem::replace(slot, armed)).and_then(|slot| slot.line));
+        let line = self.with(|slot| {
+            let line = slot.line;
+            *slot = armed;
+            line
+        });
+        self.leave(line.flatten());
     }
 
     /// As `arm` for both directions, for a connection with nothing in flight.
@@ -250,7 +255,11 @@ impl Timer {
     pub fn disarm(&self) {
         let line = self.with(|slot| {
             // One that is disarmed already says so by its stream: most are.
-            if slot.stream.is_some() { std::mem::replace(slot, DISARMED).line } else { None }
+            let line = slot.line;
+            if slot.stream.is_some() {
+                *slot = DISARMED;
+            }
+            line
         });
         self.leave(line.flatten());
     }
