@@ -4,6 +4,9 @@
 
 use crate::base::buf::Buffers;
 
+/// Up to here a buffer of its own costs less than one of the smallest class.
+const FITTING_MAX: usize = 2 << 10;
+
 thread_local! {
     static FREE: Buffers = Buffers::new();
 }
@@ -12,6 +15,15 @@ thread_local! {
 #[must_use]
 pub fn take(capacity: usize) -> Vec<u8> {
     FREE.with(|free| free.take(capacity))
+}
+
+/// As `take`, but no larger than it has to be where little is wanted: what may wait for long.
+#[must_use]
+pub fn take_fitting(bytes: usize) -> Vec<u8> {
+    match bytes {
+        0..=FITTING_MAX => Vec::with_capacity(bytes),
+        _ => take(bytes),
+    }
 }
 
 /// Takes a buffer back; one that never had memory costs nothing.

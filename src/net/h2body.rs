@@ -1,7 +1,8 @@
 //! Bodies between an HTTP/2 stream and the pipe that carries the same message as HTTP/1.1.
 //!
 //! Flow control goes end to end: what came on the stream is acknowledged when the pipe has taken
-//! it, and the pipe is read no further than the stream's window allows. A body that ends before its framing does is a fault on either side, never an end.
+//! it, and the pipe is read no further than the stream's window allows. A body that ends before
+//! its framing does is a fault on either side, never an end.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -101,21 +102,43 @@ impl<'a> ToClient<'a> {
     ///
     /// Errors: it never will.
     pub async fn flush(&self, stream: &mut SendStream<Chunk>) -> Result<(), Broken> {
-        self.wait(|cx| {
-            if stream.poll_reset(cx).is_ready() {
-                return Poll::Ready(Err(Broken::Stream));
+        loop {
+            let chunks = self.in_flight.chunks();
+            if chunks == 0 {
+                return Ok(());
             }
-            self.in_flight.poll_flushed(cx).map(Ok)
-        })
-        .await
+            // The client may take as long as it likes for all of them, but not for one.
+            self.wait(|cx| {
+                if stream.poll_reset(cx).is_ready() {
+                    return Poll::Ready(Err(Broken::Stream));
+                }
+                self.in_flight.poll_fewer(cx, chunks).map(Ok)
+            })
+            .await?;
+        }
+    }
+
+    /// Where the connection may have no more memory, lets one chunk of each stream wait at a time.
+    async fn make_room(&self, stream: &mut SendStream<Chunk>) -> Result<(), Broken> {
+        match self.unsent.try_reserve(TIGHT_BYTES) {
+            true => Ok(()),
+            false => self.flush(stream).await,
+        }
     }
 }
 
-fn chunk(bytes: Vec<u8>, from: usize, client: Option<&ToClient<'_>>) -> Chunk {
-    match client {
-        Some(client) => Chunk::counted(bytes, from, client.unsent, &client.in_flight),
-        None => Chunk::new(bytes, from),
-    }
+/// Gives a chunk to the `h2` crate: from then on it counts.
+fn hand_over(
+    stream: &mut SendStream<Chunk>,
+    chunk: Chunk,
+    ends: bool,
+    client: Option<&ToClient<'_>>,
+) -> Result<(), Broken> {
+    let chunk = match client {
+        Some(client) => chunk.counted(client.unsent, &client.in_flight),
+        None => chunk,
+    };
+    stream.send_data(chunk, ends).map_err(|_| Broken::Stream)
 }
 
 fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
@@ -254,7 +277,7 @@ pub async fn into_stream(
         let last = reader.is_done();
         let ends = last && lines.is_empty();
         if buffer.len() > from || ends {
-            send_data(stream, chunk(buffer, from, client), ends, client).await?;
+            send_data(stream, Chunk::new(buffer, from), ends, client).await?;
         } else {
             buffers::give_back(buffer);
         }
@@ -267,11 +290,8 @@ pub async fn into_stream(
                 }
             };
         }
-        if let Some(client) = client
-            && !client.unsent.has_room(TIGHT_BYTES)
-        {
-            // One buffer of each stream at a time.
-            client.flush(stream).await?;
+        if let Some(client) = client {
+            client.make_room(stream).await?;
         }
         from = 0;
         buffer = receive(pipe, &reader, stream, client).await?;
@@ -376,7 +396,10 @@ async fn send_data(
         if n >= chunk.remaining() {
             break;
         }
-        stream.send_data(chunk.split_to(n), false).map_err(|_| Broken::Stream)?;
+        hand_over(stream, chunk.split_to(n), false, client)?;
+        if let Some(client) = client {
+            client.make_room(stream).await?;
+        }
     }
-    stream.send_data(chunk, ends).map_err(|_| Broken::Stream)
+    hand_over(stream, chunk, ends, client)
 }

@@ -261,19 +261,28 @@ impl Drop for H2Io {
 #[derive(Default)]
 pub struct InFlight {
     chunks: Cell<usize>,
-    flushed: Cell<Option<Waker>>,
+    waiter: Cell<Option<Waker>>,
 }
 
 impl InFlight {
-    /// Waits until all of it has been written, or thrown away.
-    pub fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if self.chunks.get() == 0 {
+    /// How many chunks these are.
+    #[must_use]
+    pub fn chunks(&self) -> usize {
+        self.chunks.get()
+    }
+
+    /// Waits until there are fewer than `before`: the rest has been written, or thrown away.
+    pub fn poll_fewer(&self, cx: &mut Context<'_>, before: usize) -> Poll<()> {
+        if self.chunks.get() < before {
             return Poll::Ready(());
         }
-        self.flushed.set(Some(cx.waker().clone()));
+        self.waiter.set(Some(cx.waker().clone()));
         Poll::Pending
     }
 }
+
+/// About what the `h2` crate and the allocator need for a chunk besides its bytes.
+const CHUNK_BYTES: usize = 256;
 
 /// Bytes to be sent as DATA; the buffer goes back when they have gone.
 pub struct Chunk {
@@ -291,29 +300,22 @@ impl Chunk {
         Self { bytes, from, charge: Charge::default(), in_flight: None }
     }
 
-    /// As `new`; its memory and the chunk itself are counted until it has gone.
+    /// The same, whose memory and which itself count until it has gone.
     #[must_use]
-    pub fn counted(
-        bytes: Vec<u8>,
-        from: usize,
-        unsent: &Rc<Unsent>,
-        in_flight: &Rc<InFlight>,
-    ) -> Self {
+    pub fn counted(mut self, unsent: &Rc<Unsent>, in_flight: &Rc<InFlight>) -> Self {
         in_flight.chunks.set(in_flight.chunks.get() + 1);
-        let charge = unsent.charge(bytes.capacity());
-        Self { bytes, from, charge, in_flight: Some(in_flight.clone()) }
+        self.charge = unsent.charge(self.bytes.capacity() + CHUNK_BYTES);
+        self.in_flight = Some(in_flight.clone());
+        self
     }
 
     /// Takes the first bytes off, by a copy; a window that is nearly full asks for little.
     #[must_use]
     pub fn split_to(&mut self, n: usize) -> Self {
-        let mut bytes = buffers::take(n);
+        let mut bytes = buffers::take_fitting(n);
         bytes.extend_from_slice(&self.chunk()[..n]);
         self.from += n;
-        match (self.charge.of(), &self.in_flight) {
-            (Some(unsent), Some(in_flight)) => Self::counted(bytes, 0, unsent, in_flight),
-            _ => Self::new(bytes, 0),
-        }
+        Self::new(bytes, 0)
     }
 }
 
@@ -335,13 +337,8 @@ impl Drop for Chunk {
     fn drop(&mut self) {
         buffers::give_back(std::mem::take(&mut self.bytes));
         let Some(in_flight) = &self.in_flight else { return };
-        let left = in_flight.chunks.get() - 1;
-        in_flight.chunks.set(left);
-        if left == 0
-            && let Some(waker) = in_flight.flushed.take()
-        {
-            waker.wake();
-        }
+        in_flight.chunks.set(in_flight.chunks.get() - 1);
+        in_flight.waiter.take().into_iter().for_each(Waker::wake);
     }
 }
 

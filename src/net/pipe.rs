@@ -108,7 +108,7 @@ impl Lane {
 
     /// Nothing is here, and there is no room for a buffer of full size.
     fn is_tight(&self) -> bool {
-        self.unsent.as_ref().is_some_and(|unsent| !unsent.has_room(self.bytes_max))
+        self.unsent.as_ref().is_some_and(|unsent| !unsent.try_reserve(self.bytes_max))
     }
 
     /// Counts the memory that it has now.
@@ -276,7 +276,7 @@ impl End {
             return lane.take_whole().unwrap_or_default();
         }
         let end = lane.from + bytes_max;
-        let mut some = buffers::take(bytes_max);
+        let mut some = buffers::take_fitting(bytes_max);
         some.extend_from_slice(&lane.bytes[lane.from..end]);
         lane.from = end;
         lane.wake_writer();
@@ -289,14 +289,20 @@ impl End {
         self.outgoing().borrow().room()
     }
 
-    /// Waits until all that was sent has been read; false when nobody will read it.
-    pub fn poll_taken(&self, cx: &mut Context<'_>) -> Poll<bool> {
+    /// What was sent and has not been read.
+    #[must_use]
+    pub fn unread(&self) -> usize {
+        self.outgoing().borrow().left()
+    }
+
+    /// Waits until less than `before` is unread, and says how much; `None` when nobody will read it.
+    pub fn poll_read_on(&self, cx: &mut Context<'_>, before: usize) -> Poll<Option<usize>> {
         let mut lane = self.outgoing().borrow_mut();
         if lane.closed || lane.ended {
-            return Poll::Ready(false);
+            return Poll::Ready(None);
         }
-        if lane.left() == 0 {
-            return Poll::Ready(true);
+        if lane.left() < before {
+            return Poll::Ready(Some(lane.left()));
         }
         lane.sender = Some(cx.waker().clone());
         Poll::Pending

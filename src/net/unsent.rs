@@ -69,7 +69,7 @@ impl Unsent {
 
     /// Whether there is room for a buffer of so many bytes; books it when it has to.
     #[must_use]
-    pub fn has_room(&self, more: usize) -> bool {
+    pub fn try_reserve(&self, more: usize) -> bool {
         let wanted = self.bytes.get() + more;
         if wanted > self.bytes_max.max(STEP_BYTES) {
             return false;
@@ -117,12 +117,6 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Where it counts.
-    #[must_use]
-    pub fn of(&self) -> Option<&Rc<Unsent>> {
-        self.of.as_ref()
-    }
-
     /// The bytes that it counts.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -147,13 +141,13 @@ mod tests {
     fn the_first_64_kib_are_free_and_the_rest_is_everybodys() {
         let total = UnsentTotal::new(2 * STEP_BYTES as u64);
         let (a, b) = (Unsent::new(total.clone(), 1 << 20), Unsent::new(total.clone(), 1 << 20));
-        assert!(a.has_room(STEP_BYTES));
+        assert!(a.try_reserve(STEP_BYTES));
         let first = a.charge(STEP_BYTES);
         assert_eq!(total.bytes(), 0);
-        assert!(a.has_room(2 * STEP_BYTES));
+        assert!(a.try_reserve(2 * STEP_BYTES));
         let more = a.charge(2 * STEP_BYTES);
         assert_eq!(total.bytes(), 2 * STEP_BYTES as u64);
-        assert!(!a.has_room(1) && b.has_room(STEP_BYTES) && !b.has_room(STEP_BYTES + 1));
+        assert!(!a.try_reserve(1) && b.try_reserve(STEP_BYTES) && !b.try_reserve(STEP_BYTES + 1));
         // Small buffers are counted although there is no room.
         let tight = a.charge(TIGHT_BYTES);
         drop((first, more, tight));
@@ -164,9 +158,9 @@ mod tests {
     fn a_connection_has_no_more_than_one_may_have() {
         let total = UnsentTotal::new(u64::MAX);
         let one = Unsent::new(total.clone(), 100 << 10);
-        assert!(one.has_room(100 << 10) && !one.has_room((100 << 10) + 1));
+        assert!(one.try_reserve(100 << 10) && !one.try_reserve((100 << 10) + 1));
         let held = one.charge(100 << 10);
-        assert!(!one.has_room(1));
+        assert!(!one.try_reserve(1));
         drop(one);
         assert_ne!(total.bytes(), 0, "what is held is held by the bytes themselves");
         drop(held);
@@ -184,7 +178,7 @@ mod tests {
             for (at, bytes, gives) in steps {
                 if gives && !charges.is_empty() {
                     charges.remove(bytes % charges.len());
-                } else if all[at].has_room(bytes) {
+                } else if all[at].try_reserve(bytes) {
                     charges.push(all[at].charge(bytes));
                 }
                 prop_assert!(total.bytes() <= 300_000);

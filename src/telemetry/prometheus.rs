@@ -94,7 +94,7 @@ fn live(out: &mut Text, live: &Live) {
     let help = "Bytes of request bodies held, out of limits.held_total.";
     out.family("held_body_bytes", "gauge", help);
     out.sample("held_body_bytes", &[], live.held_bytes);
-    let help = "Bytes of answers that HTTP/2 clients have not taken, beyond 64 KiB a connection.";
+    let help = "Bytes booked for answers that HTTP/2 clients have not read, beyond 64 KiB of each.";
     out.family("http2_unsent_bytes", "gauge", help);
     out.sample("http2_unsent_bytes", &[], live.unsent_bytes);
     let help = "Client connections refused for lack of room.";

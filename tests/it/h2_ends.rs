@@ -148,6 +148,25 @@ fn streams_that_are_not_read_share_what_a_connection_may_have() {
     wait_until("nothing waits", || house.proxy.shared().unsent.bytes() == 0);
 }
 
+/// What counts is how long a client reads nothing, not how long it takes for what is here.
+#[test]
+fn a_stream_that_is_read_slowly_is_not_cut() {
+    let listener = "timeouts = { client_write_idle = \"600ms\" }\n";
+    let house = House::plain(Setup { listener, ..Setup::default() });
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(2000);
+    let client = H2Client::with(house.proxy.addr(), None, &builder);
+    let mut stream = client.get("/echo?mock=big=40000", &[]);
+    assert_eq!(stream.head().unwrap().status(), 200);
+    let (begun, mut bytes) = (Instant::now(), 0);
+    while let Some(data) = stream.data() {
+        bytes += data.expect("it is not cut").len();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(bytes, 40_000);
+    assert!(begun.elapsed() > Duration::from_millis(1200), "it was no slow reader");
+}
+
 #[test]
 fn a_server_that_dies_midway_resets_the_stream() {
     for house in both() {

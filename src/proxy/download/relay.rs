@@ -268,9 +268,12 @@ impl Download<'_> {
         self.core.buffers.give_back(std::mem::take(buffer));
         self.core.buffers.give_back(std::mem::take(out));
         self.up_timer.disarm();
-        self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
-        if !poll_fn(|cx| pipe.poll_taken(cx)).await {
-            return Err(self.client_lost());
+        let mut unread = pipe.unread();
+        while unread > 0 {
+            // The client may take as long as it likes for all of it, but not between two reads.
+            self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
+            let left = poll_fn(|cx| pipe.poll_read_on(cx, unread)).await;
+            unread = left.ok_or_else(|| self.client_lost())?;
         }
         self.write_timer.disarm();
         let room = pipe.room();
