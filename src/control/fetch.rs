@@ -176,6 +176,7 @@ async fn reach(
     late: &(dyn Fn(&str) -> String + Sync),
 ) -> Result<TcpStream, FetchError> {
     let dialed = timeout_at(by, TcpStream::connect(addr)).await;
+    let dialed = dialed.map(|done| done.map_err(|error| sys::connect_error(&addr, error)));
     let Some(proxy) = &upstream.proxy else {
         return match dialed {
             Ok(Ok(stream)) => Ok(stream),

@@ -65,7 +65,10 @@ fn start(address: &Address) -> io::Result<(RawSocket, bool)> {
     match socket.connect(&to) {
         Ok(()) => Ok((socket, true)),
         Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),
-        Err(error) => Err(error),
+        Err(error) => Err(match address {
+            Address::Tcp(addr) => sys::connect_error(addr, error),
+            Address::Unix(_) => error,
+        }),
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::error::Error;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -221,6 +222,21 @@ pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
+/// What a connect to `addr` failed of.
+///
+/// A machine without IPv6 says of an IPv6 address what it says when it has no port left
+/// (EADDRNOTAVAIL): there it is that nobody can be reached, and no lack of ours.
+#[cold]
+#[must_use]
+pub fn connect_error(addr: &SocketAddr, error: io::Error) -> io::Error {
+    match error.raw_os_error() {
+        Some(libc::EADDRNOTAVAIL) if addr.is_ipv6() => {
+            io::Error::from_raw_os_error(libc::ENETUNREACH)
+        }
+        _ => error,
+    }
+}
+
 /// See `is_shortage`. By its kind an error is known that has lost its number on the way.
 fn is_lack(error: &io::Error) -> bool {
     match error.raw_os_error() {
@@ -413,6 +429,16 @@ mod tests {
             assert!(!is_shortage(&io::Error::from_raw_os_error(errno)), "{errno}");
         }
         assert!(!is_shortage(&io::Error::from(io::ErrorKind::TimedOut)));
+    }
+
+    #[test]
+    fn a_machine_without_ipv6_lacks_no_ports() {
+        let failed = |addr: &str, errno| {
+            let error = io::Error::from_raw_os_error(errno);
+            is_shortage(&connect_error(&addr.parse().unwrap(), error))
+        };
+        assert!(!failed("[::1]:80", libc::EADDRNOTAVAIL));
+        assert!(failed("127.0.0.1:80", libc::EADDRNOTAVAIL) && failed("[::1]:80", libc::EMFILE));
     }
 
     /// As hyper's: what it wraps is its source.
