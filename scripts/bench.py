@@ -367,7 +367,7 @@ class Results:
         return statistics.median(found) if found else None
 
     def overview(self):
-        """One row a peer: the table for README."""
+        """One row a peer: the table for docs/performance.md."""
         units = {"stream": "stream, per event", "handshake": "TLS handshake", "short": "handshake and request"}
         calls = any(self.all(case, peer, "syscalls") for case in self.cases for peer in self.peers)
         extra = [f"system calls, {case}" for case in self.cases if case not in TLS_CASES] if calls else []

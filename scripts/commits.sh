@@ -23,7 +23,8 @@ fi
 checked=0 bad=0
 while IFS= read -r commit; do
     subject=$(git log -1 --format=%s "$commit")
-    body=$(git log -1 --format=%b "$commit")
+    # A sign-off alone says no why.
+    body=$(git log -1 --format=%b "$commit" | grep -vE '^[A-Z][A-Za-z-]+: ' || true)
     checked=$((checked + 1))
     if [ ${#subject} -gt 60 ]; then
         echo "${commit:0:9}: the subject has ${#subject} characters, limit 60: $subject"

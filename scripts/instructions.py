@@ -5,7 +5,7 @@ usage: scripts/instructions.py [--against OTHER-BINARY] [--key]
 
 CPU times on a shared machine swing by a fifth; instructions do not. Two runs under valgrind, on io_uring and one core,
 that take as long and do more and less: what the one took more, divided by what it did more. So what the clock alone
-costs (a tick each 10 ms) cancels out. Wants a quiet machine all the same: how many chunks and requests one turn of the
+costs (a tick each 50 ms) cancels out. Wants a quiet machine all the same: how many chunks and requests one turn of the
 loop finds changes what each costs. `--against` measures another binary (TOKENRING is the first) and fails above 1.02 of it; `--key` puts a client
 key with a limit in the way.
 """

@@ -66,7 +66,8 @@
 //!
 //! # What is not here
 //!
-//! No lock, no channel and, in steady state, no allocation on the path of a request. Nothing
+//! No lock, no channel and, in steady state, no allocation on the path of a request in HTTP/1.1
+//! that need not queue. Nothing
 //! below `net` knows a socket, a file or a clock. A body is never parsed into a tree, never
 //! re-serialised, never read ahead of a client that does not read.
 

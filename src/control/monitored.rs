@@ -82,7 +82,7 @@ pub struct Checked {
     pub errors: u64,
     /// Why the last of these failed; kept when it is well again.
     pub last_error: Option<String>,
-    /// It was asked for its models and nobody was there.
+    /// It was asked for its models, and nobody was there or answered in time (`LATE_AFTER`).
     pub unreachable: bool,
 }
 

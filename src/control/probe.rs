@@ -2,10 +2,10 @@
 //!
 //! A probe is good when the answer is 2xx within the timeout. `policy::health` counts `fall` and
 //! `rise`; what it decides goes into the flag that every core reads before it picks, and to the
-//! reconciler, so that the models of a server that is down leave the table. The first probe comes
-//! as soon as it is known where the server is, and the start waits for it as for its models: until
-//! then it is unknown. The next comes after a random part of the interval, so that a reconciler is
-//! not probed in one instant, and each upstream keeps its own beat from then on.
+//! reconciler, so that nobody is sent to a server that is down for its models. The first probe
+//! comes as soon as it is known where the server is, and the start waits for it as for its models:
+//! until then it is unknown. The next comes after a random part of the interval, so that not all
+//! servers are probed in one instant, and each upstream keeps its own beat from then on.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -254,8 +254,8 @@ impl Timer {
     /// Forgets the deadline and whether it had expired.
     pub fn disarm(&self) {
         let line = self.with(|slot| {
-            // One that is disarmed already says so by its stream: most are.
             let line = slot.line;
+            // One that is disarmed already says so by its stream: most are.
             if slot.stream.is_some() {
                 *slot = DISARMED;
             }

@@ -191,7 +191,7 @@ impl ModelTable {
     /// Shape: `asked` is the client's name, unescaped; `reaches` tells whether the caller may
     /// go to a target. Nothing is allocated for a name without `@` and `:`.
     /// Errors: `Missing`, and 404.
-    /// Source: project specification §3, "Model lookup".
+    /// Source: rules §3, "Model lookup".
     pub fn find<'n>(
         &'n self,
         asked: &'n str,

@@ -9,7 +9,7 @@
 //! It decides where a request may go, and knows nothing of the models that a key may use:
 //! those are `keys`'.
 //!
-//! Source: project specification §3, "Reach" and "Rights hang on the target".
+//! Source: rules §3, "Reach" and "Rights hang on the target".
 
 use super::keys::KeyId;
 

@@ -80,7 +80,7 @@ impl RetryPolicy {
     ///
     /// Shape: pure; the caller keeps the count of retries and asks the budget itself
     /// before it acts on `AnotherMember`. `chance` is one random draw.
-    /// Source: project specification §8; full jitter after M. Brooker, "Exponential
+    /// Source: rules §8; full jitter after M. Brooker, "Exponential
     /// Backoff and Jitter" (2015).
     pub fn next(&self, at: &Attempt, why: &Failure, chance: u64) -> RetryDecision {
         if at.response_started || !at.resendable {

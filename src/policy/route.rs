@@ -55,7 +55,7 @@ impl<T> PathTable<T> {
     ///
     /// Shape: `path` is the raw path of the target, without query; anything that does
     /// not begin with `/` matches nothing.
-    /// Source: project specification §3, "Path patterns".
+    /// Source: rules §3, "Path patterns".
     pub fn find(&self, path: &[u8]) -> Option<&T> {
         self.find_index(path).map(|index| &self.values[index])
     }

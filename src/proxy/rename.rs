@@ -34,7 +34,7 @@ pub fn at_once(
     renamed.push(&down.recv[body.begin..body.end]);
     let (mut out, end) = renamed.end();
     out.extend_from_slice(&down.recv[body.end..]);
-    exchange(core, down, body, out, end)
+    put_in_place(core, down, body, out, end)
 }
 
 /// As [`at_once`], for a body that is too large for one turn of the loop.
@@ -55,11 +55,11 @@ pub async fn in_slices(
     }
     let (mut out, end) = renamed.end();
     copy_in_slices(&mut out, &down.recv[body.end..]).await;
-    exchange(core, down, body, out, end)
+    put_in_place(core, down, body, out, end)
 }
 
 /// Puts the new buffer in the place of the received one; tells how long the body is now.
-fn exchange(
+fn put_in_place(
     core: &Core,
     down: &mut Downstream,
     body: &mut RequestBody,

@@ -1,7 +1,7 @@
 //! The station of those for whom nobody has a slot: the group's wait queue.
 //!
 //! Follows the protocol of `upstream::wait_queue`, step by step. A waiter costs a place in the
-//! queue, a notify and a timer; it ends with a slot, with a member that has become usable without
+//! queue, a `Notify` and a timer; it ends with a slot, with a member that has become usable without
 //! one being handed over, with its deadline, or with its client's leaving.
 
 use std::pin::pin;

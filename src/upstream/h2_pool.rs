@@ -307,7 +307,7 @@ impl StreamSlot {
         self.link.scheme.clone()
     }
 
-    /// Whether nobody has sat on this link before.
+    /// Whether no exchange has been on this connection before.
     #[must_use]
     pub fn is_fresh(&self) -> bool {
         self.fresh

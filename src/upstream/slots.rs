@@ -29,7 +29,7 @@ pub struct Slots {
     in_flight: AtomicU32,
     /// 0 = no limit.
     limit: AtomicU32,
-    /// Rooms in which somebody would take a slot.
+    /// Queues in which somebody would take a slot.
     wanted: AtomicU32,
     /// The queue that is asked first.
     turn: AtomicUsize,

@@ -29,7 +29,7 @@
 //! and ends well minutes later says nothing of the server now, and would break up a
 //! row of failures. If it is cut off after all, `record_truncated` says so.
 //!
-//! Source: project specification §8. Failures of one model alone are not brought here (`models`).
+//! Source: rules §8. Failures of one model alone are not brought here (`models`).
 //! What is a failure is decided by the table of
 //! faults and by whoever calls `record`. Only the trials of the present half-open period
 //! are bounded: calls from before it opened may still be running.

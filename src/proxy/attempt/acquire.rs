@@ -184,7 +184,7 @@ impl Attempt<'_> {
             }
             DialError::Proxy(why) => (why.kind(), self.proxy_message(Some(why))),
         };
-        // Its models must leave the table if it is gone: the control thread finds out.
+        // If it is gone nobody must be sent there: the control thread finds out.
         self.upstream.state.suspect();
         Attempted::Failed { kind, answered: false, reused: false, status: None, message }
     }

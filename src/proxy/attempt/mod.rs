@@ -24,7 +24,7 @@ use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::proxy::download::{Download, Downloaded};
 use crate::proxy::downstream::Downstream;
-use crate::proxy::forward::{self};
+use crate::proxy::forward;
 use crate::proxy::hold::RequestBody;
 use crate::proxy::plan::{ProxyMode, Reuse, ViaPlan};
 use crate::proxy::progress::Progress;
