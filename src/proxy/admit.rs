@@ -1,7 +1,7 @@
 //! The second station: what the head alone decides.
 //!
-//! In this order: method, framing, size, expectation, built-in answers, address, key. What
-//! passes is a `Permit`; nobody below checks any of it again. A client that waits with
+//! In this order: method, framing, size, expectation, built-in answers, address, key. A request
+//! that passes gets a `Permit`; no later station checks any of it again. A client that waits with
 //! `Expect: 100-continue` gets its refusal here, before it has sent a byte of its body.
 
 use super::downstream::Peer;
@@ -24,19 +24,24 @@ use crate::policy::limit::gcra::NS_PER_SECOND;
 use crate::policy::limit::moment::Moment;
 use crate::policy::limit::standing::Standing;
 
-/// What the head led to.
+/// What becomes of a request, as far as its head alone decides.
 pub enum Admitted {
-    /// Go on.
+    /// Go on to the next station with this permit.
     Permit(Permit),
-    /// Answer this JSON at once, to a request framed like this.
+    /// Answer 200 with this JSON at once; the framing is the request's.
     BuiltIn(&'static str, Framing),
-    /// Tell a browser that a page may call with these fields, to a request framed like this.
+    /// Answer a CORS preflight: the value of `Access-Control-Request-Headers`, if sent, and the
+    /// request's framing.
     Preflight(Option<Vec<u8>>, Framing),
-    /// Answer the list of models the key may use.
+    /// Answer `GET /v1/models`: the models that the key may use.
     Models(Permit),
 }
 
-/// Reads who is asking; never fails, so that every refusal can be addressed.
+/// Reads what every answer needs to know of the request; never fails, so that every refusal has an
+/// id, a dialect and a version.
+///
+/// Units: `unix_ms` since 1970; with `chance`, a random draw, it makes the id of a request that
+/// brings no valid `X-Request-Id`.
 #[must_use]
 pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Caller {
     let sent = head.value(Name::XRequestId, bytes);
@@ -53,7 +58,8 @@ pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Ca
     }
 }
 
-/// What a listener with a list of origins tells this caller.
+/// The CORS lines of an answer, at a listener with a list of origins: `Denied` unless the head has
+/// exactly one `Origin` and that is on the list.
 #[must_use]
 #[cold]
 pub fn cors_lines(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> CorsLines {
@@ -61,7 +67,8 @@ pub fn cors_lines(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> 
     allowed.map_or(CorsLines::Denied, |lines| CorsLines::Allowed(lines.clone()))
 }
 
-/// Whether a browser asks here if a page may call at all.
+/// Whether this is a CORS preflight: a browser asks, by OPTIONS, whether a page of a listed origin
+/// may call.
 fn is_preflight(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
     head.method == Method::Options
         && !listener.cors.is_off()
@@ -69,7 +76,7 @@ fn is_preflight(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bo
         && only(head, bytes, b"origin").is_some_and(|origin| listener.cors.lines(origin).is_some())
 }
 
-/// The value of a field that stands there once.
+/// The value of a field that occurs exactly once.
 fn only<'a>(head: &RequestHead, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let named = |field: &&Field| field.name.of(bytes).eq_ignore_ascii_case(name);
     let mut found = head.fields.iter().filter(named);
@@ -79,7 +86,8 @@ fn only<'a>(head: &RequestHead, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]
 
 /// Decides what the head alone decides.
 ///
-/// Shape: `certified` is the name that the client's certificate, verified, gives it.
+/// Shape: `certified` is the name in the client's verified TLS certificate, if it showed one.
+/// Errors: the refusal to answer with.
 pub fn admit(
     plan: &Plan,
     listener: &ListenerPlan,
@@ -125,14 +133,14 @@ pub fn admit(
     }
     let client = peer
         .map(|peer| client_ip(peer.ip, head.values(Name::XForwardedFor, bytes), &listener.trusted));
-    // Before the key: who tries keys is slowed down.
+    // Before the key is checked, so that a client that guesses keys is slowed down.
     if let Some(limit) = &listener.ip_limit
         && let Some(ip) = client
     {
         limit.take(ip, now.steady_ns)?;
     }
     if is_preflight(listener, head, bytes) {
-        // A browser sends no key with it.
+        // A browser sends no key with a preflight.
         let asked = only(head, bytes, b"access-control-request-headers").map(<[u8]>::to_vec);
         return Ok(Admitted::Preflight(asked, framing));
     }
@@ -140,7 +148,8 @@ pub fn admit(
         && head.method == Method::Get
         && matches!(framing, Framing::None | Framing::Length(0))
         && head.values(Name::Upgrade, bytes).any(|value| has_token(value, b"websocket"));
-    // Before the key, too: with a wrong one the wish would be repeated for as long as the request.
+    // Before the key is checked, too: refused for a wrong key instead, the client would try the
+    // upgrade again as often as it tries the request.
     if upgrade && unrouted::leads_nowhere(listener, head, bytes) {
         return Err(Kind::UpgradeRefused.into());
     }

@@ -1,11 +1,12 @@
-//! What one attempt tells of its upstream: to the breaker, to the balancer's measures.
+//! What one attempt reports of its upstream: to the breaker and to the balancer's measures.
 //!
 //! A verdict is given once, as early as it is known: with the response head, because a stream of
-//! ten minutes must not hold a trial of the breaker for ten minutes; or with the failure that
-//! came instead. A stream that is cut later counts as one more call, a failed one. An attempt
-//! that ends without a verdict (the client left, or its request broke) says nothing of the
-//! upstream and gives its trial back. Nor does a failure of one model while others of the same
-//! server work (`policy::breaker::models`).
+//! ten minutes must not hold a trial of the breaker (one of the few calls let through to test a
+//! server) for ten minutes; or with the failure that came instead of a head. A stream that is
+//! truncated later counts as one more call, a failed one. An attempt that ends without a verdict
+//! (the client left, or its request broke) says nothing of the upstream and gives its trial back.
+//! Nor does a failure of one model while others of the same server work
+//! (`policy::breaker::models`).
 
 use std::cell::Cell;
 
@@ -18,7 +19,7 @@ use crate::upstream::state::{Failure, UpstreamState};
 /// not take a server out for a day.
 pub const BACK_OFF_MAX_S: u32 = 300;
 
-/// The guard of one attempt.
+/// The breaker's leave for one attempt, until the verdict; a drop without one gives it back.
 pub struct CallGuard<'a> {
     state: &'a UpstreamState,
     /// The breaker's leave to make the call; taken by the verdict.
@@ -40,7 +41,8 @@ impl<'a> CallGuard<'a> {
         Some(Self::of(state, model, entry, now_us))
     }
 
-    /// As `enter`, of a call that has nowhere else to go.
+    /// As `enter`, for a call that no other member can take: the breaker decides whether to let it
+    /// through although it refuses others.
     #[must_use]
     #[cold]
     pub fn enter_last_resort(
@@ -59,7 +61,7 @@ impl<'a> CallGuard<'a> {
         Self { state, entry: Cell::new(Some(entry)), model, last_resort: false, begun_us: now_us }
     }
 
-    /// Whether the call went to a server whose breaker refuses, since there was nobody else.
+    /// Whether the call goes to a server whose breaker refuses, since no other member was left.
     #[must_use]
     pub fn is_last_resort(&self) -> bool {
         self.last_resort
@@ -67,8 +69,8 @@ impl<'a> CallGuard<'a> {
 
     /// A complete response head came.
     ///
-    /// One that is overloaded has not failed: the server works and says when. `retry_after_s` is
-    /// what it asked for.
+    /// An overloaded server has not failed: it works and says when to come back. `retry_after_s` is
+    /// its `Retry-After` in seconds.
     pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now_us: u64) {
         let overloaded = is_overloaded(status, retry_after_s.is_some());
         if let Some(seconds) = retry_after_s.filter(|_| overloaded) {
@@ -98,21 +100,23 @@ impl<'a> CallGuard<'a> {
         if row.blame == Blame::Upstream {
             let late = row.finish == Finish::Timeout;
             let result = if late { CallResult::TimedOut } else { CallResult::Failure };
-            // Before there is a connection no model is asked for, and a crash takes them all.
+            // Only a timeout after connecting may be one model's fault: before there is a
+            // connection no model is asked for, and a crash stops all models.
             let of_model = late && row.retry != RetryClass::Connect;
             self.failed(Failure::Fault(kind), result, of_model, now_us);
         }
     }
 
-    /// Counts a failure; `of_model`: it may be that of the model alone.
+    /// Counts a failure; `of_model` when it may be the fault of the model alone.
     #[cold]
     fn failed(&self, why: Failure, result: CallResult, of_model: bool, now_us: u64) {
         let entry = self.entry.take();
-        // What was sent before the breaker opened may time out long after the server has
-        // recovered: it must not be feared again for that.
+        // A call begun before the breaker opened may time out long after the server has recovered:
+        // that says nothing of the server as it is now.
         if entry.as_ref().is_none_or(|entry| self.state.breaker.is_present(entry)) {
             if of_model && self.state.models.failed(model_hash(self.model), now_us / 1000) {
-                // Given back without a verdict, as if it had not been.
+                // The model is to blame: the breaker's leave goes back without a verdict, as if the
+                // call had not been made.
                 self.entry.set(entry);
                 return self.give_back();
             }
@@ -128,7 +132,7 @@ impl<'a> CallGuard<'a> {
         let now_ms = now_us / 1000;
         let change = match self.entry.take() {
             Some(entry) => self.state.breaker.record(entry, result, now_ms),
-            // After its verdict an attempt can only have been cut off.
+            // The verdict has been given: all that can follow is that the answer was truncated.
             None => self.state.breaker.record_truncated(result, now_ms),
         };
         self.state.count_change(change);
@@ -138,7 +142,7 @@ impl<'a> CallGuard<'a> {
     fn give_back(&self) {
         if let Some(entry) = self.entry.take() {
             self.state.breaker.cancel(entry);
-            // A trial that is free again may be the one that somebody waits for.
+            // The trial is free again, and a queued request may wait for it.
             self.state.poke();
         }
     }
@@ -150,8 +154,8 @@ impl Drop for CallGuard<'_> {
     }
 }
 
-/// Whether an answer says that the server works and has too much to do: 429, 529 (Anthropic), and
-/// a 503 that says when to come back.
+/// Whether an answer says that the server works and has too much to do: 429, 529 (Anthropic), and a
+/// 503 with `Retry-After` (`says_when`).
 #[must_use]
 pub fn is_overloaded(status: u16, says_when: bool) -> bool {
     matches!(status, 429 | 529) || (status == 503 && says_when)

@@ -42,7 +42,8 @@ use crate::upstream::roster::{PoolId, Site};
 /// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
 /// keep the numbers of the config. What `tls` has made before is used again. A budget that nodes
 /// share is put in by whoever has one.
-/// Errors: a message that names the thing; the config's own checks leave few.
+/// Errors: a message that names the key, listener, route, upstream or model at fault; the config's
+/// own checks have found most faults before.
 pub fn compile(
     config: &Config,
     sites: &[Site],
@@ -271,7 +272,7 @@ fn upstream_plan(
             HeaderAction::Remove => dropped.push(op.name.clone().into_bytes()),
         }
     }
-    // The client's own of that name would stand beside it.
+    // Else the client's field of that name would be sent beside ours.
     if let UpstreamAuth::Header { name, .. } = &upstream.auth {
         dropped.push(name.clone().into_bytes());
     }
@@ -286,7 +287,8 @@ fn upstream_plan(
         reach,
         tls,
         http2: upstream.http2,
-        // Without an address there is nobody to call: no failure, and nothing for a breaker.
+        // Without an address there is nothing to call: the upstream is not picked, which counts as
+        // no failure at its breaker.
         enabled: upstream.enabled && !site.endpoints.is_empty(),
         endpoints: site.endpoints,
         concurrency: upstream.concurrency,
@@ -390,7 +392,7 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
         name: upstream.name.clone(),
         target: ModelTarget { group: upstream.group.0, upstream_forced: Some(number(index)) },
     });
-    // What stands for several forces nobody: its group picks.
+    // A name that stands for several upstreams forces none of them: its group picks.
     let sets = config.sets.iter().map(|set| Qualifier {
         name: set.name.clone(),
         target: ModelTarget { group: set.group.0, upstream_forced: None },
@@ -422,7 +424,8 @@ fn shadowed(config: &Config) -> Vec<(String, Vec<u16>)> {
         let members = members.map(|member| member.upstream.0);
         by_name.entry(&model.name).or_default().extend(members);
     }
-    // What an upstream declares is its word, wherever `[models]` leads the name.
+    // A name in an upstream's own list (`models = [...]`) counts as listed by it, wherever
+    // `[models]` routes the name.
     for (index, upstream) in config.upstreams.iter().enumerate() {
         let config::ModelsFrom::List(names) = &upstream.models else { continue };
         for name in names {

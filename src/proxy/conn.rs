@@ -21,13 +21,13 @@ use crate::net::rt::Socket;
 use crate::net::stream::Stream;
 use crate::net::tls::{TlsStream, client_name};
 
-/// What a client that knows us to speak HTTP/2 sends first.
+/// The first bytes of a client that speaks HTTP/2 by prior knowledge (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Serves a connection to its end.
 ///
-/// All but HTTP/1.1 on an open connection lives in pooled futures: idle clients are many, and
-/// small.
+/// All but the loop of HTTP/1.1 runs in pooled futures, so that the task of an idle client stays
+/// small: there are many.
 pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
     let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
@@ -36,9 +36,11 @@ pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, li
     conn_h1::serve(core, &mut down).await;
 }
 
-/// Finds out what a client speaks, and serves all that is not HTTP/1.1.
+/// Finds out which protocol a client speaks, and serves the connection to its end if that is
+/// HTTP/2.
 ///
-/// Shape: `None` when there is nothing left to serve; else what was received along the way.
+/// Shape: `None` when there is nothing left to serve; else the client and the bytes received so
+/// far.
 async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)> {
     let tls = core.with_listener(client.listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
     let (first, speaks_h2) = match tls {
@@ -63,9 +65,9 @@ async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)>
     Some((client, first))
 }
 
-/// Shakes hands with a client, unless too many others are at it.
+/// Does the TLS handshake with a client, unless too many are under way.
 ///
-/// Shape: `None` when there is no connection to serve.
+/// Shape: `None` when it was refused or failed; either is counted.
 async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) -> Option<TlsStream> {
     let socket = client.stream.plain()?.clone();
     let shared = &core.shared;
@@ -83,9 +85,9 @@ async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) ->
     stream
 }
 
-/// Waits for what the client says first, until it cannot be mistaken.
+/// Receives until the bytes are either the whole preface of HTTP/2 or something else.
 ///
-/// Shape: `None` when it left before.
+/// Shape: `None` when the client left, or its time ran out, before.
 async fn first_bytes(core: &Core, client: &Client) -> Option<Vec<u8>> {
     let timer = core.ticker.timer();
     let timeout = core.with_listener(client.listener, |plan| plan.timeouts.head);

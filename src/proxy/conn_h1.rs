@@ -1,4 +1,4 @@
-//! One client connection: idle, exchange, idle, … until one side has had enough.
+//! One client connection in HTTP/1.1: idle, exchange, idle, … until either side ends it.
 //!
 //! While idle it holds a readiness poll and nothing else: no buffer, no exchange. The
 //! exchange's future lives in a pooled block for as long as the request lasts.

@@ -33,17 +33,17 @@ use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 use crate::net::unsent::Unsent;
 
-/// What a stream may have waiting to be sent: as much as its pipe gives at a time. A client that
-/// opens all its streams and reads none has this for each of them.
+/// Bytes that a stream may have waiting to be sent: as many as its pipe gives at a time. A client
+/// that opens all its streams and reads none costs this for each of them.
 const SEND_BUFFER_BYTES: usize = FRAME_BYTES;
 
 /// What the streams of a connection share.
 struct Shared {
-    /// Who is at the other end, and by which listener.
+    /// The client, and the number of the listener that accepted it.
     client: Client,
     /// Client-side timeouts, as of the connection's beginning.
     timeouts: ClientTimeouts,
-    /// Memory of its answers that wait to be sent.
+    /// Counts the bytes of this connection's answers that wait to be sent.
     unsent: Rc<Unsent>,
     timer: Timer,
     streams: Cell<usize>,
@@ -59,10 +59,10 @@ struct Open {
 }
 
 impl Shared {
-    /// A stream begins: the connection idles no more.
+    /// Begins a stream: the connection idles no more.
     ///
-    /// Shape: `None` when the process has no place for it; the first one stands in its
-    /// connection's.
+    /// Shape: `None` when the process has as many connections and streams as it may. The first
+    /// stream counts with its connection.
     fn open(self: &Rc<Self>, core: &Rc<Core>) -> Option<Open> {
         let others = self.streams.get();
         if others > 0 {
@@ -76,7 +76,8 @@ impl Shared {
         Some(Open { shared: self.clone(), core: core.clone() })
     }
 
-    /// Nothing is open: the connection has so long to live.
+    /// No stream is open: arms the deadline of the connection, `LINGER` when it is leaving, else
+    /// the keep-alive timeout.
     fn arm_idle(&self) {
         match self.leaving.get() {
             true => self.timer.arm(self.handle(), Shut::Both, LINGER),
@@ -86,7 +87,7 @@ impl Shared {
         }
     }
 
-    /// It has idled for too long.
+    /// Whether the connection has idled for longer than the keep-alive timeout.
     fn is_tired(&self) -> bool {
         !self.leaving.get() && self.streams.get() == 0 && self.timer.expired()
     }
@@ -117,7 +118,7 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let leaving = Cell::new(false);
     let limits = core.plan().h2;
-    // As much as it may send ahead of our reading.
+    // Its answers may hold as many bytes as the client may send before we have read them.
     let unsent = Unsent::new(core.shared.unsent.clone(), limits.connection_window as usize);
     let shared = Rc::new(Shared { client, timeouts, unsent, timer, streams, leaving, task });
     let stream = shared.client.stream.clone();
@@ -128,7 +129,7 @@ pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
     if let Ok(connection) = settings(&limits).handshake::<_, Chunk>(io).await {
         shared.arm_idle();
         accept(&core, &shared, connection, &flooded, &fragments).await;
-        // It may still be telling us what it has received, or opening a stream.
+        // The client may still be sending window updates, or opening a stream.
         linger(&shared.client.stream, &shared.timer).await;
     }
 }
@@ -167,7 +168,8 @@ async fn accept(
                 shared.timer.arm(shared.handle(), Shut::Both, LINGER);
             }
             if shared.is_tired() {
-                // A request that crosses this on its way has not been served, and knows it.
+                // A request that crosses this GOAWAY has not been served, and the GOAWAY tells the
+                // client so.
                 shared.leaving.set(true);
                 connection.abrupt_shutdown(Reason::NO_ERROR);
                 shared.arm_idle();
@@ -183,7 +185,8 @@ async fn accept(
             continue;
         }
         let Some(open) = shared.open(core) else {
-            // It has not been looked at, and the client knows that it may ask again.
+            // This reason tells the client that the request was not looked at and may be sent
+            // again.
             respond.send_reset(Reason::REFUSED_STREAM);
             core.shared.refused.fetch_add(1, Ordering::Relaxed);
             continue;

@@ -1,5 +1,5 @@
-//! What one core owns: its plan, buffers, pool, ticker, counters. No lock, and nothing of it is
-//! seen by another core but the atomics in `Shared`.
+//! What one core owns: its plan, buffers, pool, ticker, counters. No lock on the path of a request;
+//! other cores see only what is in `Shared`.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -51,35 +51,35 @@ pub struct Shared {
     pub connections_max: u32,
     /// Held body bytes of the process.
     pub held: HeldBudget,
-    /// Answers of the process that wait to be sent to clients of HTTP/2.
+    /// Bytes of answers that wait to be sent to HTTP/2 clients, process-wide.
     pub unsent: Arc<UnsentTotal>,
     /// Streams of HTTP/2 beyond the first of each connection.
     pub streams: AtomicU32,
-    /// What each core has told of its idle connections.
+    /// How many connections idle on each core and since when, as of its last tick.
     pub idle: Vec<Padded<Idle>>,
     /// Connections of each client address.
     pub per_ip: Tally,
-    /// How many one address may have; 0 = any number.
+    /// Most connections of one address; 0 = no limit.
     pub per_ip_max: u32,
     /// TLS handshakes of each client address.
     pub shaking: Tally,
-    /// What a token of each model takes, for keys that pay by the token.
+    /// Bytes per token of each model as measured, for keys that pay by the token.
     pub token_sizes: TokenSizes,
     /// Panics caught, one per connection lost.
     pub panics: AtomicU64,
     /// Connections refused because of `connections_max`, `per_ip_max` or `handshakes_max`.
     pub refused: AtomicU64,
-    /// TLS handshakes that have not ended, and how many there may be.
+    /// TLS handshakes under way.
     pub handshakes: AtomicU32,
-    /// See there.
+    /// Most TLS handshakes under way at once.
     pub handshakes_max: u32,
     /// TLS handshakes that failed.
     pub handshakes_failed: AtomicU64,
     /// Set when the process drains.
     pub draining: AtomicBool,
-    /// Wakes those who wait on any core.
+    /// Wakes waiters on any core, and keeps the clock that all cores share.
     pub notifier: Arc<Notifier>,
-    /// Tells the operator of failed exchanges; none = nobody is told.
+    /// Called with each failed exchange that is an operator's business; unset = none is reported.
     pub tell: std::sync::OnceLock<Tell>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
@@ -87,7 +87,7 @@ pub struct Shared {
 
 /// Where a new plan is put and each core finds it.
 ///
-/// The version is looked at first, so that a core takes the lock once per plan and no more.
+/// A core compares the version first, so that it takes the lock once per plan and no more.
 pub struct PlanSlot {
     plan: Mutex<Arc<Plan>>,
     version: AtomicU64,
@@ -104,7 +104,8 @@ impl PlanSlot {
     /// The plan in force and its version.
     #[must_use]
     pub fn plan(&self) -> (Arc<Plan>, u64) {
-        // A plan is put in whole: one that panicked while it held the lock broke nothing.
+        // A plan is stored whole: a thread that panicked while it held the lock left nothing half
+        // done.
         let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
         (plan.clone(), self.version.load(Ordering::Acquire))
     }
@@ -157,23 +158,22 @@ impl Shared {
     }
 }
 
-/// Wakes waiters of all cores from any thread, and keeps the time that all threads count: the
-/// steady one, and by how much the wall's clock is ahead of it, which each core looks at every
-/// tick.
+/// Wakes waiters of all cores from any thread, and keeps the clock that all threads share: steady
+/// time, and by how much the wall clock is ahead of it, which each core compares at every tick.
 pub struct Notifier {
     mailboxes: Vec<Sender>,
-    /// Cores whose mailbox was full when one of theirs was to be woken.
+    /// For each core: whether a wake-up was lost because its mailbox was full.
     lost: Vec<AtomicBool>,
-    /// What milliseconds and microseconds of all cores count from.
+    /// The process's origin: milliseconds and microseconds of all cores count from here.
     origin: Instant,
-    /// Nanoseconds since 1970 at that moment.
+    /// The wall clock at `origin`, nanoseconds since 1970.
     origin_unix_ns: u64,
-    /// The wall's clock less the steady time, nanoseconds.
+    /// Wall clock minus steady time, nanoseconds.
     wall_ahead_ns: AtomicI64,
 }
 
-/// By how much the wall's clock has to move before all cores are told: less is only the time
-/// between two reads.
+/// Least change of the wall clock that is stored, nanoseconds: a smaller one is only the time
+/// between reading the two clocks.
 const WALL_STEP_NS: u64 = 1_000_000;
 
 impl Notifier {
@@ -190,8 +190,8 @@ impl Notifier {
 
     /// Wakes a waiter with a value.
     ///
-    /// Never waits: when the mailbox is full it is woken with `notify::LOOK_AGAIN` at the core's
-    /// next tick.
+    /// Never blocks: when the mailbox is full the waiter is woken with `notify::LOOK_AGAIN` at its
+    /// core's next tick.
     pub fn wake(&self, token: WakeToken, value: u64) {
         let core = usize::from(token.core);
         let (Some(mailbox), Some(lost)) = (self.mailboxes.get(core), self.lost.get(core)) else {
@@ -217,7 +217,7 @@ impl Notifier {
         }
     }
 
-    /// A moment that `us_at` has told, by both clocks.
+    /// The moment `us`, counted as by `us_at`, on both clocks.
     #[must_use]
     pub fn moment(&self, us: u64) -> Moment {
         let steady_ns = self.steady_ns(us);
@@ -240,8 +240,8 @@ impl Wake<WakeToken> for Notifier {
     }
 }
 
-/// The plan of all cores, counted on one: the shared count would bounce between them at each
-/// request.
+/// The plan that all cores share, behind a reference count of this core's own: the shared count
+/// would move between the cores' caches at each request.
 #[allow(clippy::redundant_allocation)]
 pub type LocalPlan = Rc<Arc<Plan>>;
 
@@ -297,7 +297,7 @@ pub struct Core {
     pub pipes: Pipes,
     /// Free readers of usage.
     pub taps: Taps,
-    /// What exchanges of this core wait for.
+    /// The wake-ups that exchanges of this core wait for.
     pub wake_table: Rc<WakeTable>,
     /// What has been counted on this core.
     pub counters: RefCell<Counters>,
@@ -307,9 +307,9 @@ pub struct Core {
     // Boxed because it is lent out: moving kilobytes in and out would cost more than they save.
     #[allow(clippy::vec_box)]
     scratches: RefCell<Vec<Box<Scratch>>>,
-    /// No new request is taken on an idle connection.
+    /// Set while draining: an idle connection takes no new request.
     pub draining: Cell<bool>,
-    /// Connections to be told when the core drains.
+    /// HTTP/2 connections to wake when the core drains.
     pub leaving: Rc<Leaving>,
     /// What all cores share.
     pub shared: Arc<Shared>,
@@ -344,7 +344,7 @@ impl Core {
         })
     }
 
-    /// The config in force; an exchange keeps the one it began with.
+    /// This core's plan; an exchange keeps the one it began with.
     #[must_use]
     pub fn plan(&self) -> LocalPlan {
         self.plan.borrow().clone()
@@ -386,7 +386,7 @@ impl Core {
         RetryBudget::new(share, self.ticker.now())
     }
 
-    /// Asks one listener of the config in force.
+    /// Calls `ask` with one listener of this core's plan.
     pub fn with_listener<T>(&self, index: usize, ask: impl FnOnce(&ListenerPlan) -> T) -> T {
         ask(&self.plan.borrow().listeners[index])
     }
@@ -438,14 +438,14 @@ impl Core {
         }
     }
 
-    /// Makes good for notifications that a full mailbox lost; called by the ticker.
+    /// Wakes every waiter of this core if a full mailbox lost a wake-up; called at every tick.
     pub fn wake_lost(&self) {
         if self.shared.notifier.lost[self.index].swap(false, Ordering::Acquire) {
             self.wake_table.wake_all();
         }
     }
 
-    /// Copies this core's counters to where other threads read them.
+    /// Copies this core's counters to where other threads read them; skipped while one reads.
     pub fn publish(&self) {
         if let Some(slot) = self.shared.counters.get(self.index)
             && let Ok(mut slot) = slot.try_lock()

@@ -1,4 +1,4 @@
-//! Pick and attempt, until an answer has gone to the client or nobody is left.
+//! Pick and attempt, until an answer has gone to the client or no member is left.
 //!
 //! The one back edge inside an exchange: an attempt that failed before the client saw a byte is
 //! made again, on another member, while all that was sent is still held and the retry budget
@@ -34,18 +34,18 @@ struct Dispatch<'d> {
     plan: &'d Plan,
     /// The group at work: the route's, or one of its fallbacks.
     group: u16,
-    /// The route's.
+    /// The route's group.
     first: u16,
     /// Groups not yet fallen back to.
     fallback: std::slice::Iter<'d, u16>,
     forced: Option<u16>,
-    /// The model is named in the target alone, and the key is limited to some.
+    /// The model is named in the target alone, and the key is limited to some models.
     by_target: bool,
     /// The model that is asked for; empty where none is known.
     model: &'d str,
     tried: Tried,
     retries: u32,
-    /// What the client is told if nobody else can be tried.
+    /// The last failure: what the client is told if no other member can be tried.
     failed: Option<Refusal>,
 }
 
@@ -66,7 +66,7 @@ pub async fn dispatch(
         plan,
         group: route.group,
         first: route.group,
-        // Who asks for one upstream by name wants that one or none.
+        // A request that names one upstream wants that one or none.
         fallback: match route.upstream {
             Some(_) => [].iter(),
             None => plan.groups[usize::from(route.group)].fallback.iter(),
@@ -91,7 +91,7 @@ pub async fn dispatch(
             };
         let group = &plan.groups[usize::from(at.group)];
         let falls_back = !at.fallback.as_slice().is_empty();
-        // The last attempt is left to those in `fallback`.
+        // The last attempt is left to the groups in `fallback`.
         let same = group.retry_same && (!falls_back || at.retries + 1 < group.retry.attempts);
         let another = same
             || falls_back
@@ -126,7 +126,8 @@ pub async fn dispatch(
             }
         };
         drop(lease);
-        // A status was charged to the budget before its answer was thrown away.
+        // The retry of a status was taken from the budget already, before its answer was thrown
+        // away.
         if !another || (failed.status.is_none() && !take_retry(core, route.group)) {
             return Err(failed.into());
         }
@@ -182,7 +183,8 @@ impl<'d> Dispatch<'d> {
                 (Nobody::Full, None) => Kind::QueueFull.into(),
                 (Nobody::Full, Some(queue)) => {
                     let wait = Wait { core, plan, queue, choice, share: wait::share(permit) };
-                    // In pooled memory: few wait, and all would carry its future.
+                    // In pooled memory: few exchanges wait, and else every exchange's future would
+                    // have room for this one.
                     match PooledFuture::new(wait.run(down, members, settle)).await {
                         Waited::Picked(picked) => {
                             self.tried.insert(picked.member);
@@ -194,7 +196,7 @@ impl<'d> Dispatch<'d> {
                     }
                 }
             };
-            // A fallback is no way to where the caller may not go.
+            // Only groups that the caller reaches: being a fallback grants no access.
             let mut within_reach = self
                 .fallback
                 .by_ref()
@@ -243,7 +245,7 @@ impl<'d> Dispatch<'d> {
         Ok(picked)
     }
 
-    /// Whether `last_resort` would find somebody.
+    /// Whether `last_resort` would find a member.
     #[cold]
     fn has_last_resort(&self, permit: &Permit, now_us: u64) -> bool {
         pick::has_last_resort(self.plan, self.choice(permit), now_us)
@@ -281,9 +283,9 @@ impl Failed {
 enum Ended {
     /// The exchange is over.
     Next(Next),
-    /// The client is told so.
+    /// The client is sent this refusal.
     Refused(Refusal),
-    /// Maybe another attempt.
+    /// The attempt failed and another may follow.
     Failed(Failed),
 }
 
@@ -303,7 +305,7 @@ async fn end(
             exchange.settle.fault(kind);
             exchange.settle.blame(&attempt.upstream.name);
             if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
-                // A body without length would end in a way that looks clean.
+                // A body that ends with its connection would look complete after a clean close.
                 down.socket.close_with_reset();
             }
             Ended::Next(Next::Close)

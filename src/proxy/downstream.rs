@@ -30,11 +30,11 @@ pub struct Peer {
 pub struct Client {
     /// The connection itself.
     pub stream: Stream,
-    /// Who is at the other end.
+    /// The address of the other end; `None` where it has none (a Unix socket).
     pub peer: Option<Peer>,
     /// The listener it came in by.
     pub listener: usize,
-    /// The name in the certificate that it showed and we verified.
+    /// The name in the client's verified TLS certificate, if it showed one.
     pub certified: Option<Rc<str>>,
 }
 
@@ -56,20 +56,20 @@ pub struct Downstream {
     pub timer: Timer,
     /// The client's address, if it has one.
     pub peer: Option<Peer>,
-    /// The name that its certificate, verified, gives it.
+    /// The name in the client's verified TLS certificate, if it showed one.
     pub certified: Option<Rc<str>>,
     /// The listener it came in by.
     pub listener: usize,
     /// Bytes received and not consumed; a message begins at 0.
     pub recv: Vec<u8>,
-    /// Working memory that holds the head at the front of `recv` already, if whoever wrote it
-    /// there knows its parts.
+    /// The parsed head of the request at the front of `recv`, where `h2_stream` wrote that head and
+    /// so knows its parts.
     pub parsed: Option<Box<Scratch>>,
-    /// Its last body was large, so the next may be.
+    /// The last request body on it was over `SMALL_BYTES`: the next may be, too.
     pub bulky: bool,
-    /// Requests taken from it.
+    /// Requests served on it after which it was kept open.
     pub served: u64,
-    /// For a client that does not read.
+    /// How long the client may read nothing of an answer.
     pub write_idle: Duration,
 }
 
@@ -95,7 +95,7 @@ impl Downstream {
     }
 }
 
-/// Gives the client time to read what we said last, and to end its side.
+/// Gives the client up to `LINGER` to read our last answer and to end its side.
 pub(super) async fn linger(stream: &Stream, timer: &Timer) {
     timer.arm(stream.handle(), Shut::Both, LINGER);
     stream.linger(LINGER_BYTES_MAX).await;

@@ -127,9 +127,9 @@ async fn live(
 
 /// Why no head has been read.
 enum Unread {
-    /// Tell the client.
+    /// Send the client this refusal.
     Refused(Refusal),
-    /// There is nobody to tell.
+    /// The client has left, or sent nothing in its time.
     Gone,
     /// The client sent an empty line behind its last request and has begun no other: it idles.
     Nothing,
@@ -146,8 +146,8 @@ async fn read_head(
     let mut armed = false;
     let mut searched = 0;
     if down.bulky && down.recv.is_empty() {
-        // Head and body at once, by a direct call (`hold::receive` says why). What that call
-        // says of an end shows again below.
+        // Head and body at once, by a direct call (`hold::Waiting::receive` says why). An end or an
+        // error that it meets shows again below.
         down.recv = core.buffers.take(2 * LARGE_BYTES);
         let _ = down.socket.recv_now(&mut down.recv);
         down.watch.received();
@@ -173,7 +173,8 @@ async fn read_head(
             larger.extend_from_slice(&down.recv);
             core.buffers.give_back(std::mem::replace(&mut down.recv, larger));
         }
-        // Once for the whole head, also for one whose beginning came behind the last request.
+        // Armed once for the whole head, also for a head whose beginning came behind the last
+        // request.
         if !std::mem::replace(&mut armed, true) {
             down.timer.arm(down.socket.handle(), Shut::Read, listener.timeouts.head);
         }
@@ -219,7 +220,7 @@ fn path_refusal(fault: PathFault) -> Refusal {
     Refusal::because(Kind::HeadMalformed, format!("Malformed request: {fault}."))
 }
 
-/// The caller of a head that could not be read.
+/// Stands in for the caller of a head that could not be read.
 #[cold]
 fn nobody(core: &Core, unix_ms: u64) -> Caller {
     Caller {
@@ -263,7 +264,7 @@ async fn serve(
         }
     };
     settle.key = permit.key;
-    // Nobody to charge: no future is made for it.
+    // Without a key there is nothing to charge, and no future is made.
     if permit.key.is_some() {
         settle.hold(limit::charge(core, plan, &permit, caller, now).await?);
     }
@@ -311,7 +312,8 @@ async fn serve(
     }
     down.bulky = body.end - body.begin > SMALL_BYTES;
 
-    // From here on the received head and body travel with the attempt; what came behind stays.
+    // From here on the received head and body travel with the attempt; the bytes behind them, of
+    // the next request, stay in `recv`.
     let rest = down.recv.split_off(body.end);
     let received = std::mem::replace(&mut down.recv, rest);
     let request =
@@ -336,7 +338,8 @@ fn too_many_connections() -> Refusal {
     Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
 }
 
-/// Notes what is charged by: whose tokens they are, and whether any are asked for.
+/// Notes what tokens are charged by: the model, how the prompt is carried, and whether the request
+/// only retrieves something.
 #[cold]
 fn note_metered(
     plan: &Plan,
@@ -356,14 +359,14 @@ fn note_metered(
         bytes.get(body.begin..body.end).unwrap_or_default(),
     );
     let name = match routed_by.name {
-        // One server or group mostly serves one model.
+        // No model is named: the group's name stands in, since a group mostly serves one model.
         "" => plan.groups.get(usize::from(route.group)).map_or("", |group| &group.name),
         name => name,
     };
     settle.passed.model = foldhash::fast::FixedState::default().hash_one(name);
 }
 
-/// Answers what needs no server.
+/// Answers what needs no upstream.
 #[cold]
 fn answer_at_once<'a>(
     core: &'a Core,
@@ -397,7 +400,7 @@ fn answer_at_once<'a>(
     })
 }
 
-/// Answers by ourselves.
+/// Answers 200 with `json`.
 #[cold]
 fn answer<'a>(
     core: &'a Core,
@@ -411,7 +414,7 @@ fn answer<'a>(
     // Pooled, as a refusal is.
     PooledFuture::with(move || async move {
         settle.outcome.status = 200;
-        // A GET with a body would need reading it; such a connection ends.
+        // The body of a GET is not read: a connection that carries one ends.
         let bare = matches!(framing, Framing::None | Framing::Length(0));
         let next = reply::send(core, down, caller, 200, json, bare).await;
         if next == Next::KeepAlive {

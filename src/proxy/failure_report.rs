@@ -1,7 +1,7 @@
 //! What an operator is told of an exchange that failed by our doing or a server's: one line.
 //!
-//! Only here, behind the end of such an exchange, is a line put together; an exchange that ends
-//! well knows nothing of it.
+//! The line is put together only here, after such an exchange has ended; an exchange that ends well
+//! pays nothing for it.
 
 use super::core::{Core, Scratch};
 use super::plan::Plan;
@@ -21,7 +21,7 @@ pub fn report_failure(
 ) {
     let (Some(tell), Some(fault)) = (core.shared.tell.get(), settle.outcome.fault) else { return };
     let row = fault.row();
-    // What a client has done itself is in its answer.
+    // A fault of the client's own is in its answer, and none of the operator's business.
     if row.side == Side::Client || row.level < Level::Warn {
         return;
     }

@@ -1,10 +1,9 @@
 //! The request head as it goes upstream.
 //!
-//! Lines that nobody needs to touch are copied as they came, in order, duplicates kept. What
-//! changes is what we own: Host, the credential (each exactly once), hop-by-hop fields, the
-//! length when a model name was replaced, and the forwarding fields if the listener adds them.
-//! An answer that a key pays for by the token is asked for without a coding, so that it can be
-//! read.
+//! Field lines that need no change are copied as they came, in order, duplicates kept. What changes
+//! is what we own: Host, the credential (each exactly once), hop-by-hop fields, the length when a
+//! model name was replaced, and the forwarding fields if the listener adds them. An answer that a
+//! key pays for by the token is asked for without a coding, so that it can be read.
 
 use super::core::Core;
 use super::hold::RoutedBy;
@@ -30,19 +29,19 @@ pub enum Outgoing {
 
 /// A checked request: what every attempt needs of it.
 pub struct Request<'a> {
-    /// The listener it came in by.
+    /// The listener that accepted the client's connection.
     pub listener: &'a ListenerPlan,
     /// The parsed head.
     pub head: &'a RequestHead,
     /// What the head alone decided.
     pub permit: &'a Permit,
-    /// Who is asking.
+    /// What every answer needs to know of the request.
     pub caller: &'a Caller,
     /// Path and query after prefix and model have been rewritten.
     pub target: &'a [u8],
     /// How the body is framed on its way upstream.
     pub outgoing: Outgoing,
-    /// What must not change in the rest of the body.
+    /// The model it was routed by, which the rest of the body must not change.
     pub routed_by: RoutedBy<'a>,
 }
 
@@ -72,7 +71,7 @@ pub fn head(
             Name::Host | Name::Expect => true,
             Name::Authorization | Name::XApiKey | Name::XGoogApiKey => own_credentials,
             Name::ContentLength => outgoing != Outgoing::AsCame,
-            // Written anew below, or not for the upstream to know.
+            // Written anew below, or withheld from the upstream where the listener adds none.
             Name::XForwardedFor | Name::XForwardedProto | Name::XRealIp => true,
             Name::XForwardedHost | Name::Forwarded => !listener.forwarded,
             Name::XRequestId => listener.forwarded,
@@ -115,14 +114,14 @@ pub fn head(
     encode::end_of_head(out);
 }
 
-/// Whether a field asks for an answer, or a tunnel, under a coding.
+/// Whether a field asks for an answer under a content coding, or for a compressed WebSocket.
 fn is_coding_wish(name: &[u8]) -> bool {
     same_to_a_server(name, ACCEPT_ENCODING) || same_to_a_server(name, b"sec-websocket-extensions")
 }
 
 const ACCEPT_ENCODING: &[u8] = b"accept-encoding";
 
-/// Asks for an answer that can be read, unless the operator has decided about that.
+/// Asks for an answer without a coding, unless the operator removes or replaces that field.
 #[cold]
 fn ask_for_no_coding(out: &mut Vec<u8>, upstream: &UpstreamPlan) {
     if !is_dropped(upstream, ACCEPT_ENCODING) {
@@ -183,7 +182,8 @@ fn request_line(
     out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-/// Takes the client's key out of the query and puts the upstream's in, where either is asked.
+/// Takes the client's key out of the query and puts the upstream's in, where either is configured
+/// to be there.
 fn rewrite_credential_query(
     out: &mut Vec<u8>,
     from: usize,

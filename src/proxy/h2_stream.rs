@@ -4,10 +4,11 @@
 //! headers → head of HTTP/1.1 → exchange ⇄ pipe → response head, body, trailers → stream
 //! DATA    → body in the pipe ↗
 //! ```
-//! The exchange does not know: it reads a request and writes an answer. So routing, limits,
-//! retries, aborts and counting are the same for every version. A client that resets its stream
-//! ends the pipe, which to the exchange is a client that has left; an exchange that cannot end
-//! its answer ends the pipe before the framing is complete, which resets the stream.
+//! The exchange does not know that its client speaks HTTP/2: it reads a request of HTTP/1.1 from
+//! the pipe and writes an answer into it. So routing, limits, retries, aborts and counting are the
+//! same for every version. A client that resets its stream ends the pipe, which to the exchange is
+//! a client that has left; an exchange that cannot end its answer ends the pipe before the framing
+//! is complete, which resets the stream.
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
@@ -42,10 +43,12 @@ use crate::net::stream::{Handle, Stream};
 use crate::net::sys::Shut;
 use crate::net::unsent::Unsent;
 
-/// What the pipe holds in each direction.
+/// Bytes that the pipe holds in each direction.
 const PIPE_BYTES: usize = FRAME_BYTES;
 
-/// Serves one stream.
+/// Serves one stream to its end.
+///
+/// Shape: `write_idle` is how long the client may read nothing; `unsent` counts answers that wait.
 pub async fn serve(
     core: &Rc<Core>,
     client: &Client,
@@ -74,14 +77,14 @@ pub async fn serve(
     };
     let method = scratch.request.method;
     drop(parts);
-    // A body that came with its head goes with it.
+    // The part of a body that came with its head goes to the exchange in the same buffer.
     let ahead =
         poll_fn(|cx| Poll::Ready(h2body::take_ready(&mut body, framing, &mut head, cx))).await;
     let fed = ahead.ended && framing != BodyFraming::Chunked;
     let (ours, theirs) = pipe::pair_counted(PIPE_BYTES, unsent.clone());
     let mut down = Downstream::new(core, client.with_stream(Stream::Pipe(theirs)), head);
     down.parsed = Some(scratch);
-    // Its end of the pipe closes with the exchange.
+    // The exchange owns its end of the pipe, so that the end closes with the exchange.
     let mut exchange = Some(PooledFuture::with(|| async move {
         exchange::run(core, &mut down).await;
         core.buffers.give_back(std::mem::take(&mut down.recv));
@@ -108,7 +111,7 @@ pub async fn serve(
         }
         if !answered && answer.as_mut().poll(cx).is_ready() {
             answered = true;
-            // Whole or not, nobody reads what the exchange may still have to say.
+            // Whole or not, nothing reads any more what the exchange may still write.
             ours.shutdown(Shut::Both);
         }
         if answered && exchange.is_none() { Poll::Ready(()) } else { Poll::Pending }
@@ -127,10 +130,10 @@ async fn discard_rest(core: &Core, body: &mut RecvStream) {
     }
 }
 
-/// Reads on for a while and throws it away: the client is still sending, and to give its stream up
-/// now would reset it and destroy the answer on its way.
+/// Reads the rest of a body for up to `LINGER` and throws it away: the client is still sending, and
+/// to give its stream up now would reset it and destroy the answer on its way.
 async fn discard(core: &Core, body: &mut RecvStream) {
-    // Only the ticker ends this pipe: it stands for the time that is left.
+    // This pipe carries nothing: the ticker shuts it when the time is over, which ends the loop.
     let (own, _far) = pipe::pair(1);
     let timer = core.ticker.timer();
     timer.arm(Handle::Pipe(own.downgrade()), Shut::Both, LINGER);
@@ -146,7 +149,7 @@ async fn discard(core: &Core, body: &mut RecvStream) {
     }
 }
 
-/// Answers a head that HTTP/1.1 has no words for.
+/// Refuses a head that cannot be written as HTTP/1.1: by a status, or by a reset if malformed.
 pub(super) fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
     let kind = match fault {
         Fault::MethodRefused => Kind::MethodRefused,
@@ -205,7 +208,7 @@ async fn answer(
 /// An answer whose head has been sent.
 struct Begun {
     stream: SendStream<Chunk>,
-    /// What has been received; the body's part of it begins at `from`.
+    /// Bytes received from the exchange; the body begins at `from`.
     buffer: Vec<u8>,
     from: usize,
     reader: BodyReader,
@@ -213,7 +216,7 @@ struct Begun {
 
 /// Sends the head of the answer, and interim ones before it.
 ///
-/// Shape: `None` without a body.
+/// Shape: `None` when the answer has no body.
 async fn begin(
     pipe: &End,
     method: Method,
@@ -252,7 +255,7 @@ async fn begin(
     Ok(Some(Begun { stream, buffer, from, reader: BodyReader::new(framing) }))
 }
 
-/// Receives more of the answer's head, unless the client gives up.
+/// Receives more of the answer's head, unless the client resets the stream.
 async fn receive(pipe: &End, respond: &mut SendResponse<Chunk>) -> Result<Vec<u8>, Broken> {
     let received = poll_fn(|cx| {
         if respond.poll_reset(cx).is_ready() {

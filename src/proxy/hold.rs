@@ -5,8 +5,8 @@
 //! known is held on, up to `body_held`, because the last duplicate decides, trailing garbage is
 //! an error, and a held body can be sent again; past that it goes on its way.
 //!
-//! The body stays where it was received, behind its head in one buffer; nothing is copied but
-//! when that buffer grows.
+//! The body stays where it was received, behind its head in one buffer; it is copied only when that
+//! buffer grows.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -31,7 +31,8 @@ use crate::net::sys::Shut;
 use crate::net::ticker::TICK;
 use crate::upstream::held::{Denied, Held};
 
-/// See `uncounted_bytes`.
+/// Received bytes of an exchange up to which its body is not counted: on a connection of its own,
+/// and on a stream of HTTP/2 (`uncounted_bytes`).
 const UNCOUNTED_BYTES: usize = LARGE_BYTES;
 const UNCOUNTED_STREAM_BYTES: usize = SMALL_BYTES;
 /// Most bytes of one body that are received, scanned or copied in one turn of the loop.
@@ -41,7 +42,7 @@ const ROOM_MIN: usize = 4096;
 
 /// The part of a request body that has been received.
 pub struct RequestBody {
-    /// Where the framing stands.
+    /// Reads the framing; it has seen the bytes up to `end`.
     pub reader: BodyReader,
     /// Offset of the first body byte in the receive buffer.
     pub begin: usize,
@@ -52,7 +53,7 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// A body of which nothing has been looked at.
+    /// A body that begins at offset `begin`, of which no byte has been framed yet.
     #[must_use]
     pub fn new(framing: Framing, begin: usize) -> Self {
         Self { reader: BodyReader::new(framing), begin, end: begin, data_bytes: 0 }
@@ -61,7 +62,7 @@ impl RequestBody {
 
 /// What looks for the model.
 pub enum Scanner<'a> {
-    /// Nobody needs it.
+    /// Nothing does: the model is not needed, or cannot be read.
     None,
     /// In a JSON document.
     Json(&'a mut ModelScan),
@@ -74,16 +75,17 @@ pub enum Scanner<'a> {
 pub struct RoutedBy<'a> {
     /// The model's name as the client sent it: what the key was checked against.
     pub name: &'a str,
-    /// It goes on under another name: no second one may follow.
+    /// The model is sent on under another name: no second `model` may follow.
     pub renamed: bool,
     /// The key is limited to some models: nothing may follow that makes the body ambiguous.
     pub limited: bool,
 }
 
 impl RoutedBy<'_> {
-    /// Whether the body, as far as it has been seen, still says the same.
+    /// Whether the body, as far as it has been scanned, still names this model alone.
     ///
-    /// No name but this may follow, and not even this where the server has been told another.
+    /// No other name may follow; nor may this one again, where the server has been sent another in
+    /// its place or the key is limited.
     #[must_use]
     pub fn still_holds(&self, scanner: &Scanner<'_>) -> bool {
         if matches!(scanner, Scanner::None) {
@@ -180,8 +182,8 @@ fn form_refusal(fault: impl std::fmt::Display) -> Refusal {
 /// When a body has been held for long enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enough {
-    /// When it can be routed: nobody needs the model, or the model is known and more than
-    /// `body_held` has come.
+    /// When it can be routed: the model is not needed, or it is known and more than `body_held` has
+    /// come.
     Routable,
     /// When it is complete.
     Whole,
@@ -189,9 +191,9 @@ pub enum Enough {
 
 /// Why holding ended without a body.
 pub enum Unheld {
-    /// Tell the client.
+    /// Send the client this refusal.
     Refused(Refusal),
-    /// There is nobody to tell.
+    /// The client has left; this is the fault to record.
     Gone(Kind),
 }
 
@@ -204,7 +206,7 @@ impl From<Refusal> for Unheld {
 
 /// Frames and scans what has been received; tells whether that is enough.
 ///
-/// In the usual case it is, and nobody has to wait.
+/// In the usual case it is, and the exchange need not wait.
 /// Errors: 400, 413, 503.
 pub fn is_here(
     core: &Core,
@@ -242,7 +244,8 @@ fn uncounted_bytes(down: &Downstream) -> usize {
     }
 }
 
-/// Takes what has been received from the process's budget; others may have to give way.
+/// Counts what has been received against the process's budget of held bytes; other bodies may have
+/// to give way.
 ///
 /// Errors: 503.
 #[cold]
@@ -265,7 +268,8 @@ fn now_ms(core: &Core) -> u64 {
 
 /// Receives until enough is held, when [`is_here`] has said that it is not.
 ///
-/// Shape: pooled, since few bodies are not here yet and all exchanges would carry it.
+/// Shape: a pooled future, since most bodies are here already, and else every exchange's future
+/// would have room for this one.
 pub fn hold<'f>(
     core: &'f Core,
     plan: &'f Plan,
@@ -283,7 +287,7 @@ pub fn hold<'f>(
             make_room(core, down, body).await;
             wait.receive(down, held).await?;
             if is_here(core, plan, down, body, scanner, held, enough)? {
-                // From here on it gives way to nobody.
+                // From here on this body gives way to no other.
                 return Ok(held.end_receiving().map_err(denied)?);
             }
             if wait.notify.is_none() && down.recv.len() > uncounted_bytes(down) {
@@ -295,12 +299,12 @@ pub fn hold<'f>(
     })
 }
 
-/// What bounds the waits for the rest of a body.
+/// Waits for the rest of a body, and what bounds them.
 struct Waiting<'a> {
     core: &'a Core,
     pace: BodyPace,
     idle: Duration,
-    /// Rung when the body has to give way.
+    /// Notified when the body has to give way; registered once the body is counted.
     notify: Option<Notify>,
 }
 
@@ -345,7 +349,7 @@ impl Waiting<'_> {
         }
     }
 
-    /// Waits until something has come, or it is notified.
+    /// Waits until the client has sent something, or the body has to give way.
     async fn readable(&mut self, socket: &Stream) {
         let readable = pin!(socket.readable());
         match &mut self.notify {
@@ -370,7 +374,7 @@ fn frame(
             Refusal::because(Kind::BodyMalformed, format!("Invalid message body: {fault}."))
         })?;
         let data = &input[step.data];
-        // Keep this before the scan, which may refuse: reader and place go together.
+        // Keep this before the scan, which may refuse: `end` says how far `reader` has come.
         body.end += step.consumed;
         body.data_bytes += data.len() as u64;
         if body.data_bytes > plan.body_bytes_max {
@@ -384,7 +388,7 @@ fn frame(
     Ok(())
 }
 
-/// Frames what has come of a body that nobody wants; tells whether all of it is here.
+/// Frames what has come of a body that is not used; tells whether all of it is here.
 ///
 /// Shape: on true the next message begins at `body.end`.
 #[must_use]
@@ -399,7 +403,7 @@ pub fn skip(body: &mut RequestBody, received: &[u8]) -> bool {
 }
 
 /// Grows the receive buffer: to the announced length while that is modest, else by doubling, so
-/// that a lying length costs nobody memory.
+/// that an announced length costs no memory before its bytes come.
 async fn make_room(core: &Core, down: &mut Downstream, body: &RequestBody) {
     let filled = down.recv.len();
     let missing = body

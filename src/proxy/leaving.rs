@@ -1,4 +1,4 @@
-//! Connections that have something to say when their core drains.
+//! HTTP/2 connections to wake when their core drains.
 //!
 //! An HTTP/1.1 connection is ended by the ticker or by its next answer. One of HTTP/2 has to send
 //! GOAWAY, so its task must run: it leaves its waker here.
@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::task::Waker;
 
-/// Those enrolled on one core.
+/// The wakers of one core's HTTP/2 connections.
 #[derive(Default)]
 pub struct Leaving {
     wakers: RefCell<Vec<Option<Waker>>>,
@@ -21,7 +21,7 @@ pub struct Enrolled {
 }
 
 impl Leaving {
-    /// Takes a place.
+    /// Takes a place in the list; its waker is set later, by `wake_by`.
     #[must_use]
     pub fn enroll(self: &Rc<Self>) -> Enrolled {
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
@@ -32,14 +32,14 @@ impl Leaving {
         Enrolled { leaving: self.clone(), index }
     }
 
-    /// Wakes everyone.
+    /// Wakes every connection that has left a waker.
     pub fn wake(&self) {
         self.wakers.borrow().iter().flatten().for_each(Waker::wake_by_ref);
     }
 }
 
 impl Enrolled {
-    /// Says whom to wake.
+    /// Stores the waker of the connection's task.
     pub fn wake_by(&self, waker: &Waker) {
         if let Some(place) = self.leaving.wakers.borrow_mut().get_mut(self.index)
             && !place.as_ref().is_some_and(|known| known.will_wake(waker))

@@ -1,14 +1,14 @@
-//! The station after the key: what it still may have.
+//! The station after the key's check: whether the key has requests, tokens and concurrency left.
 //!
-//! A key's call is charged when its head has passed, before anything is known of its model or
-//! its upstream: what is refused later has been asked for all the same. The windows are charged
-//! at once; a place in flight is held until the exchange ends, and tokens are paid then, from
-//! what the upstream said or, where it said nothing, from what passed. `Charge` does both by
-//! `Drop`, whatever way the exchange ends.
+//! A key's call is charged when its head has passed, before anything is known of its model or its
+//! upstream: what is refused later has been asked for all the same. The windows are charged at
+//! once; the call counts towards the key's concurrency until the exchange ends, which `Charge` sees
+//! to by `Drop`. Tokens are paid at the end, too (`Settle`), from what the upstream said or, where
+//! it said nothing, from the bytes that passed.
 //!
 //! Where nodes share a budget, a call may have to wait for the store's answer: until it is
-//! notified, for a bounded time, and never once the store is known to be away. Only then is memory
-//! asked for.
+//! notified, for a bounded time, and never once the store is known to be away. Only such a wait
+//! allocates memory.
 //!
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
@@ -33,7 +33,8 @@ use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until
 /// Charges a request to its key, if it has one.
 ///
 /// Shape: what the key has left is noted in `caller`, also when the request is refused.
-/// Errors: 429, or 503 when nobody knows; nothing has been charged.
+/// Errors: 429, or 503 when the shared store is lost and the operator denies then; nothing has been
+/// charged.
 pub async fn charge(
     core: &Core,
     plan: &LocalPlan,
@@ -46,7 +47,7 @@ pub async fn charge(
     let KeyLimit { rules, state, .. } = limit;
     if let Some(budget) = plan.budget.as_ref().filter(|_| rules.are_shared()) {
         state.enter(rules, now.steady_ns)?;
-        // From here on it leaves by itself.
+        // From here on the drop of this guard ends the call's part in the key's concurrency.
         let charge = charge();
         // Pooled: an exchange without such a key must not carry it.
         let charged = PooledFuture::with(|| charge_shared(core, budget, limit, caller, now)).await;
@@ -67,7 +68,7 @@ pub async fn charge(
     }
 }
 
-/// Charges the windows that nodes share: from what is on stock here, or by asking.
+/// Charges the windows that nodes share: from this node's lease, or by asking the store.
 async fn charge_shared(
     core: &Core,
     budget: &Budget,
@@ -117,7 +118,7 @@ async fn charge_shared(
     }
 }
 
-/// Asks about one call and waits; the store's own deadline ends it.
+/// Asks the store about one call and waits; the deadline for the store's answers ends the wait.
 async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> StoreVerdict {
     let (mut notify, answer) = (core.wake_table.register(), Answer::default());
     let (shared, token) = (core.shared.clone(), notify.token());
@@ -140,8 +141,8 @@ fn full_until_end(full: Full, store_ns: u64) -> Over {
     Over { kind, retry_after_s }
 }
 
-/// How a request carries its prompt: by its head, and by how the body begins, for some servers
-/// read JSON under any type.
+/// How a request carries its prompt, judged by its head and by how its body begins: some servers
+/// read JSON under any `Content-Type`.
 #[must_use]
 pub fn prompt_of(head: &RequestHead, bytes: &[u8], is_chunked: bool, body: &[u8]) -> Prompt {
     let kind = head.value(Name::ContentType, bytes).unwrap_or_default();
@@ -170,9 +171,9 @@ fn of_key(plan: &Plan, key: Option<KeyId>) -> Option<(KeyId, &KeyLimit)> {
     (limit.rules != KeyRules::default()).then_some((key, limit))
 }
 
-/// A key's part in an exchange.
+/// A call that has been charged to its key; its drop ends the call's part in the concurrency.
 pub struct Charge {
-    /// The rules it came in by are the ones it goes out by.
+    /// The plan that charged it, so that the same rules apply at its end.
     plan: LocalPlan,
     key: KeyId,
 }
@@ -192,7 +193,9 @@ impl Charge {
         self.pay_tokens(passed.tokens(sizes.of(passed.model)), now_ns);
     }
 
-    /// Pays so many tokens.
+    /// Charges tokens to the key's balance, and to the budget that nodes share.
+    ///
+    /// Units: `now_ns` is steady.
     pub fn pay_tokens(&self, tokens: u64, now_ns: u64) {
         let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
         limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);

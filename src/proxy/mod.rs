@@ -1,17 +1,20 @@
 //! Floor 7: THE TRUNK. Read in this order:
 //!
-//! `worker` (a core: accept, hand over, tick, drain; `places` says who is let in, by what is told
-//! in `idle`) → `conn` (what a connection speaks) → `conn_h1` (one client connection) or `conn_h2`
-//! and `h2_stream` (one of many streams) → `exchange` (the life of a request, station by station),
-//! and then the stations: `admit` (head → permit), `hold` (body → model), `route` (where to),
-//! `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until one has a slot),
-//! `attempt` (one try at one upstream), `upload` and `download` (both directions of it, which tell
-//! each other by `progress`), `call_guard` (what it says of the upstream), `settle` (what is
-//! recorded). What these hand to each other: `downstream` (the client and its connection),
-//! `permit`, `refusal`. `failure_report` is what an operator hears of a failure, `unrouted` has the
-//! words for a request that nobody takes, `forward` and `respond` write heads, `reply` writes our
-//! own answers, `tap` reads usage in passing, `tunnel` relays an upgraded connection. `plan` is the
-//! compiled config (`compile` makes it), `core` what a core owns.
+//! `worker` (a core: accept, hand over, tick, drain; `places` decides which connections are let in,
+//! by the counts in `idle`; `leaving` wakes HTTP/2 connections in a drain) → `conn` (which protocol
+//! a connection speaks) → `conn_h1` (one client connection) or `conn_h2` and `h2_stream` (one of
+//! many streams) → `exchange` (the life of a request, station by station), and then the stations:
+//! `admit` (head → permit), `limit` (what the key has left), `hold` (body → model, not too slowly:
+//! `pace`), `route` (where to; `proven` for keys limited to some models, `rename` for another model
+//! name), `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until a member
+//! has a slot), `attempt` (one try at one upstream), `upload` and `download` (both directions of an
+//! attempt, which tell each other by `progress`), `call_guard` (what the attempt reports of the
+//! upstream), `settle` (what is recorded). What these hand to each other: `downstream` (the client
+//! and its connection), `permit`, `refusal`. `failure_report` tells the operator of a failure,
+//! `unrouted` refuses a request that no route takes, `forward` and `respond` write heads, `reply`
+//! writes our own answers, `tap` reads usage in passing, `tunnel` relays an upgraded connection.
+//! `plan` is the compiled config (`compile` makes it, `reaches` works out who may be sent where),
+//! `core` what a core owns.
 
 pub mod admit;
 pub mod attempt;

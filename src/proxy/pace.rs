@@ -1,9 +1,9 @@
 //! The least rate of a request body (`limits.body_rate_min`).
 //!
-//! The one idea: only the time in which we wait for the client is counted, cut into windows of
-//! ten seconds, and each window has to bring its bytes. A client that an upstream or we hold up is
-//! not slow. How long one wait may last follows from the window, so that the timer that guards it
-//! anyway finds out a client that says nothing.
+//! The one idea: only the time in which we wait for the client is counted, in windows of ten
+//! seconds, and each window has to bring its bytes. A client that an upstream or we hold up is not
+//! slow. How long one wait may last follows from the window, so that the timer that guards the wait
+//! anyway also catches a client that sends nothing.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ pub const WINDOW: Duration = Duration::from_secs(10);
 /// How fast one body comes.
 #[derive(Clone, Copy, Debug)]
 pub struct BodyPace {
-    /// Bytes that a window has to bring; 0 = none.
+    /// Bytes that a window has to bring; 0 = no least rate.
     least: u64,
     bytes: u64,
     waited: Duration,
 }
 
 impl BodyPace {
-    /// Nothing has come, and nothing has been waited for.
+    /// The pace of a body of which nothing has come yet, nor been waited for.
     ///
     /// Units: `rate_min` bytes a second; 0 = none.
     #[must_use]
@@ -29,7 +29,7 @@ impl BodyPace {
         Self { least, bytes: 0, waited: Duration::ZERO }
     }
 
-    /// How long the next wait may last, at most `idle`.
+    /// How long the next wait may last: to the end of the window, and `idle` at most.
     #[must_use]
     pub fn patience(&self, idle: Duration) -> Duration {
         if self.least == 0 {
@@ -55,7 +55,7 @@ impl BodyPace {
             );
             self.bytes = 0;
         }
-        // What ends a window belongs to the next one.
+        // The bytes that end a window count for the next one.
         self.bytes = self.bytes.saturating_add(bytes);
         slow
     }

@@ -1,4 +1,4 @@
-//! What a request head is allowed to do: made by `admit`, asked by every station after it.
+//! What a request may do, by its head: made by `admit`, asked by every station after it.
 
 use std::net::IpAddr;
 
@@ -8,14 +8,14 @@ use crate::http1::framing::Framing;
 use crate::policy::keys::KeyId;
 use crate::policy::reach::Asker;
 
-/// What a request head is allowed to do.
+/// What a request may do, as far as its head alone decides.
 #[derive(Debug)]
 pub struct Permit {
     /// The client's key, if the listener asks for one.
     pub key: Option<KeyId>,
-    /// The key may not use every model: what the server will read has to be proven.
+    /// The key may not use every model: which model the server will read has to be proven.
     pub limited: bool,
-    /// The listener's number.
+    /// The listener's number in the config.
     pub listener: u16,
     /// How the request body is delimited.
     pub framing: Framing,
@@ -29,16 +29,16 @@ pub struct Permit {
     pub peer: Option<Peer>,
     /// The client's address, as far as the proxies before us are trusted.
     pub client: Option<IpAddr>,
-    /// The key's place in a queue: the higher goes first.
+    /// The key's priority in a wait queue: the higher goes first.
     pub priority: i32,
     /// The key pays by the token: every byte of the answer is read.
     pub is_metered: bool,
-    /// The credential belonged to us, not to the upstream.
+    /// The listener requires a key, so the client's credential is for us and not for the upstream.
     pub key_was_ours: bool,
 }
 
 impl Permit {
-    /// Who asks, as the reach of groups and upstreams is about.
+    /// Listener and key, by which the reach of groups and upstreams is decided.
     #[must_use]
     pub fn asker(&self) -> Asker {
         Asker { listener: self.listener, key: self.key }
@@ -46,8 +46,8 @@ impl Permit {
 
     /// Whether the client's own credential fields go upstream.
     ///
-    /// They do when the operator says so, and when neither side of ours uses credentials at all:
-    /// then they are not ours to take away.
+    /// They do when the operator says so, and when neither the listener nor the upstream uses
+    /// credentials at all: then they are not ours to take away.
     #[must_use]
     pub fn credentials_pass(&self, upstream: &Credential) -> bool {
         match upstream {

@@ -1,11 +1,12 @@
 //! The station between a route and an attempt: one member of the group, and the right to call it.
 //!
 //! A candidate is enabled, wanted by the route, healthy, let in by its breaker, below its
-//! concurrency and not yet tried in this exchange. One that asked us to back off (`Retry-After`) is
-//! taken only when nobody else is left: it knows best, but some answer is better than none. So is
-//! one that fails this model alone. Where breakers alone leave nobody, `last_resort` picks. The
-//! balancer chooses from a view of plain numbers; what the view promises is then taken by
-//! compare-and-swap, and whoever was slower picks again.
+//! concurrency and not yet tried in this exchange. A member that asked us to back off
+//! (`Retry-After`) is taken only when no other is left: some answer is better than none. So is one
+//! that fails this model alone, or is very late to list its models. Where breakers alone leave no
+//! member, `last_resort` picks. The balancer chooses from a view of plain numbers; a slot and the
+//! breaker's leave are then taken by compare-and-swap, and a core that was slower than another
+//! picks again.
 
 use super::call_guard::CallGuard;
 use super::core::Core;
@@ -19,14 +20,14 @@ use crate::upstream::state::Lease;
 /// Longest wait that a refusal names, in seconds.
 const RETRY_AFTER_MAX_S: u64 = 3600;
 
-/// Who is to be picked from.
+/// The group to pick from, and what its member must satisfy.
 #[derive(Clone, Copy)]
 pub struct Choice<'a, 'm> {
     /// The group.
     pub group: u16,
-    /// The one upstream that must take it.
+    /// The one upstream that must take the request; `None` = any member.
     pub forced: Option<u16>,
-    /// On whose behalf.
+    /// The listener and the key, by which reach is decided.
     pub asker: Asker,
     /// A key with rights to some models named one in the target alone: a server whose target
     /// is always the same would not read it.
@@ -53,16 +54,16 @@ pub struct Picked<'p> {
     pub member: usize,
     /// The upstream.
     pub upstream: &'p UpstreamPlan,
-    /// Counts the attempt in flight.
+    /// Counts the attempt in flight, until dropped.
     pub lease: Lease<'p>,
-    /// Let in by the breaker.
+    /// The breaker's leave to make the call.
     pub guard: CallGuard<'p>,
 }
 
-/// Why nobody was picked.
+/// Why no member was picked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nobody {
-    /// Somebody could be, but for its concurrency: it may be worth waiting.
+    /// A member would do but for its concurrency: it may be worth waiting.
     Full,
     /// There is no candidate.
     Left,
@@ -86,7 +87,7 @@ pub fn pick<'p>(
         });
         let Some(member) = picked else { return Err(nobody) };
         let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-        // Whoever was slower than another core picks again.
+        // Another core may have taken the slot or the trial since the view: then pick again.
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
@@ -99,10 +100,10 @@ pub fn pick<'p>(
     }
 }
 
-/// Picks a member whose breaker refuses, when nobody is left but such: the one that failed
+/// Picks a member whose breaker refuses, when only such members are left: the one that failed
 /// longest ago.
 ///
-/// Errors: `Full` when somebody would do but for its concurrency.
+/// Errors: `Full` when a member would do but for its concurrency.
 #[cold]
 pub fn last_resort<'p>(
     plan: &'p Plan,
@@ -133,21 +134,22 @@ pub fn last_resort<'p>(
     Err(nobody)
 }
 
-/// Whether `last_resort` would find somebody, slots aside.
+/// Whether `last_resort` would find a member, slots aside.
 #[must_use]
 #[cold]
 pub fn has_last_resort(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> bool {
     candidates(plan, choice).any(|(_, upstream)| upstream.state.admits_last_resort(now_us / 1000))
 }
 
-/// Whether a breaker lets anybody in, slots aside.
+/// Whether any candidate is usable and let in by its breaker, slots aside.
 #[must_use]
 #[cold]
 pub fn somebody_admits(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
     candidates(plan, choice).any(|(_, upstream)| upstream.state.admits(now_ms))
 }
 
-/// Enters a member whose slot was granted: as a last resort where breakers leave nobody else.
+/// Asks the breaker of a member whose slot was granted for leave; as a last resort where the
+/// breakers of all candidates refuse. `None` when this breaker refuses.
 pub fn enter_granted<'p>(
     plan: &'p Plan,
     choice: Choice<'_, 'p>,
@@ -177,7 +179,7 @@ fn candidates<'p>(
         .map(|(at, (upstream, _))| (at, &plan.upstreams[usize::from(*upstream)]))
 }
 
-/// Members that no slot will do for: tried, switched off, or not for this request.
+/// Members whose slots are of no use to this request: tried, switched off, or not for this request.
 #[must_use]
 pub fn unacceptable(plan: &Plan, choice: Choice<'_, '_>) -> Tried {
     let group = &plan.groups[usize::from(choice.group)];
@@ -190,7 +192,7 @@ pub fn unacceptable(plan: &Plan, choice: Choice<'_, '_>) -> Tried {
     not
 }
 
-/// When the nearest breaker of the group lets somebody in; `None` when that is not known.
+/// When the first breaker of the group will let a call in; `None` when that is not known.
 ///
 /// Units: milliseconds from the process's origin, as `now_ms`.
 #[must_use]
@@ -206,13 +208,13 @@ pub fn next_admission_ms(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> Op
     wanted.filter_map(|upstream| upstream.state.breaker.next_admission_ms(now_ms)).min()
 }
 
-/// Whether the last view holds somebody whom the exchange has not tried.
+/// Whether the last view holds a usable member that the exchange has not tried.
 #[must_use]
 pub fn another(members: &[Member], tried: &Tried) -> bool {
     members.iter().enumerate().any(|(at, member)| member.usable && !tried.has(at))
 }
 
-/// Says that nobody is left, and when somebody may be back.
+/// The refusal when no member is left, with the time until a breaker may let a call in.
 #[must_use]
 #[cold]
 pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal {
@@ -225,7 +227,7 @@ pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal 
     Refusal { retry_after: u32::try_from(seconds).unwrap_or(u32::MAX), ..refusal }
 }
 
-/// What the balancer sees of a group; returns why nobody of it might do.
+/// Fills `members` with what the balancer sees of a group; returns what to report if it picks none.
 fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: u64) -> Nobody {
     let group = &plan.groups[usize::from(choice.group)];
     let now_ms = now_us / 1000;
@@ -252,8 +254,9 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
                 false => ready = true,
             }
             if state.breaker.awaits_trial() {
-                // However bad it was: only a trial can tell whether it still is, and it may
-                // have one at a time. By its measures nobody would go there in a quiet hour.
+                // Looks fast however slow it was: only a trial can tell whether it still is, and
+                // one is let through at a time. By its old measures it would get no trial while
+                // there is little traffic.
                 (member.rt_us, member.peak_us) = (1, 1);
             } else if group.strategy.reads_measures() {
                 let reading = state.measures.read(now_us);
@@ -272,7 +275,8 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
     nobody
 }
 
-/// Whether somebody else is to be preferred: it asked us to back off, or fails this model alone.
+/// Whether other members are to be preferred: this one asked us to back off, is very late to list
+/// its models, or fails this model alone.
 fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
     let state = &upstream.state;
     state.is_backing_off(now_ms)

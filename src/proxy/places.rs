@@ -1,17 +1,18 @@
-//! Who is let in, and who has to go: the connections of the process and their shares.
+//! Which connections are let in and which have to go: the limits of the process and of addresses.
 //!
 //! At the limit of connections the one that has idled longest is closed and the newcomer taken, as
-//! nginx does; somebody who opens connections and says nothing keeps nobody out. Cores tell each
-//! other at every tick how many of theirs idle and since when; a core that needs a place ends one
-//! of its own, or sends word to the core whose idles longest. What was told is at most a tick old:
-//! a core may find that nobody idles any more, and for a turn of its loop a connection that is
-//! ending is still counted. So there may be a few more than the limit (`LEAVING_MAX`), never many.
+//! nginx does, so that a client that opens connections and sends nothing keeps no other out. Cores
+//! tell each other at every tick how many of theirs idle and since when; a core that needs a place
+//! ends one of its own, or sends `EndIdle` to the core with the one that has idled longest. These
+//! counts are up to a tick old: a core may find that none idles any more, and for a turn of its
+//! loop a connection that is ending is still counted. So there may be a few more than the limit
+//! (`LEAVING_MAX`), never many.
 //!
 //! A stream of HTTP/2 may need a connection to an upstream, as a connection of HTTP/1.1 may: each
 //! one beyond the first of its connection counts like one.
 //!
-//! A handshake over its limit takes the place of the longest one of whoever has more of them under
-//! way than the newcomer; one that has as many himself is refused.
+//! A TLS handshake over the limit takes the place of the longest one of an address that has more of
+//! them under way than the newcomer's address; if there is none, the newcomer is refused.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -21,14 +22,14 @@ use super::core::{Core, Padded, Shared};
 use crate::net::mailbox::Message;
 use crate::policy::limit::tally::{Holder, Tally};
 
-/// Connections over the limit, of which the most are on their way out.
+/// Most connections over the limit: those that are ending count until they are closed.
 const LEAVING_MAX: u32 = 16;
 
 /// An address has as many connections as it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TooMany;
 
-/// A count for as long as this lives.
+/// One more in the tally of an address, until this is dropped.
 pub struct Counted {
     shared: Arc<Shared>,
     of: fn(&Shared) -> &Tally,
@@ -48,7 +49,8 @@ impl Drop for Counted {
     }
 }
 
-/// Makes room for one more connection, or stream: false when all are busy.
+/// Makes room for one more connection or stream, at the limit by ending an idle connection; false
+/// when none can be ended.
 pub fn make_place(core: &Core) -> bool {
     let shared = &core.shared;
     let taken = shared.connections.load(Relaxed) + shared.streams.load(Relaxed);
@@ -70,7 +72,8 @@ fn take_idle_place(core: &Core, taken: u32) -> bool {
     if let Some((since_us, at)) = longest
         && own.is_none_or(|own| since_us < own)
     {
-        // Claimed before it is told, or a burst would ask for more than there are.
+        // The count goes down before the message is sent, or a burst would ask for more idle
+        // connections than there are.
         let less = |count: u32| count.checked_sub(1);
         if shared.idle[at].0.count.fetch_update(Relaxed, Relaxed, less).is_ok()
             && shared.mailboxes[at].send(Message::EndIdle).is_ok()
@@ -81,7 +84,7 @@ fn take_idle_place(core: &Core, taken: u32) -> bool {
     core.ticker.end_longest_idle()
 }
 
-/// Tells the other cores who idles here; called at every tick.
+/// Tells the other cores how many connections idle here and since when; called at every tick.
 pub fn publish(core: &Core) {
     let Some(Padded(idle)) = core.shared.idle.get(core.index) else { return };
     let (count, since) = core.ticker.idle();
@@ -89,7 +92,8 @@ pub fn publish(core: &Core) {
     idle.since_us.store(since.map_or(u64::MAX, |at| core.shared.notifier.us_at(at)), Relaxed);
 }
 
-/// Whether an address has as many connections as it may; a look before others have to go for it.
+/// Whether an address has as many connections as it may; asked before an idle connection is ended
+/// to make room.
 #[must_use]
 pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: u16) -> bool {
     let shared = &core.shared;
@@ -102,7 +106,7 @@ pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: u16) -> bool {
 
 /// Counts a connection of an address for as long as it lives.
 ///
-/// Errors: it has as many as it may.
+/// Errors: the address has as many as it may.
 pub fn count_connection(
     core: &Core,
     peer: Option<SocketAddr>,
@@ -117,7 +121,7 @@ pub fn count_connection(
 /// Counts a request that came through a trusted proxy as a connection of the client that the proxy
 /// vouches for.
 ///
-/// Errors: it has as many as it may.
+/// Errors: the address has as many as it may.
 pub fn count_vouched(
     core: &Core,
     peer: Option<IpAddr>,
@@ -137,7 +141,8 @@ fn count(core: &Core, ip: IpAddr) -> Result<Counted, TooMany> {
     if held > u64::from(core.shared.per_ip_max) { Err(TooMany) } else { Ok(counted) }
 }
 
-/// Whose connection it is; nobody's that comes from a trusted proxy, behind which are many.
+/// The address that a connection counts for; `None` for a trusted proxy, behind which are many
+/// clients.
 fn counted_ip(core: &Core, peer: Option<SocketAddr>, listener: u16) -> Option<IpAddr> {
     let ip = peer?.ip().to_canonical();
     let trusts = core.with_listener(usize::from(listener), |plan| {
@@ -146,14 +151,15 @@ fn counted_ip(core: &Core, peer: Option<SocketAddr>, listener: u16) -> Option<Ip
     (!trusts).then_some(ip)
 }
 
-/// A handshake under way.
+/// A TLS handshake under way, counted until this is dropped.
 pub struct Shaking {
     shared: Arc<Shared>,
     counted: Counted,
 }
 
 impl Shaking {
-    /// Counts one; `None` when too many others are at it, and nobody has more of them.
+    /// Counts a handshake; `None` when `handshakes_max` are under way and no address has more of
+    /// them than this one.
     pub fn begin(core: &Core, ip: Option<IpAddr>) -> Option<Shaking> {
         let shared = core.shared.clone();
         let holder = match ip {
@@ -172,7 +178,7 @@ impl Shaking {
         fits.then_some(shaking)
     }
 
-    /// Whose it is, for the ticker.
+    /// The number of its address in the tally, by which the ticker knows whose handshake to end.
     #[must_use]
     pub fn tag(&self) -> u64 {
         u64::from(self.counted.holder.number())

@@ -31,15 +31,15 @@ use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
 use crate::upstream::wait_queue::{WaitQueue, Wake};
 
-/// Everything that an exchange asks.
+/// The config as the data plane asks it; numbers are indexes into these lists.
 pub struct Plan {
     /// Listeners, as numbered in the config.
     pub listeners: Vec<ListenerPlan>,
     /// Client keys.
     pub keys: KeyTable,
-    /// What each key may have and has had; by key number.
+    /// What each key may use and has used; by key number.
     pub limits: Vec<KeyLimit>,
-    /// What the nodes share of it; none = every node counts by itself.
+    /// The budget that nodes share for such limits; none = every node counts by itself.
     pub budget: Option<Arc<Budget>>,
     /// Models and what they map to.
     pub models: ModelTable,
@@ -49,9 +49,9 @@ pub struct Plan {
     pub groups: Vec<GroupPlan>,
     /// Upstreams, as numbered in the config.
     pub upstreams: Vec<UpstreamPlan>,
-    /// What one HTTP/2 connection may ask of us.
+    /// Limits of one client's HTTP/2 connection.
     pub h2: H2Limits,
-    /// Bounds of heads.
+    /// Limits of request and response heads.
     pub head: HeadLimits,
     /// Largest request body, bytes.
     pub body_bytes_max: u64,
@@ -59,7 +59,7 @@ pub struct Plan {
     pub body_held_bytes_max: u64,
     /// Least rate of a request body, bytes a second; 0 = none.
     pub body_rate_min: u64,
-    /// Probe period of idle TCP connections.
+    /// How long a TCP connection is silent before the kernel probes it (keep-alive).
     pub tcp_keepalive: Duration,
     /// Pools of all endpoints, sorted, and how long an idle connection stays in each.
     pub pools: Vec<(PoolId, Duration)>,
@@ -68,7 +68,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Takes over what keys and addresses have had under the plan before this one, by name.
+    /// Takes over, by name, what keys and addresses have used under the plan before this one.
     pub fn keep_limits(&mut self, before: &Plan) {
         let old: HashMap<&str, &KeyLimit> =
             before.limits.iter().map(|limit| (&*limit.name, limit)).collect();
@@ -95,7 +95,7 @@ impl Plan {
         (&group.name, names.collect())
     }
 
-    /// Members of a group whom this asker reaches.
+    /// Members of a group that this asker may be sent to.
     pub fn members_within_reach(
         &self,
         group: &GroupPlan,
@@ -106,8 +106,8 @@ impl Plan {
         members.filter(move |upstream| upstream.reach.allows(asker))
     }
 
-    /// What a group is called towards this asker: one that the file does not name goes by its
-    /// members, and nobody is told of those they do not reach.
+    /// The name of a group as this asker is told it: a group that the file does not name goes by
+    /// its members, and only those within the asker's reach are named.
     #[must_use]
     pub fn group_name<'p>(&'p self, group: &'p GroupPlan, asker: Asker) -> Cow<'p, str> {
         let reached = || self.members_within_reach(group, asker);
@@ -139,15 +139,16 @@ impl Plan {
 
 /// The rate of each address at one listener.
 pub struct IpLimit {
-    /// The rate.
+    /// The rate that each address may have.
     pub pace: IpPace,
-    /// What each address has had.
+    /// What each address has used; carried over to the next plan.
     pub table: Arc<IpTable>,
 }
 
 impl IpLimit {
     /// Takes one call of an address.
     ///
+    /// Units: `now_ns` is steady.
     /// Errors: 429 with the time until the next call would pass.
     pub fn take(&self, ip: IpAddr, now_ns: u64) -> Result<(), Refusal> {
         let taken = self.table.take(ip, &self.pace, now_ns);
@@ -159,11 +160,11 @@ impl IpLimit {
 pub struct KeyLimit {
     /// The key's name.
     pub name: Arc<str>,
-    /// What it may have.
+    /// What it may use.
     pub rules: KeyRules,
-    /// What it has had.
+    /// What it has used; shared by all cores and carried over to the next plan.
     pub state: Arc<KeyState>,
-    /// Its place in a queue: the higher goes first.
+    /// Its priority in a wait queue: the higher goes first.
     pub priority: i32,
 }
 
@@ -185,11 +186,12 @@ pub struct ListenerPlan {
     pub carriers: Vec<Carrier>,
     /// Whether a key is required.
     pub keys_required: bool,
-    /// Where a request goes whose model nobody knows.
+    /// The group of a request whose model is unknown or not named; none = such a request is
+    /// refused.
     pub default_group: Option<u16>,
-    /// Pages of which origins may call.
+    /// The origins whose pages may call (CORS).
     pub cors: Cors,
-    /// Which names of models may say where to go.
+    /// Which model names may also say where to go (`model@upstream`).
     pub force: Force,
     /// Peers whose `X-Forwarded-For` is believed.
     pub trusted: Vec<IpNet>,
@@ -215,13 +217,13 @@ pub struct RouteTarget {
 /// Timeouts towards clients.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientTimeouts {
-    /// For a whole request head.
+    /// To receive a whole request head.
     pub head: Duration,
     /// Between two reads of a request body.
     pub body_idle: Duration,
-    /// Between two requests.
+    /// Between two requests on one connection.
     pub keepalive: Duration,
-    /// For a client that does not read.
+    /// How long a client may read nothing of an answer.
     pub write_idle: Duration,
     /// From accept to the end of the TLS handshake.
     pub handshake: Duration,
@@ -230,9 +232,9 @@ pub struct ClientTimeouts {
 /// Timeouts towards upstreams.
 #[derive(Clone, Copy, Debug)]
 pub struct UpstreamTimeouts {
-    /// For a connection without a request.
+    /// How long a connection may idle in the pool.
     pub pool_idle: Duration,
-    /// For a connection to be made.
+    /// To make a connection, TLS included.
     pub connect: Duration,
     /// For an outbound proxy to open a tunnel.
     pub proxy_connect: Duration,
@@ -250,17 +252,17 @@ pub struct GroupPlan {
     pub name: String,
     /// The file names no such group: its name is those of its members.
     pub implicit: bool,
-    /// Who may be sent there.
+    /// Which listeners and keys lead there.
     pub reach: Reach,
     /// How a member is chosen.
     pub strategy: Strategy,
     /// Upstream numbers and weights.
     pub members: Vec<(u16, u32)>,
-    /// What is retried.
+    /// What is retried, how often and after which pauses.
     pub retry: RetryPolicy,
     /// Whether a group of one tries its only member again.
     pub retry_same: bool,
-    /// Groups that are asked, in order, when nobody of this one is left.
+    /// Groups that are tried, in order, when no member of this one is left.
     pub fallback: Vec<u16>,
     /// Requests that may wait when every member is at its concurrency; 0 = none.
     pub queue_length: u32,
@@ -298,7 +300,7 @@ pub struct UpstreamPlan {
     pub name: String,
     /// Where it is, `host:port`, if clients may know.
     pub place: Option<String>,
-    /// Who may be sent there, whatever the group.
+    /// Which listeners and keys lead there, whatever the group.
     pub reach: Reach,
     /// What TLS is spoken with it; none = plain.
     pub tls: Option<Arc<TlsClient>>,
@@ -312,21 +314,21 @@ pub struct UpstreamPlan {
     pub concurrency: u32,
     /// What all cores share about it.
     pub state: Arc<UpstreamState>,
-    /// Path mapping.
+    /// How the path of a request becomes the path sent.
     pub path: PathPlan,
     /// `Host: …\r\n`, or `None` for the client's own.
     pub host_line: Option<Vec<u8>>,
-    /// Credentials to put in.
+    /// What replaces the client's credential.
     pub credential: Credential,
     /// Field names that are replaced, removed or carry the credential, lower case.
     pub dropped: Vec<Vec<u8>>,
-    /// Field lines that are always added.
+    /// Field lines that are always added, each with its CRLF.
     pub added: Vec<u8>,
-    /// Field lines added when the client sent none of that name.
+    /// Names and field lines; a line is added when the client sent no field of that name.
     pub inserted: Vec<(Vec<u8>, Vec<u8>)>,
     /// Whether the client's `User-Agent` is dropped (`added` holds the new one).
     pub user_agent: bool,
-    /// Connection reuse.
+    /// Whether its connections are pooled.
     pub reuse: Reuse,
     /// The outbound proxy that its connections go through.
     pub via: Option<ViaPlan>,
@@ -336,7 +338,7 @@ pub struct UpstreamPlan {
 pub struct ViaPlan {
     /// Its `host:port`, for messages.
     pub proxy: String,
-    /// What it is asked for.
+    /// What the proxy is asked for.
     pub mode: ProxyMode,
 }
 
@@ -360,7 +362,7 @@ pub enum ProxyMode {
 pub enum Credential {
     /// The client's own goes through.
     Pass,
-    /// None at all.
+    /// None of ours; the client's own goes through unless the listener requires a key.
     None,
     /// One of these field lines, by weight; a single one has weight 1.
     Lines(Vec<(f64, Vec<u8>)>),

@@ -8,9 +8,10 @@ use std::time::Duration;
 pub struct Progress {
     /// Every byte of the request has been received: the client may be watched.
     pub body_received: Cell<bool>,
-    /// Nobody reads from the client until the upstream takes more: it may be watched meanwhile.
+    /// The upload waits for the upstream and does not read from the client, which may be watched
+    /// meanwhile.
     pub upload_waits: Cell<bool>,
-    /// The client is awaited, and the upstream cannot be late.
+    /// The client is awaited for more of its body: meanwhile the upstream cannot be late.
     pub client_owes: Cell<bool>,
     /// Something of the body has been sent on and is not kept: it cannot be sent again.
     pub gone: Cell<bool>,
@@ -19,7 +20,8 @@ pub struct Progress {
     pub stop: Cell<bool>,
     /// A final response head has come.
     pub answer_begun: Cell<bool>,
-    /// The upstream is awaited for more of its answer, for so long; zero = for ever.
+    /// How long the upstream, which is awaited, may take for more of its answer; `None` = it is not
+    /// awaited; zero = no limit.
     pub answer_within: Cell<Option<Duration>>,
     /// The client has its whole answer.
     pub answer_done: Cell<bool>,

@@ -1,10 +1,10 @@
 //! For a key that may use certain models only: is the name that was checked the one that the
 //! server will read?
 //!
-//! A server may read the model in the path, in the query or in the body, and which of them it
-//! is, only it knows. So all that name one must name the same, and a request that names none,
-//! or that can change it later (a tunnel), is refused. A key that may use every model is asked
-//! none of this.
+//! A server may read the model in the path, in the query or in the body, and we do not know which.
+//! So all of these that name a model must name the same one, and a request that names none, or that
+//! can change it later (a tunnel), is refused. For a key that may use every model none of this is
+//! checked.
 
 use super::permit::Permit;
 use super::plan::{PathPlan, Plan};
@@ -15,7 +15,7 @@ use crate::http::path::decoded;
 use crate::llm::path::{ModelPosition, PathModel, names_other};
 use crate::policy::model::ModelTarget;
 
-/// Refuses a tunnel: what is said in it may name any model, and is not read here.
+/// Refuses a tunnel: the bytes in it may name any model, and are not read here.
 #[cold]
 pub(super) fn refuse_tunnel() -> Refusal {
     let message = "This key may use certain models only, and a tunnel may name any.";
@@ -35,7 +35,8 @@ pub(super) struct Said<'a> {
     pub(super) asked: &'a str,
     /// The name that is sent in its place.
     pub(super) renamed: Option<&'a str>,
-    /// Its place in the target, if it stood there: the one place of the target that is renamed.
+    /// The name's place in the target, if it stood there: the one place in the target that is
+    /// renamed.
     pub(super) in_target: Option<&'a PathModel>,
     /// The name in the body, if there is one; it is renamed, too.
     pub(super) in_body: Option<&'a str>,
@@ -83,10 +84,10 @@ impl Said<'_> {
     }
 }
 
-/// Checks that some server of the target is sent the target, where the target alone names the
-/// model.
+/// Where the request's URL alone names the model: checks that a server which may take the request
+/// is sent that URL.
 ///
-/// Errors: 403 where the URL of each is always the same (`path_mode = "fixed"`).
+/// Errors: 403 where each such server is always sent the same URL (`path_mode = "fixed"`).
 #[cold]
 pub(super) fn reads_target(plan: &Plan, to: ModelTarget, permit: &Permit) -> Result<(), Refusal> {
     let fixed = |number: u16| {

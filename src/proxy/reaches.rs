@@ -12,12 +12,12 @@ pub(super) struct Reaches {
     pub(super) upstreams: Vec<Reach>,
 }
 
-/// Reads them off a config.
+/// Works out, for each group and upstream of a config, which listeners and keys lead there.
 #[must_use]
 pub(super) fn reaches(config: &Config) -> Reaches {
     let claims = claims(config);
     let of_claims = reach::reaches(&claims);
-    // What a row of `[models]` leads to without a group of the file is open, too.
+    // Upstreams that a row of `[models]` names without a group of the file are open, too.
     let mut opened = vec![false; config.upstreams.len()];
     for model in config.models.iter().filter(|m| m.origin == ModelOrigin::Configured) {
         let group = config.group(model.group);
@@ -28,7 +28,7 @@ pub(super) fn reaches(config: &Config) -> Reaches {
     let named: Vec<bool> = named(&claims, config);
     let mut ways: Vec<Vec<&Reach>> = vec![Vec::new(); config.upstreams.len()];
     for (group, of_claims) in config.groups.iter().zip(&of_claims).zip(&named).filter_map(
-        // A group that nothing names keeps nobody out and lets nobody in.
+        // A group that nothing names neither restricts its members nor opens them.
         |(pair, named)| named.then_some(pair),
     ) {
         for member in &group.members {

@@ -34,17 +34,17 @@ pub struct Caller {
 /// What every answer says to a page of another origin.
 #[derive(Clone, Debug, Default)]
 pub enum CorsLines {
-    /// Nothing of ours: it is left to the servers.
+    /// No lines of ours: the upstream's pass.
     #[default]
     Untouched,
-    /// Nothing at all: the listener has a list, and this is no page on it.
+    /// Neither our lines nor the upstream's: the origin is not on the listener's list.
     Denied,
-    /// These lines, and not the server's own.
+    /// These lines, and none of the upstream's.
     Allowed(Arc<[u8]>),
 }
 
 impl CorsLines {
-    /// Whether an upstream's word on this is dropped.
+    /// Whether an upstream's field of this name is dropped, since CORS is answered by us.
     #[must_use]
     pub fn owns(&self, name: &[u8]) -> bool {
         !matches!(self, CorsLines::Untouched) && cors::owns(name)
@@ -61,7 +61,7 @@ impl CorsLines {
 /// Why a request is not served, in the caller's words.
 #[derive(Debug)]
 pub struct Refusal {
-    /// Which fault; the table says the rest.
+    /// The fault; its row in the table of `error` has status, code and default message.
     pub kind: Kind,
     /// A more exact message than the table's.
     pub message: Option<String>,
@@ -71,7 +71,7 @@ pub struct Refusal {
     pub retry_after: u32,
 }
 
-// Each of these is the sign of a way that is seldom gone, and is laid out apart.
+// `#[cold]`: error paths stay out of the hot code.
 impl From<Kind> for Refusal {
     #[cold]
     fn from(kind: Kind) -> Self {

@@ -1,4 +1,4 @@
-//! Another name for the model in a received body.
+//! Replaces the name of the model in a received body.
 //!
 //! The one idea: the body is written anew into a second buffer of the core, with the new value in
 //! the place of the old one, and the buffers change places. A small body passes in one piece; a
@@ -14,7 +14,7 @@ use crate::http1::framing::Framing;
 use crate::llm::splice::replace_model;
 use crate::net::race::yield_now;
 
-/// Room for the quotes and escapes of a name; most have no more.
+/// Bytes to spare for the quotes and escapes of a name; most names need no more.
 const QUOTES_BYTES: usize = 16;
 
 /// Puts another name in the place of the model's value, in a body of one slice.
@@ -73,8 +73,8 @@ fn put_in_place(
     Outgoing::Length((body.end - body.begin) as u64 + left)
 }
 
-/// A head, and behind it the data of its body in passing, with `value` in the place of what stood
-/// at `from..to`.
+/// A copy of a head and of the body's data behind it, made as they pass, with `value` in the place
+/// of the bytes `from..to`.
 ///
 /// Units: `at`, `from` and `to` count data bytes, `from <= to`; framing is left out.
 struct Renamed<'n> {
@@ -83,7 +83,7 @@ struct Renamed<'n> {
     at: usize,
     from: usize,
     to: usize,
-    /// What has yet to be written.
+    /// The new value, until it has been written.
     value: Option<Value<'n>>,
     /// Takes the chunks of a chunked body apart.
     chunks: Option<BodyReader>,
@@ -155,7 +155,7 @@ impl<'n> Renamed<'n> {
         }
     }
 
-    /// Gives back what has been written, and where the body ends in it.
+    /// Returns what has been written, and where the body ends in it.
     fn end(mut self) -> (Vec<u8>, usize) {
         self.write_value();
         let end = self.out.len();

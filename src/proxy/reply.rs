@@ -27,7 +27,7 @@ pub fn refuse<'a>(
     refusal: &'a Refusal,
     body_read: bool,
 ) -> PooledFuture<'a, Next> {
-    // Pooled: few exchanges end so, and none is to carry it.
+    // Pooled: few exchanges are refused, and else every exchange's future would have room for this.
     PooledFuture::with(move || async move {
         let row = refusal.kind.row();
         if row.status.is_none() {
@@ -79,7 +79,7 @@ pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool
         let _ = write!(fields, "retry-after-ms: {}\r\n", u64::from(wait_s) * 1000);
     }
     if row.lasts() || (row.retry_after && wait_s > RETRY_AFTER_S_MAX) {
-        // Their word too: without it they try again for as long as their patience lasts.
+        // A field of these SDKs, too: without it they try again as often as they are set to.
         fields.push_str("x-should-retry: false\r\n");
     }
     answer_bytes(core, caller, status, fields.as_bytes(), &body, keep)
@@ -159,7 +159,7 @@ async fn transmit(core: &Core, down: &mut Downstream, out: Vec<u8>, keep: bool) 
     }
 }
 
-/// Says what becomes of the connection, where the version's default says otherwise.
+/// Writes `connection` where `keep` differs from what the client's HTTP version implies.
 pub fn connection_field(out: &mut Vec<u8>, version: Version, keep: bool) {
     match (version, keep) {
         (Version::Http11, false) => encode::field(out, b"connection", b"close"),

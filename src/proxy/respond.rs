@@ -1,8 +1,8 @@
 //! The response head as it goes to the client, and the body's framing on our side of it.
 //!
-//! Lines that nobody needs to touch are copied as they came. The framing is the upstream's
-//! wherever the client understands it; only a client of HTTP/1.0 and a body that ends with its
-//! connection need another.
+//! Field lines that need no change are copied as they came. The framing is the upstream's wherever
+//! the client understands it; only a client of HTTP/1.0 and a body that ends with its connection
+//! need another.
 
 use super::refusal::Caller;
 use super::reply::connection_field;
@@ -54,7 +54,7 @@ pub fn head(
     encode::status_line(out, response.status, response.reason.of(bytes));
     encode::copy_response_fields(out, response, bytes, |field| {
         match field.name_kind {
-            // A length beside another framing of ours would be a second opinion.
+            // A length beside our chunks would contradict them.
             Name::ContentLength => delivery == Delivery::IntoChunks,
             Name::Other => {
                 let name = field.name.of(bytes);
@@ -77,16 +77,16 @@ pub fn head(
     encode::end_of_head(out);
 }
 
-/// Trailers of an answer, held back until they are whole: what a client could merge into the head is
-/// dropped (RFC 9110 §6.5.1). They end the body, so nobody waits for anything else.
+/// Trailers of an answer, held back until they are whole: what a client could merge into the head
+/// is dropped (RFC 9110 §6.5.1). Since trailers end the body, nothing else is delayed.
 #[derive(Default)]
 pub struct Trailers {
     lines: Vec<u8>,
 }
 
 impl Trailers {
-    /// Takes what belongs to trailers out of the end of `out`, where the bytes of this body stand
-    /// from `from` on; puts back those that may pass when they are whole.
+    /// Takes the trailer bytes out of the end of `out`, where this body begins at `from`; appends
+    /// the trailers that may pass once all are here.
     ///
     /// Shape: `reader` has just read these bytes.
     #[cold]

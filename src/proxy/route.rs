@@ -45,7 +45,7 @@ pub struct Route {
     in_target: Option<PathModel>,
 }
 
-/// What the head alone says about the way.
+/// Where a request goes, as far as the head alone tells.
 pub enum HeadRoute {
     /// A host or path route.
     Group {
@@ -58,7 +58,7 @@ pub enum HeadRoute {
     Target(PathModel),
     /// The model stands in the body.
     Body,
-    /// Nothing names a model: the default group or nobody.
+    /// Nothing names a model: the default group, or a refusal.
     Nothing,
 }
 
@@ -98,15 +98,15 @@ fn target_refusal(fault: PathFault) -> Refusal {
 }
 
 fn may_use(target: &RouteTarget, permit: &Permit) -> Result<u16, Refusal> {
-    // A route that lists keys is for them: whoever has none is none of them.
+    // A route that lists keys is for those keys; a request without a key is refused.
     match target.keys.is_empty() || permit.key.is_some_and(|key| target.keys.contains(&key.0)) {
         true => Ok(target.group),
         false => Err(Refusal::because(Kind::KeyNotAllowed, "This key may not use this route.")),
     }
 }
 
-/// Most servers decode what is still encoded in a path (`%2F` too): who may not use the route
-/// that they would then be asked by does not get there by another one.
+/// Checks the key's right to the route that the decoded path would take: most servers decode what
+/// is still encoded in a path (`%2F` too), so that encoding must not lead past a forbidden route.
 #[cold]
 fn may_use_decoded(
     listener: &ListenerPlan,
@@ -136,7 +136,7 @@ impl HeadRoute {
     ) -> Result<Scanner<'a>, Refusal> {
         let looks = match self {
             HeadRoute::Body => true,
-            // The path has named it; a body that names another one is not let through.
+            // The path names the model; a limited key's body that names another one is refused.
             HeadRoute::Target(_) => {
                 permit.limited && !matches!(permit.framing, Framing::None | Framing::Length(0))
             }
@@ -270,8 +270,8 @@ fn prove(
     }
 }
 
-/// Whether a caller may be sent there: the one question about groups and upstreams, whatever
-/// led to them.
+/// Whether a caller may be sent to a group or upstream, whatever led there: a name, a route or a
+/// default.
 #[must_use]
 pub fn may_reach(plan: &Plan, permit: &Permit, target: ModelTarget) -> bool {
     let reach = match target.upstream_forced {
@@ -291,8 +291,7 @@ fn model_refused(name: &str) -> Refusal {
     Refusal::because(Kind::ModelNotAllowed, format!("This key may not use model '{name}'."))
 }
 
-/// Whether a value of `Content-Encoding` says that the body is as it is; an empty one says so
-/// too, and the body is looked at.
+/// Whether a value of `Content-Encoding` names no coding: it is empty, or says `identity`.
 fn is_identity(coding: &[u8]) -> bool {
     let mut words = coding.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
     words.all(|word| word.is_empty() || word.eq_ignore_ascii_case(b"identity"))
@@ -313,9 +312,9 @@ fn shown<'p>(plan: &'p Plan, permit: &Permit, name: &str) -> Option<&'p GroupPla
 fn unknown_model(plan: &Plan, permit: &Permit, asked: &str) -> Refusal {
     let is_shown = |name: &&str| shown(plan, permit, name).is_some();
     let mut names = plan.models.available().iter().map(AsRef::as_ref).filter(is_shown).peekable();
-    // Not heard of is not the same as not there: it may be one of a server that has yet to say
-    // which it has. One that nobody answers at is waited for only where there is no other: a
-    // wrong name should not wait for it to come back.
+    // The name may be one of a server that has not listed its models yet: then it is 503 and not
+    // 404. A server that is down counts here only where no model is known at all: a wrong name
+    // should not wait for that server to come back.
     let nobody_heard = names.peek().is_none();
     let silent = |one: &&UpstreamPlan| one.state.unheard() && (one.state.usable() || nobody_heard);
     let mut within_reach = plan.upstreams.iter().filter(|one| one.reach.allows(permit.asker()));
@@ -351,7 +350,7 @@ impl Route {
     pub fn write_target(&self, out: &mut Vec<u8>, head: &RequestHead, bytes: &[u8]) {
         let path = head.path(bytes);
         if path == b"*" {
-            // Of OPTIONS alone, and no path.
+            // `*` comes with OPTIONS alone and is no path.
             return out.extend_from_slice(head.target.of(bytes));
         }
         match (&self.in_target, &self.rename) {

@@ -20,7 +20,7 @@ pub struct Settle {
     begun_us: u64,
     /// What has become known so far.
     pub outcome: Outcome,
-    /// What has passed so far, for a key that pays by the token.
+    /// What a charge by the token goes by, as far as it is known.
     pub passed: Passed,
     /// The client's key, once it has been let in.
     pub key: Option<KeyId>,
@@ -57,12 +57,12 @@ impl Settle {
         self.begun().wall_ns / 1_000_000
     }
 
-    /// Keeps the key's part until the end.
+    /// Keeps the key's charge until the exchange ends, when its tokens are paid.
     pub fn hold(&mut self, charge: Option<Charge>) {
         self.charge = charge;
     }
 
-    /// Pays tokens of an exchange that goes on for long.
+    /// Pays tokens at once, for an exchange that may last for hours (a tunnel).
     pub fn pay(&self, tokens: u64) {
         if let Some(charge) = &self.charge {
             let now = self.core.shared.notifier.moment(self.now_us());
@@ -94,7 +94,7 @@ impl Settle {
         self.blamed = Some(upstream.into());
     }
 
-    /// Notes what ended it, unless something earlier did.
+    /// Notes the fault that ended the exchange; the first one noted counts.
     #[cold]
     pub fn fault(&mut self, kind: Kind) {
         self.outcome.fault.get_or_insert(kind.into());

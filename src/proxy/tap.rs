@@ -1,8 +1,8 @@
 //! Reading usage and the first token from a response in passing.
 //!
-//! Which dialect the bytes speak is told by the content type; bytes under a content coding, and
-//! types that carry no usage, are not looked at. For a key that pays by the token all of the body
-//! is read, whatever its type; what cannot be read is measured.
+//! The content type tells how to read the bytes; bytes under a content coding, and types that carry
+//! no usage, are not read. For a key that pays by the token all of the body is read, whatever its
+//! type; where it cannot be read its bytes are counted.
 
 use std::cell::RefCell;
 
@@ -56,7 +56,7 @@ impl Taps {
     }
 }
 
-/// What looks at a response on its way.
+/// What reads a response on its way.
 pub struct Tap {
     looks: Looks,
     sse: bool,
@@ -73,9 +73,9 @@ enum Looks {
     AtTheEnd,
     /// At every byte, for a key that pays by the token.
     AtAll(Box<Meter>),
-    /// For such a key at nothing, for it is under a coding.
+    /// For such a key: at nothing, since the body is under a coding; its bytes are counted.
     Coded,
-    /// The same, for it is no text.
+    /// For such a key: at nothing, since the body is audio, image or video; its bytes are counted.
     Media,
 }
 
@@ -144,7 +144,7 @@ impl Tap {
         }
     }
 
-    /// Says that so many bytes went by unseen.
+    /// Counts bytes that the kernel moved past the tap.
     pub fn skip(&mut self, bytes: u64) {
         self.bytes += bytes;
         if let Looks::InPassing(usage) = &mut self.looks {

@@ -41,21 +41,21 @@ pub struct Carried {
     pub fault: Option<Kind>,
 }
 
-/// What a tunnel costs a key that pays by the token: each count is paid when it comes, since a
-/// tunnel may last for hours, and what none covers at its end.
+/// What a tunnel costs a key that pays by the token: each count of tokens is paid when the upstream
+/// names it, since a tunnel may last for hours; what no count covers is paid at the end.
 pub struct Metered<'a> {
     messages: Box<Messages>,
     settle: &'a mut Settle,
 }
 
 impl<'a> Metered<'a> {
-    /// Reads a tunnel of this exchange.
+    /// Reads the tunnel of the exchange that `settle` records.
     #[must_use]
     pub fn new(settle: &'a mut Settle) -> Self {
         Self { messages: Box::default(), settle }
     }
 
-    /// The upstream has said this; the client had sent so many bytes.
+    /// Reads bytes from the upstream; `sent` counts the client's bytes until then.
     fn record(&mut self, bytes: &[u8], sent: u64) {
         self.messages.push(bytes, sent);
         let tokens = self.messages.take_unpaid();
@@ -77,13 +77,13 @@ impl<'a> Metered<'a> {
 /// One end of a tunnel.
 struct Side {
     stream: Stream,
-    /// Until it says something, or ends.
+    /// Deadline for its next bytes, or its end.
     speaks: Timer,
-    /// Until it takes something.
+    /// Deadline for it to take some of what is sent to it.
     takes: Timer,
-    /// For how long it may take nothing.
+    /// How long it may take nothing.
     write_idle: Duration,
-    /// What it is called when it takes nothing.
+    /// The fault when it takes nothing for that long.
     stalled: Kind,
 }
 
@@ -91,11 +91,11 @@ struct Tunnel<'a> {
     core: &'a Core,
     client: Side,
     upstream: Side,
-    /// For how long both sides may be silent.
+    /// How long both sides may be silent.
     idle: Duration,
-    /// For how long a side may go on when the other has ended.
+    /// How long a side may go on when the other has ended.
     follow: Duration,
-    /// One side has ended.
+    /// One side has ended: `follow` bounds what is left.
     following: Cell<bool>,
     fault: Cell<Option<Kind>>,
     /// Bytes that the client has sent so far.
@@ -114,7 +114,8 @@ pub async fn run(
     idle: Duration,
     meter: Option<Metered<'_>>,
 ) -> Carried {
-    // What it watched for while the answer was awaited is seen here by receives.
+    // While the answer was awaited this timer watched for the client's leaving; here receives
+    // notice that.
     down.timer.disarm();
     let first = std::mem::take(&mut down.recv);
     let side = |stream, write_idle, stalled| {
@@ -146,7 +147,7 @@ pub async fn run(
 }
 
 impl Tunnel<'_> {
-    /// Begins the silence anew, unless the time of whoever is to follow runs.
+    /// Restarts the idle deadline of both sides, unless one has ended and `follow` runs.
     fn somebody_spoke(&self) {
         if !self.following.get() {
             for side in [&self.client, &self.upstream] {
@@ -189,7 +190,7 @@ impl Tunnel<'_> {
 
     /// Sends to one side, which may take its time between two pieces up to a limit.
     ///
-    /// Errors: what ended it, if that was its time.
+    /// Errors: the fault if the side's deadline ended the send; `None` if its connection broke.
     async fn pass(&self, to: &Side, bytes: Vec<u8>) -> (Result<(), Option<Kind>>, Vec<u8>) {
         let mut part = Part::whole(bytes);
         while part.left() > 0 {
@@ -225,7 +226,7 @@ impl Tunnel<'_> {
         }
         match result {
             Ok(()) => to.stream.shutdown(Shut::Write),
-            // What the other direction still has for `from` may go there.
+            // Only reads from `from` end: the other direction may still have bytes for it.
             Err(_) => {
                 to.stream.shutdown(Shut::Both);
                 from.stream.shutdown(Shut::Read);

@@ -1,5 +1,5 @@
-//! What is said to a request that no route takes: at the root, at a path of no API, and to one
-//! that wants a WebSocket.
+//! The answers to a request that no route takes: at the root, at a path of no API, and to one that
+//! wants a WebSocket.
 //!
 //! Tools ask these before their first real request, and what they are told decides how long they
 //! wait: each has an answer of its own, at once.
@@ -16,8 +16,8 @@ use crate::policy::auth::{Places, find_credential};
 
 /// Whether `GET /` is ours to answer, as `/health` is (Claude Code looks there, without its key).
 ///
-/// It is where no route leads elsewhere. A default group gets it from whoever may come in; who
-/// brings no key is answered here.
+/// It is ours where no route takes it and there is no default group. A default group gets it from
+/// clients that bring a key or a certificate, or need none; others are answered here.
 #[cold]
 pub fn root_is_ours(
     listener: &ListenerPlan,
@@ -34,8 +34,8 @@ pub fn root_is_ours(
     listener.default_group.is_none() || asked_for_key
 }
 
-/// Whether a WebSocket that is asked for here can lead to nobody, whoever asks: there is no
-/// route, no default group, and no model in the target.
+/// Whether a request for a WebSocket cannot be routed, whatever its key: there is no route, no
+/// default group, and no model in the target.
 #[cold]
 pub fn leads_nowhere(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bool {
     let names_model = || !matches!(PathModel::of_head(head, bytes), Ok(None));
@@ -64,7 +64,7 @@ pub fn places<'a>(head: &RequestHead, bytes: &'a [u8]) -> Places<'a> {
 #[cold]
 pub fn no_route(head: &RequestHead, bytes: &[u8], permit: &Permit) -> Refusal {
     if permit.upgrade {
-        // 404 would be asked again and again (Codex); this is understood at once.
+        // After a 404 a client (Codex) tries again and again; this refusal it understands at once.
         return Kind::UpgradeRefused.into();
     }
     not_found(head, bytes)
@@ -75,8 +75,8 @@ fn not_found(head: &RequestHead, bytes: &[u8]) -> Refusal {
     Refusal::because(Kind::RouteNotFound, format!("No route for {} {path}.", head.method.text()))
 }
 
-/// What is told instead of a refusal about a model that is missing: at a path that names no API
-/// nobody misses it.
+/// Makes "no route" of a refusal for a missing model, where the path names no API and there is no
+/// default group: such a request was never about a model.
 #[must_use]
 #[cold]
 pub fn at_no_api(

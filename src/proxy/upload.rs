@@ -9,7 +9,8 @@
 //! from the client that is lost. The rest of a larger body goes through one buffer (or one pipe,
 //! when nobody needs the bytes), and from its first byte on nothing can be sent again.
 //!
-//! Whoever is awaited has the deadline: while the client owes bytes, the upstream is not late.
+//! A deadline runs for the side that is awaited: while the client owes bytes, the upstream is not
+//! late.
 //!
 //! When the answer is complete before the request is, the client is still sending: the rest is
 //! read and thrown away for a while, because a close would reset the connection and destroy
@@ -37,7 +38,7 @@ use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
 use crate::upstream::held::Held;
 
-/// Least number of bytes left for which the kernel moves them.
+/// Least number of bytes left that are spliced: the kernel moves them from socket to socket.
 pub const SPLICE_BYTES_MIN: u64 = LARGE_BYTES as u64;
 /// How long a client may go on sending after the answer is complete.
 const DISCARD: Duration = Duration::from_secs(2);
@@ -75,9 +76,9 @@ pub struct Upload<'a> {
 /// How fast a client sends what it has yet to send.
 pub struct ClientPace {
     pace: Cell<BodyPace>,
-    /// Since when it is awaited.
+    /// Since when the client is awaited; `None` = it is not.
     since: Cell<Option<Instant>>,
-    /// For how long it has been, since its last bytes.
+    /// How long the client has been awaited since its last bytes.
     waited: Cell<Duration>,
 }
 
@@ -99,7 +100,7 @@ impl ClientPace {
         }
     }
 
-    /// So many bytes have come; whether that is too slow.
+    /// Counts bytes that have come; tells whether the client is too slow.
     fn is_slow(&self, bytes: u64) -> bool {
         let mut pace = self.pace.get();
         let slow = pace.is_slow(self.waited.take(), bytes);
@@ -110,7 +111,7 @@ impl ClientPace {
 
 /// What an upload gives back.
 pub struct Sent {
-    /// The receive buffer.
+    /// The receive buffer, with all of the body that is kept.
     pub held: Vec<u8>,
     /// What came behind the body.
     pub leftover: Vec<u8>,
@@ -147,14 +148,15 @@ impl Upload<'_> {
         let mut sent = Sent { held, leftover: Vec::new(), end: Uploaded::Refused };
         if body.reader.is_done() {
             self.progress.body_received.set(true);
-            // Else the timer is to say whether it was that.
+            // After an error the timer stays armed: it tells whether its deadline ended the send.
             if result.is_ok() {
                 self.sent_all();
                 sent.end = Uploaded::Sent;
             }
             return sent;
         }
-        // Pooled: few bodies are not here yet, and all would carry it.
+        // Pooled: most bodies are here already, and else every exchange's future would have room
+        // for this one.
         PooledFuture::with(|| self.relay(result.is_ok(), body, scanner, hold, &mut sent)).await;
         sent
     }
@@ -182,9 +184,9 @@ impl Upload<'_> {
         }
     }
 
-    /// Sends the head and what is held. A large body goes out at once, by direct calls, while it
-    /// is still in the cache; what the kernel does not take is queued. A very large one goes slice
-    /// by slice: TLS seals what it is given, and others want their turn.
+    /// Sends the head and what is held. A large body goes out at once, by direct calls, while it is
+    /// still in the cache; what the kernel does not take is queued. A very large one goes slice by
+    /// slice: TLS encrypts all it is given at once, and other exchanges need their turn.
     async fn send_held(
         &self,
         out: Vec<u8>,
@@ -227,7 +229,7 @@ impl Upload<'_> {
 
     /// Relays and keeps what it has relayed, for as long as there is room.
     ///
-    /// Shape: `None` when the rest cannot be kept; all that has been taken from the client is.
+    /// Shape: `None` when the rest cannot be kept; all bytes that were taken from the client are.
     async fn relay_kept(
         &self,
         body: &mut RequestBody,
@@ -260,7 +262,8 @@ impl Upload<'_> {
                 return Some(Uploaded::Sent);
             }
         }
-        // Nothing of the rest has been taken yet: until then the request can still be sent again.
+        // Nothing of the rest has been taken yet: until the client sends it, the request can still
+        // be sent again.
         if let Err(end) = self.client_speaks().await {
             return Some(end);
         }
@@ -328,7 +331,7 @@ impl Upload<'_> {
         }
     }
 
-    /// The client is awaited now, and alone can be late.
+    /// The client is awaited now: its deadline runs, and the upstream's does not.
     fn await_client(&self) {
         let patience = self.pace.pace.get().patience(self.body_idle);
         self.client_timer.arm(self.client.handle(), Shut::Read, patience);
@@ -344,7 +347,7 @@ impl Upload<'_> {
         self.progress.client_owes.set(false);
         let within = match self.progress.answer_begun.get() {
             false => Some(self.first_byte),
-            // Unless it is the client of the answer that is awaited.
+            // `None` while the download does not wait for the upstream.
             true => self.progress.answer_within.get(),
         };
         if let Some(within) = within {
@@ -365,12 +368,12 @@ impl Upload<'_> {
     /// when there is none, and what the client still sends is wanted for another attempt.
     async fn is_over(&self) -> bool {
         let progress = self.progress;
-        // Nobody reads from the client meanwhile.
+        // The upload does not read from the client meanwhile.
         progress.upload_waits.set(true);
         let is_over = poll_fn(|_| match (progress.stop.get(), progress.gone.get()) {
             (true, _) => Poll::Ready(false),
             (false, true) => Poll::Ready(true),
-            // Whoever sets these polls the upload again.
+            // The attempt polls the upload again when one of these is set.
             _ if progress.answer_begun.get() || progress.answer_done.get() => Poll::Ready(true),
             _ => Poll::Pending,
         })
@@ -425,7 +428,9 @@ impl Upload<'_> {
         end
     }
 
-    /// Frames and scans; tells how many bytes belong to the body.
+    /// Frames and scans received bytes; tells how many of them belong to the body.
+    ///
+    /// Errors: the fault of the client's body.
     fn check(
         &self,
         input: &[u8],
@@ -453,6 +458,8 @@ impl Upload<'_> {
     }
 
     /// Lets the kernel move the rest, if it is long and its length is known.
+    ///
+    /// Shape: `None` when it does not: the rest goes through a buffer.
     async fn splice(&self, body: &mut RequestBody) -> Option<Uploaded> {
         let left = body.reader.length_left().filter(|&left| left >= SPLICE_BYTES_MIN)?;
         let (client, upstream) = (self.client.plain()?, self.upstream.plain()?);

@@ -1,4 +1,4 @@
-//! The station of those for whom nobody has a slot: the group's wait queue.
+//! The station of requests for which no member has a slot: the group's wait queue.
 //!
 //! Follows the protocol of `upstream::wait_queue`, step by step. A waiter costs a place in the
 //! queue, a `Notify` and a timer; it ends with a slot, with a member that has become usable without
@@ -30,16 +30,16 @@ const SHARE_OF_ADDRESS: u32 = 1 << 31;
 pub enum Waited<'p> {
     /// A member, and the right to call it.
     Picked(Picked<'p>),
-    /// A slot whose breaker had closed the door meanwhile: begin anew.
+    /// A slot was granted, but its member's breaker refuses meanwhile: pick again.
     Again,
     /// The client has left.
     Gone,
-    /// No place, or no slot in time.
+    /// The queue has no place, or no slot came free in time.
     Refused(Refusal),
 }
 
-/// Whose turn a waiter takes: its key's, or its address's (IPv6: its /64's) where there are no
-/// keys.
+/// The share whose turns a waiter takes: its key's, or its address's (IPv6: its /64's) where there
+/// are no keys.
 #[must_use]
 pub fn share(permit: &Permit) -> Share {
     let of_address = || {
@@ -62,9 +62,9 @@ pub struct Wait<'a, 'p> {
     pub plan: &'p Plan,
     /// Where to wait.
     pub queue: &'p WaitQueue<WakeToken>,
-    /// Who is to be picked from.
+    /// The group, and what its member must satisfy.
     pub choice: Choice<'a, 'p>,
-    /// Whose turn it takes.
+    /// The share whose turns it takes.
     pub share: Share,
 }
 
@@ -115,7 +115,7 @@ impl<'p> Wait<'_, 'p> {
             if now_ms >= deadline_ms {
                 return Waited::Refused(refusal(Kind::QueueTimeout, queue));
             }
-            // Woken without a grant: a breaker may let somebody in now.
+            // Woken without a grant: a breaker may let a call in now.
             if let Ok(picked) = pick::pick(core, plan, choice, members, now_us) {
                 return Waited::Picked(picked);
             }
@@ -139,8 +139,8 @@ impl<'p> Wait<'_, 'p> {
     }
 }
 
-/// The end of the wait, milliseconds from the process's origin: rounded up, for a wait that ends
-/// a fraction early has not been as long as it was said to be.
+/// The end of the wait, milliseconds from the process's origin: rounded up, so that no wait ends
+/// before its configured time.
 fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     let of_queue = settle.now_us().div_ceil(1000).saturating_add(millis(wait));
@@ -150,7 +150,7 @@ fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
     }
 }
 
-/// Says when it may be worth coming back, from the measured rate.
+/// A refusal whose `Retry-After` comes from the rate at which the queue moves.
 fn refusal(kind: Kind, queue: &WaitQueue<WakeToken>) -> Refusal {
     Refusal { retry_after: queue.retry_after_s(), ..Refusal::from(kind) }
 }

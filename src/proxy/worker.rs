@@ -36,9 +36,9 @@ const TRIM_TICKS: u32 = 100;
 
 /// What a worker is given.
 pub struct Worker {
-    /// Its number.
+    /// Its number among the workers, from 0.
     pub index: usize,
-    /// The processor it is pinned to.
+    /// The processor it is pinned to; none = it is not pinned.
     pub cpu: Option<usize>,
     /// Which driver the operator wants.
     pub io: Wanted,
@@ -123,7 +123,7 @@ impl Running {
             core.shared.notifier.set_wall(now, sys::wall_ns());
             places::publish(&core);
             core.wake_lost();
-            // Should the word of a new plan not have fitted into the mailbox.
+            // In case the message about a new plan did not fit into the mailbox.
             core.refresh_plan();
             let plan = core.plan();
             let idle_max = |pool| {
@@ -152,8 +152,9 @@ impl Running {
                 }
                 if done || late {
                     core.pool.close_all();
-                    // One more turn: what was aborted is counted, and the sockets of those that
-                    // have ended close, which wait until the ring has let go of their polls.
+                    // One more tick: aborted exchanges are recorded, and connections that have
+                    // ended close their sockets, which they can once the ring has returned their
+                    // polls.
                     rt::sleep(TICK).await;
                     break;
                 }
@@ -188,7 +189,7 @@ async fn read_mailbox(
     }
 }
 
-/// Accepts until told to stop; what had been accepted by then is served.
+/// Accepts until told to stop; connections accepted by then are served.
 async fn accept(core: Rc<Core>, acceptor: Acceptor, listener: u16, stop: Rc<Stop>) {
     while !stop.told() {
         match acceptor.accept(&stop).await {
@@ -197,7 +198,8 @@ async fn accept(core: Rc<Core>, acceptor: Acceptor, listener: u16, stop: Rc<Stop
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
                 if sys::is_shortage(&error) {
-                    // Whoever says nothing makes room for whoever waits outside.
+                    // An idle connection is ended to free a descriptor for one that waits to be
+                    // accepted.
                     core.ticker.end_longest_idle();
                 }
                 rt::sleep(ACCEPT_PAUSE).await;
@@ -230,7 +232,7 @@ fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, listener: u16) 
         && mine > least + IMBALANCE_MIN.max(least / 4)
         && idlest != core.index
     {
-        // Counted before it arrives, or a burst would pile up on whoever was idlest.
+        // Counted before it arrives, or a whole burst would go to the core that was idlest.
         shared.count_connection(idlest, 1);
         match shared.mailboxes[idlest].send(Message::Connection { listener, fd, peer }) {
             Ok(()) => {}

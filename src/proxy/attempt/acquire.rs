@@ -1,9 +1,9 @@
 //! Where the connection of an attempt comes from: the pool, an HTTP/2 link, or a dial.
 //!
 //! A dial is connect, then TLS where the upstream is `https`, within one timeout; between them,
-//! behind an outbound proxy, the tunnel, within one of its own. What the server
-//! then speaks is its choice (ALPN) where we offer HTTP/2 over TLS; without TLS it is as the
-//! operator says. While it runs the client is watched: one that leaves ends it.
+//! behind an outbound proxy, the tunnel, within a timeout of its own. Where we offer HTTP/2 over
+//! TLS the server chooses the protocol (ALPN); without TLS the operator says. While a dial runs the
+//! client is watched: if it leaves, the dial ends.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
@@ -26,7 +26,9 @@ use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{TunnelError, connect_through};
 
 impl Attempt<'_> {
-    /// Takes a stream on a link, or makes a connection.
+    /// Takes a stream on an HTTP/2 link, or dials: the upstream's addresses in order.
+    ///
+    /// Errors: `Over` when the client left, else `Failed`.
     pub(super) async fn acquire_new(
         &self,
         down: &mut Downstream,
@@ -56,16 +58,17 @@ impl Attempt<'_> {
         endpoints.find_map(|endpoint| core.pool.take(endpoint.pool, idle_max, now))
     }
 
-    /// Makes a connection to one address.
+    /// Makes a connection to one address, or takes a stream on a link to it.
     async fn connect(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         if self.upstream.http2 {
-            // In pooled memory: an exchange in HTTP/1.1 must not carry it.
+            // In pooled memory, or the future of each HTTP/1.1 exchange would have room for this
+            // one.
             return PooledFuture::with(|| self.stream_slot(endpoint, timer)).await;
         }
         Ok(UpConn::new(self.dial(endpoint, timer).await?, endpoint.pool))
     }
 
-    /// Makes a stream on which HTTP is next.
+    /// Dials one address: connect, tunnel, TLS, as configured. HTTP is next on the stream.
     async fn dial(&self, endpoint: &Endpoint, timer: &Timer) -> Result<Stream, DialError> {
         let (keepalive, timeout) = (self.plan.tcp_keepalive, self.timeouts.connect);
         let begun = self.upstream.tls.as_ref().map(|tls| (tls, Instant::now()));
@@ -73,7 +76,8 @@ impl Attempt<'_> {
         if let Err(error) = &socket
             && sys::is_shortage(error)
         {
-            // What lies idle here is worth less than whoever waits.
+            // Out of descriptors or memory: the pool's idle connections are closed, then one more
+            // try.
             self.core.pool.sweep(|_| Some(Duration::ZERO), &self.core.buffers, Instant::now());
             socket = dial::connect(&endpoint.address, keepalive, timer, timeout).await;
         }
@@ -95,7 +99,8 @@ impl Attempt<'_> {
         Ok(Stream::Tls(secured))
     }
 
-    /// Whose failure it is that nobody was connected: behind a proxy, the proxy's.
+    /// Turns a failed connect into the outbound proxy's fault where there is one: the proxy is what
+    /// was dialled.
     fn blame_proxy(&self, why: DialError) -> DialError {
         match (why, &self.upstream.via) {
             (DialError::Unreachable, Some(_)) => DialError::Proxy(TunnelError::Unreachable),
@@ -104,8 +109,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Takes a stream on a link to one address, or makes the link; or a connection of its own if
-    /// the server wants HTTP/1.1.
+    /// Takes a stream on a link to one address, or makes the link; or makes a connection of this
+    /// exchange's own if the server wants HTTP/1.1.
     async fn stream_slot(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         let (h2_pool, pool) = (&self.core.h2_pool, endpoint.pool);
         let mut fresh = self.fresh;
@@ -140,7 +145,7 @@ impl Attempt<'_> {
         dialed
     }
 
-    /// Dials, and takes the first stream if that is HTTP/2.
+    /// Dials, and takes the first stream if the server speaks HTTP/2.
     async fn begin(&self, endpoint: &Endpoint, timer: &Timer) -> Result<UpConn, DialError> {
         let stream = self.dial(endpoint, timer).await?;
         if matches!(&stream, Stream::Tls(tls) if !tls.speaks_h2()) {
@@ -161,7 +166,7 @@ impl Attempt<'_> {
         Ok(bridge::open(h2_pool, stream_slot.map_err(error)?, pool))
     }
 
-    /// Tells the control thread and the client why nobody could be connected.
+    /// Tells the control thread and the client why there is no connection.
     #[cold]
     fn no_connection(&self, error: DialError) -> Attempted {
         let (kind, message) = match error {
@@ -184,7 +189,8 @@ impl Attempt<'_> {
             }
             DialError::Proxy(why) => (why.kind(), self.proxy_message(Some(why))),
         };
-        // If it is gone nobody must be sent there: the control thread finds out.
+        // The control thread checks whether the server is gone, so that no more requests are sent
+        // there.
         self.upstream.state.suspect();
         Attempted::Failed { kind, answered: false, reused: false, status: None, message }
     }

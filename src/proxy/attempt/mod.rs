@@ -41,7 +41,7 @@ const JOINED_BYTES_MAX: usize = 16 * 1024;
 const DISCARD: Duration = Duration::from_secs(2);
 
 impl Attempt<'_> {
-    /// Tries.
+    /// Makes the attempt, and reports to the guard and to the record how it went.
     pub async fn run(
         &self,
         down: &mut Downstream,
@@ -54,7 +54,8 @@ impl Attempt<'_> {
         let pooled = if large { None } else { self.take_pooled() };
         let conn = match pooled {
             Some(conn) => Ok(conn),
-            // Pooled: few dial, and all would carry it.
+            // Pooled: few attempts dial, and else every exchange's future would have room for this
+            // one.
             None => PooledFuture::with(|| self.acquire_new(down, &up_timer)).await,
         };
         let mut conn = match conn {
@@ -75,7 +76,7 @@ impl Attempt<'_> {
         progress.body_received.set(exchange.body.reader.is_done());
         let total_timer = self.arm_total(&conn, exchange.settle);
         let was_taken = std::mem::replace(&mut exchange.settle.passed.is_taken, true);
-        // That of an attempt before says nothing of this one.
+        // The status of an earlier attempt says nothing of this one.
         exchange.settle.outcome.status = 0;
         let (uploaded, downloaded) = self
             .both_ways(&mut conn, down, exchange, &progress, &up_timer, total_timer.as_ref())
@@ -89,7 +90,8 @@ impl Attempt<'_> {
         }
         match downloaded {
             Downloaded::Whole { reusable, keep, streamed } => {
-                // A large request has its own: the pool must not grow by one each time.
+                // A large request always dials: if the pool kept each such connection it would only
+                // grow.
                 let spare = large && core.pool.idle(conn.pool) > 0;
                 if reusable && !spare && uploaded == Uploaded::Sent {
                     self.give_back(conn, streamed);
@@ -97,12 +99,12 @@ impl Attempt<'_> {
                 Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
             }
             Downloaded::NoAnswer { kind, .. } if uploaded == Uploaded::Outrun => {
-                // It has been told so.
+                // The client has been told already (`last_word`).
                 exchange.settle.outcome.status = kind.row().status.unwrap_or(0);
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
-                // Once: a server that refuses every stream is no stale connection.
+                // Excused once: a server that refuses every stream is no stale connection.
                 let reused = conn.reused() && !self.fresh;
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
                 if stale {
@@ -253,7 +255,8 @@ impl Attempt<'_> {
                     let none =
                         matches!(end, Downloaded::NoAnswer { .. } | Downloaded::Elsewhere { .. });
                     downloaded = Some(end);
-                    // A request still being sent is dealt with below; a held one ends by itself.
+                    // A request that the client is still sending is dealt with below; the send of
+                    // one that is all here ends by itself.
                     if uploaded.is_none() && !progress.body_received.get() {
                         if !none || progress.gone.get() {
                             return Poll::Ready(());
@@ -263,7 +266,7 @@ impl Attempt<'_> {
                     }
                 }
                 if uploaded.is_none() && begun != progress.answer_begun.get() {
-                    // It may wait for that.
+                    // The upload may wait for `answer_begun`: poll it again.
                     continue;
                 }
                 if uploaded.is_some() && downloaded.is_some() {
@@ -355,8 +358,8 @@ impl Attempt<'_> {
     }
 }
 
-/// Whether the request did no work at a server: that said that it is overloaded, or the outbound
-/// proxy kept it.
+/// Whether no server worked on the request: the server said that it is overloaded, or the outbound
+/// proxy refused.
 fn turned_away(downloaded: &Downloaded, status: u16) -> bool {
     let is_overloaded = |status: u16| matches!(status, 429 | 503 | 529);
     match downloaded {

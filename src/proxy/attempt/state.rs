@@ -15,22 +15,22 @@ use crate::upstream::held::Held;
 
 /// How an attempt ended.
 pub enum Attempted {
-    /// The client has the whole answer; `keep` tells whether its connection goes on.
+    /// The client has the whole answer.
     Whole {
-        /// See there.
+        /// Whether the client's connection goes on.
         keep: bool,
     },
     /// The client has been sent nothing, and the body is held again.
     Failed {
-        /// Why.
+        /// The fault.
         kind: Kind,
         /// Whether any byte of an answer came.
         answered: bool,
         /// Whether the connection came out of the pool.
         reused: bool,
-        /// A complete head with this status, to be tried elsewhere.
+        /// The status of a complete head, if that status is to be tried elsewhere.
         status: Option<u16>,
-        /// A more exact word than the kind's.
+        /// A more exact message than the kind's.
         message: Option<String>,
     },
     /// The request broke before the answer began: the client can still be told.
@@ -64,7 +64,7 @@ pub struct Attempt<'a> {
     pub budget: usize,
     /// Holds the leave of the upstream's breaker, and reports to it.
     pub guard: &'a CallGuard<'a>,
-    /// No connection out of the pool.
+    /// Whether to dial instead of taking a connection out of the pool.
     pub fresh: bool,
 }
 
@@ -74,14 +74,14 @@ pub struct ExchangeState<'a, 's> {
     pub held: Vec<u8>,
     /// Where the body stands in it.
     pub body: &'a mut RequestBody,
-    /// What it takes of the process's budget.
+    /// The body's part of the process's budget of held bytes.
     pub hold: &'a mut Held<'s>,
     /// Something of the body has been sent on and is not held: it cannot be sent again.
     pub gone: bool,
-    /// What looks for the model in the rest.
+    /// Goes on looking for the model in the rest of the body.
     pub scanner: &'a mut Scanner<'s>,
     /// The answer's head.
     pub response: &'a mut ResponseHead,
-    /// The record.
+    /// The record of the exchange.
     pub settle: &'a mut Settle,
 }

@@ -28,7 +28,7 @@ use crate::upstream::conn::UpConn;
 use crate::upstream::pool::TIMEOUT_MARGIN;
 
 impl Download<'_> {
-    /// Relays one answer.
+    /// Relays one answer, and reports its head to the guard and to the record.
     ///
     /// Shape: `conn` has a receive armed.
     pub async fn run(
@@ -54,7 +54,7 @@ impl Download<'_> {
         self.guard.answered(response.status, back_off_s, settle.begun_us() + elapsed_us);
         if response.status == 101 {
             if !self.upgrade_asked {
-                // Nobody asked: what follows is no HTTP for anybody to read.
+                // No upgrade was asked for: what follows a 101 is not HTTP and cannot be relayed.
                 return self.no_answer(Kind::UpstreamBadHttp, true, buffer);
             }
             return self.upgrade(response, buffer).await;
@@ -124,7 +124,8 @@ impl Download<'_> {
         }
     }
 
-    /// Sends 1xx on; 100 is ours to give, and HTTP/1.0 knows none of them.
+    /// Relays an interim (1xx) head: not a 100, which we send ourselves, and none to HTTP/1.0,
+    /// which has no such heads.
     async fn relay_interim(&self, response: &ResponseHead, bytes: &[u8]) -> Result<(), Downloaded> {
         if response.status == 100 || self.caller.version == Version::Http10 {
             return Ok(());

@@ -22,7 +22,7 @@ use crate::proxy::tap::Tap;
 use crate::proxy::upload::SPLICE_BYTES_MIN;
 use crate::upstream::conn::UpConn;
 
-/// A body on its way.
+/// A body of an answer on its way to the client.
 struct Body {
     framing: Framing,
     delivery: Delivery,
@@ -46,7 +46,7 @@ struct Body {
     fault: Option<Kind>,
 }
 
-/// Who ended what the kernel moved.
+/// Which side ended a splice, with the fault.
 enum Stopped {
     Upstream(Kind),
     Client(Kind),
@@ -100,8 +100,8 @@ impl Download<'_> {
     ) -> Downloaded {
         let head_bytes = response.len as usize;
         let (mut body, mut out) = self.begin(response, framing, &buffer, settle);
-        // Some servers send their head at once and think then: that is still the first byte's
-        // time, and a pause begins with the body.
+        // Some servers send their head at once and then think: until the first byte of the body the
+        // first-byte deadline runs, and after it the one for pauses.
         let mut silence = match buffer.len() > head_bytes {
             false => (
                 self.up_timer.left().unwrap_or(self.timeouts.first_byte),
@@ -110,7 +110,7 @@ impl Download<'_> {
             true => self.pause(),
         };
         if !body.whole && self.client.pipe().is_some_and(|pipe| pipe.room() < out.len()) {
-            // It will wait, and all of it has been copied.
+            // The send will wait, and `out` has a copy of all that `buffer` holds.
             self.core.buffers.give_back(std::mem::take(&mut buffer));
         }
         let (mut result, back) = self.send_body(Part::whole(out)).await;
@@ -118,7 +118,7 @@ impl Download<'_> {
         while result.is_ok() && !body.done && body.fault.is_none() {
             if body.delivery == Delivery::AsIs {
                 match self.splice(conn, &mut body.reader, &mut body.tap, &mut silence).await {
-                    // Nothing may be left to read: then nothing more would ever come.
+                    // The splice may have moved the last byte: another receive would wait for ever.
                     Ok(()) if body.reader.is_done() => break,
                     Ok(()) => {}
                     Err(Stopped::Upstream(kind)) => {
@@ -227,7 +227,7 @@ impl Download<'_> {
         (body, out)
     }
 
-    /// Records what has passed.
+    /// Records bytes and usage; tells how the download ended.
     #[inline]
     fn finish(
         &self,
@@ -298,7 +298,7 @@ impl Download<'_> {
 
     /// Lets the kernel move what nobody needs to see.
     ///
-    /// Errors: who ended it.
+    /// Errors: the side that ended the splice.
     async fn splice(
         &self,
         conn: &UpConn,
@@ -345,7 +345,8 @@ impl Download<'_> {
         }
     }
 
-    /// Tells a stream's reader that the end is not one, where the framing still allows a word.
+    /// Tells the reader of an event stream, by one more event, that the answer was truncated, where
+    /// the framing still allows that.
     async fn tell_truncated(&self, kind: Kind, body: &Body, out: &mut Vec<u8>) {
         let between_chunks = match body.delivery {
             Delivery::IntoChunks => true,

@@ -88,7 +88,8 @@ pub enum Downloaded {
 }
 
 impl Download<'_> {
-    /// Which deadline ended the upstream's connection, if one did.
+    /// The fault of the deadline that ended the upstream's connection, if one did; `waiting` is the
+    /// fault of the upstream's own deadline.
     pub(super) fn late(&self, waiting: Kind) -> Option<Kind> {
         if self.core.ticker.ended() {
             return Some(Kind::Draining);
@@ -100,7 +101,8 @@ impl Download<'_> {
         self.up_timer.expired().then_some(waiting)
     }
 
-    /// How long the upstream may be silent within its body, and what it is called.
+    /// How long the upstream may be silent within its body, and the fault when it is silent for
+    /// longer.
     pub(super) fn pause(&self) -> (Duration, Kind) {
         (self.timeouts.stream_idle, Kind::UpstreamIdle)
     }
@@ -119,7 +121,7 @@ impl Download<'_> {
         self.send(part).await
     }
 
-    /// What became of a client that takes nothing more.
+    /// The fault of a client to which a send failed: it stalled or has left.
     pub(super) fn client_lost(&self) -> Kind {
         if self.write_timer.expired() { Kind::ClientStalled } else { Kind::ClientGone }
     }
@@ -143,7 +145,7 @@ impl Download<'_> {
     }
 }
 
-/// What a receive that failed is: the upstream's fault, or a lack of our own.
+/// The fault of a failed receive: `theirs`, or a shortage of descriptors or memory of our own.
 #[cold]
 pub(super) fn blame(conn: &UpConn, received: &io::Result<usize>, theirs: Kind) -> Kind {
     match received {
