@@ -1,4 +1,4 @@
-//! One exchange on an HTTP/2 link: what it says in HTTP/1.1 through a pipe becomes a stream.
+//! One exchange on an HTTP/2 link: the HTTP/1.1 that it writes into a pipe becomes a stream.
 //!
 //! ```text
 //! exchange → pipe → request head, body, trailers → stream
@@ -7,7 +7,7 @@
 //! Both directions run at once. An exchange that closes its end of the pipe before the answer is
 //! whole has given up: the stream is reset (CANCEL) in the same turn. A stream or link that ends
 //! before the answer is whole ends the pipe before the framing does, so that the exchange sees a
-//! cut and never a clean end.
+//! truncated answer and never a clean end.
 //!
 //! Each window is opened again only for what the pipe has taken: a client that does not read
 //! holds one stream window and one pipe. Allocates per request what the `h2` crate needs for heads.
@@ -42,32 +42,34 @@ use crate::net::rt;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 
-/// What the pipe holds in each direction.
+/// Bytes that the pipe holds in each direction.
 const PIPE_BYTES: usize = 64 * 1024;
-/// Bounds of the head that the exchange writes: larger than any it lets through.
+/// Bounds of the request head that the exchange writes: larger than any head it lets through.
 const REQUEST_HEAD: HeadLimits =
     HeadLimits { head_bytes_max: 64 << 20, fields_max: 1 << 14, target_bytes_max: 32 << 20 };
-/// Bounds of the answer's head: the exchange and the link have their own.
+/// Bounds of the answer's head: wide, since the exchange and the link have bounds of their own.
 const ANSWER_HEAD: HeadLimits =
     HeadLimits { head_bytes_max: 16 << 20, fields_max: 10_000, target_bytes_max: 0 };
-/// For the end of a stream whose bytes have all come: a reset would look like an abort.
+/// How long to wait for the end of a stream whose bytes have all come: a reset would look like an
+/// abort.
 const LAST_FRAME: Duration = Duration::from_secs(1);
-/// What the exchange reads as bad HTTP: a translation of the answer would be a lie.
+/// Written for an answer that cannot be put into HTTP/1.1: the exchange reads it as bad HTTP.
 const NO_ANSWER: &[u8] = b"HTTP/2 malformed\r\n\r\n";
-/// The answer to a request that HTTP/2 has no words for: the client's doing, not the server's.
+/// The answer to a request that cannot be put into HTTP/2: the client's fault, not the server's.
 const NO_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n\
     content-length: 132\r\nx-should-retry: false\r\n\r\n\
     {\"error\":{\"message\":\"The request cannot be sent over HTTP/2.\",\
     \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"invalid_request\"}}";
 
-/// What the end of a stream before its answer says of its server.
+/// What the end of a stream before its answer says of the server; shared with the exchange.
 type Excuse = Rc<Cell<StreamEnd>>;
 
-/// Gives a stream to an exchange: what it writes to the connection goes out as a stream.
+/// Gives a stream to an exchange as a connection: a request written to it goes out as a stream.
 #[must_use]
 pub fn open(h2_pool: &Rc<H2Pool>, slot: StreamSlot, pool: PoolId) -> UpConn {
     let (ours, theirs) = pipe::pair(PIPE_BYTES);
-    // As with a pooled connection: it may have been closed while the request was on its way.
+    // As with a pooled connection: a used link may have been closed while the request was on its
+    // way.
     let end = if slot.is_fresh() { StreamEnd::Blamed } else { StreamEnd::Excused };
     let excuse = Rc::new(Cell::new(end));
     let conn = UpConn::bridged(Stream::Pipe(theirs), pool, excuse.clone());
@@ -75,7 +77,7 @@ pub fn open(h2_pool: &Rc<H2Pool>, slot: StreamSlot, pool: PoolId) -> UpConn {
     conn
 }
 
-/// Relays one exchange.
+/// Relays one exchange between its pipe and a stream, until the answer is over.
 async fn run(pipe: &End, slot: &StreamSlot, excuse: &Excuse) {
     let mut head = RequestHead::new();
     let mut buffer = buffers::take(SMALL_BYTES);
@@ -93,7 +95,7 @@ async fn run(pipe: &End, slot: &StreamSlot, excuse: &Excuse) {
     let unread = poll_fn(|cx| pipe.poll_unread(cx));
     let ready = poll_fn(|cx| requests.poll_ready(cx));
     if !matches!(first(ready, unread).await, Some(Ok(()))) {
-        // It has not been sent.
+        // The request has not been sent.
         excuse.set(StreamEnd::Excused);
         return buffers::give_back(buffer);
     }
@@ -122,7 +124,7 @@ async fn first<T>(left: impl Future<Output = T>, right: impl Future<Output = ()>
     }
 }
 
-/// Receives the head that the exchange has written; false when it does not come to that.
+/// Receives the head that the exchange writes; false when it ends before, or is no HTTP.
 async fn read_head(pipe: &End, head: &mut RequestHead, buffer: &mut Vec<u8>) -> bool {
     let mut searched = 0;
     loop {
@@ -161,7 +163,7 @@ impl AnswerProgress {
 
 /// Runs request and answer at once, until the answer is over or the exchange gives up.
 ///
-/// What is left of the stream is reset when it is dropped.
+/// A stream that has not ended is reset when it is dropped.
 async fn both_ways(
     pipe: &End,
     mut upload: Pin<&mut impl Future<Output = Result<(), Broken>>>,
@@ -201,7 +203,7 @@ async fn both_ways(
 
 /// Writes the answer into the pipe.
 ///
-/// Errors: it did not come to its end, or nobody reads it.
+/// Errors: the answer did not come to its end, or the exchange reads no more.
 async fn answer(
     pipe: &End,
     response: ResponseFuture,
@@ -224,7 +226,7 @@ async fn answer(
     relayed
 }
 
-/// Writes the head, and those of interim answers before it.
+/// Writes the answer's head, and the interim heads before it.
 async fn begin(
     pipe: &End,
     mut response: ResponseFuture,
@@ -261,7 +263,7 @@ async fn next_head(
     response: &mut ResponseFuture,
 ) -> Result<Response<Option<RecvStream>>, h2::Error> {
     poll_fn(|cx| {
-        // In this order: the future of the response throws interim ones away.
+        // Interim heads first: the future of the response would throw them away.
         if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
             return Poll::Ready(interim.map(|head| head.map(|()| None)));
         }
@@ -271,13 +273,13 @@ async fn next_head(
     .await
 }
 
-/// A request that the server has not looked at is sent again, whatever link it was on; one that
-/// it has thrown out by itself is not (RFC 9113 §8.7).
+/// Notes whether the server has not processed the request, which may then be sent again whatever
+/// link it was on; a request that the server reset by itself is not (RFC 9113 §8.7).
 fn note_unprocessed(error: &h2::Error, excuse: &Excuse) {
     if !error.is_remote() {
         return;
     }
-    // Of a GOAWAY only the streams above its last one are told.
+    // A GOAWAY ends only streams above the last one it names, which were not processed.
     let untouched = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
     excuse.set(if untouched { StreamEnd::Excused } else { StreamEnd::Blamed });
 }

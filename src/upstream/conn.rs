@@ -1,8 +1,8 @@
 //! One connection to an upstream, and the receive that stays armed on it.
 //!
-//! The receive is armed when a request goes out or when the connection begins to idle, and it
-//! is the same operation: the answer to the next request completes it, and so does an end or an
-//! unexpected byte while nobody is served, which is how a stale connection is told from a good
+//! The receive is armed when a request goes out or when the connection begins to idle, and it is
+//! the same operation: the answer to the next request completes it, and so does an end or an
+//! unexpected byte while the connection idles, which is how a stale connection is told from a good
 //! one before it is used.
 
 use std::cell::Cell;
@@ -31,28 +31,28 @@ pub struct Lifetime {
 /// What the end of a stream of HTTP/2 before its answer says of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StreamEnd {
-    /// It failed.
+    /// The server failed.
     Blamed,
     /// Nothing: the link had served others, or the request has not been looked at.
     Excused,
-    /// Nothing: we ran out of something.
+    /// Nothing: we ran out of descriptors, memory or ports.
     Ours,
 }
 
-/// What a receive gives back.
+/// What a receive gives back: the count of bytes, and the buffer.
 type Received = (io::Result<usize>, Vec<u8>);
 
 /// A connection to one upstream.
 pub struct UpConn {
     socket: Stream,
-    /// Where it is kept while it idles.
+    /// The pool that it is kept in while it idles.
     pub pool: PoolId,
     armed: Option<PooledFuture<'static, Received>>,
-    /// Of an exchange on an HTTP/2 link.
+    /// How the stream ended, for an exchange on an HTTP/2 link; `None` in HTTP/1.1.
     excuse: Option<Rc<Cell<StreamEnd>>>,
     /// Requests answered on it.
     pub served: u32,
-    /// What the upstream promised.
+    /// How long and how often it may be used.
     pub lifetime: Lifetime,
     /// When it was last put into the pool.
     pub idle_since: Option<Instant>,
@@ -73,7 +73,7 @@ impl UpConn {
         Self { excuse: Some(excuse), ..Self::new(pipe, pool) }
     }
 
-    /// Whether it is for one request only, which something else than a pool then looks after.
+    /// Whether it is a stream of HTTP/2: for one request only, and never put into a pool.
     #[must_use]
     pub fn is_bridged(&self) -> bool {
         self.excuse.is_some()
@@ -85,14 +85,14 @@ impl UpConn {
         &self.socket
     }
 
-    /// Tells whether it has served a request before: then its death without a byte says nothing
-    /// about the upstream. Of a stream of HTTP/2 the answer may change with its end.
+    /// Tells whether it has served a request before: then its end without a byte says nothing about
+    /// the upstream. For a stream of HTTP/2 this may change when the stream ends.
     #[must_use]
     pub fn reused(&self) -> bool {
         self.served > 0 || self.ended_as(StreamEnd::Excused)
     }
 
-    /// Tells whether its stream of HTTP/2 ended for want of something of ours.
+    /// Tells whether its stream of HTTP/2 ended for lack of descriptors, memory or ports of ours.
     #[must_use]
     pub fn ran_short(&self) -> bool {
         self.ended_as(StreamEnd::Ours)
@@ -135,12 +135,12 @@ impl UpConn {
         poll_fn(|cx| self.poll_recv(cx)).await
     }
 
-    /// Takes what came while the connection idled; anything at all makes it unfit.
+    /// Polls the receive of an idle connection: if it has completed, the connection is stale.
     pub fn poll_stale(&mut self) -> Poll<Received> {
         self.poll_recv(&mut Context::from_waker(std::task::Waker::noop()))
     }
 
-    /// Ends the connection and waits until no receive is in flight.
+    /// Ends the connection and waits until no receive is in flight; returns its buffer.
     pub async fn close(mut self) -> Option<Vec<u8>> {
         self.socket.shutdown(Shut::Both);
         if self.armed.is_some() { Some(self.recv().await.1) } else { None }

@@ -1,8 +1,8 @@
 //! From a connected socket to a connection on which HTTP is next: the TLS handshake.
 //!
 //! A handshake receives and sends, so its future must not be dropped while it runs (`rt::socket`).
-//! An exchange that is given up drops it all the same: then the socket is shut down and the
-//! handshake ends in a task of its own.
+//! An exchange that is given up drops its `Handshake` all the same: then the socket is shut down
+//! and the handshake ends in a task of its own.
 
 use std::future::Future;
 use std::io;
@@ -23,15 +23,15 @@ use crate::upstream::via::TunnelError;
 /// Why there is no connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialError {
-    /// Nobody is there, or nobody answers in a way that is understood.
+    /// No server there took the connection, or it did not begin HTTP/2 as asked.
     Unreachable,
-    /// It was not made in time.
+    /// The connection was not made in time.
     Late,
-    /// For want of something of ours.
+    /// We ran out of descriptors, memory or ports.
     Ours,
     /// The handshake failed.
     Tls(HandshakeError),
-    /// There is no way through the outbound proxy.
+    /// The outbound proxy was not reached, or opened no tunnel.
     Proxy(TunnelError),
 }
 
@@ -40,16 +40,16 @@ pub enum DialError {
 pub struct HandshakeError {
     /// For the operator: may name the server.
     pub why: Rc<str>,
-    /// For the client: names nobody.
+    /// For the client: names no server.
     pub plain: &'static str,
 }
 
 impl DialError {
-    /// Of two addresses that failed, what says more of the server.
+    /// Of the errors of two addresses, the one that says more of the server.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         match (&self, &other) {
-            // Then nothing is known of the server.
+            // A shortage of our own comes first: then nothing is known of the server.
             (_, DialError::Ours) => other,
             (DialError::Ours, _) => self,
             (DialError::Tls(_), _) | (DialError::Late, DialError::Unreachable) => self,
@@ -68,9 +68,9 @@ impl From<io::Error> for DialError {
     }
 }
 
-/// Shakes hands on a fresh connection; the timer bounds it. Free to drop.
+/// Does the TLS handshake on a fresh connection, bounded by `timer`. Free to drop.
 ///
-/// Errors: `Late`; `Ours`; `Tls` with the words of rustls, or what became of the connection.
+/// Errors: `Late`; `Ours`; `Tls` with the message of rustls, or how the connection ended.
 pub async fn secure(
     socket: Socket,
     tls: &TlsClient,
@@ -88,7 +88,7 @@ pub async fn secure(
     })
 }
 
-/// What a person is told of a failed handshake.
+/// The operator's message about a failed handshake.
 fn why(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::InvalidData => explain(error),
@@ -128,7 +128,7 @@ impl Drop for Handshake {
     fn drop(&mut self) {
         if let Some(running) = self.running.take().filter(|_| rt::is_running()) {
             self.socket.shutdown(Shut::Both);
-            // What has panicked before would do so again.
+            // Caught: a handshake that has panicked would do so again when polled here.
             rt::spawn(async move { drop(caught(pin!(running)).await) });
         }
     }

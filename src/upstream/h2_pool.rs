@@ -1,9 +1,10 @@
 //! The HTTP/2 connections of one core, by address of an upstream.
 //!
-//! A link carries many exchanges at once, so it is not taken and put back as a pooled connection
-//! is: an exchange gets a slot on it. New ones go to the first link with room, so that what a burst
-//! has opened beyond need idles and ends. While one exchange dials, the others that came for the
-//! same address wait for what it finds: fifty exchanges do not make fifty connections.
+//! Such a connection is called a link. A link carries many exchanges at once, so it is not taken
+//! and put back as a pooled connection is: an exchange gets a slot on it. New exchanges go to the
+//! first link with room, so that links which a burst has opened beyond need idle and end. While one
+//! exchange dials, the others for the same address wait for its outcome: fifty exchanges do not
+//! make fifty connections.
 //!
 //! A task of its own runs each connection. It ends when the last slot and the list have let go of
 //! the link: GOAWAY and close are then the `h2` crate's. A link that its server has told to go
@@ -33,22 +34,23 @@ use crate::net::rt;
 use crate::net::stream::Stream;
 use crate::net::ticker::Timer;
 
-/// Exchanges on one link at once; the server may want fewer.
+/// Most exchanges on one link at once; the server may allow fewer.
 pub const STREAMS_MAX: usize = 128;
-/// Links per address and core. Beyond them exchanges wait for the server to let them begin.
+/// Most links per address and core. Beyond them exchanges share links, and wait for the server to
+/// let their streams begin.
 pub const LINKS_MAX: usize = 64;
-/// What a stream may receive before its exchange has taken it.
+/// Bytes that a stream may receive before its exchange has taken them.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
-/// The same for all streams of a link: as much as they may hold together, or a few clients that
-/// do not read would stop all others.
+/// The same for all streams of a link: as much as they may hold together, since with less a few
+/// clients that do not read would stop all others.
 const LINK_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * STREAMS_MAX as u32;
-/// What a stream may have waiting to be sent.
+/// Bytes that a stream may have waiting to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
-/// What a field of a head counts beside its bytes (RFC 9113 §6.5.2).
+/// Bytes that each field of a head counts beside its own (RFC 9113 §6.5.2).
 const FIELD_EXTRA_BYTES: usize = 32;
 /// Streams that we have cancelled and whose last frames are still on their way.
 const CANCELLED_MAX: usize = 1024;
-/// For a server that does not read.
+/// How long a server may read nothing of what is sent.
 const WRITE_IDLE: Duration = Duration::from_secs(30);
 
 /// The links of one core.
@@ -58,14 +60,14 @@ pub struct H2Pool {
     panics: Cell<u64>,
 }
 
-/// What is known of one address.
+/// The links to one address, and the dial for another one.
 #[derive(Default)]
 struct Entry {
     live: Vec<Rc<Link>>,
     pending: Option<Rc<PendingDial>>,
 }
 
-/// One connection.
+/// One HTTP/2 connection.
 pub struct Link {
     requests: SendRequest<Chunk>,
     scheme: Scheme,
@@ -75,19 +77,19 @@ pub struct Link {
     pulse: Option<Rc<Pulse>>,
 }
 
-/// One exchange's place on a link.
+/// One exchange's place on a link, until it is dropped.
 pub struct StreamSlot {
     link: Rc<Link>,
     fresh: bool,
 }
 
-/// What an exchange has to do for its slot.
+/// What an exchange has to do to get a slot.
 pub enum Find {
     /// Nothing: here it is.
     StreamSlot(StreamSlot),
-    /// Dial, and say how that ended.
+    /// Dial, and tell the others how that ended.
     Dial(DialLeader),
-    /// Wait for the one that dials.
+    /// Wait for the exchange that dials.
     Wait(Rc<PendingDial>),
 }
 
@@ -101,15 +103,15 @@ pub struct PendingDial {
 /// How a dial ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DialOutcome {
-    /// There is a link, or whoever dialled has left: ask again.
+    /// There is a link, or the exchange that dialled has left: ask again.
     AskAgain,
-    /// The server speaks HTTP/1.1: everyone dials a connection of their own.
+    /// The server speaks HTTP/1.1: each exchange dials a connection of its own.
     Http1,
     /// There is no connection.
     Failed(DialError),
 }
 
-/// The right to dial for everyone; dropped without a word it passes on.
+/// The right to dial for all exchanges that wait; dropped without `tell`, one of them dials next.
 pub struct DialLeader {
     h2_pool: Rc<H2Pool>,
     pool: PoolId,
@@ -118,7 +120,8 @@ pub struct DialLeader {
 }
 
 impl H2Pool {
-    /// Looks for a slot; `fresh` takes none on a link that is there already.
+    /// Looks for a slot; with `fresh`, not on a link that exists already (but where there are
+    /// `LINKS_MAX`).
     pub fn find(self: &Rc<Self>, pool: PoolId, fresh: bool) -> Find {
         let mut entries = self.entries.borrow_mut();
         let entry = entries.entry(pool).or_default();
@@ -146,9 +149,9 @@ impl H2Pool {
 
     /// Begins HTTP/2 on a connection, waits for the server's SETTINGS, and takes the first slot.
     ///
-    /// Shape: `timer` bounds sends to a server that does not read. A link that is not `listed` is
-    /// for this slot alone.
-    /// Errors: the connection is gone.
+    /// Shape: `timer` bounds sends to a server that does not read. A link that is not `listed`
+    /// serves this slot alone.
+    /// Errors: the connection broke or ended before the server's SETTINGS.
     pub async fn begin(
         self: &Rc<Self>,
         pool: PoolId,
@@ -165,7 +168,7 @@ impl H2Pool {
         let io = H2Io::new(stream, Vec::new(), frames, timer, WRITE_IDLE);
         let flooded = io.flooded();
         let (requests, mut connection) = settings(head).handshake::<_, Chunk>(io).await?;
-        // How many streams it takes is known when its SETTINGS have come, and not before.
+        // How many streams the server takes is known only when its SETTINGS have come.
         poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             _ if requests.current_max_send_streams() > 0 => Poll::Ready(Ok(())),
             Poll::Ready(ended) => Poll::Ready(ended.and(Err(Reason::NO_ERROR.into()))),
@@ -186,8 +189,8 @@ impl H2Pool {
         }
         let (h2_pool, of) = (self.clone(), Rc::downgrade(&link));
         self.spawn(async move {
-            // Its error is told to each of its streams; one that floods or has died is dropped
-            // with them.
+            // The connection's error reaches each of its streams. A connection that floods us, or
+            // whose server is dead, is dropped, which ends its streams.
             poll_fn(|cx| {
                 let dead = pulse.as_ref().is_some_and(|pulse| pulse.poll_dead(cx).is_ready());
                 match flooded.by() {
@@ -219,7 +222,8 @@ impl H2Pool {
         }
     }
 
-    /// Ends links that have idled too long, or lead nowhere any more; called by the ticker.
+    /// Ends links that have idled too long, or whose address is in no plan any more, and asks links
+    /// in use by PING; called at every tick.
     ///
     /// Shape: `idle_max` is `None` for a pool that is in no plan any more.
     pub fn sweep(&self, idle_max: impl Fn(PoolId) -> Option<Duration>, now: Instant) {
@@ -239,7 +243,7 @@ impl H2Pool {
 
     /// Ends every link as soon as its last exchange has: the core is leaving.
     ///
-    /// Shape: returns whether there were any; they say goodbye in their next turn.
+    /// Shape: returns whether there were any; their tasks send GOAWAY when they run next.
     pub fn close_all(&self) -> bool {
         let mut entries = self.entries.borrow_mut();
         entries
@@ -247,7 +251,7 @@ impl H2Pool {
             .fold(false, |any, entry| any | !std::mem::take(&mut entry.live).is_empty())
     }
 
-    /// Links to one address.
+    /// How many links to one address are listed, for new exchanges to use.
     #[must_use]
     pub fn live(&self, pool: PoolId) -> usize {
         self.entries.borrow().get(&pool).map_or(0, |entry| entry.live.len())
@@ -271,13 +275,14 @@ fn settings(head: &HeadLimits) -> Builder {
         .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         .max_concurrent_reset_streams(CANCELLED_MAX)
-        // Counted over the life of a connection, and clients that leave make some of them.
+        // No limit: these are counted over the life of a connection, and clients that leave cause
+        // some.
         .max_local_error_reset_streams(None);
     settings
 }
 
 impl Link {
-    /// Whether streams can still be begun: no GOAWAY, no error, numbers left.
+    /// Whether streams can still be begun: no GOAWAY, no error, stream numbers left.
     fn is_usable(&self) -> bool {
         let polled = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
         !matches!(polled, Poll::Ready(Err(_)))
@@ -295,7 +300,7 @@ impl Link {
 }
 
 impl StreamSlot {
-    /// What begins streams.
+    /// The handle by which streams are begun.
     #[must_use]
     pub fn requests(&self) -> SendRequest<Chunk> {
         self.link.requests.clone()
@@ -340,7 +345,7 @@ impl PendingDial {
 }
 
 impl DialLeader {
-    /// Tells those who wait how it ended.
+    /// Tells the exchanges that wait how the dial ended.
     pub fn tell(mut self, outcome: DialOutcome) {
         self.outcome = outcome;
     }

@@ -1,19 +1,20 @@
-//! The process-wide budget of held body bytes (`limits.held_total`), shared out.
+//! The process-wide budget of held body bytes (`limits.held_total`), and how bodies share it.
 //!
-//! A body is held while its model is unknown and while it may be needed for a retry. Small
-//! bodies live in the receive buffer that every connection needs anyway and are not counted;
-//! beyond that each exchange takes from one atomic and gives back when dropped.
+//! A body is held while its model is unknown and while it may be needed for a retry. Small bodies
+//! live in the receive buffer that every connection needs anyway and are not counted; for larger
+//! ones each exchange takes bytes from one atomic and gives them back when dropped.
 //!
-//! Nobody has the budget for himself. A share is what one key holds, or one address where there
-//! are no keys. As long as there is room anybody may have it, but beside others no share, and no
-//! address, grows beyond half. When it is full, a body that is still being received gives way: to
-//! somebody whose share would be smaller, the one that has held the most for the longest in
-//! the largest share; to a smaller body of its own share, the same among those that are larger than
-//! that one will be. So slow uploads keep nobody out, and among equals who came first stays.
+//! A share is what one key holds, or one address where there are no keys. A share that is alone may
+//! take the whole budget; beside others no share, and no address, grows beyond half. When the
+//! budget is full, a body that is still being received gives way to a newcomer. If the newcomer's
+//! share would still be smaller than others, it is the body in the largest share that has held the
+//! most for the longest; within the newcomer's own share it is, by the same measure, one of those
+//! that are larger than the newcomer will be. So slow uploads keep no others out, and among equals
+//! the one that came first stays.
 //!
-//! Who gives way is found by a walk over those who receive, and told by one
-//! compare-and-swap: its bytes are free from then on, and its memory is when its core has been
-//! notified. No lock, and nothing of all this for a body that is not counted.
+//! The body that gives way is found by a walk over all that are being received, and marked by one
+//! compare-and-swap: from then on its bytes count as free, and its memory is freed when its core
+//! has been notified. No lock, and nothing of all this for a body that is not counted.
 
 use std::hash::RandomState;
 use std::net::IpAddr;
@@ -22,17 +23,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::net::notify::WakeToken;
 use crate::policy::limit::tally::{Holder, Tally};
 
-/// Bodies of the process that can be asked to give way at a time; the others just stay.
+/// Most bodies of the process that can be asked to give way at a time; the others stay.
 const RECEIVING_MAX: usize = 4096;
-/// Entries that are looked at for a free one.
+/// Most entries that are looked at for a free one.
 const ENTRIES_TRIED: usize = 64;
-/// Times that another core may be faster.
+/// Most tries to mark a body, when other cores are faster.
 const EVICTIONS_TRIED: usize = 8;
-/// Bodies that give way to one other.
+/// Most bodies that give way to one other.
 const EVICTED_MAX: usize = 64;
 
-/// The word of a body being received: the bytes that its body holds, and whether it has been told
-/// to give way.
+/// The word of an entry: whether it is taken, whether its body has to give way, and how many bytes
+/// the body holds.
 const FREE: u64 = 0;
 const TAKEN: u64 = 1 << 63;
 const EVICTED: u64 = 1 << 62;
@@ -43,7 +44,7 @@ const BYTES: u64 = EVICTED - 1;
 pub struct HeldBudget {
     taken: AtomicU64,
     total: u64,
-    /// By key, or by address where there is no key.
+    /// Bytes held by each key, or by each address where there is no key.
     shares: Tally,
     addresses: Tally,
     receiving: Box<[Receiving]>,
@@ -63,9 +64,9 @@ struct Receiving {
 /// Why a body may not hold more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
-    /// Nothing is left, and nobody has to give way.
+    /// Nothing is left, and no other body has to give way.
     Full,
-    /// It has given way itself.
+    /// The body has given way itself.
     Evicted,
 }
 
@@ -101,7 +102,7 @@ impl HeldBudget {
         let share = self.shares.add(owner.share, more);
         let address = owner.address.map_or(0, |address| self.addresses.add(address, more));
         let taken = before.saturating_add(more);
-        // Alone he may have all of it.
+        // A share that is alone may take the whole budget.
         let too_much = |held: u64| held > self.total / 2 && held < taken;
         let lacking = match taken > self.total {
             true => Lacking::Space,
@@ -120,8 +121,8 @@ impl HeldBudget {
         }
     }
 
-    /// Has somebody give way to a body that will be `size` bytes long, of an owner whose share will
-    /// be `share` bytes then; whom to tell.
+    /// Makes another body give way to one that will be `size` bytes long, of an owner whose share
+    /// will be `share` bytes then. Returns the token of the body that gave way, to be woken.
     fn evict(
         &self,
         owner: &Owner,
@@ -130,7 +131,7 @@ impl HeldBudget {
         lacking: Lacking,
         now_ms: u64,
     ) -> Option<WakeToken> {
-        // Another core may be faster: then another has to go.
+        // Another core may have marked that body first: then look for another one.
         for _ in 0..EVICTIONS_TRIED {
             let told = self.evict_worst(owner, size, share, lacking, now_ms)?;
             if told.is_some() {
@@ -140,7 +141,7 @@ impl HeldBudget {
         None
     }
 
-    /// As `evict`; `None` when nobody has to, `Some(None)` when another core was faster.
+    /// As `evict`; `None` when no body has to give way, `Some(None)` when another core was faster.
     fn evict_worst(
         &self,
         owner: &Owner,
@@ -174,8 +175,8 @@ impl HeldBudget {
             entry.word.compare_exchange(word, word | EVICTED, Ordering::AcqRel, Ordering::Relaxed);
         Some(told.ok().map(|word| {
             self.taken.fetch_sub(word & BYTES, Ordering::Relaxed);
-            // An entry that has been left meanwhile has the token of the next: that one looks and
-            // finds nothing.
+            // If the entry has changed hands meanwhile, this is the token of its next body, which
+            // is woken and finds that it need not give way.
             unpack(&entry.token)
         }))
     }
@@ -190,7 +191,7 @@ impl HeldBudget {
     }
 }
 
-/// What is lacking.
+/// Why bytes cannot be taken from the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lacking {
     /// The budget is full.
@@ -199,7 +200,7 @@ enum Lacking {
     Share,
 }
 
-/// Whose a body is.
+/// The share and the address that a body counts for.
 #[derive(Clone, Copy, Debug)]
 struct Owner {
     share: Holder,
@@ -227,7 +228,7 @@ impl<'a> Held<'a> {
         Self { budget, key, ip, owner: None, bytes: 0, entry: None, evicted: false }
     }
 
-    /// Grows to `bytes` in all; false when that may not be.
+    /// Grows to `bytes` in all; false when the budget or the share does not allow it.
     ///
     /// Never shrinks; drop gives all back.
     #[must_use]
@@ -236,11 +237,11 @@ impl<'a> Held<'a> {
         more == 0 || self.try_take(more).is_ok()
     }
 
-    /// As `grow_to`; when that may not be, others give way whose turn it is, and `wake` is told of
-    /// each.
+    /// As `grow_to`; when that is not allowed, other bodies give way as the module says, and `wake`
+    /// is called with the token of each.
     ///
     /// Units: `size` bytes in the end, as far as it is known; `now_ms` from any origin.
-    /// Errors: nobody has to, or it has given way itself.
+    /// Errors: `Full` when no other body has to give way; `Evicted` when this one has.
     pub fn claim(
         &mut self,
         bytes: u64,
@@ -275,7 +276,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// It is being received: from now on it may have to give way, of which `token` is told.
+    /// The body is being received: from now on it may have to give way, and `token` is woken then.
     pub fn begin_receiving(&mut self, token: WakeToken, now_ms: u64) {
         if self.entry.is_some() || self.evicted {
             return;
@@ -290,9 +291,9 @@ impl<'a> Held<'a> {
         self.entry = Some(at);
     }
 
-    /// It is no longer being received, and gives way to nobody.
+    /// The body is no longer being received, and gives way to no other.
     ///
-    /// Errors: it has given way before.
+    /// Errors: the body has given way before.
     pub fn end_receiving(&mut self) -> Result<(), Denied> {
         if let Some(at) = self.entry.take() {
             let word = self.budget.receiving[at].word.swap(FREE, Ordering::AcqRel);
@@ -301,7 +302,7 @@ impl<'a> Held<'a> {
         if self.evicted { Err(Denied::Evicted) } else { Ok(()) }
     }
 
-    /// Whether it has given way: what it holds belongs to somebody else.
+    /// Whether the body has given way: in the budget its bytes count as free already.
     #[must_use]
     pub fn is_evicted(&self) -> bool {
         let word =
@@ -316,7 +317,7 @@ impl<'a> Held<'a> {
             let (now, next) = (TAKEN | self.bytes & BYTES, TAKEN | (self.bytes + more) & BYTES);
             let word = &self.budget.receiving[at].word;
             if word.compare_exchange(now, next, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-                // It has given way in this very moment.
+                // The body has been told to give way in this very moment.
                 self.budget.taken.fetch_sub(more, Ordering::Relaxed);
                 self.budget.give_back(&owner, more);
                 return Err(Lacking::Space);

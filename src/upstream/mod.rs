@@ -1,9 +1,10 @@
 //! Floor 6: the servers behind us. Read in this order: `state` (what all cores share about one
 //! server, and the lease that counts a request in flight), `slots` (how many may be in flight),
-//! `wait_queue` (who waits for a slot), `conn` (one connection and its armed receive), `connect`
-//! (TLS), `via` (the way through an outbound proxy), `pool` (a core's idle connections), `h2_pool`
-//! (its HTTP/2 connections), `pulse` (whether one still lives), `bridge` (one exchange on such a
-//! link), `held` (the process-wide budget of held bodies), `roster` (who is known across plans).
+//! `wait_queue` (requests that wait for a slot), `conn` (one connection and its armed receive),
+//! `connect` (TLS), `via` (the tunnel through an outbound proxy), `pool` (a core's idle
+//! connections), `h2_pool` (a core's HTTP/2 connections, called links), `pulse` (whether a link
+//! still lives), `bridge` (one exchange on a link), `held` (the process-wide budget of held
+//! bodies), `roster` (which upstreams stay the same across plans).
 
 pub mod bridge;
 pub mod conn;

@@ -1,11 +1,11 @@
 //! The idle connections of one core, last in first out per address of an upstream.
 //!
-//! The most recently used connection is the least likely to be stale. Each idle connection has
-//! a receive armed; one that completed while idle (an end, a reset, a byte nobody asked for)
-//! makes the connection unfit. `Keep-Alive: timeout=, max=` is honoured one second and one
-//! request early. What is past its time is shut down by `sweep` and dropped when its receive
-//! has come back, so that no live operation is ever dropped. So is what leads to an address
-//! that is in no plan any more.
+//! The most recently used connection is the least likely to be stale. Each idle connection has a
+//! receive armed; a receive that completed while idle (an end, a reset, an unasked byte) makes the
+//! connection unfit. `Keep-Alive: timeout=, max=` is honoured one second and one request early. A
+//! connection past its time is shut down by `sweep` and dropped when its receive has come back, so
+//! that no live operation is ever dropped. So is a connection to an address that is in no plan any
+//! more.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -19,10 +19,10 @@ use crate::net::sys::Shut;
 
 /// Idle connections kept per address and core.
 pub const IDLE_MAX: usize = 1024;
-/// How much earlier than promised a connection is given up.
+/// How much earlier than `Keep-Alive: timeout` says a connection is given up.
 pub const TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 
-/// The pool of one core.
+/// The idle connections of one core, and those whose receive is still to come back.
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<BTreeMap<PoolId, Vec<UpConn>>>,
@@ -42,7 +42,8 @@ impl Pool {
         }
     }
 
-    /// Puts a connection back after a complete answer, with a receive armed into `buffer`.
+    /// Puts a connection back after a complete answer, with a receive armed into `buffer`; beyond
+    /// `IDLE_MAX` the connection is ended.
     pub fn put(&self, mut conn: UpConn, buffer: Vec<u8>, now: Instant) {
         conn.idle_since = Some(now);
         conn.arm(buffer);
@@ -56,7 +57,7 @@ impl Pool {
         }
     }
 
-    /// Gives up a connection whose receive may be in flight.
+    /// Ends a connection, and keeps it until its receive has come back.
     pub fn bury(&self, conn: UpConn) {
         conn.socket().shutdown(Shut::Both);
         if conn.is_armed() {
@@ -64,7 +65,8 @@ impl Pool {
         }
     }
 
-    /// Drops what has died or outlived its time; called by the ticker.
+    /// Ends connections that are stale or past their time, and drops ended ones whose receive has
+    /// come back; called at every tick.
     ///
     /// Shape: `idle_max` is `None` for a pool that is in no plan any more.
     pub fn sweep(
@@ -99,13 +101,13 @@ impl Pool {
         });
     }
 
-    /// Shuts every idle connection down: the core is leaving.
+    /// Ends every idle connection: the core is leaving.
     pub fn close_all(&self) {
         let idle = std::mem::take(&mut *self.idle.borrow_mut());
         idle.into_values().flatten().for_each(|conn| self.bury(conn));
     }
 
-    /// Idle connections to one address.
+    /// How many connections to one address idle.
     #[must_use]
     pub fn idle(&self, pool: PoolId) -> usize {
         self.idle.borrow().get(&pool).map_or(0, Vec::len)

@@ -1,8 +1,8 @@
 //! Whether the server at the other end of a link still lives.
 //!
 //! A connection that ends says so; one whose path is gone (a power cut, a firewall that forgot it)
-//! says nothing, and would take every new exchange with it. So a link in use is asked by PING now
-//! and then, and one that does not answer is ended: its exchanges fail, and the next one dials.
+//! says nothing, and every new exchange on it would hang. So a link in use is asked by PING now and
+//! then, and a link that does not answer is ended: its exchanges fail, and the next exchange dials.
 //!
 //! Source: RFC 9113 §6.7. The rhythm is slower than what servers take for a flood.
 
@@ -12,23 +12,23 @@ use std::time::{Duration, Instant};
 
 use h2::{Ping, PingPong};
 
-/// From one question to the next.
+/// From one PING to the next.
 pub const ASK_EVERY: Duration = Duration::from_secs(30);
-/// For an answer.
+/// How long the answer to a PING may take.
 pub const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
-/// The pulse of one link.
+/// Whether the server of one link still answers PING.
 pub struct Pulse {
     ping: RefCell<PingPong>,
     asked: Cell<Instant>,
-    /// The last question has no answer yet.
+    /// The last PING has no answer yet.
     waiting: Cell<bool>,
     dead: Cell<bool>,
     watcher: RefCell<Option<Waker>>,
 }
 
 impl Pulse {
-    /// A link that lives.
+    /// The pulse of a link that lives; the first PING comes `ASK_EVERY` after `now`.
     #[must_use]
     pub fn new(ping: PingPong, now: Instant) -> Self {
         Self {
@@ -40,7 +40,8 @@ impl Pulse {
         }
     }
 
-    /// Asks when it is time to, and gives up when it is too late; called by the ticker.
+    /// Sends a PING when it is time to, and calls the link dead when an answer is late; called at
+    /// every tick while the link is in use.
     pub fn beat(&self, now: Instant) {
         let mut ping = self.ping.borrow_mut();
         let since = now.saturating_duration_since(self.asked.get());
@@ -58,7 +59,7 @@ impl Pulse {
         }
     }
 
-    /// Done when the server has not answered.
+    /// Done when the server has not answered a PING in time.
     pub fn poll_dead(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.dead.get() {
             return Poll::Ready(());

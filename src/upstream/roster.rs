@@ -1,12 +1,12 @@
-//! Who is known across plans: an upstream that stays keeps its counts and its connections.
+//! Which upstreams stay the same across plans, and so keep their counts and connections.
 //!
-//! A plan is made anew at every change, but what belongs to the server behind an upstream must
-//! not begin anew with it. The roster maps an identity to the one shared state, and an address
-//! of it to the one number under which cores pool connections. It holds both weakly: whatever
-//! no plan and no exchange uses any more is forgotten, and an upstream that comes back while an
-//! old exchange still runs finds the count of that exchange.
+//! A plan is made anew at every change, but what belongs to the server behind an upstream must not
+//! begin anew with it. The roster maps the identity of an upstream to its one shared state, and
+//! each address of it to the one number under which cores pool connections. Both are held weakly:
+//! what no plan and no exchange uses any more is forgotten, and an upstream that comes back while
+//! an old exchange still runs finds the count of that exchange.
 //!
-//! It belongs to the control thread; cores never see it.
+//! The roster belongs to the control thread; cores never see it.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -28,7 +28,7 @@ pub struct PoolId(pub u64);
 pub struct Endpoint {
     /// Where to connect.
     pub address: Address,
-    /// Where its idle connections are kept.
+    /// The pool of its idle connections.
     pub pool: PoolId,
 }
 
@@ -41,8 +41,8 @@ pub struct Site {
     pub endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// What makes an upstream the same one: its name, where it is said to be, and all that makes
-/// two connections to there different.
+/// What makes an upstream the same one in two plans: its name, its configured address, and all
+/// settings by which two connections to that address differ.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Identity {
     name: String,
@@ -50,13 +50,13 @@ pub struct Identity {
     unix: bool,
     host: String,
     port: u16,
-    /// Of an `https` URL: who is trusted, what is shown, which name is asked for.
+    /// Of an `https` URL: the CAs trusted, the certificate shown, the server name asked for.
     tls_settings: Option<UpstreamTls>,
     http2: bool,
     via: Option<Via>,
 }
 
-/// The proxy that connections go through, as far as it makes two of them different.
+/// The outbound proxy that connections go through, as far as two connections differ by it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Via {
     host: String,
@@ -130,7 +130,7 @@ impl Roster {
     }
 }
 
-/// Shared values by key, held as long as somebody else holds them.
+/// Shared values by key, kept for as long as something else holds them.
 #[derive(Debug)]
 pub struct Kept<K, V>(HashMap<K, Weak<V>>);
 
@@ -141,7 +141,7 @@ impl<K, V> Default for Kept<K, V> {
 }
 
 impl<K: Eq + Hash, V> Kept<K, V> {
-    /// The value of a key, made anew when nobody holds one.
+    /// The value of a key, made anew when it is held nowhere.
     pub fn find_or(&mut self, key: K, make: impl FnOnce() -> V) -> Arc<V> {
         let known = self.0.get(&key).and_then(Weak::upgrade);
         known.unwrap_or_else(|| {
@@ -151,7 +151,7 @@ impl<K: Eq + Hash, V> Kept<K, V> {
         })
     }
 
-    /// Drops the keys whose value nobody holds.
+    /// Drops the keys whose value is held nowhere.
     pub fn forget_unused(&mut self) {
         self.0.retain(|_, value| value.strong_count() > 0);
     }

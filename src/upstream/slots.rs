@@ -1,15 +1,15 @@
 //! How many requests may be in flight at one upstream, over all cores.
 //!
-//! A slot is taken by compare-and-swap and never beyond the limit. Given back, it goes to
-//! somebody who waits, if anybody does: the slot changes hands without becoming free in
-//! between, so that no newcomer slips in. While nobody waits, all of this costs one load of a
-//! line that is being written anyway.
+//! A slot is taken by compare-and-swap and never beyond the limit. Given back, it goes to a waiter,
+//! if there is one: the slot changes hands without becoming free in between, so that no newcomer
+//! slips in. While no request waits, all of this costs one load of a cache line that is being
+//! written anyway.
 //!
-//! Who waits is known to the queues; here is only the number of queues in which somebody would
-//! take a slot (`wanted`). A waiter raises it *before* it looks at the slots a last time, and a
-//! slot is given back *before* `wanted` is read a last time. All four are sequentially
-//! consistent, so at least one of the two sees the other: no slot stays free while somebody
-//! waits for it (Dekker's argument).
+//! The queues know the waiters; here is only the number of queues in which a waiter would take a
+//! slot (`wanted`). A waiter raises that number *before* it looks at the slots a last time, and a
+//! slot is given back *before* `wanted` is read a last time. All four accesses are sequentially
+//! consistent, so at least one side sees the other: no slot stays free while a waiter would take it
+//! (Dekker's argument).
 
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicUsize};
@@ -17,9 +17,11 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// A wait queue, as an upstream sees it; `member` is the upstream's place among its members.
 pub trait Waiting: Send + Sync {
-    /// Hands a taken slot to whoever is next; `false`: nobody wants it, the caller keeps it.
+    /// Hands a taken slot to the waiter that is next; `false`: no waiter takes it, and the caller
+    /// keeps it.
     fn offer(&self, member: usize) -> bool;
-    /// Takes a free slot for whoever is next; `false`: there is none, or nobody wants it.
+    /// Takes a free slot for the waiter that is next; `false`: no slot is free, or no waiter takes
+    /// it.
     fn fill(&self, member: usize) -> bool;
 }
 
@@ -29,15 +31,15 @@ pub struct Slots {
     in_flight: AtomicU32,
     /// 0 = no limit.
     limit: AtomicU32,
-    /// Queues in which somebody would take a slot.
+    /// Queues in which a waiter would take a slot.
     wanted: AtomicU32,
-    /// The queue that is asked first.
+    /// Index of the queue that is asked first.
     turn: AtomicUsize,
-    /// Locked to change or to copy the list, and only when somebody waits.
+    /// Locked to change or to copy the list: when a queue is made, or while requests wait.
     queues: Mutex<Arc<[QueueRef]>>,
 }
 
-/// Where an upstream finds those who wait for it.
+/// A queue, and the upstream's place among its members.
 #[derive(Clone)]
 struct QueueRef {
     queue: Weak<dyn Waiting>,
@@ -51,7 +53,7 @@ impl std::fmt::Debug for QueueRef {
 }
 
 impl Slots {
-    /// Slots of which all are free; a `limit` of 0 is none.
+    /// Slots of which all are free; a `limit` of 0 is no limit.
     #[must_use]
     pub fn new(limit: u32) -> Slots {
         Slots {
@@ -75,14 +77,14 @@ impl Slots {
         self.limit.load(Relaxed)
     }
 
-    /// Tells whether one could be taken now.
+    /// Tells whether a slot could be taken now.
     #[must_use]
     pub fn has_free(&self) -> bool {
         let limit = self.limit.load(SeqCst);
         limit == 0 || self.in_flight.load(SeqCst) < limit
     }
 
-    /// Takes one, unless all are taken.
+    /// Takes a slot; `false` when all are taken.
     #[must_use]
     pub fn try_take(&self) -> bool {
         let limit = self.limit.load(SeqCst);
@@ -90,7 +92,7 @@ impl Slots {
         self.in_flight.fetch_update(SeqCst, SeqCst, below).is_ok()
     }
 
-    /// Gives a taken one to whoever waits, or back.
+    /// Gives a taken slot to a waiter, or back if there is none.
     pub fn release(&self) {
         // Beyond a limit that was lowered since, slots are given up first.
         if self.is_wanted() && !self.is_over() && self.ask(|queue, member| queue.offer(member)) {
@@ -101,7 +103,7 @@ impl Slots {
         self.fill(1);
     }
 
-    /// Lets those who wait take free slots, `most` at most.
+    /// Gives free slots to waiters, `most` at most.
     pub fn fill(&self, most: u32) {
         for _ in 0..most {
             let found =
@@ -112,17 +114,17 @@ impl Slots {
         }
     }
 
-    /// Changes the limit; 0 = none. What is in flight beyond a lower one ends in its own time.
+    /// Changes the limit; 0 = no limit. Calls in flight beyond a lower limit go on to their end.
     pub fn set_limit(&self, limit: u32) {
         self.limit.store(limit, SeqCst);
     }
 
-    /// Somebody in one more queue would take a slot.
+    /// In one more queue a waiter would take a slot.
     pub(super) fn want(&self) {
         self.wanted.fetch_add(1, SeqCst);
     }
 
-    /// Nobody in a queue would take a slot any more.
+    /// In one queue no waiter would take a slot any more.
     pub(super) fn unwant(&self) {
         let before = self.wanted.fetch_sub(1, SeqCst);
         debug_assert!(before > 0, "a queue is counted once");
@@ -144,7 +146,7 @@ impl Slots {
         limit > 0 && self.in_flight.load(SeqCst) > limit
     }
 
-    /// Asks the queues until one takes, beginning behind the one that took last.
+    /// Asks the queues until one takes the slot, beginning behind the one that took the last.
     fn ask(&self, takes: impl Fn(&dyn Waiting, usize) -> bool) -> bool {
         // Copied: a queue must not be asked, nor the last hold of it dropped, under this lock.
         let queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -1,9 +1,9 @@
 //! What all cores share about one upstream, and the lease of one attempt on it.
 //!
-//! The counters are atomics on a cache line of their own: a per-core view would be blind to
-//! what the other cores send. A lease holds one of the upstream's slots: taken before the
-//! connect, and passed on to whoever waits when it is dropped, whatever way the exchange ends.
-//! Whatever makes an upstream usable again lets those who wait for it go.
+//! The counters are atomics on cache lines of their own: a per-core view would be blind to what the
+//! other cores send. A lease holds one of the upstream's slots: it is taken before the connect, and
+//! its drop passes the slot on to a waiter or gives it back, whatever way the exchange ends. Each
+//! change that makes an upstream usable again also wakes its waiters (`poke`).
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -14,16 +14,17 @@ use crate::policy::breaker::models::{ModelMarks, model_hash};
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
 use crate::policy::ewma::Measures;
 
-/// Probes say that it is down; what was never probed counts as healthy.
+/// Probes say that it is down; an upstream that was never probed counts as healthy.
 const DOWN: u8 = 1;
-/// Nobody was there when it was last asked for its models.
+/// No server was there when it was last asked for its models (no connection, or one that ended
+/// without an answer), or discovery names it no more.
 const AWAY: u8 = 2;
 /// It takes very long to list its models.
 const LATE: u8 = 4;
 /// It has not listed its models yet.
 const UNHEARD: u8 = 8;
 
-/// Numbers of faults begin here, behind those of statuses.
+/// Numbers of faults in `failure` begin here, above all statuses.
 const KIND: u32 = 1000;
 
 /// What a failed call ended with.
@@ -39,26 +40,27 @@ pub enum Failure {
 #[derive(Debug)]
 #[repr(align(128))]
 pub struct UpstreamState {
-    /// What may be in flight, and who waits for it.
+    /// How many calls are and may be in flight, and the queues that wait for a slot.
     pub slots: Slots,
     attempts: AtomicU64,
     /// What the control thread has found out: `DOWN`, `AWAY`, `LATE`, `UNHEARD`.
     found: AtomicU8,
     /// A connection to it failed since the control thread last looked.
     suspect: AtomicBool,
-    /// What the operator should know of that.
+    /// What the operator should know of failed connections; the last message only.
     complaint: Mutex<Option<String>>,
     /// The last failure that counted: a status, or a kind of fault behind `KIND`; 0 = none.
     failure: AtomicU32,
-    /// It asked to be left alone until then, milliseconds since the process's origin.
+    /// Until when it asked to be left alone (`Retry-After`), milliseconds since the process's
+    /// origin.
     back_off_until_ms: AtomicU64,
     /// Changes of the breaker to Closed, Open and HalfOpen.
     breaker_changes: [AtomicU64; 3],
-    /// Whether calls are let through.
+    /// Decides whether calls are let through.
     pub breaker: Breaker,
-    /// Which of its models fail by themselves.
+    /// Which of its models fail while others of it work.
     pub models: ModelMarks,
-    /// How fast it answers, and how often it does.
+    /// Its response times and success rate, for the balancer.
     pub measures: Measures,
 }
 
@@ -81,13 +83,13 @@ impl UpstreamState {
         }
     }
 
-    /// Whether it asked, by `Retry-After`, to be left alone now.
+    /// Whether it asked, by `Retry-After`, to be left alone at this time.
     #[must_use]
     pub fn is_backing_off(&self, now_ms: u64) -> bool {
         now_ms < self.back_off_until_ms.load(Ordering::Relaxed)
     }
 
-    /// Notes that it asked to be left alone; a later end counts.
+    /// Notes that it asked to be left alone until then; of several ends the latest counts.
     pub fn back_off(&self, until_ms: u64) {
         self.back_off_until_ms.fetch_max(until_ms, Ordering::Relaxed);
     }
@@ -102,7 +104,7 @@ impl UpstreamState {
         self.failure.store(number, Ordering::Relaxed);
     }
 
-    /// The last failure that counted, for a person.
+    /// The last failure that counted, in words for the operator.
     #[must_use]
     pub fn last_failure(&self) -> Option<String> {
         match self.failure.load(Ordering::Relaxed) {
@@ -143,20 +145,20 @@ impl UpstreamState {
         self.attempts.load(Ordering::Relaxed)
     }
 
-    /// Whether active probes let requests go there; unknown counts as healthy.
+    /// Whether active probes let requests go there; an upstream without probes counts as healthy.
     #[must_use]
     pub fn healthy(&self) -> bool {
         !self.is_found(DOWN)
     }
 
-    /// Whether requests may go there: it is healthy, and somebody was there when it was last
-    /// asked for its models.
+    /// Whether requests may go there: it is healthy, and not away (`set_away`).
     #[must_use]
     pub fn usable(&self) -> bool {
         !self.is_found(DOWN | AWAY)
     }
 
-    /// Says whether nobody was there when it was asked for its models.
+    /// Notes whether it is away: no server was there when it was asked for its models, or discovery
+    /// names it no more.
     pub fn set_away(&self, away: bool) {
         self.find(AWAY, away);
         if !away {
@@ -164,25 +166,24 @@ impl UpstreamState {
         }
     }
 
-    /// Whether others are to be preferred: it takes very long to say which models it has.
+    /// Whether others are to be preferred: it takes very long to list its models.
     #[must_use]
     pub fn late(&self) -> bool {
         self.is_found(LATE)
     }
 
-    /// See `late`.
+    /// Notes whether it takes very long to list its models.
     pub fn set_late(&self, late: bool) {
         self.find(LATE, late);
     }
 
-    /// Whether it has not said yet which models it has: a name that nobody knows may be one of
-    /// them.
+    /// Whether it has not listed its models yet: an unknown name may be one of them.
     #[must_use]
     pub fn unheard(&self) -> bool {
         self.is_found(UNHEARD)
     }
 
-    /// See `unheard`.
+    /// Notes whether it has not listed its models yet.
     pub fn set_unheard(&self, unheard: bool) {
         self.find(UNHEARD, unheard);
     }
@@ -198,7 +199,7 @@ impl UpstreamState {
         };
     }
 
-    /// Says what the probes found.
+    /// Notes what the probes found.
     pub fn set_healthy(&self, healthy: bool) {
         self.find(DOWN, !healthy);
         if healthy {
@@ -218,44 +219,45 @@ impl UpstreamState {
         self.usable() && self.breaker.admits(now_ms)
     }
 
-    /// Whether others are to be preferred for a model, which fails here while others work.
+    /// Whether other upstreams are to be preferred for this model: it fails here while others work.
     #[must_use]
     #[cold]
     pub fn avoids(&self, model: &str, now_ms: u64) -> bool {
         self.models.avoids(model_hash(model), self.breaker.policy(), now_ms)
     }
 
-    /// As `admits`, of a call that has nowhere else to go.
+    /// As `admits`, for a call that no other member can take.
     #[must_use]
     pub fn admits_last_resort(&self, now_ms: u64) -> bool {
         self.usable() && self.breaker.admits_last_resort(now_ms)
     }
 
-    /// Lets those who wait take what is free: it may be called again, or by more than before.
+    /// Gives free slots to waiters: it may be called again, or by more than before.
     ///
-    /// Whoever changes what `admits` says calls this; the changes made here do so themselves.
+    /// Must be called after each change to what `admits` says; the changes made here do so
+    /// themselves.
     pub fn poke(&self) {
         let most = match self.breaker.state() {
             State::Closed { .. } => u32::MAX,
-            // One trial after the other; the rest would only be refused.
+            // The breaker lets one trial through at a time: more waiters would only be refused.
             State::Open { .. } | State::HalfOpen { .. } => 1,
         };
         self.slots.fill(most);
     }
 
-    /// Asks the control thread to look: a connection to it failed.
+    /// Asks the control thread to check the upstream: a connection to it failed.
     pub fn suspect(&self) {
         self.suspect.store(true, Ordering::Relaxed);
     }
 
-    /// Leaves word for the operator; of several only the last is kept.
+    /// Leaves a message for the operator; of several only the last is kept.
     ///
-    /// Takes a lock for a moment, as no good path does.
+    /// Takes a lock for a moment: for error paths only.
     pub fn complain(&self, why: String) {
         *self.complaint.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// The word left since the last call.
+    /// The message left since the last call, if any.
     #[must_use]
     pub fn take_complaint(&self) -> Option<String> {
         self.complaint.lock().unwrap_or_else(PoisonError::into_inner).take()

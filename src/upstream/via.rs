@@ -1,11 +1,11 @@
-//! The way through an outbound proxy, once it is connected.
+//! The tunnel through an outbound proxy, asked for once the proxy is connected.
 //!
-//! A tunnel is asked for on the bare socket and lasts as long as the connection: pooled and
-//! reused like a direct one, without another word to the proxy. Only readiness polls wait here,
-//! so that the exchange may be dropped at any time, as a connect may.
+//! A tunnel is asked for on the bare socket and lasts as long as the connection, which is pooled
+//! and reused like a direct one: the proxy is not asked again. Only readiness polls wait here, so
+//! that `connect_through` may be dropped at any time, as a connect may.
 //!
-//! Not a byte behind the proxy's answer is taken: it may be the server's first, since HTTP/2 in
-//! clear lets both sides begin (RFC 9113 §3.4).
+//! No byte behind the proxy's answer is taken: it may be the server's first, since in HTTP/2
+//! without TLS either side may send first (RFC 9113 §3.4).
 
 use std::io;
 use std::time::Duration;
@@ -18,32 +18,32 @@ use crate::net::stream::Handle;
 use crate::net::sys::{self, Shut};
 use crate::net::ticker::Timer;
 
-/// First size of the buffer for an answer.
+/// First size of the buffer for the proxy's answer, bytes.
 const ANSWER_BYTES: usize = 1024;
 
-/// Why there is no way through a proxy.
+/// Why there is no tunnel through an outbound proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TunnelError {
-    /// It could not be connected.
+    /// The proxy could not be connected.
     Unreachable,
-    /// It was not connected in time.
+    /// The proxy was not connected in time.
     ConnectLate,
-    /// It did not answer in time.
+    /// The proxy did not answer in time.
     AnswerLate,
-    /// For want of something of ours.
+    /// We ran out of descriptors, memory or ports.
     Ours,
-    /// It ended the connection before its answer.
+    /// The proxy ended the connection before its answer.
     Closed,
-    /// Its answer is no HTTP.
+    /// The proxy's answer is not HTTP.
     Malformed(HeadFault),
-    /// Bytes came behind its answer where the server may not speak first.
+    /// Bytes came behind the proxy's answer where the server may not send first.
     Unasked,
-    /// It answered, with another status than 2xx.
+    /// The proxy answered with a status other than 2xx.
     Refused(u16),
 }
 
 impl TunnelError {
-    /// The fault that this is.
+    /// The exchange's fault that this error is.
     #[must_use]
     pub fn kind(self) -> Kind {
         match self {
@@ -57,13 +57,13 @@ impl TunnelError {
         }
     }
 
-    /// A call on the connection to it failed.
+    /// The error of a failed call on the connection to the proxy.
     #[must_use]
     pub fn broken(error: &io::Error) -> Self {
         if sys::is_shortage(error) { TunnelError::Ours } else { TunnelError::Closed }
     }
 
-    /// For a person; `proxy` is its `host:port`.
+    /// The message for operator and client; `proxy` is the proxy's `host:port`.
     #[must_use]
     pub fn why(self, proxy: &str) -> String {
         let what = match self {
@@ -83,7 +83,8 @@ impl TunnelError {
     }
 }
 
-/// Whether the tunnel is open, by all that has come of the answer; for those who take what comes.
+/// Whether the tunnel is open; `bytes` is all that has come of the answer. For callers that take
+/// the bytes they receive, instead of only peeking.
 ///
 /// Errors: `Malformed`, `Unasked`, `Refused`.
 pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, TunnelError> {
@@ -95,7 +96,7 @@ pub fn is_open(answer: &mut Answer, bytes: &[u8]) -> Result<bool, TunnelError> {
     }
 }
 
-/// Opens a tunnel on a connection to a proxy; the timer bounds it.
+/// Opens a tunnel on a connection to a proxy, bounded by `timer`.
 ///
 /// Shape: `request` is a whole CONNECT; when it returns, the next byte each way is the tunnel's.
 /// Free to drop.
@@ -122,7 +123,8 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), TunnelError> {
         }
     }
     let mut answer = Answer::default();
-    // Bounded by the answer's own limit: what is too long is refused before the next growth.
+    // Bounded by the limit in `Answer`: an answer that is too long is refused before the next
+    // growth.
     let mut bytes = Vec::with_capacity(ANSWER_BYTES);
     loop {
         if bytes.len() == bytes.capacity() {
@@ -144,7 +146,7 @@ async fn open(socket: &Socket, mut request: &[u8]) -> Result<(), TunnelError> {
     }
 }
 
-/// Takes bytes that have been looked at.
+/// Takes bytes off the socket that have been peeked at.
 fn take(socket: &Socket, count: usize) -> Result<(), TunnelError> {
     let taken = sys::recv_some_now(socket.fd(), &mut Vec::with_capacity(count), count);
     if matches!(taken, Ok(Some(n)) if n == count) { Ok(()) } else { Err(TunnelError::Closed) }

@@ -1,21 +1,22 @@
 //! The wait queue of a group, shared by all cores.
 //!
-//! `policy::queue` decides who is next; here its decisions meet the slots of the members. It
-//! is locked only when somebody waits or has to wait. A slot that comes free goes
-//! straight to one waiter: what was granted is written down in the queue, the notification merely
-//! tells the waiter to look, so one that is lost or late costs time and never a slot. A waiter's
-//! place is a guard: dropped in any way it leaves the queue, and a slot that had been granted to
-//! it meanwhile goes on to the next.
+//! `policy::queue` decides which waiter is next; here its decisions meet the slots of the members.
+//! The queue is locked only while a request waits or has to wait. A slot that comes free goes
+//! straight to one waiter: the grant is written down in the queue, and the notification merely
+//! tells the waiter to look, so that a lost or late one costs time and never a slot. A waiter's
+//! place (`WaitSlot`) is a guard: dropped in any way it leaves the queue, and a slot that had been
+//! granted to it meanwhile goes on to the next.
 //!
 //! An upstream may be a member of several groups; its slots go to their queues in turn. A waiter
-//! that has tried a member, or is bound to one, is granted slots of the others, or of
-//! that one alone. Slots of a member that is down or whose breaker is open are granted to nobody.
+//! that has tried a member is granted slots of the others; one bound to a member, slots of that one
+//! alone. Slots of a member that is down are never granted; those of a member whose breaker refuses
+//! only as a last resort, where no member admits calls.
 //!
 //! The lock order is trivial: never two at once. Waiters are woken after unlocking.
 //!
 //! # What an exchange does
 //!
-//! 1. Pick a member; `try_lease` it. When somebody was faster, pick again.
+//! 1. Pick a member; `try_lease` it. When another exchange was faster, pick again.
 //! 2. When no candidate is left but some are only full (`admits` and no free slot): wait. When
 //!    there is none of these either, it is 503 at once; no queue helps.
 //! 3. Register a `Notify`, then `enter` with its token and the earlier of its own deadline and
@@ -44,9 +45,9 @@ use crate::policy::queue::{Queue, WaitId};
 #[cfg(test)]
 mod tests;
 
-/// What a queue needs of the process around it.
+/// How a queue wakes waiters and reads the time.
 pub trait Wake<T>: Send + Sync {
-    /// Tells the holder of a token to look; called from any thread, never waits.
+    /// Tells the holder of a token to look; called from any thread, never blocks.
     fn wake(&self, token: T);
     /// Milliseconds since the origin that the breakers count from.
     fn now_ms(&self) -> u64;
@@ -55,28 +56,28 @@ pub trait Wake<T>: Send + Sync {
 /// Which members' slots a waiter takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepts {
-    /// Not these.
+    /// Not these members, by their index in the group.
     pub tried: Tried,
-    /// This one alone.
+    /// This member alone; `None` = any.
     pub only: Option<usize>,
 }
 
 impl Accepts {
-    /// Any member's.
+    /// Slots of any member.
     pub const ALL: Accepts = Accepts { tried: Tried::NONE, only: None };
 
-    /// Tells whether a slot of this member will do.
+    /// Tells whether the waiter takes a slot of this member.
     #[must_use]
     pub fn has(&self, member: usize) -> bool {
         self.only.is_none_or(|only| only == member) && !self.tried.has(member)
     }
 }
 
-/// The wait queue of one group; `T` is what names a waiter to be woken.
+/// The wait queue of one group; `T` is the token by which a waiter is woken.
 pub struct WaitQueue<T> {
     members: Vec<Arc<UpstreamState>>,
     wake: Arc<dyn Wake<T>>,
-    /// How many wait, to be read without the lock.
+    /// How many requests wait, to be read without the lock.
     waiting: AtomicU32,
     inside: Mutex<Inside<T>>,
 }
@@ -84,10 +85,10 @@ pub struct WaitQueue<T> {
 /// What the lock guards.
 struct Inside<T> {
     queue: Queue,
-    /// One for each place, those granted and not yet taken included.
+    /// The waiters, those granted a slot and not yet gone included.
     waiters: Vec<Waiter<T>>,
     free: Vec<usize>,
-    /// Where each waiter stands in `waiters`, by its index in the queue.
+    /// The index in `waiters` of each waiter, by its index in the queue.
     waiter_of: Vec<usize>,
     interest: Interest,
 }
@@ -99,25 +100,25 @@ struct Waiter<T> {
     stay: Stay,
 }
 
-/// What has become of a stay.
+/// What has become of a waiter.
 #[derive(Clone, Copy)]
 enum Stay {
     Waiting,
-    /// A slot of this member is its own.
+    /// A slot of this member has been granted to it.
     Granted(usize),
     /// The place has gone to a newcomer.
     Displaced,
 }
 
-/// How many waiters would take a slot of which member. Nearly all take any, so that a busy queue
-/// seldom changes what its members know of it.
+/// How many waiters would take a slot of each member. Nearly all take any member's, so that a busy
+/// queue seldom changes the members' `wanted` counts.
 struct Interest {
     in_all: u32,
     in_some: Vec<u32>,
 }
 
 impl<T: Copy + Send + 'static> WaitQueue<T> {
-    /// A queue for `length` waiters, known to its members from now on.
+    /// A queue for `length` waiters at most, registered with its members.
     ///
     /// Shape: `members` in the group's order; only the first `MEMBERS_MAX` are ever granted.
     #[must_use]
@@ -147,13 +148,13 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         queue
     }
 
-    /// How many wait now; free to ask.
+    /// How many requests wait now; reads one atomic.
     #[must_use]
     pub fn len(&self) -> u32 {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Tells whether nobody waits.
+    /// Tells whether no request waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -166,7 +167,9 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         self.lock().queue.retry_after_s(now_ms)
     }
 
-    /// Takes a place, and what is free this very moment.
+    /// Takes a place, and grants slots that are free this very moment.
+    ///
+    /// Errors: the queue is full.
     ///
     /// Units: `deadline_ms` from the origin of `Wake::now_ms`; nothing is granted from then on.
     pub fn enter(
@@ -188,8 +191,8 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         };
         displaced.into_iter().for_each(|token| self.wake.wake(token));
         let place = WaitSlot { queue: self, waiter, taken: false };
-        // A slot may have come free between the look that found none and the place taken. What
-        // is free goes to whoever is next, which need not be the newcomer.
+        // A slot may have come free between the look that found none and the place taken. It goes
+        // to the waiter that is next, which need not be the newcomer.
         for member in (0..self.members.len()).filter(|member| accepts.has(*member)) {
             while self.members[member].slots.has_free() && !place.is_granted() {
                 if !self.fill(member) {
@@ -200,7 +203,8 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         Ok(place)
     }
 
-    /// Whether a member may be called: by its own word, or as a last resort where none else may.
+    /// Whether a member may be called: it admits calls, or it does as a last resort where no member
+    /// admits any.
     fn admits(&self, member: usize, now_ms: u64) -> bool {
         let Some(state) = self.members.get(member) else { return false };
         state.admits(now_ms)
@@ -209,7 +213,7 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside<T>> {
-        // Nothing under the lock panics half way; a poisoned lock must not stop the group.
+        // No change under the lock can panic half done; a poisoned lock must not stop the group.
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -217,7 +221,8 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         self.waiting.store(inside.queue.len(), Ordering::Relaxed);
     }
 
-    /// Grants a slot of `member` to whoever is next, if `take` succeeds; then wakes it.
+    /// Grants a slot of `member` to the waiter that is next, if `take` succeeds; then wakes the
+    /// waiter.
     fn grant(&self, member: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
         let Some(state) = self.members.get(member) else { return false };
         let now_ms = self.wake.now_ms();
@@ -253,7 +258,8 @@ impl<T: Copy + Send + 'static> Waiting for WaitQueue<T> {
 }
 
 impl<T: Copy> Inside<T> {
-    /// Takes the place of whoever has to leave a full queue for a newcomer; whom to tell.
+    /// Takes the place of the waiter that has to leave a full queue for a newcomer; returns that
+    /// waiter's token.
     fn displace(&mut self, members: &[Arc<UpstreamState>], share: Share, now_ms: u64) -> Option<T> {
         let id = self.queue.displaced_by(share)?;
         self.queue.cancel(id, now_ms);
@@ -283,7 +289,7 @@ impl<T: Copy> Inside<T> {
         at
     }
 
-    /// The waiter of the one who gets the next slot of this member.
+    /// The index in `waiters` of the one that gets the next slot of this member.
     fn next_for(&self, member: usize, now_ms: u64) -> Option<usize> {
         let waiter_of = |id: WaitId| self.waiter_of[id.index()];
         let id = self.queue.find(now_ms, |id| self.waiters[waiter_of(id)].accepts.has(member))?;
@@ -328,7 +334,7 @@ impl Interest {
         }
     }
 
-    /// The accepted members that nobody picky waits for.
+    /// The accepted members that no waiter with a choice of members waits for.
     fn others<'m>(
         &'m self,
         members: &'m [Arc<UpstreamState>],
@@ -341,7 +347,7 @@ impl Interest {
     }
 }
 
-/// A place in the queue; dropping it leaves.
+/// A place in the queue; its drop leaves the queue.
 #[must_use = "a place that is dropped is left"]
 pub struct WaitSlot<'r, T: Copy + Send + 'static> {
     queue: &'r WaitQueue<T>,
@@ -350,7 +356,7 @@ pub struct WaitSlot<'r, T: Copy + Send + 'static> {
 }
 
 impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
-    /// Takes what was granted: the member, and the lease of its slot. `None`: not yet.
+    /// Takes the slot that was granted: the member, and the lease of its slot. `None`: not yet.
     #[must_use]
     pub fn take_grant(&mut self) -> Option<(usize, Lease<'r>)> {
         if self.taken {
