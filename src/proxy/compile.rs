@@ -40,8 +40,8 @@ use crate::upstream::roster::{PoolId, Site};
 /// Compiles a checked config.
 ///
 /// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
-/// keep the numbers of the config. What `tls` has made before is used again. A budget that nodes
-/// share is put in by whoever has one.
+/// keep the numbers of the config. TLS settings that `tls` has made before are used again. `budget`
+/// stays empty: the caller sets it where nodes share one.
 /// Errors: a message that names the key, listener, route, upstream or model at fault; the config's
 /// own checks have found most faults before.
 pub fn compile(

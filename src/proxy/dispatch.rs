@@ -51,7 +51,7 @@ struct Dispatch<'d> {
 
 /// Serves a routed request.
 ///
-/// Errors: what to tell the client, who has been sent nothing.
+/// Errors: what to tell the client, which has been sent nothing yet.
 pub async fn dispatch(
     core: &Core,
     plan: &Plan,
@@ -220,8 +220,8 @@ impl<'d> Dispatch<'d> {
         left.any(|next| self.plan.groups[usize::from(*next)].reach.allows(permit.asker()))
     }
 
-    /// A member whose breaker refuses, where breakers alone leave nobody: of the route's group
-    /// first, then of those that it falls back to.
+    /// A member whose breaker refuses, where breakers alone leave no member: of the route's group
+    /// first, then of the groups that it falls back to.
     #[cold]
     fn last_resort(&mut self, permit: &Permit, now_us: u64) -> Result<Picked<'d>, Nobody> {
         if self.failed.is_none() && self.group != self.first {

@@ -62,7 +62,7 @@ impl RequestBody {
 
 /// What looks for the model.
 pub enum Scanner<'a> {
-    /// Nothing does: the model is not needed, or cannot be read.
+    /// Nothing: the model is not needed, or cannot be read.
     None,
     /// In a JSON document.
     Json(&'a mut ModelScan),

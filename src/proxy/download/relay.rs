@@ -296,7 +296,7 @@ impl Download<'_> {
         }
     }
 
-    /// Lets the kernel move what nobody needs to see.
+    /// Lets the kernel move the bytes that the tap need not see.
     ///
     /// Errors: the side that ended the splice.
     async fn splice(
