@@ -1,10 +1,11 @@
-//! The free buffers of this thread that the floors below the trunk use: ciphertext, frames of
-//! HTTP/2, bytes in a pipe. The trunk has its own (`proxy::core`), which it may move between
-//! stations; what is taken here is given back here.
+//! The freelist of buffers of this thread, for ciphertext, frames of HTTP/2 and bytes in a pipe.
+//! The trunk has a list of its own (`proxy::core`), whose buffers move between stations; a buffer
+//! taken here is given back here.
 
 use crate::base::buf::Buffers;
 
-/// Up to here a buffer of its own costs less than one of the smallest class.
+/// Up to so many bytes `take_fitting` allocates what was asked for: less memory than the smallest
+/// class of the freelist.
 const FITTING_MAX: usize = 2 << 10;
 
 thread_local! {
@@ -17,7 +18,8 @@ pub fn take(capacity: usize) -> Vec<u8> {
     FREE.with(|free| free.take(capacity))
 }
 
-/// As `take`, but no larger than it has to be where little is wanted: what may wait for long.
+/// As `take`, but a buffer of 2 KiB or less is allocated to size: it may be held for long, and a
+/// pooled one would hold much more memory than it has bytes.
 #[must_use]
 pub fn take_fitting(bytes: usize) -> Vec<u8> {
     match bytes {
@@ -26,7 +28,7 @@ pub fn take_fitting(bytes: usize) -> Vec<u8> {
     }
 }
 
-/// Takes a buffer back; one that never had memory costs nothing.
+/// Puts a buffer on the freelist; one without memory is ignored.
 pub fn give_back(buffer: Vec<u8>) {
     if buffer.capacity() > 0 {
         // `try_with`: streams may be dropped while the thread's own storage is torn down.
@@ -34,7 +36,7 @@ pub fn give_back(buffer: Vec<u8>) {
     }
 }
 
-/// Gives back to the allocator what a burst left behind; called every few seconds.
+/// Frees buffers that a burst has left on the freelist; each core calls it every few seconds.
 pub fn trim() {
     FREE.with(Buffers::trim);
 }

@@ -1,16 +1,17 @@
-//! A panic in one future costs that future alone: the runtime would not catch it.
+//! Catches a panic of one future, so that it ends that future alone: the runtime catches none, and
+//! the panic would end the core's thread.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::task::Poll;
 
-/// Runs a future to its end or to its panic, which is `None`.
+/// Runs a future to its end; `None` when it panicked.
 ///
 /// By reference: a future taken by value would be stored twice.
 pub async fn caught<T>(mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
     poll_fn(move |cx| {
-        // What the future held is dropped after a panic, not looked at again.
+        // `AssertUnwindSafe`: after a panic the future is only dropped, never polled again.
         match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx))) {
             Ok(Poll::Pending) => Poll::Pending,
             Ok(Poll::Ready(value)) => Poll::Ready(Some(value)),

@@ -1,8 +1,8 @@
 //! Connecting to an upstream.
 //!
-//! The socket is made non-blocking, `connect` is started, and a writable-poll waits for its
-//! end. So the descriptor is known from the start (the ticker can end a slow connect), and the
-//! future may be dropped when the client leaves: only a poll is in flight.
+//! The socket is made non-blocking, `connect` is started, and a poll for writability waits until
+//! the connect has ended. So the descriptor is known from the start (the ticker can end a slow
+//! connect), and the future may be dropped when the client leaves: only a poll is in flight.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,10 +26,11 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// Connects; the timer bounds it.
+/// Connects within `timeout`, which `timer` watches; `keepalive` is the idle time of TCP before the
+/// first probe.
 ///
-/// Errors: what socket(2) or connect(2) said (`sys::is_shortage` tells what is our own lack);
-/// `TimedOut` when the timer ended it.
+/// Errors: what socket(2) or connect(2) said (`sys::is_shortage` tells which of them are a lack of
+/// resources on this machine); `TimedOut` after `timeout`.
 pub async fn connect(
     address: &Address,
     keepalive: Duration,

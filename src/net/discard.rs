@@ -1,4 +1,5 @@
-//! Reading what nobody wants, so that a close does not destroy what was said last.
+//! Reading and dropping what a peer still sends before we close: a socket closed over unread bytes
+//! is reset, and the peer may lose the answer that was sent last (RFC 9112 §9.6).
 
 use std::future::Future;
 use std::io;
@@ -6,7 +7,8 @@ use std::io;
 use super::buffers;
 use crate::base::buf::SMALL_BYTES;
 
-/// Receives and throws away until the peer ends its side, or so much has come.
+/// Receives and drops bytes until the peer ends its side, a receive fails, or `bytes_max` bytes
+/// have come.
 ///
 /// Shape: `recv` fills a buffer and gives it back; 0 bytes is the end.
 pub(super) async fn discard<F>(recv: impl Fn(Vec<u8>) -> F, bytes_max: usize)

@@ -1,8 +1,8 @@
 //! Bodies between an HTTP/2 stream and the pipe that carries the same message as HTTP/1.1.
 //!
-//! Flow control goes end to end: what came on the stream is acknowledged when the pipe has taken
-//! it, and the pipe is read no further than the stream's window allows. A body that ends before
-//! its framing does is a fault on either side, never an end.
+//! Flow control goes end to end: bytes received on the stream are acknowledged (WINDOW_UPDATE) when
+//! the pipe has taken them, and the pipe is read no further than the stream's window allows. A body
+//! that ends before its framing says so is a fault, from either side, never an end.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -25,9 +25,10 @@ use crate::http1::body::BodyReader;
 use crate::http1::encode;
 use crate::http2::{BodyFraming, trailers};
 
-/// More than a chunk has around its data.
+/// Bytes that a chunk of HTTP/1.1 has around its data, at most: size, CRLFs.
 const CHUNK_EXTRA: usize = 24;
-/// What is taken at a time of bytes that hold no data, trailers above all.
+/// Most bytes taken at a time from a pipe whose unread bytes hold no data, such as trailers: they
+/// need no window.
 const FRAMING_BYTES: usize = 1 << 10;
 
 /// Why a body did not reach its end.
@@ -35,16 +36,16 @@ const FRAMING_BYTES: usize = 1 << 10;
 pub enum Broken {
     /// The HTTP/2 side reset the stream or lost the connection.
     Stream,
-    /// It was lost for want of something of ours.
+    /// The HTTP/2 connection was lost for lack of a resource of this machine (`sys::is_shortage`).
     Ours,
-    /// The HTTP/2 side took nothing for too long.
+    /// The client on the HTTP/2 side took nothing for longer than its time allows.
     Stalled,
-    /// The HTTP/1.1 side ended too early, or reads no more.
+    /// The HTTP/1.1 side ended before its framing said so, broke its framing, or reads no more.
     Pipe,
 }
 
 impl Broken {
-    /// What an error of a stream is.
+    /// Classes an error of an HTTP/2 stream: `Ours` for a shortage, else `Stream`.
     #[cold]
     #[must_use]
     pub fn by(error: &h2::Error) -> Self {
@@ -52,22 +53,23 @@ impl Broken {
     }
 }
 
-/// What goes to a client: it waits for the client's windows, but not for ever, and is counted.
+/// How an answer goes to a client: each wait for the client's windows is bounded in time, and the
+/// memory that waits is counted.
 ///
-/// Shape: an expired timer shuts the pipe, which ends the exchange on its other side too.
+/// Shape: an expired timer shuts the pipe down, which ends the exchange on its other side too.
 pub struct ToClient<'a> {
     ticker: &'a Rc<Ticker>,
     pipe: &'a End,
-    /// How long the client may take nothing.
+    /// Longest wait in which the client takes nothing.
     patience: Duration,
-    /// Of its connection.
+    /// The account of the client's connection.
     unsent: &'a Rc<Unsent>,
-    /// Of this stream.
+    /// Counts the chunks of this stream that are with the `h2` crate.
     in_flight: Rc<InFlight>,
 }
 
 impl<'a> ToClient<'a> {
-    /// For the answer that comes through `pipe`; each wait takes `patience` at most.
+    /// For the answer that comes through `pipe`; each wait for the client takes `patience` at most.
     #[must_use]
     pub fn new(
         ticker: &'a Rc<Ticker>,
@@ -78,14 +80,14 @@ impl<'a> ToClient<'a> {
         Self { ticker, pipe, patience, unsent, in_flight: Rc::default() }
     }
 
-    /// Waits for one thing that hangs on the client.
+    /// Waits until `poll` is done, which depends on the client.
     ///
-    /// Errors: `Stalled` when it did not come in time.
+    /// Errors: that of `poll`; `Stalled` after `patience`, or when the pipe was shut down.
     async fn wait<T>(
         &self,
         mut poll: impl FnMut(&mut Context<'_>) -> Poll<Result<T, Broken>>,
     ) -> Result<T, Broken> {
-        // Given back, and so disarmed, when the wait is over.
+        // Dropped, and so disarmed, when the wait is over.
         let timer = self.ticker.timer();
         timer.arm(Handle::Pipe(self.pipe.downgrade()), Shut::Both, self.patience);
         poll_fn(|cx| {
@@ -98,16 +100,17 @@ impl<'a> ToClient<'a> {
         .await
     }
 
-    /// Waits until all that was sent has gone out; a reset would throw it away.
+    /// Waits until the `h2` crate has written all chunks of this stream: a reset of the stream
+    /// would discard them.
     ///
-    /// Errors: it never will.
+    /// Errors: `Stream` when the client reset the stream, `Stalled` as in `wait`.
     pub async fn flush(&self, stream: &mut SendStream<Chunk>) -> Result<(), Broken> {
         loop {
             let chunks = self.in_flight.chunks();
             if chunks == 0 {
                 return Ok(());
             }
-            // The client may take as long as it likes for all of them, but not for one.
+            // `patience` bounds the time for one chunk, not that for all of them.
             self.wait(|cx| {
                 if stream.poll_reset(cx).is_ready() {
                     return Poll::Ready(Err(Broken::Stream));
@@ -118,7 +121,8 @@ impl<'a> ToClient<'a> {
         }
     }
 
-    /// Where the connection may have no more memory, lets one chunk of each stream wait at a time.
+    /// Where the connection may take no more memory, waits until this stream's chunks are written,
+    /// so that only one chunk of each stream waits at a time.
     async fn make_room(&self, stream: &mut SendStream<Chunk>) -> Result<(), Broken> {
         match self.unsent.try_reserve(TIGHT_BYTES) {
             true => Ok(()),
@@ -127,7 +131,7 @@ impl<'a> ToClient<'a> {
     }
 }
 
-/// Gives a chunk to the `h2` crate: from then on it counts.
+/// Gives a chunk to the `h2` crate; one for a client is counted until it is written.
 fn hand_over(
     stream: &mut SendStream<Chunk>,
     chunk: Chunk,
@@ -148,17 +152,19 @@ fn poll_capacity(stream: &mut SendStream<Chunk>, cx: &mut Context<'_>) -> Poll<R
     })
 }
 
-/// What of a body went with its head.
+/// How much of a body went with its head.
 pub struct Ahead {
-    /// What had no room: the first that `into_pipe` has to relay.
+    /// Data received that had no room behind the head: the first that `into_pipe` has to relay.
     pub first: Option<Bytes>,
-    /// The stream has ended, and without trailers.
+    /// The stream has ended without trailers: no data is left to relay.
     pub ended: bool,
 }
 
-/// Writes behind a head what has come of its body already, as far as there is room.
+/// Writes behind a head the part of its body that has been received already, as far as `out` has
+/// spare capacity.
 ///
-/// Shape: a short body goes with its head, and nothing waits for it. Faults show in `into_pipe`.
+/// Shape: a short body goes out with its head; nothing waits for more of it. A fault of the stream
+/// shows again in `into_pipe`.
 pub fn take_ready(
     body: &mut RecvStream,
     framing: BodyFraming,
@@ -192,7 +198,7 @@ pub fn take_ready(
 ///
 /// Shape: `first` has been received on the stream already. `taken` counts the body bytes that the
 /// pipe has taken.
-/// Errors: which side broke; the pipe is left as it is.
+/// Errors: which side broke; the pipe is not shut down here.
 pub async fn into_pipe(
     body: &mut RecvStream,
     mut first: Option<Bytes>,
@@ -241,15 +247,15 @@ pub async fn into_pipe(
     Ok(())
 }
 
-/// Opens the window for what has been passed on.
+/// Opens the stream's window by the bytes that have been passed on.
 fn release(body: &mut RecvStream, bytes: usize) {
-    // Fails when the stream is gone, which shows in the next receive.
+    // An error means that the stream is gone, which shows again at the next receive.
     let _ = body.flow_control().release_capacity(bytes);
 }
 
 /// Sends all bytes into a pipe.
 ///
-/// Errors: nobody reads them.
+/// Errors: `Pipe` when the other end reads no more.
 pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
     while !bytes.is_empty() {
         let sent = poll_fn(|cx| pipe.poll_send(cx, bytes)).await.map_err(|_| Broken::Pipe)?;
@@ -260,8 +266,8 @@ pub async fn send(pipe: &End, mut bytes: &[u8]) -> Result<(), Broken> {
 
 /// Relays a body from a pipe into a stream, which it ends.
 ///
-/// Shape: `buffer` holds what has been received, the body's part of it from `from`. Unless it goes
-/// to a client, the window is waited for as long as it takes.
+/// Shape: `buffer` holds the bytes received already, those of the body from `from` on. With
+/// `client` each wait for the window is bounded, without it no wait is.
 /// Errors: which side broke; the stream is not reset here.
 pub async fn into_stream(
     pipe: &End,
@@ -302,9 +308,10 @@ pub async fn into_stream(
     }
 }
 
-/// Receives what the windows let the stream send on, and whatever is no data.
+/// Receives as many bytes as the stream's window allows to send on; framing without data is
+/// received without a window.
 ///
-/// Shape: what may not go yet stays in the pipe. An empty buffer is the end.
+/// Shape: bytes that may not be sent yet stay in the pipe. An empty buffer is the end.
 async fn receive(
     pipe: &End,
     reader: &BodyReader,
@@ -328,7 +335,7 @@ async fn receive(
     }))
 }
 
-/// Whether the bytes of a framed body are more than framing.
+/// Whether any of these bytes of a framed body are data rather than framing.
 #[cold]
 fn has_data(mut reader: BodyReader, mut bytes: &[u8]) -> bool {
     while !bytes.is_empty() && !reader.is_done() {
@@ -336,7 +343,7 @@ fn has_data(mut reader: BodyReader, mut bytes: &[u8]) -> bool {
             Ok(step) if step.data.is_empty() && step.consumed > 0 => {
                 bytes = &bytes[step.consumed..];
             }
-            // A fault is found by whoever reads it.
+            // `keep_data` reads the same bytes and reports the fault.
             Err(_) => return false,
             Ok(step) => return !step.data.is_empty(),
         }
@@ -354,7 +361,8 @@ async fn await_capacity(
     }
 }
 
-/// Moves the data behind `from` together and drops the framing; trailers are kept aside.
+/// Removes the framing from the bytes behind `from`, so that only data is left in `buffer`;
+/// trailer lines are appended to `lines`.
 fn keep_data(
     buffer: &mut Vec<u8>,
     from: usize,
@@ -379,7 +387,7 @@ fn keep_data(
     Ok(())
 }
 
-/// Sends one buffer as the windows allow.
+/// Sends one chunk, in pieces where the window is smaller; waits for the window.
 async fn send_data(
     stream: &mut SendStream<Chunk>,
     mut chunk: Chunk,

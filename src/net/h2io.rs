@@ -1,11 +1,11 @@
 //! A stream as the `h2` crate wants it: tokio's IO traits, without its runtime.
 //!
-//! Reading waits for readiness and holds no buffer meanwhile, so a connection that idles gives
-//! its memory back. Writing gathers the frames of one turn and sends them as one, at the flush;
-//! what the kernel does not take goes by one queued send that owns its buffer.
+//! Reading waits for readiness and holds no buffer meanwhile, so a connection that idles gives its
+//! memory back. Writing gathers frames until the flush and sends them in one call; the bytes that
+//! the kernel does not take go by one queued send that owns its buffer.
 //!
-//! Frames are counted in passing, for the floods that `h2` does not limit. A connection that floods
-//! is read no further, and says so in `Flooded`.
+//! Frames are counted in passing, for the floods that `h2` does not limit. A connection on which a
+//! flood was found is read no further; `Flooded` tells its owner.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -29,24 +29,26 @@ use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::http2::flood::{Flood, FrameCounter};
 use crate::http2::fragment::FragmentFinder;
 
-/// Which flood a connection sent, if it did.
+/// Which flood was found on a connection, if any; clones see the same.
 #[derive(Clone, Default)]
 pub struct Flooded(Rc<Cell<Option<Flood>>>);
 
 impl Flooded {
-    /// The flood that was found.
+    /// The flood that was found; `None` as long as there is none.
     #[must_use]
     pub fn by(&self) -> Option<Flood> {
         self.0.get()
     }
 }
 
-/// Which streams of a connection have a path with a fragment.
+/// Which streams of a connection have a request path with a fragment (`#`), which the `h2` crate
+/// does not show.
 #[derive(Clone, Default)]
 pub struct Fragments(Rc<RefCell<FragmentFinder>>);
 
 impl Fragments {
-    /// Whether the stream, which has just been opened, is one.
+    /// Whether the path of a stream that has just been opened has a fragment; it and the streams
+    /// before it are forgotten.
     #[must_use]
     pub fn take(&self, stream: u32) -> bool {
         self.0.borrow_mut().take(stream)
@@ -59,22 +61,22 @@ pub struct H2Io {
     frames: FrameCounter,
     flooded: Flooded,
     fragments: Option<Fragments>,
-    /// Received and not yet taken, from `taken`.
+    /// Bytes received; those from `taken` on the `h2` crate has not read yet.
     received: Vec<u8>,
     taken: usize,
     waiting: Option<PooledFuture<'static, ()>>,
-    /// The last receive left nothing behind: wait before the next.
+    /// The last receive emptied the socket: wait for readiness before the next.
     drained: bool,
     bulky: bool,
     out: Vec<u8>,
     sending: Option<PooledFuture<'static, (io::Result<()>, Vec<u8>)>>,
-    /// Bounds a send to a peer that does not read.
+    /// Ends the connection when the peer does not read for `write_idle`.
     timer: Timer,
     write_idle: Duration,
 }
 
 impl H2Io {
-    /// Takes over a stream; `first` has been received on it already.
+    /// Takes over a stream; `first` are the bytes received on it already.
     #[must_use]
     pub fn new(
         stream: Stream,
@@ -102,13 +104,13 @@ impl H2Io {
         }
     }
 
-    /// Tells later whether it was flooded.
+    /// Tells, also when the `h2` crate has this, whether a flood was found.
     #[must_use]
     pub fn flooded(&self) -> Flooded {
         self.flooded.clone()
     }
 
-    /// Looks for paths with fragments too: what the peer sends are requests.
+    /// From now on also looks for paths with fragments. For connections whose peer sends requests.
     #[must_use]
     pub fn fragments(&mut self) -> Fragments {
         let fragments = Fragments::default();
@@ -120,7 +122,7 @@ impl H2Io {
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             if self.flooded.by().is_some() {
-                // Nobody wakes it: whoever owns the connection ends it.
+                // Nothing wakes this task from here: the owner of the connection ends it.
                 return Poll::Pending;
             }
             if self.drained {
@@ -134,7 +136,7 @@ impl H2Io {
             let mut buffer = buffers::take(room);
             match self.stream.recv_now(&mut buffer).map_err(for_h2)? {
                 Some(_) => {
-                    // As long as as much comes, the next buffer is as large.
+                    // As long as receives are large, the next buffer is large.
                     self.bulky = buffer.len() >= SMALL_BYTES;
                     self.drained = buffer.len() < buffer.capacity();
                     self.flooded.0.set(self.frames.push(&buffer, Instant::now()).err());
@@ -156,7 +158,7 @@ impl H2Io {
         }
     }
 
-    /// Awaits the send in flight, if there is one.
+    /// Waits for the send in flight, if there is one, and gives its buffer back.
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Some(sending) = &mut self.sending else { return Poll::Ready(Ok(())) };
         let (result, buffer) = ready!(Pin::new(sending).poll(cx));
@@ -167,8 +169,8 @@ impl H2Io {
     }
 }
 
-/// `h2` hands the kind of an error on and not its number: a lack of ours that has no kind of its
-/// own would look like the peer's fault.
+/// Gives shortages of this machine the kind `OutOfMemory`: `h2` keeps only the kind of an error and
+/// not its errno, and a shortage whose errno has no kind would look like the peer's fault.
 #[cold]
 fn for_h2(error: io::Error) -> io::Error {
     match is_shortage(&error) {
@@ -248,7 +250,7 @@ impl Drop for H2Io {
         buffers::give_back(std::mem::take(&mut self.received));
         buffers::give_back(std::mem::take(&mut self.out));
         if let Some(sending) = self.sending.take().filter(|_| rt::is_running()) {
-            // A live send is ended and awaited, never dropped.
+            // A live send must not be dropped (`rt::socket`): it is ended and awaited.
             self.stream.shutdown(Shut::Both);
             rt::spawn(async move {
                 buffers::give_back(sending.await.1);
@@ -257,7 +259,7 @@ impl Drop for H2Io {
     }
 }
 
-/// Counts what of one stream the `h2` crate has not written yet.
+/// Counts the chunks of one stream that the `h2` crate has not written yet.
 #[derive(Default)]
 pub struct InFlight {
     chunks: Cell<usize>,
@@ -265,13 +267,13 @@ pub struct InFlight {
 }
 
 impl InFlight {
-    /// How many chunks these are.
+    /// How many chunks are not written yet.
     #[must_use]
     pub fn chunks(&self) -> usize {
         self.chunks.get()
     }
 
-    /// Waits until there are fewer than `before`: the rest has been written, or thrown away.
+    /// Waits until fewer than `before` chunks are left; the others were written or discarded.
     pub fn poll_fewer(&self, cx: &mut Context<'_>, before: usize) -> Poll<()> {
         if self.chunks.get() < before {
             return Poll::Ready(());
@@ -281,14 +283,14 @@ impl InFlight {
     }
 }
 
-/// About what the `h2` crate and the allocator need for a chunk besides its bytes.
+/// About how much memory the `h2` crate and the allocator need for a chunk besides its buffer.
 const CHUNK_BYTES: usize = 256;
 
-/// Bytes to be sent as DATA; the buffer goes back when they have gone.
+/// Bytes to be sent as DATA; the buffer goes back to the freelist when the `h2` crate drops it.
 pub struct Chunk {
     bytes: Vec<u8>,
     from: usize,
-    /// Counts the buffer until it has gone.
+    /// Counts the buffer until it is dropped.
     charge: Charge,
     in_flight: Option<Rc<InFlight>>,
 }
@@ -300,7 +302,7 @@ impl Chunk {
         Self { bytes, from, charge: Charge::default(), in_flight: None }
     }
 
-    /// The same, whose memory and which itself count until it has gone.
+    /// Counts the chunk in `in_flight` and its memory in `unsent`, until it is dropped.
     #[must_use]
     pub fn counted(mut self, unsent: &Rc<Unsent>, in_flight: &Rc<InFlight>) -> Self {
         in_flight.chunks.set(in_flight.chunks.get() + 1);
@@ -309,7 +311,8 @@ impl Chunk {
         self
     }
 
-    /// Takes the first bytes off, by a copy; a window that is nearly full asks for little.
+    /// Splits the first `n` bytes off, by a copy into a buffer that fits them: a window that is
+    /// nearly used up leaves room for a few only.
     #[must_use]
     pub fn split_to(&mut self, n: usize) -> Self {
         let mut bytes = buffers::take_fitting(n);
@@ -350,7 +353,7 @@ mod tests {
     fn a_lack_of_ours_keeps_a_kind_that_tells_it() {
         for (errno, ours) in [(libc::ENOBUFS, true), (libc::ECONNRESET, false)] {
             let kind = for_h2(io::Error::from_raw_os_error(errno)).kind();
-            // All that `h2` keeps of it.
+            // `h2` keeps only the kind.
             assert_eq!(is_shortage(&io::Error::from(kind)), ours, "{errno}");
         }
     }

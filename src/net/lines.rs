@@ -1,24 +1,24 @@
-//! Lines in which the slots of a core stand, the longest in them first.
+//! Queues of the ticker's slots, ordered by how long a slot has been in its queue.
 //!
-//! The one idea: links between slots, beside them, so that a slot joins at the end, leaves from
-//! anywhere and is found at the front, each with a few stores and without memory of its own. A slot
-//! stands in one line at most; who calls keeps in mind which.
+//! The one idea: doubly linked lists by index, in a table beside the slots. A slot joins at the
+//! end, leaves from anywhere and is found at the front, each with a few stores and no allocation
+//! of its own. A slot is in one line at most; the caller remembers in which.
 
-/// A line.
+/// Which queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub(super) enum Line {
-    /// Connections with nothing in flight.
+    /// Connections with no request in flight.
     Idle,
-    /// Handshakes.
+    /// Connections whose TLS handshake is not done.
     Shaking,
 }
 
 const LINES: usize = 2;
-/// Nobody before, or nobody behind.
+/// The link of the first slot backwards, and of the last one forwards: there is no other.
 const NOBODY: usize = usize::MAX;
 
-/// All lines.
+/// All queues of one core.
 #[derive(Default)]
 pub(super) struct Lines {
     links: Vec<Link>,
@@ -49,7 +49,7 @@ impl Default for Ends {
 }
 
 impl Lines {
-    /// Puts a slot that stands in no line at the end of one.
+    /// Puts a slot that is in no line at the end of one; `tag` is given back by `walk`.
     pub(super) fn join(&mut self, line: Line, index: usize, since_ns: u64, tag: u64) {
         if self.links.len() <= index {
             self.links.resize(index + 1, UNLINKED);
@@ -64,7 +64,7 @@ impl Lines {
         self.links[index] = Link { before, behind: NOBODY, since_ns, tag };
     }
 
-    /// Takes a slot out of the line in which it stands.
+    /// Takes a slot out of `line`, in which it must be.
     pub(super) fn leave(&mut self, line: Line, index: usize) {
         let Some(link) = self.links.get_mut(index) else { return };
         let Link { before, behind, .. } = std::mem::replace(link, UNLINKED);
@@ -80,13 +80,13 @@ impl Lines {
         }
     }
 
-    /// The slot that has stood longest in a line, and since when.
+    /// The slot that has been longest in a line, and since when (the `since_ns` of its `join`).
     pub(super) fn first(&self, line: Line) -> Option<(usize, u64)> {
         let index = self.ends[line as usize].first;
         self.links.get(index).map(|link| (index, link.since_ns))
     }
 
-    /// How many stand in a line.
+    /// How many slots are in a line.
     pub(super) fn len(&self, line: Line) -> u32 {
         self.ends[line as usize].len
     }

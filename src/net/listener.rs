@@ -1,10 +1,10 @@
 //! Listening sockets: one per core and address, all bound before any core begins.
 //!
-//! TCP listeners share their port by SO_REUSEPORT, so each core has a queue of its own. The first
-//! of them takes the port without it: with another process, which would get a part of the
-//! connections and give none back, no port is shared, whoever it is. A Unix path has one queue;
-//! every core accepts from it. Never TCP_DEFER_ACCEPT: a handover would lose the connections it
-//! hides.
+//! TCP listeners share their port by SO_REUSEPORT, so each core has an accept queue of its own. The
+//! first socket binds without that option, so the bind fails when any other process has the port:
+//! the kernel would otherwise give that process a part of the connections. A Unix path has one
+//! queue; every core accepts from it. Never TCP_DEFER_ACCEPT: a handover would lose the connections
+//! that the kernel still holds back.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::dial::Address;
 
-/// Connections the kernel queues for us; it cuts this to net.core.somaxconn.
+/// Length of the accept queue that is asked for; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
 /// A bound and listening socket, not yet on any core's runtime.
@@ -59,7 +59,8 @@ fn bind_tcp(addr: SocketAddr, copies: usize) -> io::Result<(Address, Vec<Listeni
         socket.set_reuse_port(copy > 0)?;
         socket.bind(&obtained.into())?;
         socket.listen(BACKLOG)?;
-        // Now that it is ours; an address that needs no copy stays closed to them.
+        // The port is bound now, so our own further sockets may share it. Without copies the option
+        // stays off, and the port is shared with nobody.
         if copy == 0 && copies > 1 {
             socket.set_reuse_port(true)?;
         }
@@ -82,7 +83,7 @@ fn bind_unix(path: &Path, copies: usize) -> io::Result<(Address, Vec<Listening>)
     Ok((Address::Unix(path.to_owned()), listening))
 }
 
-/// Removes a socket file that nobody listens on any more; anything else stays.
+/// Removes a socket file on which no process listens any more; any other file stays.
 fn remove_stale(path: &Path) {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
     if is_socket && UnixStream::connect(path).is_err() {

@@ -1,5 +1,5 @@
-//! Messages from one thread to a core: a connection handed over, or a word from the control
-//! thread.
+//! Messages from any thread to a core: a connection handed over, a wake-up, or an order of the
+//! control thread.
 //!
 //! A message socket pair per core carries fixed-size records, each whole or not at all. That
 //! wakes a parked ring or epoll loop without an eventfd armed on every park, and it needs no
@@ -22,51 +22,53 @@ const RECORD_BYTES: usize = 32;
 pub enum Message {
     /// A connection accepted elsewhere, not yet read from.
     Connection {
-        /// Which listener accepted it.
+        /// The index of the listener that accepted it.
         listener: u16,
         /// The connection.
         fd: OwnedFd,
         /// The client's address, if it has one.
         peer: Option<SocketAddr>,
     },
-    /// Wake an exchange that waits.
+    /// Wake an exchange that waits (`notify`).
     Wake {
-        /// What the token names.
+        /// Which `Notify` to wake.
         token: WakeToken,
-        /// What it is told.
+        /// The value that `Notify::notified` returns.
         value: u64,
     },
     /// Stop accepting, finish what is in flight.
     Drain,
     /// Abort what is still in flight.
     Abort,
-    /// There is a new plan.
+    /// Take the newest plan.
     RefreshPlan,
-    /// Close the connection that has idled longest: somebody else needs its place.
+    /// Close the connection that has idled longest: a new connection needs its place.
     EndIdle,
 }
 
-/// The sending end, shared by everybody.
+/// The sending end; clones share one socket and may be used on any thread.
 #[derive(Clone)]
 pub struct Sender(Arc<OwnedFd>);
 
-/// The receiving end, before its core has begun.
+/// The receiving end, before its core's runtime has begun; `open` makes it a `Receiver`.
 pub struct Inbox(OwnedFd);
 
-/// Makes the mailbox of one core.
+/// Makes the mailbox of one core: a pair of connected message sockets.
 pub fn mailbox() -> io::Result<(Sender, Inbox)> {
     let (ours, theirs) = sys::message_pair()?;
     Ok((Sender(Arc::new(ours)), Inbox(theirs)))
 }
 
 impl Sender {
-    /// Sends without waiting; gives the message back when the core does not keep up or is gone.
+    /// Sends without waiting.
+    ///
+    /// Errors: gives the message back when the mailbox is full or its core is gone.
     pub fn send(&self, message: Message) -> Result<(), Message> {
         let record = encode(&message);
         match sys::send_now(self.0.as_raw_fd(), &record) {
             Ok(RECORD_BYTES) => {
                 if let Message::Connection { fd, .. } = message {
-                    // The receiver owns it from here on.
+                    // The receiver owns the descriptor from here on.
                     let _ = fd.into_raw_fd();
                 }
                 Ok(())
@@ -83,7 +85,7 @@ impl Inbox {
     }
 }
 
-/// The receiving end of this core.
+/// The receiving end, registered with its core's runtime.
 pub struct Receiver(Socket);
 
 impl Receiver {

@@ -1,11 +1,12 @@
 //! Floor 5: sockets, the runtime, time. Read in this order: `sys` (syscalls std has no name for),
-//! `rt` (the runtime; the only folder that names monoio), `pooled_future` (futures in reused
-//! memory), `caught` (panics), `race` (two futures at once), `ticker` (coarse deadlines) with
-//! `lines` (who has idled longest), `pipe` (a stream in memory) with `unsent` (what may wait in
-//! it), `stream` (what the trunk calls a connection), `watch` (a peer that leaves), `dial`
-//! (connecting), `listener`, `mailbox` (one core to another), `h2io` (a stream for the `h2` crate),
-//! `h2body` (bodies between the two protocols), `tls`, `notify` (an exchange that waits for another
-//! thread), `splice` (kernel-to-kernel bodies).
+//! `rt` (the runtime; the only folder that names monoio), `buffers` (the freelist of this thread),
+//! `pooled_future` (futures in reused memory), `caught` (panics), `race` (two futures at once),
+//! `ticker` (coarse deadlines) with `lines` (which connection has idled longest), `pipe` (a byte
+//! stream in memory) with `unsent` (how much of the answers may wait in memory), `stream` (what the
+//! trunk calls a connection) with `discard` (reading on before a close), `watch` (noticing that a
+//! client leaves), `dial` (connecting), `listener`, `mailbox` (messages to a core), `h2io` (a
+//! stream for the `h2` crate), `h2body` (bodies between the two protocols), `tls`, `notify` (an
+//! exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
 
 pub mod buffers;
 pub mod caught;

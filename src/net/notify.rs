@@ -1,8 +1,8 @@
 //! Waking an exchange that waits for another core or for the control thread.
 //!
-//! An exchange registers a `Notify`, tells somebody its token and waits; whoever holds the token
-//! wakes it from any thread, by the mailbox of its core. A token outlives its `Notify`: one
-//! that comes too late wakes nobody, because the slot's generation has moved on.
+//! An exchange registers a `Notify`, gives its token to another thread and waits; a holder of the
+//! token wakes the exchange from any thread, by the mailbox of its core. A token outlives its
+//! `Notify`: a token used too late has no effect, because the slot's generation has moved on.
 //!
 //! A notification is a wake-up and a number, not the truth: the mailbox of a core may be full, and
 //! a `Notify` may be dropped while its notification is on the way. What was promised to the waiter
@@ -14,21 +14,21 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
-/// The value of a notification that says nothing but "look again".
+/// The value of a notification that may replace a lost one: the waiter must look for itself.
 pub const LOOK_AGAIN: u64 = u64::MAX;
 
-/// Names one `Notify`, on whatever core it waits.
+/// Names one `Notify` of one core; may be copied to any thread and outlive the `Notify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WakeToken {
     /// The core.
     pub core: u16,
     /// Its slot in the core's table.
     pub slot: u32,
-    /// Which of those that have had this slot.
+    /// Counts the uses of the slot, so that a token of an earlier use is recognised.
     pub generation: u32,
 }
 
-/// Those on one core that wait to be notified.
+/// The `Notify`s of one core, each with its last value and its waker.
 pub struct WakeTable {
     core: u16,
     slots: RefCell<Vec<Slot>>,
@@ -56,13 +56,13 @@ impl WakeTable {
         })
     }
 
-    /// Registers one.
+    /// Makes a `Notify` with a slot of its own in this table.
     #[must_use]
     pub fn register(self: &Rc<Self>) -> Notify {
         let mut slots = self.slots.borrow_mut();
         let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
             slots.push(Slot::default());
-            // As many as there are exchanges in flight: memory ends long before the number does.
+            // One slot for each exchange that waits: memory ends long before `u32` does.
             u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
         });
         let place = &mut slots[slot as usize];
@@ -72,7 +72,7 @@ impl WakeTable {
         Notify { table: self.clone(), token }
     }
 
-    /// Wakes one of this core's; a token whose `Notify` is gone is ignored.
+    /// Wakes a `Notify` of this core with `value`; a token whose `Notify` is gone is ignored.
     pub fn wake(&self, token: WakeToken, value: u64) {
         let waker = match self.slots.borrow_mut().get_mut(token.slot as usize) {
             Some(slot) if slot.in_use && slot.generation == token.generation => {
@@ -86,7 +86,8 @@ impl WakeTable {
         }
     }
 
-    /// Wakes all that have not been notified: a notification may have been lost.
+    /// Wakes every `Notify` of this core, for a notification may have been lost. Those that have no
+    /// value yet get `LOOK_AGAIN`.
     pub fn wake_all(&self) {
         if self.registered.get() == 0 {
             return;
@@ -107,13 +108,13 @@ pub struct Notify {
 }
 
 impl Notify {
-    /// What to give to whoever shall wake it.
+    /// What another thread needs to wake this `Notify`.
     #[must_use]
     pub fn token(&self) -> WakeToken {
         self.token
     }
 
-    /// Waits for the next notification and returns its value; of several the last counts.
+    /// Waits for the next notification and returns its value; of several only the last is kept.
     ///
     /// Free to drop and to call again.
     pub async fn notified(&mut self) -> u64 {

@@ -1,13 +1,13 @@
 //! A duplex byte stream in memory, between two tasks of one core.
 //!
-//! It stands in for a socket where the bytes of an exchange do not come from one of their own: a
-//! stream of HTTP/2. Each direction holds at most `bytes_max`; a writer waits for room, so a
-//! reader that stalls holds one window and no more. Memory is taken when the first byte comes
-//! and given back when the last one has gone; what is left of the pipe serves the next one. Of
-//! many pipes to one peer, the memory of one direction can be counted together (`net::unsent`).
+//! It stands in for a socket where an exchange has none of its own: a stream of HTTP/2. Each
+//! direction holds at most `bytes_max`; a writer waits for room, so a reader that stalls holds one
+//! window and no more. A buffer is taken when the first byte comes and given back when the last
+//! one is read; a pipe without ends is used again. The memory of all pipes to one client, in the
+//! direction to that client, can be counted together (`net::unsent`).
 //!
-//! Ends are told as a socket tells them: a reader gets 0 bytes when the writer has ended, a
-//! writer gets `BrokenPipe` when nobody will read.
+//! A pipe ends as a socket does: a reader gets 0 bytes when the writer has ended, a writer gets
+//! `BrokenPipe` when its bytes will not be read.
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
@@ -20,7 +20,7 @@ use super::rt::Part;
 use super::sys::{Peek, Shut};
 use super::unsent::{Charge, TIGHT_BYTES, Unsent};
 
-/// Pipes without ends kept per thread, for the next streams.
+/// Most pipes without ends that a thread keeps for its next streams.
 const KEPT_MAX: usize = 256;
 
 thread_local! {
@@ -38,7 +38,7 @@ pub fn pair(bytes_max: usize) -> (End, End) {
     (End { pipe: pipe.clone(), side: 0 }, End { pipe, side: 1 })
 }
 
-/// As `pair`; the memory of what the second end sends is counted.
+/// As `pair`; the memory of the bytes that the second end sends is counted in `unsent`.
 #[must_use]
 pub fn pair_counted(bytes_max: usize, unsent: Rc<Unsent>) -> (End, End) {
     let (near, far) = pair(bytes_max);
@@ -46,13 +46,13 @@ pub fn pair_counted(bytes_max: usize, unsent: Rc<Unsent>) -> (End, End) {
     (near, far)
 }
 
-/// One end; clones share it, the last one closes it.
+/// One end of a pipe; clones share it, the last one closes it.
 pub struct End {
     pipe: Rc<Pipe>,
     side: usize,
 }
 
-/// What the ticker holds of an end.
+/// What the ticker holds of an end: it can end the pipe but does not keep it open.
 #[derive(Clone)]
 pub struct WeakEnd {
     pipe: Rc<Pipe>,
@@ -66,27 +66,27 @@ struct Pipe {
 
 #[derive(Default)]
 struct Side {
-    /// Clones of its end.
+    /// How many clones of its end there are; 0 = closed.
     holders: Cell<usize>,
-    /// What this side sends.
+    /// The direction in which this side sends.
     outgoing: RefCell<Lane>,
 }
 
-/// One direction.
+/// One direction: its bytes, how far they may grow, and the tasks that wait for a change.
 #[derive(Default)]
 struct Lane {
     bytes: Vec<u8>,
     /// Where the unread bytes begin.
     from: usize,
     bytes_max: usize,
-    /// The writer has ended: what is left is the last.
+    /// The writer has ended: no bytes come behind those that are left.
     ended: bool,
-    /// The reader has gone: nothing more is taken.
+    /// The reader has gone: no more bytes are taken.
     closed: bool,
     receiver: Option<Waker>,
     watcher: Option<Waker>,
     sender: Option<Waker>,
-    /// Where its memory is counted, if anywhere, and what is counted now.
+    /// Where its memory is counted, if anywhere, and how much is counted now.
     unsent: Option<Rc<Unsent>>,
     charge: Charge,
 }
@@ -96,7 +96,7 @@ impl Lane {
         self.bytes.len() - self.from
     }
 
-    /// What a writer may put in now.
+    /// How many bytes a writer may put in now.
     fn room(&self) -> usize {
         let bytes_max = match self.bytes.capacity() {
             0 if self.is_tight() => TIGHT_BYTES.min(self.bytes_max),
@@ -106,12 +106,12 @@ impl Lane {
         bytes_max - self.left()
     }
 
-    /// Nothing is here, and there is no room for a buffer of full size.
+    /// Whether the connection's account has no room for a buffer of full size.
     fn is_tight(&self) -> bool {
         self.unsent.as_ref().is_some_and(|unsent| !unsent.try_reserve(self.bytes_max))
     }
 
-    /// Counts the memory that it has now.
+    /// Corrects the count to the memory of the buffer that is there now.
     fn count(&mut self) {
         if let Some(unsent) = &self.unsent
             && self.charge.bytes() != self.bytes.capacity()
@@ -141,7 +141,7 @@ impl Lane {
         self.sender.take().into_iter().for_each(Waker::wake);
     }
 
-    /// Takes what fits into the spare capacity; 0 at the end, `None` while nothing has come.
+    /// Moves bytes into the spare capacity of `buffer`; 0 at the end, `None` while there are none.
     fn take(&mut self, buffer: &mut Vec<u8>) -> Option<usize> {
         if self.closed {
             return Some(0);
@@ -159,7 +159,7 @@ impl Lane {
         Some(n)
     }
 
-    /// Takes all of it without a copy; an empty buffer at the end, `None` while nothing has come.
+    /// Takes the whole buffer without a copy; an empty one at the end, `None` while it is empty.
     fn take_whole(&mut self) -> Option<Vec<u8>> {
         if self.closed || self.left() == 0 {
             return (self.closed || self.ended).then(Vec::new);
@@ -171,7 +171,7 @@ impl Lane {
         Some(bytes)
     }
 
-    /// Puts in what there is room for; 0 means that there is none.
+    /// Appends as many bytes as there is room for, and returns how many; 0 means no room.
     fn put(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.ended || self.closed {
             return Err(io::ErrorKind::BrokenPipe.into());
@@ -240,7 +240,7 @@ impl End {
         }
     }
 
-    /// Receives all that is there, in a buffer of `net::buffers`; an empty one is the end.
+    /// Receives all bytes that are there, in a buffer of `net::buffers`; an empty one is the end.
     pub fn poll_recv_whole(&self, cx: &mut Context<'_>) -> Poll<Vec<u8>> {
         let mut lane = self.incoming().borrow_mut();
         match lane.take_whole() {
@@ -252,7 +252,7 @@ impl End {
         }
     }
 
-    /// Waits for bytes and leaves them; how many there are, 0 at the end.
+    /// Waits for bytes and takes none; returns how many there are, 0 at the end.
     pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<usize> {
         let mut lane = self.incoming().borrow_mut();
         if lane.readable() {
@@ -262,13 +262,13 @@ impl End {
         Poll::Pending
     }
 
-    /// Shows what is there and leaves it.
+    /// Calls `look` with the bytes that wait to be received, and takes none.
     pub fn with_unread<T>(&self, look: impl FnOnce(&[u8]) -> T) -> T {
         let lane = self.incoming().borrow();
         look(&lane.bytes[lane.from..])
     }
 
-    /// Takes what is there, at most so many bytes; all of it goes without a copy.
+    /// Takes at most `bytes_max` of the bytes that are there; all of them go without a copy.
     #[must_use]
     pub fn take_now(&self, bytes_max: usize) -> Vec<u8> {
         let mut lane = self.incoming().borrow_mut();
@@ -283,19 +283,20 @@ impl End {
         some
     }
 
-    /// What a send would be taken of now.
+    /// How many bytes a send would take now.
     #[must_use]
     pub fn room(&self) -> usize {
         self.outgoing().borrow().room()
     }
 
-    /// What was sent and has not been read.
+    /// How many bytes were sent here and have not been read at the other end.
     #[must_use]
     pub fn unread(&self) -> usize {
         self.outgoing().borrow().left()
     }
 
-    /// Waits until less than `before` is unread, and says how much; `None` when nobody will read it.
+    /// Waits until fewer than `before` of the bytes sent are unread, and returns how many; `None`
+    /// when one of the two ends has closed this direction.
     pub fn poll_read_on(&self, cx: &mut Context<'_>, before: usize) -> Poll<Option<usize>> {
         let mut lane = self.outgoing().borrow_mut();
         if lane.closed || lane.ended {
@@ -308,13 +309,13 @@ impl End {
         Poll::Pending
     }
 
-    /// Receives what is there, without waiting; `None` when nothing is.
+    /// As `recv` without waiting; `None` when it would have to wait.
     #[must_use]
     pub fn recv_now(&self, buffer: &mut Vec<u8>) -> Option<usize> {
         self.incoming().borrow_mut().take(buffer)
     }
 
-    /// Sends one part, as much of it as there is room for.
+    /// Waits for room and sends as much of a part as there is room for; returns how many bytes.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
         let (end, mut part) = (self.clone(), Some(part));
         poll_fn(move |cx| {
@@ -336,7 +337,7 @@ impl End {
         }
     }
 
-    /// Sends what there is room for, without waiting.
+    /// As `send` without waiting; 0 when there is no room.
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         self.outgoing().borrow_mut().put(bytes)
     }
@@ -354,7 +355,7 @@ impl End {
         })
     }
 
-    /// Done when the other end reads no more: what is sent now is lost.
+    /// Done when the other end reads no more: bytes sent from then on are lost.
     pub fn poll_unread(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut lane = self.outgoing().borrow_mut();
         if lane.closed {
@@ -364,7 +365,7 @@ impl End {
         Poll::Pending
     }
 
-    /// Done when this end has been shut for reading, by the ticker for one.
+    /// Done when this end has been shut down for reading, for example by the ticker.
     pub fn poll_shut(&self, cx: &mut Context<'_>) -> Poll<()> {
         let mut lane = self.incoming().borrow_mut();
         if lane.closed {
@@ -374,7 +375,7 @@ impl End {
         Poll::Pending
     }
 
-    /// Looks without taking.
+    /// Tells what a receive would find, and takes nothing.
     #[must_use]
     pub fn peek(&self) -> Peek {
         let lane = self.incoming().borrow();
@@ -390,7 +391,7 @@ impl End {
         self.pipe.shutdown(self.side, how);
     }
 
-    /// For those who must not keep it open.
+    /// A handle that can end the pipe but does not keep it open.
     #[must_use]
     pub fn downgrade(&self) -> WeakEnd {
         WeakEnd { pipe: self.pipe.clone(), side: self.side }
@@ -413,7 +414,7 @@ impl WeakEnd {
         }
     }
 
-    /// Whether the other end has ended, perhaps behind unread bytes.
+    /// Whether the other end has ended, perhaps behind unread bytes; true when this end is gone.
     #[must_use]
     pub fn hung_up(&self) -> bool {
         self.pipe.sides[self.side].holders.get() == 0
@@ -435,7 +436,7 @@ impl Pipe {
         }
     }
 
-    /// Whether nobody holds an end any more.
+    /// Whether both ends are closed.
     fn is_free(&self) -> bool {
         self.sides.iter().all(|side| side.holders.get() == 0)
     }
@@ -457,7 +458,7 @@ impl Drop for End {
             return;
         }
         self.shutdown(Shut::Both);
-        // A weak end must never meet another pair in the same memory.
+        // Not while a weak end exists: it would act on the next pair that uses this memory.
         if self.pipe.is_free() && Rc::strong_count(&self.pipe) == 1 {
             for side in &self.pipe.sides {
                 side.outgoing.take();

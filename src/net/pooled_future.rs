@@ -1,11 +1,11 @@
 //! Futures in pooled memory.
 //!
-//! An exchange's future weighs kilobytes and lives for milliseconds; an idle connection's armed
+//! An exchange's future takes kilobytes and lives for milliseconds; an idle connection's armed
 //! receive needs a type that can be named. Both are put into blocks from a freelist of this
-//! thread: no allocation under load, and an idle connection gives its block back.
+//! thread: no allocation under load, and a connection that becomes idle gives its block back.
 //!
-//! Blocks are classed by size in steps of 128 bytes; what is larger than the largest class is
-//! allocated and freed each time.
+//! Blocks are classed by size in steps of 128 bytes; a future larger than the largest class (16 KB)
+//! is allocated and freed each time.
 #![allow(unsafe_code)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
@@ -43,7 +43,7 @@ impl<'a, T> PooledFuture<'a, T> {
         Self::with(move || future)
     }
 
-    /// Makes a future in a pooled block: a large one is spared the move.
+    /// As `new`, but makes the future in its block, so that a large one need not be moved there.
     #[inline]
     pub fn with<F: Future<Output = T> + 'a>(make: impl FnOnce() -> F) -> Self {
         const { assert!(align_of::<F>() <= ALIGN) };
@@ -76,12 +76,12 @@ impl<T> Drop for PooledFuture<'_, T> {
 // The block does not move when the PooledFuture does.
 impl<T> Unpin for PooledFuture<'_, T> {}
 
-/// A future of one type, or of any other in a pooled block: the common case is polled
-/// without a detour and carries no other's state.
+/// A future of type `F` in place, or any other future in a pooled block: the common case is polled
+/// without an indirect call, and its size does not grow with the other futures.
 pub enum OrPooled<F: Future> {
     /// The common case.
     Bare(F),
-    /// Another.
+    /// Any other future.
     Pooled(PooledFuture<'static, F::Output>),
 }
 

@@ -10,9 +10,9 @@ use std::task::Poll;
 /// Which of two futures was first.
 #[derive(Debug, PartialEq, Eq)]
 pub enum First<A, B> {
-    /// The left one.
+    /// The left one, with its output.
     Left(A),
-    /// The right one.
+    /// The right one, with its output.
     Right(B),
 }
 
@@ -36,7 +36,7 @@ where
     .await
 }
 
-/// Lets others have their turn: done in the next one.
+/// Lets the other tasks of this core run; done when polled again.
 pub async fn yield_now() {
     let mut yielded = false;
     poll_fn(|cx| {
@@ -51,8 +51,8 @@ pub async fn yield_now() {
 
 /// Polls a future once with a waker that does nothing.
 ///
-/// For operations that stay armed while nobody waits (an idle connection's receive): the first
-/// poll submits them, later polls look whether they are done.
+/// For operations that stay armed while no task waits for them (an idle connection's receive): the
+/// first poll submits them, later polls look whether they are done.
 pub fn poll_idle<F: Future + ?Sized>(future: Pin<&mut F>) -> Poll<F::Output> {
     let waker = std::task::Waker::noop();
     future.poll(&mut std::task::Context::from_waker(waker))

@@ -27,29 +27,29 @@ pub struct Pipes {
 /// Which side ended a transfer.
 #[derive(Debug)]
 pub enum Ended {
-    /// The sending side closed or failed; `None` is a plain end.
+    /// The socket that is read ended (`None`) or failed before all bytes had come.
     From(Option<io::Error>),
-    /// The receiving side failed.
+    /// The socket that is written failed.
     To(io::Error),
-    /// No pipe could be had: copy instead.
+    /// No pipe could be made; nothing has been read, so the caller can copy instead.
     NoPipe(io::Error),
 }
 
 /// How far a transfer is.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// The receiving side takes no more for now; nothing is read meanwhile.
+    /// The socket that is written takes no more for now; nothing is read meanwhile.
     Waits,
-    /// So many bytes have been moved.
+    /// So many more bytes have reached the socket that is written.
     Moved(u64),
 }
 
 impl Pipes {
-    /// Moves exactly `bytes`; tells of each step.
+    /// Moves exactly `bytes` from one socket to the other; `tell` hears of each step.
     ///
     /// Free to drop at any await: only readiness polls are in flight. A pipe that still holds
     /// bytes is closed, never reused.
-    /// Errors: the side that ended it, with what had been moved already told.
+    /// Errors: which side ended the transfer; `tell` has heard what was moved before.
     pub async fn splice(
         &self,
         from: &Socket,
@@ -61,7 +61,7 @@ impl Pipes {
             Some(pipe) => pipe,
             None => sys::pipe(PIPE_BYTES).map_err(Ended::NoPipe)?,
         };
-        // A blocking socket would stop this core in splice(2), whatever its flags say.
+        // On a blocking socket splice(2) would stop this core, even with SPLICE_F_NONBLOCK.
         let _plain = (NonBlocking::new(from), NonBlocking::new(to));
         let mut left = bytes;
         while left > 0 {
@@ -85,7 +85,7 @@ impl Pipes {
     }
 }
 
-/// A socket made non-blocking for a while.
+/// Makes a socket non-blocking until it is dropped; then the driver's own mode is set again.
 struct NonBlocking<'a>(&'a Socket);
 
 impl<'a> NonBlocking<'a> {

@@ -1,8 +1,9 @@
 //! A connection as the trunk sees it: plain, in TLS, or a stream of HTTP/2 in memory.
 //!
-//! The trunk speaks HTTP/1.1 to all of them. What only a plain socket can do (the kernel moving
-//! bytes by itself) asks for it by `plain`; the rest is the same everywhere, with the rule of
-//! `rt::Socket`: a live receive or send is ended by `shutdown` and awaited, never dropped.
+//! The trunk speaks HTTP/1.1 to all three. Only a plain socket lets the kernel move bytes by itself
+//! (`splice`); code that wants this asks for the socket by `plain`. All else works on any of them,
+//! with the rule of `rt::Socket`: a live receive or send is ended by `shutdown` and awaited, never
+//! dropped.
 
 use std::future::Future;
 use std::io;
@@ -19,27 +20,28 @@ use super::tls::TlsStream;
 /// A connected stream; clones share it, the last one closes it.
 #[derive(Clone)]
 pub enum Stream {
-    /// A socket.
+    /// A socket, TCP or Unix, without TLS.
     Plain(Socket),
     /// TLS over a socket.
     Tls(TlsStream),
-    /// Bytes in memory.
+    /// One end of a pipe in memory: a stream of HTTP/2.
     Pipe(End),
 }
 
-/// What the ticker holds of a stream, to end it when its time has come.
+/// What the ticker holds of a stream to end it at its deadline; it does not keep the stream open.
 #[derive(Clone)]
 pub enum Handle {
     /// A descriptor.
     Fd(RawFd),
     /// An end of a pipe.
     Pipe(WeakEnd),
-    /// Who ends it himself once he is told: he has something to say before.
+    /// Wakes the task that owns the connection, which then ends it by itself: it has something to
+    /// send before.
     Owner(Waker),
 }
 
 impl Stream {
-    /// What the ticker needs to end it.
+    /// What the ticker needs to end this stream.
     #[must_use]
     pub fn handle(&self) -> Handle {
         match self {
@@ -49,7 +51,7 @@ impl Stream {
         }
     }
 
-    /// The socket, if the bytes on it are those of the trunk.
+    /// The socket of a stream without TLS: its bytes are the ones that the trunk reads and writes.
     #[must_use]
     pub fn plain(&self) -> Option<&Socket> {
         match self {
@@ -69,7 +71,7 @@ impl Stream {
 
     /// Receives into the spare capacity of `buffer`.
     ///
-    /// Shape: gives the buffer back, longer by what came; 0 bytes is the end of the stream.
+    /// Shape: gives the buffer back, the bytes received appended; 0 bytes is the end of the stream.
     pub fn recv(
         &self,
         buffer: Vec<u8>,
@@ -105,7 +107,7 @@ impl Stream {
         }
     }
 
-    /// Sends one part, as much of it as is taken at once.
+    /// Sends the beginning of a part, as much as the stream takes at once; returns how many bytes.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
         match self {
             Stream::Plain(socket) => OrPooled::Bare(socket.send(part)),
@@ -122,10 +124,10 @@ impl Stream {
         }
     }
 
-    /// Sends what can be sent in this very turn.
+    /// Sends as much as can be sent without waiting.
     ///
-    /// Shape: returns how many bytes were taken. What was not must be sent next: a TLS stream has
-    /// sealed it already.
+    /// Shape: returns how many bytes were taken. The others must be what is sent next: a TLS stream
+    /// has encrypted them already.
     pub fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => sys::send_now(socket.fd(), bytes),
@@ -134,7 +136,7 @@ impl Stream {
         }
     }
 
-    /// As `send_now`, two pieces as one.
+    /// As `send_now`, for two pieces in one call; returns the bytes taken of both together.
     pub fn send_both_now(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         match self {
             Stream::Plain(socket) => sys::send_both_now(socket.fd(), first, second),
@@ -155,7 +157,7 @@ impl Stream {
         }
     }
 
-    /// As `readable`, in a pooled block: to be kept.
+    /// As `readable`, in a pooled block, so that its type can be named and it can be stored.
     #[must_use]
     pub fn readable_pooled(&self) -> PooledFuture<'static, ()> {
         match self {
@@ -184,26 +186,27 @@ impl Stream {
         }
     }
 
-    /// Ends our side, then reads on and throws it away until the peer ends its own, or so much has
-    /// come (RFC 9112 §9.6): a socket closed over bytes that nobody read is reset, and the peer may
-    /// lose what we said last. For how long is for the caller's timer.
+    /// Ends our side, then receives and drops bytes until the peer ends its side or `bytes_max`
+    /// have come (RFC 9112 §9.6): a socket closed over unread bytes is reset, and the peer may lose
+    /// what we sent last. The caller's timer bounds the time.
     pub async fn linger(&self, bytes_max: usize) {
         self.shutdown(Shut::Write);
         discard(|buffer| self.recv(buffer), bytes_max).await;
     }
 
-    /// Makes the coming close one that cannot be taken for a clean end.
+    /// Makes the coming close a reset (in TLS also one without close_notify), so that the peer does
+    /// not take a truncated message for a whole one.
     pub fn close_with_reset(&self) {
         match self {
             Stream::Plain(socket) => sys::close_with_reset(socket.fd()),
             Stream::Tls(tls) => tls.close_with_reset(),
-            // What reads a pipe knows where a message ends.
+            // The reader of a pipe knows the framing, so it sees a message that is cut short.
             Stream::Pipe(_) => {}
         }
     }
 }
 
-/// What a socket does by itself.
+/// As `Socket::send_all`, for the other kinds of stream.
 async fn send_all(stream: Stream, mut part: Part) -> (io::Result<()>, Vec<u8>) {
     while part.left() > 0 {
         let (result, rest) = stream.send(part).await;
@@ -218,7 +221,7 @@ async fn send_all(stream: Stream, mut part: Part) -> (io::Result<()>, Vec<u8>) {
 }
 
 impl Handle {
-    /// Ends one or both directions, or tells the owner.
+    /// Ends one or both directions, or wakes the owner.
     pub fn shutdown(&self, how: Shut) {
         match self {
             Handle::Fd(fd) => sys::shutdown(*fd, how),

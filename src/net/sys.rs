@@ -15,11 +15,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Which direction of a connection to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shut {
-    /// Nothing more is received; a pending receive ends with 0 bytes.
+    /// The receive side: a pending receive ends with 0 bytes.
     Read,
-    /// Nothing more is sent; the peer sees the end.
+    /// The send side: the peer sees the end of the stream.
     Write,
-    /// Both.
+    /// Both sides.
     Both,
 }
 
@@ -36,7 +36,7 @@ pub fn shutdown(fd: RawFd, how: Shut) {
     unsafe { libc::shutdown(fd, how) };
 }
 
-/// What lies at the receive side of a socket.
+/// What a receive would find now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Peek {
     /// Bytes wait to be received.
@@ -47,35 +47,37 @@ pub enum Peek {
     Nothing,
 }
 
-/// Wall-clock time, in seconds since 1970: for what outlives the process, as tickets and
-/// certificates do.
+/// Wall-clock time, in seconds since 1970: for times that outlive the process, as those of tickets
+/// and certificates do.
 #[must_use]
 pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Wall-clock time now, in nanoseconds since 1970. It may step.
+/// Wall-clock time, in nanoseconds since 1970. It may jump when the clock is set.
 #[must_use]
 pub fn wall_ns() -> u64 {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(unix.as_nanos()).unwrap_or(0)
 }
 
-/// The moment that all threads of this process count from, and what the wall's clock showed then.
+/// The moment from which all threads of this process count, and the wall-clock time at that moment
+/// in nanoseconds since 1970.
 #[must_use]
 pub fn origin() -> (Instant, u64) {
     static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
     *ORIGIN.get_or_init(|| (Instant::now(), wall_ns()))
 }
 
-/// What the wall's clock showed at the origin and what has passed since: it never steps.
+/// Nanoseconds since 1970 by a clock that never jumps: the wall-clock time at the origin, plus what
+/// the monotonic clock has counted since.
 #[must_use]
 pub fn steady_ns() -> u64 {
     let (began, unix_ns) = origin();
     unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
-/// Looks at the receive side without taking anything from it.
+/// Tells what a receive would find, and takes nothing.
 #[must_use]
 pub fn peek(fd: RawFd) -> Peek {
     let mut byte = 0u8;
@@ -105,13 +107,13 @@ pub fn hung_up(fd: RawFd) -> bool {
 
 /// Receives into the spare capacity of `buffer` without waiting.
 ///
-/// Shape: `Ok(Some(0))` is the end of the stream (or a full buffer: leave room), `Ok(None)` means
-/// that it would have to wait.
+/// Shape: returns how many bytes were appended. `Ok(Some(0))` is the end of the stream (or a buffer
+/// without spare capacity: leave some), `Ok(None)` means that a receive would have to wait.
 pub fn recv_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
     received(fd, buffer, usize::MAX, 0)
 }
 
-/// As `recv_now`, at most `bytes_max`.
+/// As `recv_now`, but at most `bytes_max` bytes.
 pub fn recv_some_now(
     fd: RawFd,
     buffer: &mut Vec<u8>,
@@ -120,7 +122,7 @@ pub fn recv_some_now(
     received(fd, buffer, bytes_max, 0)
 }
 
-/// As `recv_now`, and leaves the bytes there to be received again.
+/// As `recv_now`, but leaves the bytes in the socket, to be received again.
 pub fn peek_now(fd: RawFd, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
     received(fd, buffer, usize::MAX, libc::MSG_PEEK)
 }
@@ -152,8 +154,8 @@ fn received(
 
 /// Sends what fits without waiting.
 ///
-/// Shape: returns how many bytes the kernel took; `Ok(0)` means that it would have to wait.
-/// Errors: whatever send(2) says, `EPIPE` without a signal.
+/// Shape: returns how many bytes the kernel took; `Ok(0)` means that a send would have to wait.
+/// Errors: whatever send(2) says; `EPIPE` comes without a signal.
 pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     // SAFETY: pointer and length come from one live slice.
@@ -161,7 +163,7 @@ pub fn send_now(fd: RawFd, bytes: &[u8]) -> io::Result<usize> {
     taken(n)
 }
 
-/// Sends two pieces as one, what fits of them without waiting; see `send_now`.
+/// As `send_now`, for two pieces in one call; returns the bytes taken of both together.
 pub fn send_both_now(fd: RawFd, first: &[u8], second: &[u8]) -> io::Result<usize> {
     let piece = |bytes: &[u8]| libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -202,16 +204,16 @@ pub fn set_flags(fd: RawFd, nonblocking: bool) -> io::Result<()> {
     if ok { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Whether a call failed for want of something of ours: descriptors, memory, ports, places in
-/// epoll. It says nothing of whoever is at the other end.
+/// Whether a call failed for lack of a resource of this machine: descriptors, memory, ports,
+/// watches of epoll. Such an error says nothing about the peer.
 ///
-/// Shape: looks at what the error wraps, too; those of `h2` and `hyper` wrap that of a socket.
+/// Shape: also looks at the errors that `error` wraps; those of `h2` and `hyper` wrap a socket's.
 #[must_use]
 pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
     let mut next = Some(error);
     while let Some(error) = next {
-        // Of these two the cause is no source: `h2` has none, and that of an `io::Error` is the
-        // source of what it wraps.
+        // Two types hide the wrapped error from `source`: `h2::Error` has no source at all, and
+        // `io::Error::source` skips the wrapped error and returns its source.
         let of_h2 = error.downcast_ref().and_then(h2::Error::get_io);
         next = match of_h2.or_else(|| error.downcast_ref::<io::Error>()) {
             Some(error) if is_lack(error) => return true,
@@ -222,10 +224,11 @@ pub fn is_shortage(error: &(dyn Error + 'static)) -> bool {
     false
 }
 
-/// What a connect to `addr` failed of.
+/// The error of a connect to `addr`, with one ambiguity of the kernel removed.
 ///
-/// A machine without IPv6 says of an IPv6 address what it says when it has no port left
-/// (EADDRNOTAVAIL): there it is that nobody can be reached, and no lack of ours.
+/// EADDRNOTAVAIL means that no local port is left, which is a shortage. A machine without IPv6
+/// gives it for every IPv6 address, where it means that the address cannot be reached: there
+/// it becomes ENETUNREACH.
 #[cold]
 #[must_use]
 pub fn connect_error(addr: &SocketAddr, error: io::Error) -> io::Error {
@@ -237,7 +240,7 @@ pub fn connect_error(addr: &SocketAddr, error: io::Error) -> io::Error {
     }
 }
 
-/// See `is_shortage`. By its kind an error is known that has lost its number on the way.
+/// Whether this one error is a shortage; an error without an errno is judged by its kind.
 fn is_lack(error: &io::Error) -> bool {
     match error.raw_os_error() {
         Some(errno) => matches!(
@@ -253,21 +256,21 @@ fn is_lack(error: &io::Error) -> bool {
     }
 }
 
-/// The first descriptor that the data plane leaves to others.
+/// The data plane may use descriptors below this number.
 static DESCRIPTORS_MAX: AtomicI32 = AtomicI32::new(i32::MAX);
 
-/// Leaves the last `kept` of `limit` descriptors to whoever does not ask `in_share`: the control
-/// thread and the operator's interface go on when clients have taken all others.
+/// Keeps the last `kept` of `limit` descriptors out of the data plane's use (`in_share`), so that
+/// the control thread and the operator's interface go on when clients have taken all others.
 ///
-/// The kernel gives the lowest free number, so a number tells how many are taken at least.
+/// The kernel gives the lowest free number, so descriptor `n` means that `n` others are open.
 pub fn keep_descriptors(limit: u64, kept: u64) {
     let first = i32::try_from(limit.saturating_sub(kept)).unwrap_or(i32::MAX);
     DESCRIPTORS_MAX.store(first, Ordering::Relaxed);
 }
 
-/// Passes a new descriptor of the data plane on.
+/// Returns a new descriptor of the data plane if its number is below the data plane's limit.
 ///
-/// Errors: `EMFILE` where it is one of those that are kept for others; it is closed then.
+/// Errors: `EMFILE` if the number is one of those kept by `keep_descriptors`; it is closed then.
 pub fn in_share<F: AsRawFd>(fd: F) -> io::Result<F> {
     match fd.as_raw_fd() < DESCRIPTORS_MAX.load(Ordering::Relaxed) {
         true => Ok(fd),
@@ -275,7 +278,7 @@ pub fn in_share<F: AsRawFd>(fd: F) -> io::Result<F> {
     }
 }
 
-/// The soft limit on open files after raising it to the hard one.
+/// Raises the soft limit on open files to the hard one, and returns the limit now in force.
 #[must_use]
 pub fn raise_open_files() -> u64 {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
@@ -294,7 +297,7 @@ pub fn raise_open_files() -> u64 {
     limit.rlim_cur
 }
 
-/// The cores this process may run on, in order.
+/// The numbers of the cores this process may run on, ascending; never empty.
 #[must_use]
 pub fn affinity() -> Vec<usize> {
     // SAFETY: an all-zero cpu_set_t is a valid empty set, and the call fills it within its size.
@@ -311,7 +314,7 @@ pub fn affinity() -> Vec<usize> {
         .collect()
 }
 
-/// Two connected message sockets: a message arrives whole or not at all.
+/// Two connected message sockets (SOCK_SEQPACKET): a message arrives whole or not at all.
 pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
@@ -333,7 +336,7 @@ pub fn own(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// A pipe of the given size for `splice_now`.
+/// A pipe for `splice_now`, as (read end, write end); the kernel may grant less than `bytes`.
 pub fn pipe(bytes: i32) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: `ends` has room for the two descriptors; on success they are ours alone.
@@ -350,7 +353,8 @@ pub fn pipe(bytes: i32) -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Moves up to `bytes` from one descriptor to another inside the kernel, without waiting.
 ///
-/// Shape: `Ok(Some(0))` is the end of `from`; `Ok(None)` means that it would have to wait.
+/// Shape: returns how many bytes were moved. `Ok(Some(0))` is the end of `from`; `Ok(None)` means
+/// that one of the two sides is not ready.
 pub fn splice_now(from: RawFd, to: RawFd, bytes: usize) -> io::Result<Option<usize>> {
     let flags = libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK;
     let (none_in, none_out) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -365,7 +369,7 @@ pub fn splice_now(from: RawFd, to: RawFd, bytes: usize) -> io::Result<Option<usi
     }
 }
 
-/// Lends a descriptor as a socket whose options can be read and set.
+/// Calls `use_it` with a descriptor as a socket whose options can be read and set.
 pub fn with_socket<T>(fd: RawFd, use_it: impl FnOnce(socket2::SockRef<'_>) -> T) -> T {
     // SAFETY: the caller keeps the descriptor open for the call; SockRef does not close it.
     let socket = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
@@ -386,11 +390,11 @@ pub fn tune_tcp(fd: RawFd, keepalive: Duration) {
     });
 }
 
-/// Makes the coming close send a reset, so that the peer cannot take it for a clean end.
+/// Makes the coming close send a reset, so that the peer does not take it for a clean end.
 ///
 /// Source: SO_LINGER with zero time, tcp(7).
 pub fn close_with_reset(fd: RawFd) {
-    // An error leaves the normal close, which still breaks the framing.
+    // An error leaves the normal close; the peer still sees that the message is incomplete.
     let _ = with_socket(fd, |socket| socket.set_linger(Some(Duration::ZERO)));
 }
 
@@ -441,7 +445,7 @@ mod tests {
         assert!(failed("127.0.0.1:80", libc::EADDRNOTAVAIL) && failed("[::1]:80", libc::EMFILE));
     }
 
-    /// As hyper's: what it wraps is its source.
+    /// An error like hyper's: `source` returns the error that it wraps.
     #[derive(Debug)]
     struct Wrapped(io::Error);
 

@@ -1,16 +1,16 @@
 //! Coarse deadlines of one core: a slab that is walked once per tick.
 //!
 //! A timeout here is not a dropped future but a `shutdown(2)`: the operation that waits on the
-//! socket completes, and its owner asks the timer whether it was that. One tick serves every
-//! connection of the core, arming is two stores, and nothing is allocated. A deadline is met
-//! between its time and two ticks later, never before.
+//! socket completes, and its owner asks the timer whether the deadline was the reason. One tick
+//! serves every connection of the core, arming is a few stores, and nothing is allocated. A
+//! deadline takes effect between its time and two ticks later, never before.
 //!
-//! Connections with nothing in flight stand in a line in the order in which they began to idle, so
-//! that the longest idle one is found at once when somebody else needs its place; handshakes stand
-//! in another. Joining and leaving a line is a few stores.
+//! Connections with nothing in flight are in a queue (`lines`) in the order in which they began to
+//! idle, so that the longest idle one is found at once when a new connection needs its place;
+//! handshakes are in another. Joining and leaving a queue is a few stores.
 //!
-//! The walk also looks after connections whose client's end hides behind pipelined bytes
-//! (`watch_hang_up`): a poll cannot tell, poll(2) with POLLRDHUP can.
+//! The walk also finds clients that have left behind pipelined bytes (`watch_hang_up`): readiness
+//! only tells of the bytes, poll(2) with POLLRDHUP tells of the end behind them.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -37,18 +37,18 @@ pub struct Ticker {
 }
 
 struct Slot {
-    /// Nanoseconds since the ticker began, or `NEVER`.
+    /// Nanoseconds since `Ticker::began`, or `NEVER`.
     deadline_ns: u64,
-    /// What is ended; `None` while the slot is disarmed or free.
+    /// The stream to shut down; `None` while the slot is disarmed or free.
     stream: Option<Handle>,
     how: Shut,
     expired: bool,
-    /// Who is told when the peer hangs up.
+    /// Woken when the peer hangs up; while there is one, the walk looks for the hang-up.
     watcher: Option<Waker>,
     hung_up: bool,
-    /// Nothing is in flight: a drain may end it at once.
+    /// No request is in flight: a drain may end the connection at once.
     idle: bool,
-    /// The line in which it stands.
+    /// The queue in which the slot is, if any.
     line: Option<Line>,
 }
 
@@ -88,13 +88,14 @@ impl Ticker {
         })
     }
 
-    /// The time of the last walk: at most one tick old, and free to read.
+    /// The time of the last walk: about one tick old at most, and read without a system call.
     #[must_use]
     pub fn now(&self) -> Instant {
         self.now.get()
     }
 
-    /// Walks the slab: sockets whose deadline has come are shut down.
+    /// Looks at every slot: streams whose deadline has come, or whose peer has hung up while a
+    /// watcher waits, are shut down. Called once per tick.
     pub fn walk(&self, now: Instant) {
         let now_ns = nanoseconds(now.saturating_duration_since(self.began));
         self.now.set(now);
@@ -112,8 +113,8 @@ impl Ticker {
         }
     }
 
-    /// Ends the receive side of every idle connection: a request that has already arrived is
-    /// still served, nothing else is waited for.
+    /// Ends the receive side of every idle connection: a request that has already arrived is still
+    /// served, a later one is not waited for.
     pub fn end_idle(&self) {
         for slot in self.slots.borrow().iter().filter(|slot| slot.idle) {
             slot.end(Shut::Read);
@@ -130,13 +131,13 @@ impl Ticker {
         }
     }
 
-    /// Whether `end_all` has been called: what ends from then on ends for that reason.
+    /// Whether `end_all` has been called: connections that end from then on end for that reason.
     #[must_use]
     pub fn ended(&self) -> bool {
         self.ended.get()
     }
 
-    /// How many connections idle, and since when the longest of them.
+    /// How many connections idle, and since when the one that has idled longest.
     #[must_use]
     pub fn idle(&self) -> (u32, Option<Instant>) {
         let lines = self.lines.borrow();
@@ -144,9 +145,9 @@ impl Ticker {
         (lines.len(Line::Idle), since.map(|ns| self.began + Duration::from_nanos(ns)))
     }
 
-    /// Ends the connection that has idled longest; false when none idles.
+    /// Ends the connection that has idled longest; false when no connection idles.
     ///
-    /// A request that has arrived on it is still served.
+    /// A request that has already arrived on it is still served.
     pub fn end_longest_idle(&self) -> bool {
         loop {
             let Some((index, _)) = self.lines.borrow().first(Line::Idle) else { return false };
@@ -154,7 +155,7 @@ impl Ticker {
             let mut slots = self.slots.borrow_mut();
             let Some(slot) = slots.get_mut(index) else { continue };
             slot.line = None;
-            // One whose time has come is on its way out by itself.
+            // A connection whose deadline has come is ending already, and frees no further place.
             if !std::mem::replace(&mut slot.expired, true) {
                 slot.deadline_ns = NEVER;
                 slot.end(Shut::Read);
@@ -163,7 +164,8 @@ impl Ticker {
         }
     }
 
-    /// Ends the longest of those handshakes whose `worse` is the most; false when none has any.
+    /// Ends the handshake for whose tag `worse` returns the highest number, of equal ones the
+    /// oldest; false when `worse` returns `None` for all.
     pub fn end_handshake(&self, worse: impl Fn(u64) -> Option<u64>) -> bool {
         let mut worst: Option<(u64, usize)> = None;
         for (index, tag) in self.lines.borrow().walk(Line::Shaking) {
@@ -182,7 +184,7 @@ impl Ticker {
         true
     }
 
-    /// Takes a slot for one side of an exchange.
+    /// Takes a slot, disarmed, for one connection or one wait.
     #[must_use]
     pub fn timer(self: &Rc<Self>) -> Timer {
         let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
@@ -194,7 +196,8 @@ impl Ticker {
     }
 }
 
-/// One slot; given back on drop. It must be dropped or disarmed before its socket closes.
+/// One deadline: a slot of the ticker, given back on drop. It must be dropped or disarmed before
+/// its socket closes, or the deadline could end another socket with the same descriptor.
 pub struct Timer {
     ticker: Rc<Ticker>,
     index: usize,
@@ -205,7 +208,7 @@ impl Timer {
     ///
     /// A timeout of zero means none.
     pub fn arm(&self, stream: Handle, how: Shut, timeout: Duration) {
-        // The clock read is up to a tick old; one tick more keeps a deadline from coming early.
+        // `now_ns` is up to a tick old; one tick more keeps a deadline from coming early.
         let deadline_ns = match nanoseconds(timeout) {
             0 => NEVER,
             timeout => {
@@ -221,20 +224,23 @@ impl Timer {
         self.leave(line.flatten());
     }
 
-    /// As `arm` for both directions, for a connection with nothing in flight.
+    /// As `arm` for both directions, for a connection with nothing in flight: `end_idle` and
+    /// `end_longest_idle` may end it before its deadline.
     pub fn arm_idle(&self, stream: Handle, timeout: Duration) {
         self.arm(stream, Shut::Both, timeout);
         self.with(|slot| slot.idle = true);
         self.join(Line::Idle, 0);
     }
 
-    /// As `arm_idle` for one whose owner ends it himself, in a drain too.
+    /// As `arm_idle`, for a connection whose owner is woken and then ends it by itself; `end_idle`
+    /// leaves it alone, since its owner also sees the drain.
     pub fn arm_idle_owned(&self, owner: Waker, timeout: Duration) {
         self.arm(Handle::Owner(owner), Shut::Both, timeout);
         self.join(Line::Idle, 0);
     }
 
-    /// As `arm` for both directions, for a handshake; `tag` says whose it is.
+    /// As `arm` for both directions, for a handshake; `tag` identifies its client to
+    /// `end_handshake`.
     pub fn arm_handshake(&self, stream: Handle, timeout: Duration, tag: u64) {
         self.arm(stream, Shut::Both, timeout);
         self.join(Line::Shaking, tag);
@@ -251,11 +257,11 @@ impl Timer {
         }
     }
 
-    /// Forgets the deadline and whether it had expired.
+    /// Drops the deadline and the watcher, and forgets whether either had come.
     pub fn disarm(&self) {
         let line = self.with(|slot| {
             let line = slot.line;
-            // One that is disarmed already says so by its stream: most are.
+            // Most slots are disarmed already, which `stream` tells: no store is needed then.
             if slot.stream.is_some() {
                 *slot = DISARMED;
             }
@@ -264,8 +270,8 @@ impl Timer {
         self.leave(line.flatten());
     }
 
-    /// Time until the deadline, at least a tick; zero when armed without one, `None` when not
-    /// armed. To arm anew with what is left.
+    /// Time until the deadline, at least a tick, to arm a timer with; zero when armed without a
+    /// deadline, `None` when not armed.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
         let slots = self.ticker.slots.borrow();
@@ -274,14 +280,14 @@ impl Timer {
             NEVER => Duration::ZERO,
             deadline_ns => {
                 let left_ns = deadline_ns.saturating_sub(self.ticker.now_ns.get());
-                // The tick that `arm` has added, it will add again.
+                // Without the tick that `arm` has added: it will add one again.
                 Duration::from_nanos(left_ns).saturating_sub(TICK).max(TICK)
             }
         })
     }
 
-    /// Shuts a stream down within a tick after its peer hangs up, besides any deadline, and tells
-    /// `watcher`. Forgotten when armed or disarmed.
+    /// Shuts a stream down within a tick after its peer hangs up, and wakes `watcher`. A deadline
+    /// holds beside it; the next `arm` or `disarm` ends the watch.
     pub fn watch_hang_up(&self, stream: Handle, watcher: &Waker) {
         self.with(|slot| {
             if slot.watcher.is_none() {
@@ -291,13 +297,14 @@ impl Timer {
         });
     }
 
-    /// Tells whether the peer was found to have hung up.
+    /// Whether the peer was found to have hung up, since the last `arm` or `disarm`.
     #[must_use]
     pub fn hung_up(&self) -> bool {
         self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.hung_up)
     }
 
-    /// Tells whether the deadline came, since the last `arm`.
+    /// Whether the deadline came, or the ticker ended the stream before it, since the last `arm` or
+    /// `disarm`.
     #[must_use]
     pub fn expired(&self) -> bool {
         self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.expired)
@@ -315,7 +322,7 @@ impl Drop for Timer {
     }
 }
 
-/// As `Duration::as_nanos`, in the 584 years that fit; more is as good as never.
+/// As `Duration::as_nanos`, saturating: `u64` holds 584 years, which is as good as never.
 const fn nanoseconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos() as u64)
 }
@@ -394,7 +401,7 @@ mod tests {
             ticker.walk(start + (at as u32 + 1) * TICK);
             timer.arm_idle(Handle::Fd(ours.as_raw_fd()), long);
         }
-        // The first has worked since, the second works.
+        // The first has served a request since and idles anew, the second serves one now.
         timers[0].disarm();
         timers[0].arm_idle(Handle::Fd(pairs[0].0.as_raw_fd()), long);
         timers[1].arm(Handle::Fd(pairs[1].0.as_raw_fd()), Shut::Both, long);

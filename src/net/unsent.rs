@@ -1,22 +1,22 @@
 //! Memory of answers that wait to be sent to HTTP/2 clients.
 //!
 //! A client may open a hundred streams and read none of them, on many connections. Each stream
-//! then holds what its pipe and the `h2` crate hold of its answer. A connection has some of that
-//! without asking; more is taken, in steps, from what the process has for all of them. When
-//! there is no more, or the connection has as much as one may have, its streams go on with very
-//! small buffers, one at a time: slow, but nobody stands still because of another.
+//! then holds the part of its answer that is in its pipe and in the `h2` crate. A connection may
+//! hold 64 KiB without asking; beyond that it takes steps of 64 KiB from a total for the whole
+//! process. When the total is used up, or the connection has reached its own limit, its streams go
+//! on with very small buffers, one chunk at a time: slow, but no stream stops because of another.
 
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What each connection has without asking, and by how much it asks for more.
+/// What each connection may hold without asking, and the step by which it takes from the total.
 const STEP_BYTES: usize = 64 << 10;
-/// A buffer of a stream on a connection that may have no more.
+/// Size of a buffer of a stream whose connection may take no more.
 pub const TIGHT_BYTES: usize = 2 << 10;
 
-/// What the connections of all cores have taken.
+/// What the connections of all cores have taken of the process's total.
 #[derive(Debug)]
 pub struct UnsentTotal {
     bytes: AtomicU64,
@@ -24,7 +24,7 @@ pub struct UnsentTotal {
 }
 
 impl UnsentTotal {
-    /// Room for `bytes_max` bytes, beyond 64 KiB of each connection.
+    /// A total of `bytes_max` bytes, besides the 64 KiB that each connection has without asking.
     #[must_use]
     pub fn new(bytes_max: u64) -> Arc<Self> {
         Arc::new(Self { bytes: AtomicU64::new(0), bytes_max })
@@ -50,24 +50,26 @@ impl UnsentTotal {
     }
 }
 
-/// What one connection holds.
+/// What the streams of one connection hold.
 #[derive(Debug)]
 pub struct Unsent {
     total: Arc<UnsentTotal>,
     bytes: Cell<usize>,
-    /// Of the total, beyond the first step.
+    /// Taken of the total: a multiple of `STEP_BYTES`, and `bytes` fit into it and the first step,
+    /// but for small buffers that are counted without room.
     booked: Cell<usize>,
     bytes_max: usize,
 }
 
 impl Unsent {
-    /// A connection that may hold `bytes_max` bytes in buffers of full size.
+    /// The account of a connection that may hold `bytes_max` bytes in buffers of full size.
     #[must_use]
     pub fn new(total: Arc<UnsentTotal>, bytes_max: usize) -> Rc<Self> {
         Rc::new(Self { total, bytes: Cell::new(0), booked: Cell::new(0), bytes_max })
     }
 
-    /// Whether there is room for a buffer of so many bytes; books it when it has to.
+    /// Whether there is room for a buffer of `more` bytes; takes steps of the total where needed.
+    /// Nothing is counted yet: `charge` does that.
     #[must_use]
     pub fn try_reserve(&self, more: usize) -> bool {
         let wanted = self.bytes.get() + more;
@@ -83,7 +85,7 @@ impl Unsent {
         true
     }
 
-    /// Counts a buffer, whether there was room or not.
+    /// Counts a buffer until the charge is dropped, whether there was room or not.
     #[must_use]
     pub fn charge(self: &Rc<Self>, bytes: usize) -> Charge {
         self.bytes.set(self.bytes.get() + bytes);
@@ -94,7 +96,8 @@ impl Unsent {
         let left = self.bytes.get() - bytes;
         self.bytes.set(left);
         let booked = self.booked.get();
-        // Two steps of play, so that a connection at work does not ask each time.
+        // A connection keeps up to two steps that it does not use, so that one at work does not
+        // touch the shared counter at each buffer.
         if booked > 0 && (left == 0 || left + 2 * STEP_BYTES < booked) {
             let keep = left.next_multiple_of(STEP_BYTES);
             self.booked.set(keep);
@@ -117,7 +120,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// The bytes that it counts.
+    /// How many bytes it counts.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -1,12 +1,12 @@
-//! Noticing that a peer leaves while nobody reads from it.
+//! Noticing that a client leaves while nothing is read from it.
 //!
-//! One readiness poll is kept armed per client connection: while the upstream works it tells
-//! that the client has gone, and between requests it tells that the next one has begun. It is
-//! the same poll, so a request costs one. Without it the backend would never learn that the
-//! client left, and the GPU would go on.
+//! One readiness poll is kept armed per client connection: while the upstream works it tells that
+//! the client has gone, and between requests it tells that the next request has begun. It is the
+//! same poll, so a request costs one. Without it the upstream would never learn that the client
+//! has left, and its GPU would go on.
 //!
-//! Readiness may also mean pipelined bytes. Then the poll says no more, and the ticker looks
-//! for the end behind them.
+//! Readiness may also mean pipelined bytes. Then the poll can tell nothing more, and the ticker
+//! looks for the end behind those bytes.
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
@@ -21,7 +21,7 @@ use super::ticker::Timer;
 pub struct Watch {
     socket: Stream,
     armed: Option<PooledFuture<'static, ()>>,
-    /// Bytes wait unread: the next request has begun before the last one ended.
+    /// Unread bytes wait: the next request has begun before the last one ended.
     pipelined: bool,
 }
 
@@ -32,7 +32,7 @@ impl Watch {
         Self { socket, armed: None, pipelined: false }
     }
 
-    /// Waits until there is something to receive, or an end.
+    /// Waits until bytes can be received or the peer has ended.
     pub async fn readable(&mut self) {
         if std::mem::take(&mut self.pipelined) {
             return;
@@ -40,16 +40,16 @@ impl Watch {
         poll_fn(|cx| self.poll_armed(cx)).await;
     }
 
-    /// Done when the peer has left; bytes that wait are not a reason.
+    /// Done when the peer has left; unread bytes alone do not count.
     ///
-    /// `timer` looks on when bytes hide the end.
+    /// Shape: `timer` is used to look for an end behind unread bytes.
     pub fn poll_gone(&mut self, cx: &mut Context<'_>, timer: &Timer) -> Poll<()> {
         loop {
             if self.pipelined {
                 if timer.hung_up() {
                     return Poll::Ready(());
                 }
-                // Armed or disarmed since, it has forgotten us.
+                // Each time anew: `arm` and `disarm` drop the watcher.
                 timer.watch_hang_up(self.socket.handle(), cx.waker());
                 return Poll::Pending;
             }
@@ -64,12 +64,12 @@ impl Watch {
         }
     }
 
-    /// The future of `poll_gone`; free to drop.
+    /// Waits until the peer has left (`poll_gone`). Free to drop.
     pub async fn gone(&mut self, timer: &Timer) {
         poll_fn(|cx| self.poll_gone(cx, timer)).await;
     }
 
-    /// Forgets what the poll said about bytes that have been received since.
+    /// To be called when the unread bytes have been received: the poll may be armed again.
     pub fn received(&mut self) {
         self.pipelined = false;
     }

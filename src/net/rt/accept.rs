@@ -1,8 +1,8 @@
 //! Accepting connections so that none is lost when the listener stops.
 //!
-//! An accept that is dropped while it is in flight loses the connection the kernel has already
-//! handed over (measured: 14 clients in 40 stops). So a stop cancels the accept and then awaits
-//! it: what had been accepted by then is served.
+//! An accept that is dropped while it is in flight loses the connection that the kernel has already
+//! handed over (measured: 14 clients in 40 stops). So a stop cancels the accept and then awaits it:
+//! a connection accepted by then is served.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,21 +23,22 @@ pub enum Acceptor {
 }
 
 impl Acceptor {
-    /// Takes over a listening TCP socket.
+    /// Registers a listening TCP socket with this core's driver.
     pub fn tcp(listener: std::net::TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(is_epoll())?;
         Ok(Self::Tcp(TcpListener::from_std(listener)?))
     }
 
-    /// Takes over a listening Unix socket.
+    /// Registers a listening Unix socket with this core's driver.
     pub fn unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
         listener.set_nonblocking(is_epoll())?;
         Ok(Self::Unix(UnixListener::from_std(listener)?))
     }
 
-    /// Accepts one connection; ends with an error soon after `stop` is told.
+    /// Accepts one connection; ends with an error soon after `Stop::tell`.
     ///
-    /// Shape: the connected descriptor and the peer's address, if it has one.
+    /// Shape: the connected descriptor and the peer's address, `None` on a Unix socket.
+    /// Errors: that of accept(2); `EMFILE` as in `sys::in_share`; the cancellation.
     pub async fn accept(&self, stop: &Stop) -> io::Result<(OwnedFd, Option<SocketAddr>)> {
         match self {
             Acceptor::Tcp(listener) => {
@@ -58,7 +59,7 @@ fn owned(stream: impl IntoRawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(stream.into_raw_fd()) }
 }
 
-/// Tells every accept of a core to stop.
+/// Ends all accepts that were begun with it.
 pub struct Stop {
     canceller: std::cell::RefCell<Option<Canceller>>,
     handle: CancelHandle,
@@ -80,7 +81,7 @@ impl Stop {
         }
     }
 
-    /// Tells whether `tell` has been called.
+    /// Whether `tell` has been called.
     #[must_use]
     pub fn told(&self) -> bool {
         self.canceller.borrow().is_none()

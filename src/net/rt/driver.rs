@@ -1,4 +1,4 @@
-//! Which driver a core runs on.
+//! Which driver a core runs on: io_uring with the best flags the kernel grants, or epoll.
 
 use std::cell::Cell;
 use std::fmt;
@@ -7,16 +7,16 @@ thread_local! {
     static EPOLL: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Which driver was obtained.
+/// The driver that a core has obtained, the fastest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Driver {
-    /// io_uring with completions run only when asked for.
+    /// io_uring; completions are processed only when the core asks for them (DEFER_TASKRUN).
     UringDefer,
-    /// io_uring without interrupts for completions.
+    /// io_uring; completions do not interrupt the core (COOP_TASKRUN).
     UringCoop,
     /// io_uring without flags.
     UringPlain,
-    /// epoll.
+    /// epoll, where io_uring is not to be had or not wanted.
     Epoll,
 }
 
@@ -31,13 +31,13 @@ impl fmt::Display for Driver {
     }
 }
 
-/// Tells whether this core runs on epoll, where descriptors must not block.
+/// Whether this core runs on epoll, where descriptors must be non-blocking.
 #[must_use]
 pub fn is_epoll() -> bool {
     EPOLL.with(Cell::get)
 }
 
-/// Says which driver this thread runs; called once by the worker, before its first socket.
+/// Records which driver this thread runs; called once by the worker, before its first socket.
 pub fn note_driver(driver: Driver) {
     EPOLL.with(|epoll| epoll.set(driver == Driver::Epoll));
 }

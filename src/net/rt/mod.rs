@@ -28,19 +28,19 @@ thread_local! {
     static RUNNING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Operations a ring takes before they are handed to the kernel.
+/// Size of the submission queue: operations gathered before they are handed to the kernel.
 const RING_ENTRIES: u32 = 2048;
-/// Completions a ring holds; more are kept by the kernel, at a cost.
+/// Size of the completion queue; the kernel keeps further completions elsewhere, at a cost.
 const RING_COMPLETIONS: u32 = 16384;
 
-/// Which driver the operator wants.
+/// Which driver the operator wants (`process.io`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// io_uring, or epoll where there is none.
+    /// io_uring, or epoll where io_uring is not to be had.
     Auto,
-    /// io_uring or nothing.
+    /// io_uring; without it the process does not start.
     Uring,
-    /// epoll.
+    /// epoll, even where there is io_uring.
     Epoll,
 }
 
@@ -80,7 +80,7 @@ where
     Ok(within(|| runtime.block_on(make(Driver::Epoll))))
 }
 
-/// Notes for how long this thread runs tasks.
+/// Calls `run`; meanwhile `is_running` is true on this thread.
 fn within<T>(run: impl FnOnce() -> T) -> T {
     RUNNING.set(true);
     let output = run();
@@ -103,19 +103,21 @@ fn ring(driver: Driver) -> io::Result<monoio::Runtime<TimeDriver<IoUringDriver>>
         .build()
 }
 
-/// Whether this thread still runs tasks: not while those that are left are dropped with it.
+/// Whether this thread runs tasks: false while the runtime is dropped with the tasks that are left,
+/// when `spawn` must not be called.
 #[must_use]
 pub fn is_running() -> bool {
     RUNNING.get()
 }
 
-/// Starts a task on this core; it runs until it ends by itself.
+/// Starts a task on this core. It cannot be cancelled: it runs until its future ends.
 pub fn spawn(future: impl Future<Output = ()> + 'static) {
     // Dropping the handle detaches the task.
     drop(monoio::spawn(future));
 }
 
-/// Waits. For the ticker and for retry pauses; never one per connection (640 bytes each).
+/// Waits for `duration`. For the ticker and for retry pauses; deadlines of connections belong to
+/// the ticker, since each sleep costs 640 bytes.
 pub async fn sleep(duration: Duration) {
     monoio::time::sleep(duration).await;
 }

@@ -5,7 +5,7 @@
 //! buffer): end it with `sys::shutdown` and await it. Only `readable` and `writable` are free to
 //! drop. One receive and one send may be in flight at once, never two of a kind.
 //!
-//! A Unix socket travels in the same type: monoio's stream only ever calls recv and send.
+//! A Unix socket is held in the same type, monoio's `TcpStream`, which only calls recv and send.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -30,9 +30,10 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Takes over a connected descriptor: flags for this core's driver, no delay, keep-alive.
+    /// Takes over a connected descriptor: sets the flags that this core's driver needs, no delay
+    /// and keep-alive probes after `keepalive` of silence.
     ///
-    /// Errors: the descriptor cannot be registered with the driver.
+    /// Errors: the flags cannot be set, or the descriptor cannot be registered with the driver.
     pub fn adopt(fd: OwnedFd, keepalive: Duration) -> io::Result<Self> {
         let raw = fd.as_raw_fd();
         sys::set_flags(raw, is_epoll())?;
@@ -49,7 +50,7 @@ impl Socket {
 
     /// Receives into the spare capacity of `buffer`.
     ///
-    /// Shape: gives the buffer back, longer by what came; 0 bytes is the end of the stream.
+    /// Shape: gives the buffer back, the bytes received appended; 0 bytes is the end of the stream.
     pub fn recv(
         &self,
         buffer: Vec<u8>,
@@ -65,7 +66,7 @@ impl Socket {
         }
     }
 
-    /// Sends one part, as much of it as the kernel takes.
+    /// Sends the beginning of a part, as much as the kernel takes; returns how many bytes.
     pub fn send(&self, part: Part) -> impl Future<Output = (io::Result<usize>, Part)> + use<> {
         let socket = self.clone();
         async move {
@@ -119,7 +120,7 @@ impl Socket {
     }
 }
 
-/// The bytes `from..to` of a buffer, on their way out.
+/// A buffer of which the bytes `from..to` are to be sent.
 ///
 /// Invariant: `from <= to <= bytes.len()`, kept by `Part::new` and by the sender's progress.
 pub struct Part {
@@ -136,7 +137,7 @@ impl Part {
         Self { bytes, from: 0, to }
     }
 
-    /// A range of the buffer, cut to what it holds.
+    /// The bytes `from..to` of the buffer, both lowered to its length where they exceed it.
     #[must_use]
     pub fn range(bytes: Vec<u8>, from: usize, to: usize) -> Self {
         let to = to.min(bytes.len());
@@ -149,7 +150,7 @@ impl Part {
         self.to - self.from
     }
 
-    /// Skips what has been sent.
+    /// Skips `n` bytes that have been sent; more than are left counts as all.
     pub fn advance(&mut self, n: usize) {
         self.from = (self.from + n).min(self.to);
     }
@@ -160,7 +161,7 @@ impl Part {
         &self.bytes[self.from..self.to]
     }
 
-    /// Gives the buffer back.
+    /// The buffer, whole, to be used again.
     #[must_use]
     pub fn into_buffer(self) -> Vec<u8> {
         self.bytes

@@ -1,8 +1,8 @@
-//! What is spoken towards an upstream: rustls's client side, made from the config.
+//! TLS towards an upstream: rustls's client config, made from ours.
 //!
-//! Who may vouch for the server: Mozilla's roots, those of the machine (read once), or those of
-//! a file and nobody else. Sessions are kept in memory for all cores together; a config belongs to
-//! one server (`Store`), since a session of another is of no use to it.
+//! The server's certificate must be signed by one of Mozilla's roots, of the machine's roots (read
+//! once), or of those in a file and no others. Sessions are kept in memory for all cores together;
+//! a config belongs to one server (`Store`), since no other server can resume its sessions.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -24,16 +24,16 @@ use crate::pki::provider;
 use super::own_root::OwnRoots;
 use super::server::alpn_id;
 
-/// TLS 1.3 tickets that are kept, per config; rustls keeps this many for one server name, and one
-/// session of TLS 1.2 beside them.
+/// TLS 1.3 tickets that a config keeps; rustls keeps so many for one server name, and one session
+/// of TLS 1.2 beside them.
 const TICKETS_MAX: usize = 8;
 
-/// What is spoken with an upstream, and the name it is held to.
+/// The TLS config for an upstream, and the name that its certificate must have.
 #[derive(Debug, Clone)]
 pub struct TlsClient {
     /// Shared by all entries of the same server with the same settings.
     pub config: Arc<ClientConfig>,
-    /// Asked for (SNI) and verified.
+    /// Sent as SNI, and verified unless `tls.verify` is off.
     pub name: ServerName<'static>,
 }
 
@@ -45,9 +45,10 @@ impl PartialEq for TlsClient {
 
 impl Eq for TlsClient {}
 
-/// Makes what is spoken with one server of these settings; its name is not part of it.
+/// Makes the rustls config for one server; its name is not part of it. `http2` offers h2 by ALPN
+/// before HTTP/1.1.
 ///
-/// Errors: for a person: this machine has no roots, or a key that cannot be used.
+/// Errors: a text for the operator: this machine has no roots, or a key cannot be used.
 pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>, String> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&version::TLS13, &version::TLS12])
@@ -86,14 +87,14 @@ pub fn client_config(tls: &UpstreamTls, http2: bool) -> Result<Arc<ClientConfig>
     Ok(Arc::new(config))
 }
 
-/// Says what went wrong with TLS, for a log line, from the error of a read, write or handshake.
+/// A text for the log about an error of a read, write or handshake.
 #[must_use]
 pub fn explain(error: &io::Error) -> String {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
     inner.map_or_else(|| error.to_string(), why)
 }
 
-/// Says what rustls complains of, for a person.
+/// A text for the operator about an error of rustls.
 #[must_use]
 pub fn why(error: &Error) -> String {
     match error {
@@ -103,7 +104,7 @@ pub fn why(error: &Error) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "what the other side speaks is no TLS".to_owned()
         }
-        // The error itself is of a crate that is not ours to name.
+        // The error's type belongs to a crate that we do not depend on, so its text is compared.
         Error::InvalidCertificate(CertificateError::Other(OtherError(why)))
             if why.to_string() == "CaUsedAsEndEntity" =>
         {
@@ -115,7 +116,7 @@ pub fn why(error: &Error) -> String {
     }
 }
 
-/// As [`explain`], for whoever must learn nothing of the server: no name, no address, no path.
+/// As [`explain`], for clients, who must learn nothing of the server: no name, address or path.
 #[must_use]
 pub fn plainly(error: &io::Error) -> &'static str {
     let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
@@ -156,13 +157,13 @@ fn mozilla() -> Arc<RootCertStore> {
     ROOTS.get_or_init(load).clone()
 }
 
-/// The machine's roots, as they were when they were first needed.
+/// The machine's roots, read once, when first needed.
 fn system() -> Result<Arc<RootCertStore>, String> {
     static ROOTS: OnceLock<Result<Arc<RootCertStore>, String>> = OnceLock::new();
     let load = || {
         let found = rustls_native_certs::load_native_certs();
         let mut store = RootCertStore::empty();
-        // Some machines carry certificates that nobody can read: those vouch for nobody.
+        // Certificates that cannot be parsed, as some machines have them, are left out.
         store.add_parsable_certificates(found.certs);
         match (store.is_empty(), found.errors.first()) {
             (false, _) => Ok(Arc::new(store)),
@@ -173,24 +174,25 @@ fn system() -> Result<Arc<RootCertStore>, String> {
     ROOTS.get_or_init(load).clone()
 }
 
-/// Verifies servers where rustls's own rule is not the operator's. Whoever shows a certificate
-/// holds its key, in any case.
+/// Verifies servers where the operator's setting differs from rustls's own rule. In either case the
+/// server must prove that it holds the key of its certificate.
 #[derive(Debug)]
 struct Verifier {
     believes: Believes,
     provider: Arc<CryptoProvider>,
 }
 
-/// Which certificates are believed.
+/// Which certificates are accepted.
 #[derive(Debug)]
 enum Believes {
-    /// `verify = false`: any.
+    /// `verify = false`: any certificate, under any name.
     Anyone,
-    /// `ca` is a file.
+    /// `ca` is a file: those that its authorities have signed, and the authorities themselves.
     File(OfFile),
 }
 
-/// Also a server whose own certificate stands in the file is believed, under its own name.
+/// rustls's own rule for the authorities of a file; beyond it a server whose own certificate is in
+/// the file is accepted, if it has the name that was asked for.
 #[derive(Debug)]
 struct OfFile {
     own: OwnRoots,

@@ -3,7 +3,7 @@
 //! `session` and `wire`; `plain` for clients that speak no TLS), `tickets` (resumption over cores
 //! and restarts), `store` (what is kept across plans).
 //!
-//! Certificates and keys themselves are `pki`'s: they come in checked.
+//! Certificates and keys themselves are loaded and checked in `pki` before they come here.
 
 mod client;
 mod own_root;

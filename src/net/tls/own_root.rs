@@ -1,8 +1,8 @@
-//! A certificate that itself stands among those who may vouch for others.
+//! Accepts a peer whose own certificate is one of the trusted authorities.
 //!
-//! rustls takes nobody's certificate that says of itself that it is an authority, as one does that
-//! `openssl req -x509` made without more ado. OpenSSL takes it when it stands in the file of
-//! authorities, and operators count on that: a server with such a certificate, a client with one.
+//! rustls refuses a peer's certificate that is marked as an authority (CA:TRUE), as those are that
+//! `openssl req -x509` makes by default. OpenSSL accepts it when it is in the file of authorities,
+//! and operators count on that, for servers and for clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +12,20 @@ use rustls::{CertificateError, Error, RootCertStore};
 
 use crate::pki::facts;
 
-/// Authorities whose own certificates are believed, too.
+/// Authorities that may also show their own certificate as that of a peer.
 #[derive(Debug)]
 pub(super) struct OwnRoots(pub(super) Arc<RootCertStore>);
 
 impl OwnRoots {
-    /// Believes a certificate that rustls has refused, if it is a root and within its dates.
+    /// Accepts a certificate that rustls has refused, if it is one of these authorities and within
+    /// its dates.
     ///
-    /// By name and key, like any authority: whoever holds the key of an authority could sign as it
-    /// likes, for any purpose, so what it says of its own (extended key usage) does not matter. One
-    /// that is bound to names (RFC 5280 §4.2.1.10) does not count. The name that was asked for is
-    /// the caller's to verify; whoever shows the certificate proves in the handshake that he holds
-    /// its key.
+    /// It is compared by name and key, like any authority. Its extended key usage is ignored: the
+    /// holder of an authority's key could sign a certificate for any purpose. An authority limited
+    /// to certain names (RFC 5280 §4.2.1.10) is not accepted. The caller verifies the name that was
+    /// asked for; the handshake proves that the peer holds the key.
     ///
-    /// Errors: `refused` for one that is no root; else what is wrong with its dates.
+    /// Errors: `refused` when the certificate is none of these; else which of its dates is wrong.
     pub(super) fn believe(
         &self,
         cert: &CertificateDer<'_>,

@@ -1,13 +1,14 @@
-//! A client that speaks plain HTTP where TLS is spoken: told so in its own language.
+//! The answer to a client that speaks plain HTTP on a TLS port, in plain HTTP.
 //!
-//! Somebody has written `http://` for `https://`; an alert would tell a person nothing. Only the
-//! first bytes of a connection are judged: a handshake begins with a byte (22) that no method
-//! begins with. HTTP/2 by prior knowledge is answered in HTTP/1.1 too, which ends it as well as any.
+//! The usual reason is a URL with `http://` for `https://`; a TLS alert would tell a person
+//! nothing. Only the first bytes of a connection are judged: a handshake begins with a byte (22)
+//! that no method begins with. HTTP/2 by prior knowledge is answered in HTTP/1.1 too: any bytes
+//! that are no HTTP/2 end such a connection.
 
 /// Longest method that is looked for, in bytes.
 const METHOD_BYTES_MAX: usize = 16;
 
-/// The answer; the connection ends behind it.
+/// The whole answer, head and body; the connection is closed behind it.
 pub(super) const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     content-type: application/json\r\n\
     content-length: 151\r\n\
@@ -16,11 +17,11 @@ pub(super) const ANSWER: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
     {\"error\":{\"message\":\"This port speaks HTTPS, and the request came in plain HTTP.\",\
     \"type\":\"invalid_request_error\",\"param\":null,\"code\":\"https_required\"}}";
 
-/// Most bytes that are read and dropped behind the answer, so that the client gets to read it: a
-/// socket that is closed with bytes unread resets the connection.
+/// Most bytes that are read and dropped after the answer, so that the client can read it: closing a
+/// socket with unread bytes resets the connection.
 pub(super) const DROPPED_BYTES_MAX: usize = 1 << 20;
 
-/// Whether these first bytes are those of a request in plain HTTP: a method and a space.
+/// Whether a connection begins like a request in plain HTTP: with a method and a space.
 pub(super) fn is_http(first: &[u8]) -> bool {
     let method = first.iter().take_while(|byte| byte.is_ascii_uppercase()).count();
     (3..=METHOD_BYTES_MAX).contains(&method) && first.get(method) == Some(&b' ')

@@ -1,10 +1,10 @@
-//! What a listener speaks: rustls's server side, made from the config.
+//! TLS of a listener: rustls's server config, made from ours.
 //!
-//! The certificate is chosen by the name the client asks for (RFC 6066 §3): the first pair that
-//! has the name and whose key the client can verify, an exact name before a wildcard; for an
-//! unknown name or none the first of the list whose key it can verify. Names are those of the certificates
-//! themselves. Resumption is by tickets alone, so that nothing is kept per session; early data
-//! (0-RTT) is never taken, since it can be replayed.
+//! The certificate is chosen by the name the client asks for (RFC 6066 §3): the first pair that has
+//! the name and whose signatures the client can verify, an exact name before a wildcard; for an
+//! unknown name or none, the first pair of the list whose signatures it can verify. A pair has the
+//! names that are in its certificate. Resumption is by tickets alone, so that nothing is kept per
+//! session; early data (0-RTT) is never taken, since it can be replayed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -29,11 +29,11 @@ use super::own_root::OwnRoots;
 static FROM_12: [&SupportedProtocolVersion; 2] = [&version::TLS13, &version::TLS12];
 static FROM_13: [&SupportedProtocolVersion; 1] = [&version::TLS13];
 
-/// Makes what a listener speaks.
+/// Makes the rustls config of a listener.
 ///
-/// Shape: `tickets` seals sessions for this listener's demands on clients and no others'
-/// (`Tickets::for_context`), or a client could bring one from a listener that asks for less.
-/// Errors: for a person; a config that was checked leaves few.
+/// Shape: `tickets` must seal sessions for this listener's demands on clients only
+/// (`Tickets::for_context`), or a client could bring a ticket from a listener that demands less.
+/// Errors: a text for the operator; a config that was checked leaves few.
 pub fn server_config(
     tls: &ListenerTls,
     tickets: Arc<dyn ProducesTickets>,
@@ -72,7 +72,7 @@ pub fn server_config(
     Ok(Arc::new(config))
 }
 
-/// A protocol as ALPN calls it.
+/// The identifier of a protocol in ALPN (RFC 7301).
 pub(super) fn alpn_id(protocol: Alpn) -> &'static [u8] {
     match protocol {
         Alpn::H2 => b"h2",
@@ -80,8 +80,8 @@ pub(super) fn alpn_id(protocol: Alpn) -> &'static [u8] {
     }
 }
 
-/// Verifies clients: those that an authority signed for, and those whose own certificate stands
-/// among the authorities.
+/// Accepts clients whose certificate an authority has signed, and clients whose own certificate is
+/// one of the authorities (`own_root`).
 #[derive(Debug)]
 struct ClientVerifier {
     verifier: Arc<dyn ClientCertVerifier>,
@@ -132,11 +132,11 @@ impl ClientCertVerifier for ClientVerifier {
     }
 }
 
-/// Certificates by the names they are for.
+/// The certificates of a listener, found by the name that a client asks for.
 #[derive(Debug)]
 struct BySni {
     pairs: Vec<Arc<CertifiedKey>>,
-    /// Lower case; of a wildcard what follows `*.`.
+    /// Names in lower case to indexes of `pairs`; `wild` has the part behind `*.`.
     exact: HashMap<Box<str>, Vec<usize>>,
     wild: HashMap<Box<str>, Vec<usize>>,
 }
@@ -164,7 +164,7 @@ impl BySni {
         };
         let found = name.and_then(|name| {
             let name = name.to_ascii_lowercase();
-            // As a host in a URL may end; RFC 6066 has it left out.
+            // The host of a URL may end in a dot, which RFC 6066 leaves out; some clients send it.
             let name = name.strip_suffix('.').unwrap_or(&name);
             let mut exact = self.exact.get(name).into_iter().flatten();
             let rest = name.split_once('.').map(|(_, rest)| rest);
@@ -172,7 +172,7 @@ impl BySni {
             exact.find(usable).or_else(|| wild.find(usable))
         });
         let usual = || (0..self.pairs.len()).find(|index| usable(&index));
-        // One is sent even to those who can verify none: they say so more clearly.
+        // A client that can verify none gets the first one: its alert says more than ours would.
         self.pairs.get(found.copied().or_else(usual).unwrap_or(0)).cloned()
     }
 }
@@ -183,9 +183,9 @@ impl ResolvesServerCert for BySni {
     }
 }
 
-/// What a listener speaks now; asked once per handshake, replaced when its files change.
+/// The rustls config of a listener; read once per handshake, replaced when its files change.
 ///
-/// Whoever is connected keeps what the handshake began with.
+/// A connection keeps the config with which its handshake began.
 #[derive(Debug)]
 pub struct ReloadableServer(RwLock<Current>);
 
@@ -206,7 +206,7 @@ impl ReloadableServer {
         self.0.read().unwrap_or_else(PoisonError::into_inner).config.clone()
     }
 
-    /// Whether it was made from these settings and this content of their files.
+    /// Whether the config in force was made from these settings with the same content of files.
     pub(super) fn is_of(&self, tls: &ListenerTls) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).of == *tls
     }

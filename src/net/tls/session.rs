@@ -1,7 +1,7 @@
 //! A rustls session, of either side, that reads and writes the ciphertext of a `Wire`.
 //!
-//! rustls keeps no buffers here (its unbuffered interface): it is shown what has been received and
-//! says how much of that it has used.
+//! rustls keeps no buffers here (its unbuffered interface): it is given the bytes received and says
+//! how many of them it has used.
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::pki_types::CertificateDer;
@@ -13,12 +13,12 @@ use rustls::unbuffered::{
 use super::wire::{Ended, Wire};
 use crate::net::buffers;
 
-/// Most plaintext in a record (RFC 8446 §5.1).
+/// Most plaintext in a record, in bytes (RFC 8446 §5.1).
 pub(super) const RECORD_BYTES: usize = 16 * 1024;
-/// More than any header, nonce, padding and tag of a record.
+/// Bytes that header, nonce, padding and tag add to a record, at most.
 const RECORD_OVERHEAD: usize = 64;
 
-/// Either side of a connection.
+/// The rustls connection of either side.
 pub(super) enum Session {
     Server(UnbufferedServerConnection),
     Client(UnbufferedClientConnection),
@@ -32,7 +32,7 @@ impl Session {
         }
     }
 
-    /// The protocol both sides agreed on.
+    /// The protocol that both sides agreed on (ALPN), such as `h2`; `None` when none was agreed.
     pub(super) fn alpn(&self) -> Option<&[u8]> {
         match self {
             Session::Server(session) => session.alpn_protocol(),
@@ -40,7 +40,7 @@ impl Session {
         }
     }
 
-    /// The peer's certificates, its own first.
+    /// The chain of certificates that the peer showed, its own first.
     pub(super) fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         match self {
             Session::Server(session) => session.peer_certificates(),
@@ -48,7 +48,10 @@ impl Session {
         }
     }
 
-    /// Uses up what has been received, and seals `data`.
+    /// Processes the ciphertext received, puts its plaintext into `inbox`, and encrypts `data` into
+    /// `wire.outgoing`.
+    ///
+    /// Errors: a fault of the peer; `EncryptError` when `data` cannot be encrypted any more.
     pub(super) fn drive(
         &mut self,
         wire: &mut Wire,
@@ -61,7 +64,7 @@ impl Session {
         }
     }
 
-    /// Seals the alert that an error left behind, if it left one.
+    /// Seals the alert with which rustls wants to answer `error`, if it has one.
     pub(super) fn alert(&mut self, wire: &mut Wire, error: &rustls::Error) {
         match self {
             Session::Server(session) => alert(session, wire, error),
@@ -78,7 +81,8 @@ impl Session {
     }
 }
 
-/// Where plaintext goes.
+/// Where plaintext goes: into `sink` until it is full or absent, then into `plain`. The order of
+/// bytes stays: nothing goes into `sink` while `plain` holds any.
 pub(super) struct Inbox<'a> {
     pub(super) sink: Option<&'a mut Vec<u8>>,
     pub(super) plain: &'a mut Vec<u8>,
@@ -101,7 +105,7 @@ impl Inbox<'_> {
     }
 }
 
-/// What the two kinds of session have in common.
+/// The one call that both kinds of session are driven by.
 trait Records {
     type Data;
     fn process<'c, 'i>(
@@ -130,7 +134,7 @@ impl Records for UnbufferedClientConnection {
     }
 }
 
-/// Runs the session until it wants more bytes.
+/// Runs the session until it needs more bytes from the peer; see `Session::drive`.
 fn drive<C: Records>(
     session: &mut C,
     wire: &mut Wire,
@@ -152,7 +156,7 @@ fn drive<C: Records>(
             Ok(ConnectionState::EncodeTlsData(mut handshake)) => {
                 encode(wire, &mut handshake);
             }
-            // It is sealed; `flush` sends it before anything else.
+            // The handshake bytes are in `outgoing`; `flush` sends them before anything else.
             Ok(ConnectionState::TransmitTlsData(sealed)) => sealed.done(),
             Ok(ConnectionState::PeerClosed) => wire.ended = Some(Ended::Clean),
             Ok(ConnectionState::WriteTraffic(mut traffic)) => {
@@ -164,7 +168,7 @@ fn drive<C: Records>(
                 }
                 done = true;
             }
-            // No more can be sealed, and nobody may think that it was.
+            // In no other state can `data` be encrypted, and the caller must not think it was.
             Ok(_) if !data.is_empty() => result = Err(rustls::Error::EncryptError),
             Ok(_) => done = true,
             Err(error) => result = Err(error),
@@ -177,9 +181,9 @@ fn drive<C: Records>(
     }
 }
 
-/// Takes over a record that rustls has made itself.
+/// Appends a record that rustls has made itself, such as a handshake message or an alert.
 fn encode<D>(wire: &mut Wire, record: &mut EncodeTlsData<'_, D>) {
-    // Asked with no room, it says how much it wants; given that, it cannot fail.
+    // Called with no room, `encode` says how much it needs; with that much it cannot fail.
     if let Err(EncodeError::InsufficientSize(needed)) = record.encode(&mut []) {
         let _ = wire.append(needed.required_size, |out| record.encode(out));
     }
@@ -187,9 +191,11 @@ fn encode<D>(wire: &mut Wire, record: &mut EncodeTlsData<'_, D>) {
 
 /// Seals the alert that an error left behind, if it left one.
 ///
-/// What has been received is shown again as it is: rustls remembers where in it messages lie.
+/// rustls is given the received bytes again unchanged: it remembers the positions of messages in
+/// them.
 fn alert<C: Records>(session: &mut C, wire: &mut Wire, error: &rustls::Error) {
-    // Bytes that were no record would be found bad a second time; nothing stands before them.
+    // These errors come from bytes that are no valid record: a second look would only find the same
+    // error, and rustls has no other record to send before its alert.
     let last = matches!(
         error,
         rustls::Error::InvalidMessage(_)
@@ -199,7 +205,7 @@ fn alert<C: Records>(session: &mut C, wire: &mut Wire, error: &rustls::Error) {
     loop {
         let mut incoming = std::mem::take(&mut wire.incoming);
         let UnbufferedStatus { discard, state } = session.process(&mut incoming[wire.from..]);
-        // Behind what was said before the error, such as a ServerHello.
+        // The alert comes behind records made before the error, such as a ServerHello.
         let more = match state {
             Ok(ConnectionState::EncodeTlsData(mut record)) => {
                 encode(wire, &mut record);
@@ -220,7 +226,7 @@ fn goodbye<C: Records>(session: &mut C, wire: &mut Wire) {
     let mut incoming = std::mem::take(&mut wire.incoming);
     let UnbufferedStatus { discard, state } = session.process(&mut incoming[wire.from..]);
     if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
-        // Nothing is lost without it: the socket is going away.
+        // An error is ignored: the socket is closed anyway.
         let _: Result<(), EncryptError> =
             wire.append(RECORD_OVERHEAD, |out| traffic.queue_close_notify(out));
     }

@@ -1,10 +1,12 @@
-//! What TLS keeps across plans: a listener's holder, the configs towards upstreams, the tickets.
+//! What TLS keeps across plans: the `ReloadableServer` of each listener, the client configs towards
+//! upstreams, the ticket keys.
 //!
-//! A plan is made anew at every change, and what TLS knows must not begin anew with it: sessions
-//! are in the client configs, and a listener's holder is what a reload replaces the content of.
-//! So the same settings give the same object, for as long as somebody holds it.
+//! A plan is made anew at every change, and TLS state must outlive it: sessions with upstreams are
+//! kept in the client configs, and a reload replaces the content of a listener's
+//! `ReloadableServer`. So a listener keeps one object under its name, and towards an upstream the
+//! same settings give the same object for as long as a plan uses it.
 //!
-//! It belongs to the control thread; cores see what it gives out.
+//! The control thread owns the store; cores only get the objects that it returns.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,11 +28,11 @@ pub struct Store {
     clients: Mutex<HashMap<Server, Weak<ClientConfig>>>,
 }
 
-/// A server and how it is spoken to.
+/// A server and the settings of TLS towards it: the key of its client config.
 ///
-/// By its place, not by its name alone: rustls keeps sessions by name, and offers a ticket of
-/// TLS 1.3 before it looks for a session of TLS 1.2. Two servers of one name, a machine with many
-/// ports for one, would use up each other's.
+/// Host and port are part of it: within a config rustls keeps sessions by server name, and offers a
+/// ticket of TLS 1.3 before it looks for a session of TLS 1.2. Two servers of one name, for example
+/// two ports of one machine, would use up each other's sessions.
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Server {
     host: String,
@@ -40,29 +42,29 @@ struct Server {
 }
 
 impl Default for Store {
-    /// One whose tickets end with the process.
+    /// A store without a state folder: its ticket keys end with the process.
     fn default() -> Self {
         Self::open(None).0
     }
 }
 
 impl Store {
-    /// Opens the ticket keys of a state folder; the text is a warning for a person.
+    /// Makes a store with the ticket keys of a state folder; the text warns the operator.
     #[must_use]
     pub fn open(state_dir: Option<&Path>) -> (Self, Option<String>) {
         let (tickets, warning) = Tickets::open(state_dir);
         (Self { tickets, servers: Mutex::default(), clients: Mutex::default() }, warning)
     }
 
-    /// The ticket keys.
+    /// The ticket keys, which all listeners share.
     #[must_use]
     pub fn tickets(&self) -> &Arc<Tickets> {
         &self.tickets
     }
 
-    /// The holder of a listener, with these settings put in force.
+    /// The `ReloadableServer` of the listener `name`, with these settings in force from now on.
     ///
-    /// Errors: for a person; what was in force stays.
+    /// Errors: a text for the operator; the settings in force stay.
     pub fn server(&self, name: &str, tls: &ListenerTls) -> Result<Arc<ReloadableServer>, String> {
         let mut servers = lock(&self.servers);
         let known = servers.get(name);
@@ -83,9 +85,9 @@ impl Store {
         }
     }
 
-    /// What is spoken with an upstream; `None` for one without TLS.
+    /// The TLS config and server name for an upstream; `None` for an upstream without TLS.
     ///
-    /// Errors: for a person.
+    /// Errors: a text for the operator.
     pub fn client(&self, upstream: &Upstream) -> Result<Option<Arc<TlsClient>>, String> {
         if !upstream.url.tls {
             return Ok(None);
@@ -110,7 +112,7 @@ impl Store {
     }
 }
 
-/// Held for a moment only; what is behind it is whole at any time.
+/// Locks, also after a panic of another holder: each change of the map is complete in itself.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,12 +1,12 @@
 //! TLS over one socket, as the trunk's `Stream` wants it.
 //!
-//! rustls keeps no buffers here (its unbuffered interface): ciphertext lies in pooled memory
-//! only while a record is incomplete, so a connection that idles holds its keys and nothing
-//! else. What has been received is decrypted at once and completely; the rest of a record that
-//! found no room waits as plaintext.
+//! rustls keeps no buffers here (its unbuffered interface): ciphertext is in pooled memory only
+//! while a record is incomplete, so a connection that idles holds its keys and nothing else. All
+//! records received are decrypted at once; plaintext for which the reader's buffer has no room
+//! waits in `State::plain`.
 //!
-//! One receive and one send may be in flight, as on a plain socket. Records leave in the order
-//! in which they were sealed: whoever seals appends to `outgoing`, and one sender at a time
+//! One receive and one send may be in flight, as on a plain socket. Records leave in the order in
+//! which they were sealed (encrypted): each is appended to `outgoing`, and one sender at a time
 //! empties it.
 //!
 //! Source: RFC 8446; the end of data is close_notify (§6.1), so an end without it is an error.
@@ -45,26 +45,30 @@ struct Inner {
 struct State {
     session: Session,
     wire: Wire,
-    /// Decrypted and not yet received, from `plain_from`.
+    /// Decrypted bytes; those from `plain_from` on the trunk has not received yet.
     plain: Vec<u8>,
     plain_from: usize,
-    /// Bytes that were sealed by a `send_now` that had to wait: the next ones to be sent.
+    /// How many bytes of plaintext a `send_now` has sealed without sending all of them: the next
+    /// send begins with the same bytes, which are not sealed again.
     owed: usize,
     sending: bool,
-    /// The close must not look like a clean end.
+    /// No close_notify is to be sent: it was sent, or the close must not look like a clean end.
     silent: bool,
 }
 
 impl TlsStream {
-    /// Shakes hands with a client; the caller's timer bounds it.
+    /// Shakes hands with a client; the caller's timer bounds the time.
     ///
-    /// Errors: what the socket or rustls said; the client has been sent the alert.
+    /// Errors: those of the socket and of rustls; the client has been sent the alert, or the answer
+    /// of `plain` when it spoke plain HTTP.
     pub async fn accept(socket: Socket, config: Arc<ServerConfig>) -> io::Result<Self> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         Self::shake(socket, Session::Server(session)).await
     }
 
-    /// Shakes hands with an upstream; the caller's timer bounds it.
+    /// Shakes hands with an upstream; the caller's timer bounds the time.
+    ///
+    /// Errors: those of the socket and of rustls; the upstream has been sent the alert.
     pub async fn connect(
         socket: Socket,
         config: Arc<ClientConfig>,
@@ -81,7 +85,7 @@ impl TlsStream {
         let stream = Self(Rc::new(Inner { socket, state: RefCell::new(state) }));
         let mut begun = false;
         loop {
-            // Before rustls uses up a message in front of the bytes that it does not like.
+            // Looked at before `drive`, which may use up the first bytes.
             let is_http = !begun && stream.state(|state| plain::is_http(&state.wire.incoming));
             let driven = stream.state(|state| state.drive(None, &[]));
             if let Err(error) = driven {
@@ -115,13 +119,13 @@ impl TlsStream {
         }
     }
 
-    /// The socket under it.
+    /// The socket that carries the records.
     #[must_use]
     pub fn socket(&self) -> &Socket {
         &self.0.socket
     }
 
-    /// The protocol both sides agreed on.
+    /// Whether both sides agreed on HTTP/2 (ALPN).
     #[must_use]
     pub fn speaks_h2(&self) -> bool {
         self.state(|state| state.session.alpn() == Some(b"h2"))
@@ -135,7 +139,7 @@ impl TlsStream {
 
     /// Receives into the spare capacity of `buffer`; 0 bytes is a clean end.
     ///
-    /// Errors: `UnexpectedEof` when the peer ended without saying so.
+    /// Errors: `UnexpectedEof` when the peer ended without close_notify: bytes may be missing.
     pub async fn recv(self, mut buffer: Vec<u8>) -> (io::Result<usize>, Vec<u8>) {
         loop {
             match self.take(&mut buffer) {
@@ -166,7 +170,8 @@ impl TlsStream {
         }
     }
 
-    /// Decrypts what has come, and takes what fits; `None` when more must be received.
+    /// Decrypts the ciphertext that is here, and moves plaintext into `buffer` as far as it fits;
+    /// `None` when more must be received.
     fn take(&self, buffer: &mut Vec<u8>) -> io::Result<Option<usize>> {
         let (driven, unsent) = self.state(|state| {
             let before = buffer.len();
@@ -194,7 +199,7 @@ impl TlsStream {
         }
     }
 
-    /// Receives ciphertext; false at the end.
+    /// Receives ciphertext; false when the peer has ended.
     async fn fill(&self) -> io::Result<bool> {
         let cipher = buffers::take(self.state(|state| state.wire.room()));
         let (result, cipher) = self.0.socket.recv(cipher).await;
@@ -203,7 +208,7 @@ impl TlsStream {
         result.map(|n| n > 0)
     }
 
-    /// Sends one part, up to four records of it.
+    /// Sends the beginning of a part, up to four records; returns how many bytes.
     pub async fn send(self, part: Part) -> (io::Result<usize>, Part) {
         let n = part.left().min(SEALED_MAX);
         if let Err(error) = self.state(|state| state.seal(&part.bytes()[..n])) {
@@ -213,10 +218,10 @@ impl TlsStream {
         (self.flush().await.map(|()| n), part)
     }
 
-    /// Sends in this very turn.
+    /// Sends two pieces as one, without waiting.
     ///
-    /// Shape: `Ok(0)` means that it would have to wait; the same bytes must be sent next, since
-    /// they are sealed already.
+    /// Shape: returns the bytes of both, or 0 when a send would have to wait: then the same bytes
+    /// must be sent next, since they are sealed already.
     pub fn send_now(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
         if self.state(|state| state.sending) {
             return Ok(0);
@@ -231,7 +236,7 @@ impl TlsStream {
         }))
     }
 
-    /// Sends all that is sealed.
+    /// Sends all records in `outgoing`, waiting for the kernel.
     async fn flush(&self) -> io::Result<()> {
         loop {
             let out = self.state(|state| {
@@ -250,7 +255,7 @@ impl TlsStream {
         }
     }
 
-    /// Sends what the kernel takes of what is sealed; the rest goes with the next send.
+    /// Sends as much of `outgoing` as the kernel takes; the next send begins with the rest.
     fn send_outgoing_now(&self) {
         self.state(|state| {
             if state.sending {
@@ -267,7 +272,7 @@ impl TlsStream {
         });
     }
 
-    /// Tells the peer why; rustls has the alert ready after an error.
+    /// Sends the peer the alert that rustls has ready after an error.
     fn send_alert(&self, error: &rustls::Error) {
         self.state(|state| {
             state.wire.ended = Some(Ended::Failed);
@@ -277,14 +282,15 @@ impl TlsStream {
         self.send_outgoing_now();
     }
 
-    /// Waits until a receive may not have to wait. Free to drop.
+    /// Waits until bytes or an end have come; a part of a record is enough, so the next receive may
+    /// still have to wait. Free to drop.
     pub async fn readable(self) {
         if self.state(|state| state.plain_left() == 0 && state.wire.ended.is_none()) {
             self.0.socket.readable().await;
         }
     }
 
-    /// Looks at what has come, which takes it off the socket and decrypts it.
+    /// Tells what a receive would find. For that it takes bytes off the socket and decrypts them.
     #[must_use]
     pub fn peek(&self) -> Peek {
         if self.state(|state| state.plain_left() == 0 && state.wire.ended.is_none()) {
@@ -306,7 +312,7 @@ impl TlsStream {
         })
     }
 
-    /// Ends one or both directions; the peer is told when sending ends.
+    /// Ends one or both directions; the end of sending is told to the peer by close_notify.
     pub fn shutdown(&self, how: Shut) {
         if how != Shut::Read {
             self.0.say_goodbye();
@@ -314,7 +320,8 @@ impl TlsStream {
         self.0.socket.shutdown(how);
     }
 
-    /// Lets the connection end without a word, so that the peer cannot take it for a clean end.
+    /// Makes the coming close a reset without close_notify, so that the peer does not take it for a
+    /// clean end.
     pub fn close_with_reset(&self) {
         self.state(|state| state.silent = true);
         sys::close_with_reset(self.0.socket.fd());
@@ -326,7 +333,7 @@ impl TlsStream {
 }
 
 impl Inner {
-    /// Sends close_notify, once, if it can go at once.
+    /// Sends close_notify, once, if it can be sent without waiting.
     fn say_goodbye(&self) {
         let mut state = self.state.borrow_mut();
         if state.silent || state.sending || state.session.is_handshaking() {
@@ -365,12 +372,12 @@ impl State {
         }
     }
 
-    /// Seals what has not been sealed before; counts it as owed.
+    /// Seals `bytes` but for those that are sealed already, and counts all of them as owed.
     fn seal(&mut self, bytes: &[u8]) -> Result<(), rustls::Error> {
         self.seal_after(0, bytes)
     }
 
-    /// As `seal`, for bytes that come behind `before` others.
+    /// As `seal`, for bytes that follow `before` others of the same send.
     fn seal_after(&mut self, before: usize, bytes: &[u8]) -> Result<(), rustls::Error> {
         let sealed = self.owed.saturating_sub(before).min(bytes.len());
         if sealed < bytes.len() {
@@ -380,7 +387,7 @@ impl State {
         Ok(())
     }
 
-    /// Uses up what has been received, into `sink` as long as it has room, and seals `data`.
+    /// Decrypts the ciphertext received, into `sink` as long as it has room, and seals `data`.
     fn drive(&mut self, sink: Option<&mut Vec<u8>>, data: &[u8]) -> Result<(), rustls::Error> {
         let Self { session, wire, plain, plain_from, .. } = self;
         if *plain_from > 0 {

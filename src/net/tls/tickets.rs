@@ -1,17 +1,17 @@
 //! Session tickets (RFC 5077, RFC 8446 §4.6.1) that any core opens, also after a restart.
 //!
-//! A ticket is the session itself, sealed with a key that only we have, so nothing is kept per
-//! client. The keys are in one ring: the newest seals, and two older ones still open. Every
-//! 12 hours a new one comes and the oldest goes, so that a key that leaks opens the tickets of
-//! 36 hours and no more. With a state folder the ring is a file there, and so a restarted
-//! process opens what the one before it sealed.
+//! A ticket is the session itself, sealed (encrypted and authenticated) with a key that only we
+//! have, so nothing is kept per client. The keys are in one ring: the newest seals, and two older
+//! ones still open. Every 12 hours a new key is made and the oldest deleted, so that a key that
+//! leaks opens the tickets of 36 hours and no more. With a state folder the ring is written to a
+//! file there, so that a restarted process opens the tickets of the process before it.
 //!
-//! A ticket is bound to what its listener demanded of the client (`TicketContext`): brought to
-//! one that demands something else it does not open, and the client does a whole handshake.
+//! A ticket is bound to what its listener demanded of the client (`TicketContext`). A listener that
+//! demands something else cannot open it, and the client does a full handshake.
 //!
-//! Layout of a ticket: id of the key (16 bytes), when it was sealed (8, Unix seconds), nonce
-//! (12), AES-256-GCM over the session (with 16 of tag); what is in front and the context are
-//! authenticated with it. Random nonces are safe for 2^32 tickets a key (NIST SP 800-38D §8.3).
+//! Layout of a ticket: id of the key (16 bytes), time of sealing (8, Unix seconds), nonce (12), the
+//! session in AES-256-GCM (with 16 of tag); id, time and context are authenticated with it. Random
+//! nonces are safe for 2^32 tickets a key (NIST SP 800-38D §8.3).
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -31,14 +31,14 @@ use crate::config::{ClientAuth, ListenerTls};
 use crate::net::sys::unix_s;
 use crate::pki::{facts, provider};
 
-/// How long a key seals.
+/// How long a key seals new tickets, in seconds.
 const ROTATE_S: u64 = 12 * 3600;
-/// How long a ticket opens.
+/// How long a ticket can be opened after it was sealed, in seconds.
 const LIFETIME_S: u64 = 24 * 3600;
 /// Keys in a ring: the one that seals, and those that only open.
 const KEYS_MAX: usize = 3;
-/// Longest ticket that is looked at, in bytes; a session with a chain of client certificates
-/// has some thousands.
+/// Longest ticket that is opened, in bytes; a session with a chain of client certificates has some
+/// thousands.
 const TICKET_BYTES_MAX: usize = 64 << 10;
 
 const ID: usize = 16;
@@ -51,15 +51,16 @@ const RECORD: usize = TIME + ID + SECRET;
 /// Name of the file in the state folder.
 const FILE: &str = "tls-tickets";
 
-/// Fills a slice with bytes that nobody can guess; false when there are none.
+/// Fills a slice with bytes that cannot be guessed; false when the source of randomness fails.
 type Random<'a> = &'a dyn Fn(&mut [u8]) -> bool;
 
-/// What a listener demands of clients, as a digest; a ticket opens only where it is the same.
+/// What a listener demands of clients, as a digest; a ticket opens only under an equal digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TicketContext([u8; 32]);
 
 impl TicketContext {
-    /// The demands of a listener: who vouches for clients, and whether they must be vouched for.
+    /// The digest of a listener's authorities for clients and of whether it requires a
+    /// certificate.
     #[must_use]
     pub fn of(tls: &ListenerTls) -> Self {
         let mut sum = Sha256::new();
@@ -88,17 +89,17 @@ impl Key {
     }
 }
 
-/// The keys, the newest first; at most `KEYS_MAX`. Without any nothing is sealed or opened.
+/// The keys, the newest first; at most `KEYS_MAX`. An empty ring seals and opens nothing.
 #[derive(Default)]
 pub struct Keyring(Vec<Key>);
 
 impl Keyring {
-    /// Takes a new key when the newest has served its time, and lets go of those that have
-    /// served theirs; true when anything changed.
+    /// Adds a new key when the newest is older than `ROTATE_S`, and removes those older than three
+    /// times that; true when anything changed, or should have.
     pub fn rotate(&mut self, now_s: u64, random: Random<'_>) -> bool {
         let before = self.0.len();
         let kept_s = ROTATE_S * KEYS_MAX as u64;
-        // A key from the future was made under a wrong clock: nobody knows how old it is.
+        // A key from the future was made under a wrong clock, so its age is not known.
         self.0.retain(|key| {
             key.made_s <= now_s.saturating_add(ROTATE_S)
                 && now_s < key.made_s.saturating_add(kept_s)
@@ -115,8 +116,8 @@ impl Keyring {
         true
     }
 
-    /// Seals a session: for as long as a ticket opens, but no longer than the certificates live
-    /// that the client showed in it.
+    /// Seals a session for `LIFETIME_S`, but no longer than the client's certificates in it are
+    /// valid.
     ///
     /// Errors: `None` without a key or without a nonce; the client gets no ticket.
     pub fn seal(
@@ -131,7 +132,7 @@ impl Keyring {
         if !random(&mut nonce) {
             return None;
         }
-        // One that ends earlier counts as sealed so much earlier.
+        // A ticket that must end earlier gets an earlier time of sealing.
         let end_s = certificates_end(session).map_or(u64::MAX, |end_s| end_s.saturating_add(1));
         let sealed_s = now_s.min(end_s.saturating_sub(LIFETIME_S));
         let mut ticket = Vec::with_capacity(ID + TIME + NONCE + session.len() + 16);
@@ -146,7 +147,8 @@ impl Keyring {
         Some(ticket)
     }
 
-    /// Opens a ticket; `None` when it is not ours, not this context's, too old or no ticket.
+    /// Opens a ticket and returns the session; `None` when it was sealed by no key of the ring or
+    /// for another context, when it is too old, or no ticket at all.
     #[must_use]
     pub fn open(&self, context: &TicketContext, ticket: &[u8], now_s: u64) -> Option<Vec<u8>> {
         if ticket.len() > TICKET_BYTES_MAX {
@@ -166,7 +168,7 @@ impl Keyring {
         (now_s < sealed_s.saturating_add(LIFETIME_S)).then_some(sealed)
     }
 
-    /// As a file holds it.
+    /// The content of the file: `MAGIC`, then for each key its time, id and secret.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
@@ -178,7 +180,7 @@ impl Keyring {
         out
     }
 
-    /// Reads what `to_bytes` wrote; `None` when it is something else.
+    /// Reads the bytes of `to_bytes`; `None` when they are anything else.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let records = bytes.strip_prefix(MAGIC)?;
@@ -197,10 +199,11 @@ impl Keyring {
     }
 }
 
-/// When the first of the certificates in a session ends, in Unix seconds; `None` without any.
+/// The earliest end of validity of the certificates in a session, in Unix seconds; `None` without
+/// certificates.
 ///
-/// How a session is written is rustls's affair; a certificate is DER, and known by itself
-/// (RFC 5280 §4.1): a `SEQUENCE` with its length in one or two bytes of their own.
+/// The format of a session is private to rustls, so the bytes are searched: a certificate is DER
+/// (RFC 5280 §4.1), a `SEQUENCE` whose length is in one or two bytes of their own.
 fn certificates_end(session: &[u8]) -> Option<u64> {
     let mut end_s: Option<u64> = None;
     let mut at = 0;
@@ -220,7 +223,7 @@ fn certificates_end(session: &[u8]) -> Option<u64> {
     end_s
 }
 
-/// What is authenticated beside the session.
+/// The bytes that are authenticated beside the session: `front` is id and time of the ticket.
 fn bound(front: &[u8], context: &TicketContext) -> [u8; ID + TIME + 32] {
     let mut bound = [0; ID + TIME + 32];
     let parts = front.iter().chain(&context.0);
@@ -228,14 +231,14 @@ fn bound(front: &[u8], context: &TicketContext) -> [u8; ID + TIME + 32] {
     bound
 }
 
-/// The ring that all cores and listeners share, and the file it is kept in.
+/// The ring that all cores and listeners share, and the file in which it is kept.
 pub struct Tickets {
     ring: RwLock<Keyring>,
     file: Option<PathBuf>,
 }
 
 impl Tickets {
-    /// Opens the ring of a state folder, or begins one; the text is a warning for a person.
+    /// Reads the ring of a state folder, or begins one; the text is a warning for the operator.
     #[must_use]
     pub fn open(state_dir: Option<&Path>) -> (Arc<Self>, Option<String>) {
         let file = state_dir.map(|dir| dir.join(FILE));
@@ -256,8 +259,8 @@ impl Tickets {
             }
         }
         let tickets = Self { ring: RwLock::new(ring), file: file.clone() };
-        // Keys that are not kept wait for somebody who seals: the first random bytes of a process
-        // cost more than the rest of its start.
+        // Without a file keys are made only when a listener asks (`for_context`): the first random
+        // bytes of a process cost more time than the rest of its start.
         if file.is_some()
             && let Err(why) = tickets.renew()
         {
@@ -266,15 +269,15 @@ impl Tickets {
         (Arc::new(tickets), warning)
     }
 
-    /// Rotates when it is time, and writes the file when there was anything to write; called
-    /// now and then, never by a core.
+    /// Rotates the keys when it is time, and writes the file when they changed. Called by the
+    /// control thread at intervals, never by a core.
     ///
-    /// Errors: the file cannot be written; the keys are in use all the same.
+    /// Errors: the file cannot be written; the new keys are in use all the same.
     pub fn rotate(&self) -> io::Result<()> {
         if self.is_empty() { Ok(()) } else { self.renew() }
     }
 
-    /// Whether nobody has asked for keys yet.
+    /// Whether no keys were made yet.
     fn is_empty(&self) -> bool {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).0.is_empty()
     }
@@ -289,11 +292,12 @@ impl Tickets {
         self.file.as_deref().map_or(Ok(()), |file| write(file, &bytes))
     }
 
-    /// What a listener with these demands on clients gives to rustls.
+    /// The ticket producer for rustls of a listener with these demands on clients; makes the first
+    /// keys if there are none.
     #[must_use]
     pub fn for_context(self: &Arc<Self>, context: TicketContext) -> Arc<dyn ProducesTickets> {
         if self.is_empty() {
-            // Fails only where there is a file, and then `open` has tried and told.
+            // Can fail only with a file, and then `open` has tried and returned the warning.
             let _ = self.renew();
         }
         Arc::new(Ticketer { tickets: self.clone(), context })
@@ -306,17 +310,17 @@ impl std::fmt::Debug for Tickets {
     }
 }
 
-/// Writes a file that nobody else may read, whole or not at all.
+/// Writes a file that only this user may read, whole or not at all (by a rename).
 fn write(file: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let next = file.with_extension(format!("new-{}", std::process::id()));
-    // One of an earlier process with this number, that died while it wrote.
+    // Left by an earlier process of the same id that died while it wrote.
     let _ = fs::remove_file(&next);
     let mut out = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&next)?;
     let done = out.write_all(bytes).and_then(|()| out.sync_all());
     done.and_then(|()| fs::rename(&next, file)).inspect_err(|_| {
-        // What is half written is of no use.
+        // A file that is only partly written is of no use.
         let _ = fs::remove_file(&next);
     })
 }

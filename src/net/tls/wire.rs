@@ -1,15 +1,16 @@
 //! The ciphertext of one TLS connection, both ways, in pooled memory.
 //!
-//! What has been received stays until rustls has used it up, which it does record by record; what
-//! is sealed gathers until somebody sends it. An idle connection holds neither.
+//! Bytes received stay until rustls has used them, which it does record by record; sealed records
+//! gather until they are sent (`stream`). An idle connection holds neither.
 
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::net::buffers;
 
-/// Ciphertext both ways.
+/// The ciphertext of one connection, and how the peer has ended.
 #[derive(Default)]
 pub(super) struct Wire {
-    /// Received and not yet used, from `from`: part of a record, once `drive` has run.
+    /// Bytes received; those from `from` on rustls has not used yet: part of a record, once
+    /// `drive` has run.
     pub(super) incoming: Vec<u8>,
     pub(super) from: usize,
     pub(super) outgoing: Vec<u8>,
@@ -18,7 +19,7 @@ pub(super) struct Wire {
     pub(super) bulky: bool,
 }
 
-/// How the peer's bytes ended.
+/// How the peer's side of the connection ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     Clean,
@@ -28,7 +29,8 @@ pub(super) enum Ended {
 }
 
 impl Wire {
-    /// How much to receive next: a little, unless much is coming.
+    /// Size of the next receive, in bytes: large when the last one was, or half of a small buffer
+    /// waits already.
     pub(super) fn room(&self) -> usize {
         if self.bulky || self.incoming.len() - self.from > SMALL_BYTES / 2 {
             LARGE_BYTES
@@ -58,7 +60,7 @@ impl Wire {
         buffers::give_back(cipher);
     }
 
-    /// Forgets what has been used.
+    /// Drops the bytes that rustls has used; an empty buffer goes back.
     pub(super) fn tidy(&mut self) {
         if self.from == self.incoming.len() {
             buffers::give_back(std::mem::take(&mut self.incoming));
@@ -69,7 +71,7 @@ impl Wire {
         }
     }
 
-    /// Lets `write` seal into the end of `outgoing`, which has `room` bytes for it.
+    /// Lets `write` append to `outgoing`; it gets `room` bytes and returns how many it wrote.
     pub(super) fn append<E>(
         &mut self,
         room: usize,
