@@ -1,8 +1,9 @@
 //! The operator's HTTP interface (`[admin]`, rules §12), on its own address.
 //!
-//! What it answers: `GET /health`, `GET /ready`, `POST /health/force-check`, `GET /metrics`. Who
-//! is not in `allow` is hung up on; with a token every request must bring it. It reads the table
-//! and closures of the server and changes nothing but by a probe.
+//! It answers `GET /health`, `GET /ready`, `POST /health/force-check` and `GET /metrics`. A
+//! connection from an address outside `allow` is closed at once; with a token every request must
+//! carry it. It reads the `UpstreamTable` and the server's closures; the one thing that it can
+//! cause is a probe.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -37,14 +38,14 @@ use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
 
-/// Connections at a time; the next one gets the place of the one that has idled longest.
+/// Most connections at a time; a further one replaces the connection that has idled longest.
 const CONNECTIONS_MAX: usize = 256;
-/// How long a head may take, and how long a connection may idle between two.
+/// Longest time for a request's head, the idle time before it included.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pause after an accept failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// The bound address, before anything is answered.
+/// The bound and listening socket, before any connection is accepted.
 pub struct AdminListener {
     /// Where it listens, the port resolved.
     pub address: Address,
@@ -57,7 +58,7 @@ type Count = Box<dyn Fn() -> Counters + Send + Sync>;
 type AskLive = Box<dyn Fn() -> Live + Send + Sync>;
 type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// What the answers are made from.
+/// What the handlers of all requests share.
 struct AdminState {
     table: UpstreamTable,
     counters: Count,
@@ -65,12 +66,12 @@ struct AdminState {
     draining: Draining,
     reloads: Arc<Reloads>,
     token: Option<[u8; 32]>,
-    /// A browser can be led here: the address is not a Unix socket.
+    /// The address is not a Unix socket, so a web page can make a browser send requests to it.
     is_tcp: bool,
 }
 
 impl AdminListener {
-    /// Binds; called on the control thread's runtime.
+    /// Binds the address of `[admin]`; called within the control thread's runtime.
     ///
     /// Errors: the address cannot be bound.
     pub fn bind(admin: &config::Admin) -> Result<Self, String> {
@@ -90,7 +91,7 @@ impl AdminListener {
         Ok(Self { address, listening, allow: admin.allow.clone(), token })
     }
 
-    /// Answers for as long as the task lives.
+    /// Accepts and answers for as long as the task lives.
     pub fn open(
         self,
         table: UpstreamTable,
@@ -116,14 +117,14 @@ impl AdminListener {
     }
 }
 
-/// Accepts from these networks; others are hung up on.
+/// Accepts connections; those of TCP from outside `allow` are closed at once.
 async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
     let connections = Connections::new(CONNECTIONS_MAX);
     let listener = match listening {
         Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
         Listening::Unix(socket) => UnixListener::from_std(socket).map(Either::Unix),
     };
-    // A socket that listens can be registered.
+    // Fails only without descriptors at the start; then nothing is answered.
     let Ok(listener) = listener else { return };
     loop {
         let router = router.clone();
@@ -153,7 +154,7 @@ enum Either {
     Unix(UnixListener),
 }
 
-/// Serves one connection to its end, or until somebody else needs its place.
+/// Serves one connection until it ends, or until a new connection needs its place.
 async fn serve<S>(stream: S, router: Router, connection: OpenConnection)
 where
     S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
@@ -171,7 +172,7 @@ where
     });
     let service = TowerToHyperService::new(router.layer(busy));
     tokio::select! {
-        // A client that spoke no HTTP or left has been told all there is.
+        // An error means that the client spoke no HTTP or has left: nothing can be answered.
         _ = http.serve_connection(stream, service) => {}
         () = connection.must_leave() => {}
     }
@@ -197,11 +198,11 @@ async fn check_token(
     answer
 }
 
-/// Whether a page of this address itself could have sent it, as far as a browser tells.
+/// Whether a request was not sent by a web page of another origin, as far as a browser tells.
 ///
-/// A page elsewhere says so in `Origin`. One whose name was made to lead here (DNS rebinding) has
-/// that name in `Host`, so without a token, which no such page has, only addresses and
-/// names without a dot (`localhost`) are taken there.
+/// Such a page is named in `Origin`. A page whose own name was made to resolve to this address (DNS
+/// rebinding) has that name in `Host`; so without a token, which no such page has, only addresses
+/// and names without a dot (`localhost`) are accepted in `Host`. `any_name` turns that off.
 fn is_of_this_address(headers: &HeaderMap, any_name: bool) -> bool {
     let text = |name| headers.get(name).map(|value: &HeaderValue| value.to_str().unwrap_or("?"));
     let (host, origin) = (text(header::HOST), text(header::ORIGIN));
@@ -217,7 +218,8 @@ fn is_of_this_address(headers: &HeaderMap, any_name: bool) -> bool {
     same && (any_name || host.is_none_or(is_near))
 }
 
-/// An IP address, or a name without a dot, which nobody far away can own; a port may follow.
+/// Whether `host` is an IP address, or a name without a dot, which cannot be registered in public
+/// DNS; a port may follow.
 fn is_near(host: &str) -> bool {
     if let Some(rest) = host.strip_prefix('[') {
         return rest.split(']').next().is_some_and(|ip| ip.parse::<Ipv6Addr>().is_ok());
@@ -226,7 +228,7 @@ fn is_near(host: &str) -> bool {
     !name.contains('.') || name.parse::<Ipv4Addr>().is_ok()
 }
 
-/// The digest of the token that a request brings.
+/// SHA-256 of the bearer token in a request; `None` without one.
 fn bearer(headers: &HeaderMap) -> Option<[u8; 32]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, rest) = value.split_at_checked(7)?;
@@ -288,15 +290,15 @@ async fn wrong_method() -> Response {
     fault(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "not with this method")
 }
 
-/// Asks every enabled upstream now, all at once, and waits for what comes of it: its probe, or
-/// of one without probes its list of models.
+/// Checks every enabled upstream now, all at once, and waits for the results: by its probe, or for
+/// its list of models where it has no probe.
 pub async fn probe_now(table: &UpstreamTable) {
     let rows = table.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let enabled = rows.into_iter().filter(|monitored| monitored.upstream.enabled);
     let checks: Vec<_> =
         enabled.map(|monitored| tokio::spawn(async move { monitored.check().await })).collect();
     for check in checks {
-        // One that panicked has found nothing out.
+        // An error means that the check panicked: it has found nothing out.
         let _ = check.await;
     }
 }
@@ -312,7 +314,7 @@ impl AdminState {
         table.iter().filter(|monitored| monitored.upstream.enabled).cloned().collect()
     }
 
-    /// How many are healthy, and how many there are.
+    /// How many of the enabled upstreams are healthy, and how many there are.
     fn count(&self) -> (usize, usize) {
         let rows = self.rows();
         let healthy = rows.iter().filter(|monitored| monitored.standing() == Standing::Healthy);

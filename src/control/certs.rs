@@ -1,13 +1,14 @@
 //! Certificates that change while the process runs.
 //!
-//! Whoever renews a certificate writes its files anew. They are looked at every 10 seconds by
-//! inode, length and times, and read again when these differ, or at once when the operator asks
-//! (SIGHUP). What can be used goes to the reconciler as a fact and so into the next plan; what
-//! cannot changes nothing, is told in one line, and is read again when the files change again. A
-//! pair that is half renewed is such a case. A certificate that nobody renews is told, once when
-//! its end is near and once when it has come.
+//! A certificate is renewed by writing its files anew. Every 10 seconds their inode, length and
+//! times are compared, and they are read again when these differ, or at once when the operator
+//! asks (SIGHUP). Settings that can be used go to the reconciler as a fact and so into the next
+//! plan. Settings that cannot be used change nothing, are told to the operator in one line, and are
+//! read again when the files change again: a pair of which only one file is new yet is such a case.
+//! The operator is also told of a certificate that is not renewed, once when its end is near and
+//! once when it has come.
 //!
-//! The keys of session tickets are rotated at the same beat: the one file that is written.
+//! The keys of session tickets are rotated at the same interval; theirs is the only file written.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt as _;
@@ -27,12 +28,12 @@ use crate::config::{CertPair, Config, ListenerId, UpstreamId};
 use crate::net::sys::unix_s;
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
-/// From one look at the files to the next.
+/// Time from one look at the files to the next.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// Longest file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
 
-/// How often certificates were read again.
+/// Counts how often certificates were read again.
 #[derive(Debug, Default)]
 pub struct Reloads {
     done: AtomicU64,
@@ -40,7 +41,7 @@ pub struct Reloads {
 }
 
 impl Reloads {
-    /// Listeners and upstreams that got a new one, and attempts that failed.
+    /// (listeners and upstreams that got new settings, attempts that failed), since the start.
     #[must_use]
     pub fn counts(&self) -> (u64, u64) {
         (self.done.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
@@ -66,7 +67,7 @@ impl Renewed {
         Ok(match self {
             Self::Listener(id, tls) => {
                 let tls = tls.reread(read)?;
-                // Tried here, so that what goes to the reconciler can be used.
+                // Made here as a trial, so that the reconciler only gets settings that can be used.
                 server_config(&tls, store.tickets().for_context(TicketContext::of(&tls)))?;
                 Self::Listener(*id, tls)
             }
@@ -81,14 +82,14 @@ impl Renewed {
 
 type Read<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
 
-/// By what a change of a file is seen.
+/// Device, inode, length and times of a file: when one differs, the file is taken as changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp([i64; 7]);
 
 impl Stamp {
-    /// `None` for a file that is not there; one that comes back has changed.
+    /// `None` for a file that is not there; so one that comes back counts as changed.
     fn of(path: &Path) -> Option<Self> {
-        // Through links: a mounted secret is renewed by another link.
+        // Follows links: a mounted secret is renewed by pointing a link at another file.
         let meta = std::fs::metadata(path).ok()?;
         let whole = |n: u64| i64::from_ne_bytes(n.to_ne_bytes());
         let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
@@ -102,7 +103,7 @@ struct Watch {
     store: Arc<Store>,
     parts: Vec<(String, Renewed)>,
     stamps: HashMap<PathBuf, Option<Stamp>>,
-    /// What has been said of the ends of certificates.
+    /// The lines about ends of certificates that the operator has been told.
     ends: HashSet<String>,
 }
 
@@ -134,7 +135,7 @@ impl Watch {
         // No stamp yet: the files may have changed since the config was read, so the first look
         // reads them all.
         let mut watch = Self { store, parts, stamps: HashMap::new(), ends: HashSet::new() };
-        // The report of the config has said these.
+        // The report on the config at the start has told these.
         watch.ends = watch.ends(now_s);
         watch
     }
@@ -152,9 +153,9 @@ impl Watch {
         files.map(|path| (path.to_owned(), Stamp::of(path))).collect()
     }
 
-    /// Reads what has changed, or everything when `asked`.
+    /// Reads the files that have changed, or all when `asked`; rotates the ticket keys.
     fn reread_changed(&mut self, asked: bool, read: Read<'_>, now_s: u64) -> Found {
-        // Stamps first: what changes while it is read is read again.
+        // Stamps first: a file that changes while it is read is read again next time.
         let stamps = self.now();
         let before = std::mem::replace(&mut self.stamps, stamps);
         let mut found = Found::default();
@@ -190,7 +191,8 @@ impl Watch {
     }
 }
 
-/// Looks for as long as the task lives; `asked` makes it look now and at everything.
+/// Looks at the files for as long as the task lives; a notification of `asked` makes it read all of
+/// them at once.
 pub(super) fn keep_watch(
     config: &Config,
     store: Arc<Store>,
@@ -203,7 +205,7 @@ pub(super) fn keep_watch(
     Task::of(tokio::spawn(async move {
         loop {
             let by_hand = timeout(CHECK_INTERVAL, asked.notified()).await.is_ok();
-            // A folder that is mounted from elsewhere can hang.
+            // Reads may hang on a network file system: not on the control thread itself.
             let looked = spawn_blocking(move || {
                 let found = watch.reread_changed(by_hand, &read, unix_s());
                 (watch, found)

@@ -1,51 +1,51 @@
-//! Who is connected to the operator's address, and who has to go when it is full.
+//! The connections to the operator's address, and which one is closed when there are too many.
 //!
-//! The number of connections is bounded, and nobody waits outside for one of them to end by
-//! itself: somebody who opens connections and says nothing would keep the operator and the probes
-//! of an orchestrator out. The newcomer gets the place of the connection that has idled longest;
-//! one with a request on it keeps its own. Of the control thread alone, so the lock is never waited
-//! for.
+//! Their number is bounded. A new connection does not wait for another one to end by itself: a
+//! client that opens connections and sends nothing would keep the operator and the probes of an
+//! orchestrator out. It replaces the connection that has idled longest; a connection with a request
+//! under way is not closed. Only the control thread uses this, so the lock is never waited for.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The connections that there are, the one that has idled longest among them.
+/// The open connections, at most `max`.
 pub(super) struct Connections {
     max: usize,
     taken: Mutex<Vec<Arc<Connection>>>,
-    /// Counts what happens: the order of beginnings and ends is all that is asked of time.
+    /// A counter in the place of time: only the order in which connections were used matters.
     clock: AtomicU64,
 }
 
 /// One connection.
 struct Connection {
     busy: AtomicBool,
-    /// When it was last used, by the clock of the connections.
+    /// When the connection was opened or a request on it ended, by `Connections::clock`.
     used: AtomicU64,
     leave: Notify,
 }
 
-/// Somebody's place; given back on drop.
+/// One open connection; dropping this makes room for another.
 pub(super) struct OpenConnection {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
 }
 
-/// A request under way: its connection is not idle.
+/// A request under way; until this is dropped its connection is not closed for another.
 pub(super) struct Busy {
     connections: Arc<Connections>,
     connection: Arc<Connection>,
 }
 
 impl Connections {
-    /// So many places.
+    /// Room for `max` connections.
     pub(super) fn new(max: usize) -> Arc<Self> {
         Arc::new(Self { max, taken: Mutex::default(), clock: AtomicU64::new(0) })
     }
 
-    /// Takes a place, that of the longest idle one when all are taken; `None` when all are busy.
+    /// Adds a connection; when there are `max`, the one that has idled longest is told to leave.
+    /// `None` when all of them have a request under way.
     pub(super) fn open(self: &Arc<Self>) -> Option<OpenConnection> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if taken.len() >= self.max {
@@ -69,12 +69,12 @@ impl Connections {
 }
 
 impl OpenConnection {
-    /// Waits until somebody else needs the place.
+    /// Waits until another connection needs the place of this one.
     pub(super) async fn must_leave(&self) {
         self.connection.leave.notified().await;
     }
 
-    /// Begins requests on the connection.
+    /// Returns a function to call at the begin of each request; its result is dropped at the end.
     pub(super) fn requests(&self) -> impl Fn() -> Busy + Clone + Send + Sync + 'static {
         let (connections, connection) = (self.connections.clone(), self.connection.clone());
         move || {

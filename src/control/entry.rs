@@ -1,18 +1,18 @@
-//! An entry with `discover`: what it was found to stand for, and what requests go to meanwhile.
+//! An entry with `discover`: its targets, and which of them get requests while they change.
 //!
-//! The newest answer is not of use at once. New targets take the place of the old ones when their
-//! names have been looked up, and old ones leave when each new one has listed its models: in
-//! between both are in force, so that a model which both have is found all the while.
+//! New targets are not used at once. They replace the old ones when their host names have been
+//! looked up, and an old target leaves when every new one has listed its models. In between both
+//! are in force, so that a model that both have can be served all the while.
 //!
-//! That list is not waited for without end. Who takes a server out of discovery wants it left
-//! alone soon, whatever becomes of its successor: `LEAVE_MAX` later it is. Nor is anything gained
-//! by one that lists no models itself, for one because it is dead: such a one leaves at once. A
-//! name without an address is another matter: nobody can have meant it to serve, so the old
-//! targets stay until one of the new ones has an address.
+//! That list is waited for `LEAVE_MAX` at most: an operator who takes a server out of discovery
+//! wants no more requests there soon, whatever becomes of its successor. An old target that lists
+//! no models itself, for example because it is dead, leaves at once: keeping it gains nothing. If
+//! none of the new names has an address, discovery itself is taken to be wrong, and the old targets
+//! stay until one of the new ones has an address.
 //!
-//! Where discovery finds nobody any more nobody is sent anywhere at once. Who was there last is
-//! not forgotten, or their models would be names that nobody has heard of: they stay known, as
-//! those of a server that died do, until `discovery.grace` is over or a new target serves.
+//! When discovery finds no target any more, requests go to none of them from then on. The models of
+//! the last targets stay known, as those of a dead server do, until `discovery.grace` is over or a
+//! new target serves: otherwise requests for them would be refused as unknown models.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,53 +24,55 @@ use super::observed::Observed;
 use super::task::Task;
 use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
 
-/// Longest stay of a target that discovery no longer names: time to ask a new server three times
-/// even if it is silent (`model_list`), and no longer than many hold an answer of DNS.
+/// Longest time that a target stays in force after discovery stopped naming it: longer than a new
+/// server may take for its list without counting as late (`model_list::LATE_AFTER`), and no longer
+/// than DNS answers are commonly cached.
 pub const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// What is known of the models of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listing {
-    /// Nothing, or nothing any more.
+    /// Its models are not known, or no longer.
     Unknown,
-    /// It has some, and nobody is sent there for them.
+    /// Its models are known, but no requests go there.
     Away,
-    /// It serves them.
+    /// Its models are known, and requests go there.
     Serves,
 }
 
-/// See the module.
+/// The targets of one entry of the file: the newest, those in force, those that leave.
 pub(super) struct Entry {
-    /// The newest word.
+    /// The newest answer of discovery, in force or not.
     pub(super) targets: Observed<Vec<Target>>,
-    /// The newest whose names have been looked up.
+    /// The targets of the newest answer whose names have been looked up: in force.
     named: Vec<Target>,
-    /// Targets of before that still serve, and until when at the longest.
+    /// Targets of the answer before that are still in force, and until when at the latest.
     leaving: Vec<(Target, Instant)>,
-    /// The last ones, where discovery finds nobody any more: only their models are known.
+    /// The last targets, since discovery finds none any more: only their models are known.
     departed: Vec<Target>,
 }
 
 impl Entry {
-    /// Nothing is known yet of what `task` looks for.
+    /// An entry without targets, until `task` reports some.
     pub(super) fn by(task: Task) -> Self {
         let (named, leaving, departed) = (Vec::new(), Vec::new(), Vec::new());
         Self { targets: Observed::by(task), named, leaving, departed }
     }
 
-    /// What requests go to.
+    /// The targets that requests go to.
     pub(super) fn in_force(&self) -> Vec<Target> {
         self.named.iter().chain(self.leaving.iter().map(|(target, _)| target)).cloned().collect()
     }
 
-    /// Those whose models are known, though nobody is sent there.
+    /// The targets whose models stay known, though no requests go there.
     pub(super) fn departed(&self) -> &[Target] {
         &self.departed
     }
 
     /// The host names that have to be looked up before the newest targets can serve.
     ///
-    /// Shape: `entry` is the file's; behind a proxy names are the proxy's to look up.
+    /// Shape: `entry` is the entry of the file. Behind an outbound proxy there are none: the proxy
+    /// looks the names up.
     pub(super) fn awaited<'a>(
         &'a self,
         entry: &Upstream,
@@ -80,14 +82,15 @@ impl Entry {
         hosts.filter(move |host| waits && is_name(host))
     }
 
-    /// Whether somebody has stayed for as long as may be.
+    /// Whether a target that leaves has stayed for its longest time.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.leaving.iter().any(|(_, until)| *until <= now)
     }
 
-    /// Puts in force what has become of use, and lets go what it replaces.
+    /// Puts new targets in force when their names have been looked up, and removes those that have
+    /// left.
     ///
-    /// Shape: `entry` is the file's.
+    /// Shape: `entry` is the entry of the file; `listing` tells what is known of a target's models.
     pub(super) fn advance(
         &mut self,
         entry: &Upstream,
@@ -119,8 +122,8 @@ impl Entry {
         });
     }
 
-    /// Whether each name of the newest targets has been looked up, for one of them not in vain.
-    /// Where there are none yet nothing is lost by those of which nothing is known.
+    /// Whether each name of the newest targets has been looked up, and at least one target has an
+    /// address. Always true while no targets are in force: there are none to keep meanwhile.
     fn is_named(&self, entry: &Upstream, names: &HashMap<String, Observed<Vec<IpAddr>>>) -> bool {
         let (mut reported, mut vain) = (true, 0);
         for known in self.awaited(entry).map(|name| names.get(name)) {
@@ -132,7 +135,7 @@ impl Entry {
     }
 }
 
-/// Whether a host is no address.
+/// Whether a host is a name to be looked up, and not an IP address.
 pub(super) fn is_name(host: &str) -> bool {
     host.parse::<IpAddr>().is_err()
 }

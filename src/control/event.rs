@@ -5,36 +5,37 @@ use std::net::IpAddr;
 use crate::config::{ListenerId, ListenerTls, Target, UpstreamId, UpstreamTls};
 use crate::upstream::roster::Identity;
 
-/// Facts that may wait to be taken; who brings more waits.
+/// Most events that wait for the reconciler; a task that sends one more waits.
 pub const EVENTS_MAX: usize = 1024;
 
-/// A fact.
+/// One fact, as a task found it out.
 #[derive(Debug)]
 pub enum Event {
-    /// What an entry of the file stands for.
+    /// The targets that discovery found for an entry of the file, or why none could be asked for.
     Targets(UpstreamId, Result<Vec<Target>, String>),
-    /// Where a host name leads.
+    /// The addresses of a host name, or why it could not be resolved.
     Addresses(String, Result<Vec<IpAddr>, String>),
-    /// What a server said of its models.
+    /// What a server answered when asked for its models.
     Models(Identity, Listed),
-    /// Probes changed their mind.
+    /// Probes have found a server up or down; its `UpstreamState` tells which.
     Health(Identity),
-    /// Files of certificates have other content.
+    /// Settings whose certificate files have changed.
     Renewed(Vec<Renewed>),
 }
 
-/// What came of a question.
+/// What came of asking a server for its models.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listed {
-    /// Its models.
+    /// It listed these models.
     Models(Vec<String>),
-    /// It lives and has no list for us now, or could not be asked: what was known still holds.
+    /// It lives but gave no list, or could not be asked: the last list still holds. The text says
+    /// why.
     NoList(String),
-    /// Nobody is there.
+    /// No connection, or no answer on one: it serves nothing. The text says why.
     Dead(String),
 }
 
-/// Settings with what is in their files now.
+/// TLS settings with the certificates that are in their files now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewed {
     /// Of a listener.

@@ -1,10 +1,10 @@
-//! One question to an upstream, asked on the control thread: a fresh connection, one request,
-//! the answer or why there was none.
+//! One request of our own to an upstream, from the control thread: a fresh connection, one
+//! request, and its answer or why there was none.
 //!
-//! Probes and model lists go the way a client's request would: the entry's outbound proxy, its
-//! credential, its edits of the head, its base path, its version of HTTP (`http_client`).
-//! Connections are not kept: a question is rare, and a fresh connection also tells whether the
-//! server still accepts.
+//! Probes and requests for models are sent as a client's request would be: through the entry's
+//! outbound proxy, with its credential, its edits of the head, its base path and its version of
+//! HTTP (`http_client`). Connections are not kept: such requests are rare, and a fresh connection
+//! also tells whether the server still accepts.
 
 use std::future::Future;
 use std::io;
@@ -37,16 +37,16 @@ use crate::upstream::via::{TunnelError, is_open};
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FetchError {
-    /// No connection, or one that ended without an answer: nobody serves there.
+    /// No connection, or one that ended without an answer: the server is taken to be down.
     Dead(String),
-    /// Connected, and no whole answer in time.
+    /// Connected, but the whole answer did not come in time.
     Late(String),
-    /// For want of something of ours: it says nothing of the server.
+    /// A lack of a resource of this machine (`sys::is_shortage`): it says nothing of the server.
     Ours(String),
 }
 
 impl FetchError {
-    /// For a person.
+    /// The reason, as a text for the operator.
     #[must_use]
     pub fn why(&self) -> &str {
         match self {
@@ -54,7 +54,7 @@ impl FetchError {
         }
     }
 
-    /// A connection could not be made, or broke.
+    /// Classes the error of a connection: `Ours` for a shortage, else `Dead`.
     fn broken(error: &io::Error) -> Self {
         match sys::is_shortage(error) {
             true => FetchError::Ours(error.to_string()),
@@ -63,23 +63,23 @@ impl FetchError {
     }
 }
 
-/// A question.
+/// A request to be sent to an upstream.
 #[derive(Clone, Copy)]
 pub struct Question<'a> {
-    /// The method.
+    /// The method of HTTP, such as `GET`.
     pub method: &'a str,
     /// Path and query, put behind the base path.
     pub path: &'a str,
-    /// Sent as it is.
+    /// Sent unchanged; empty for none.
     pub body: &'a [u8],
-    /// Edits of the head behind those of the upstream.
+    /// Edits of the head, applied after those of the upstream.
     pub headers: &'a [HeaderOp],
 }
 
-/// Asks an upstream at the first of its addresses that answers; behind an outbound proxy these
-/// are the proxy's.
+/// Sends a request to an upstream and returns the answer: its addresses are tried in order until
+/// one answers; behind an outbound proxy they are the proxy's. `limit` bounds all of it.
 ///
-/// Errors: `Dead` when none does, `Late` when the time is over, `Ours` when we could not ask.
+/// Errors: of the last address that failed; `Ours` when it was met at any of them.
 pub async fn fetch(
     monitored: &Monitored,
     question: &Question<'_>,
@@ -92,7 +92,7 @@ pub async fn fetch(
         let request = request(&monitored.upstream, question).map_err(FetchError::Dead)?;
         match at(&monitored.upstream, address, tls.as_deref(), request, by, limit).await {
             Ok(answer) => return Ok(answer),
-            // Then it is not known whether the others are all.
+            // `Ours` stays: an address that could not be tried might have answered.
             Err(why) if !matches!(error, FetchError::Ours(_)) => error = why,
             Err(_) => {}
         }
@@ -126,7 +126,7 @@ async fn at(
                 },
             };
             match (answered, &upstream.proxy) {
-                // About our credentials: the proxy's own word, never the server's.
+                // 407 is about our credentials for the proxy, so the proxy sent it, not the server.
                 (Ok((StatusCode::PROXY_AUTHENTICATION_REQUIRED, _)), Some(proxy))
                     if !upstream.tunnels() =>
                 {
@@ -142,7 +142,7 @@ async fn at(
     }
 }
 
-/// An answer, if it comes in time.
+/// Waits for an answer until `by`, and turns its error into a `FetchError`.
 async fn in_time(
     by: Instant,
     answer: impl Future<Output = Result<(StatusCode, Bytes), Unanswered>>,
@@ -157,7 +157,8 @@ async fn in_time(
     }
 }
 
-/// TLS over a connection, the server's certificate verified, and what the server chose to speak.
+/// Shakes hands over a connection, which verifies the server's certificate; returns the version of
+/// HTTP that the server chose by ALPN.
 async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<(TlsStream<TcpStream>, Spoken)> {
     let connector = TlsConnector::from(tls.config.clone());
     let stream = connector.connect(tls.name.clone(), stream).await?;
@@ -168,7 +169,8 @@ async fn secured(tls: &TlsClient, stream: TcpStream) -> io::Result<(TlsStream<Tc
     Ok((stream, chosen))
 }
 
-/// A connection on which the server is next, or the proxy that reads the request.
+/// A connection to the server, through a tunnel where the entry needs one; or to the outbound proxy
+/// that itself reads the request.
 async fn reach(
     upstream: &Upstream,
     addr: SocketAddr,
@@ -197,11 +199,11 @@ async fn reach(
     Ok(stream)
 }
 
-/// Opens a tunnel to the server of `url` on a connection to `proxy`; what is spoken in it, TLS
-/// for one, is the caller's.
+/// Opens a tunnel to the server of `url` on a connection to `proxy` (CONNECT); the caller speaks
+/// through it, TLS for example.
 ///
-/// Shape: the caller bounds the time. When it returns, the next byte each way is the tunnel's.
-/// Errors: all but those of connecting and of time.
+/// Shape: the caller bounds the time. On success the next byte each way belongs to the tunnel.
+/// Errors: any `TunnelError` but those of connecting and of time.
 pub async fn tunnel<S>(
     stream: &mut S,
     url: &UpstreamUrl,
@@ -224,7 +226,7 @@ where
     Err(TunnelError::Closed)
 }
 
-/// A proxy that does not let us through is a server that nobody reaches.
+/// A proxy that opens no tunnel makes the server count as `Dead`, unless the cause is a shortage.
 fn tunnel_error(why: TunnelError, proxy: &OutboundProxy) -> FetchError {
     if why == TunnelError::Ours {
         return FetchError::Ours(why.why(&proxy.authority()));
@@ -232,7 +234,7 @@ fn tunnel_error(why: TunnelError, proxy: &OutboundProxy) -> FetchError {
     FetchError::Dead(why.why(&proxy.authority()))
 }
 
-/// Writes the request as the upstream's entry wants it.
+/// Makes the request with the host, credential, path and edits of the upstream's entry.
 fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Bytes>, String> {
     let mut path = path_of(upstream, question.path);
     let mut fields: Vec<(String, Vec<u8>)> = Vec::new();
@@ -272,8 +274,8 @@ fn request(upstream: &Upstream, question: &Question<'_>) -> Result<Request<Bytes
     request.body(body).map_err(|error| error.to_string())
 }
 
-/// Where a question goes: by the way of the clients' requests, or, beside a URL that is fixed,
-/// on the server's root.
+/// The path and query to ask for: behind the base path, as for clients' requests; where the
+/// entry's URL is fixed, at the server's root.
 fn path_of(upstream: &Upstream, path: &str) -> String {
     if upstream.path_mode == PathMode::Fixed {
         return path.to_owned();
@@ -281,7 +283,7 @@ fn path_of(upstream: &Upstream, path: &str) -> String {
     let base = upstream.base_path();
     let (front, rest) = base.join(path.as_bytes());
     let mut path = String::from_utf8_lossy(front).into_owned();
-    // Of a question that was `/v1` alone nothing may be left.
+    // Base path and `/v1` may cancel out, but a path must begin with a slash.
     if front.is_empty() && !rest.starts_with(b"/") {
         path.push('/');
     }
@@ -395,7 +397,7 @@ mod tests {
         assert_eq!(with(edits), format!("/x?a=1 {host} user-agent=me v=1"));
     }
 
-    /// What a tunnel through a proxy with this answer comes to, and what the proxy was sent.
+    /// The result of `tunnel` through a proxy that answers `answer`, and what the proxy was sent.
     fn tunnelled(answer: &'static [u8]) -> (Result<(), TunnelError>, String) {
         let entry = upstream("url = \"https://[::1]/x\"\nproxy = \"http://u:p@q:8080\"");
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();

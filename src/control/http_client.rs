@@ -1,10 +1,10 @@
 //! One request and its answer on a connection of its own, in HTTP/1.1 or in HTTP/2.
 //!
-//! A server that is spoken to in HTTP/2 is asked in HTTP/2: one that knows no other would seem
-//! dead. HTTP/1.1 is hyper's; one HTTP/2 stream is a few calls of the `h2` crate, which is here
-//! anyway, and needs no executor whose tasks outlive the question.
+//! An upstream with `http2` is asked in HTTP/2 too: a server that knows no other version would
+//! seem dead. HTTP/1.1 is done by hyper; one HTTP/2 stream takes a few calls of the `h2` crate,
+//! which is here anyway, and needs no executor whose tasks outlive the request.
 //!
-//! Deliberately not here: time, which the caller bounds, and connections that are kept.
+//! Deliberately not here: timeouts, which the caller sets, and connections that are kept.
 
 use std::error::Error;
 
@@ -19,12 +19,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::task::Task;
 use crate::net::sys::is_shortage;
 
-/// Longest answer that is read, in bytes.
+/// Longest body of an answer, in bytes.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Largest head of an answer in HTTP/2, in bytes; hyper has its own bound for HTTP/1.1.
 const HEAD_BYTES_MAX: u32 = 256 << 10;
 
-/// What is spoken on a connection.
+/// The version of HTTP on a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Spoken {
     Http1,
@@ -34,9 +34,9 @@ pub(super) enum Spoken {
 /// Why there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Unanswered {
-    /// For a person.
+    /// The reason, as a text for the operator.
     pub(super) why: String,
-    /// For want of something of ours: it says nothing of the server.
+    /// A lack of a resource of this machine (`sys::is_shortage`): it says nothing of the server.
     pub(super) is_ours: bool,
 }
 
@@ -46,9 +46,10 @@ impl Unanswered {
     }
 }
 
-/// Status and body of the answer to `request`; the connection ends with it.
+/// Sends `request` on a fresh connection and returns status and body of its answer.
 ///
-/// Shape: a body that is too long or breaks off is empty, its status counts all the same.
+/// Shape: the connection is closed afterwards. A body that is too long or breaks off is returned
+/// empty, with its status.
 pub(super) async fn send<S>(
     stream: S,
     spoken: Spoken,
@@ -77,9 +78,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    // Ends with this function, however that ends.
+    // Aborted when this function returns or is dropped.
     let _driver = Task::of(tokio::spawn(async move {
-        // What it reports the sender has been told.
+        // Its error reaches `sender` as well.
         let _ = connection.await;
     }));
     let answer = sender.send_request(request.map(Full::new)).await?;
@@ -105,7 +106,7 @@ where
     let mut sender = sender.ready().await?;
     let (answer, mut upload) = sender.send_request(request, body.is_empty())?;
     if !body.is_empty() {
-        // Held by the crate until the server's window takes it.
+        // The crate holds the bytes until the server's window allows them.
         upload.send_data(body, true)?;
     }
     let answer = answer.await?;
@@ -113,7 +114,7 @@ where
     Ok((status, whole(answer.into_body()).await.unwrap_or_default()))
 }
 
-/// All of a body, unless it is too long or breaks off.
+/// The whole body; `None` when it is too long or breaks off.
 async fn whole(mut body: h2::RecvStream) -> Option<Bytes> {
     let mut all = Vec::new();
     while let Some(data) = body.data().await {
@@ -127,9 +128,10 @@ async fn whole(mut body: h2::RecvStream) -> Option<Bytes> {
     Some(all.into())
 }
 
-/// The same request as HTTP/2 has it: a whole URI in the place of `Host`, and a length.
+/// The same request for HTTP/2: a whole URI in place of `Host`, and a `Content-Length`.
 ///
-/// Shape: fields of one hop are not in it, the config takes none.
+/// Shape: hop-by-hop fields need no removal, since the config accepts none.
+/// Errors: the host is no authority of a URI.
 /// Source: RFC 9113 §8.3.1.
 fn as_http2(request: Request<Bytes>, scheme: Scheme) -> Result<(Request<()>, Bytes), String> {
     let (mut parts, body) = request.into_parts();

@@ -1,15 +1,17 @@
-//! Floor 7: what is off the data plane. One thread with a tokio runtime of its own finds out about
-//! the servers, probes them, talks to the operator, and has the cores told. Read in this order:
+//! Floor 7: what is off the data plane. One thread with a tokio runtime of its own discovers
+//! servers, probes them, answers the operator, and publishes configs for the cores. Read in this
+//! order:
 //!
-//! `reconciler` (all that is known, and the config that follows) with `entry` (which of the servers
-//! that were found are in it) and `server` (what is known of one), the tasks that feed it: `source`
-//! (targets and addresses, by `resolve`), `certs` (files of certificates), `probe`, `model_list`
-//! and `recheck` (of one `monitored` upstream, by `fetch`, which lets `http_client` send), and what
-//! they bring (`event`, kept as `observed`, by a `task`); then `admin` (the operator's HTTP
-//! interface) and `signals`, which stay with the main thread. `redis` holds the rate limits that
-//! nodes share; it needs nothing of the others.
+//! `reconciler` (all that is known, and the config that follows) with `entry` (which discovered
+//! servers are in that config) and `server` (what is known of one server); the tasks that bring
+//! facts to it: `source` (targets and addresses, by `resolve`), `certs` (files of certificates),
+//! `probe`, `model_list` and `recheck` (of one `monitored` upstream, by `fetch`, which sends with
+//! `http_client`); the facts themselves (`event`, kept as `observed`, each by a `task`); then
+//! `admin` (the operator's HTTP interface) with `connections` (its clients, bounded in number),
+//! `say` (lines for the operator) and `signals` (which the main thread waits for). `redis` holds
+//! the rate limits that nodes share; it uses none of the others but `say`.
 //!
-//! It knows no plan and no core: the server hands it closures (`ServerHooks`).
+//! This folder knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
 pub mod certs;
@@ -54,14 +56,14 @@ use resolve::Resolver;
 pub use recheck::BreakerClock;
 pub use say::Say;
 
-/// What differs from the usual; tests need it.
+/// Settings of the control thread that are not in the config; tests change them.
 #[derive(Clone)]
 pub struct Options {
-    /// The one name server to ask, instead of this machine's.
+    /// The only name server to ask; `None` asks those of this machine.
     pub name_server: Option<SocketAddr>,
-    /// Where lines for the operator go.
+    /// Receives each line for the operator.
     pub say: Say,
-    /// Seed of what is left to chance.
+    /// Seed of the random spread of probes.
     pub seed: u64,
 }
 
@@ -71,36 +73,36 @@ impl Default for Options {
     }
 }
 
-/// What the control thread may ask of the server.
+/// The functions of the server that the control thread may call.
 pub struct ServerHooks {
     /// Puts a config in force.
     pub publish: Publish,
-    /// The counters of all cores.
+    /// Returns the counters of all cores, added up.
     pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
-    /// What the cores have at the moment.
+    /// Returns what the cores have in use at the moment, such as connections.
     pub live: Box<dyn Fn() -> Live + Send + Sync>,
-    /// The clock of the breakers.
+    /// Returns the time by which breakers count.
     pub clock: BreakerClock,
-    /// Whether the process is on its way out.
+    /// Whether the process drains: it will end, and takes no new requests.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
 
-/// What is known when the server may start.
+/// What is known when the first answers are in, and the server may start.
 pub struct Begun {
-    /// The config with all that was discovered.
+    /// The file's config with the targets, addresses and models that were discovered.
     pub config: Config,
-    /// The sites of its upstreams.
+    /// One site for each upstream of `config`, in its order.
     pub sites: Vec<Site>,
-    /// What was amiss.
+    /// Lines for the operator about what failed or did not answer in time.
     pub warnings: Vec<String>,
 }
 
-/// The control thread; ends when dropped.
+/// The control thread; dropping this stops it and waits for it.
 pub struct Control {
     handle: Handle,
-    /// Where the operator's interface listens.
+    /// Where the operator's interface listens, the port resolved; `None` without `[admin]`.
     pub admin: Option<Address>,
-    /// Has all certificates read again.
+    /// Notified to have all certificates read again.
     reload: Arc<Notify>,
     hooks: Option<oneshot::Sender<ServerHooks>>,
     stop: Option<oneshot::Sender<()>>,
@@ -112,9 +114,9 @@ pub struct Control {
 pub struct Handle(tokio::runtime::Handle);
 
 impl Handle {
-    /// Runs a task there until it ends or the thread does.
+    /// Runs a task on the control thread until the task or the thread ends.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // Nobody waits for it: it ends with the runtime.
+        // Dropping the handle detaches the task; it ends with the runtime at the latest.
         drop(self.0.spawn(task));
     }
 }
@@ -162,7 +164,7 @@ impl Control {
                 sites: std::mem::take(&mut reconciler.sites),
                 warnings: std::mem::take(&mut reconciler.complaints),
             };
-            // When the start failed nobody listens any more.
+            // An error means that the start has failed meanwhile, and `Control` is gone.
             let _ = begin.send(first);
             let Ok(hooks) = hooked.await else { return };
             let ServerHooks { publish, counters, live, clock, draining } = hooks;
@@ -178,10 +180,10 @@ impl Control {
         Ok((control, begun))
     }
 
-    /// Lets it act on the server from now on.
+    /// Lets the control thread publish configs and open the operator's interface from now on.
     pub fn hook(&mut self, hooks: ServerHooks) {
         if let Some(waiting) = self.hooks.take() {
-            // A thread that has ended acts on nothing.
+            // An error means that the thread has ended.
             let _ = waiting.send(hooks);
         }
     }
@@ -191,7 +193,7 @@ impl Control {
         self.reload.notify_one();
     }
 
-    /// Spawns tasks there.
+    /// A handle that spawns tasks on the control thread.
     #[must_use]
     pub fn handle(&self) -> Handle {
         self.handle.clone()
@@ -201,7 +203,7 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         if let Some(stop) = self.stop.take() {
-            // It may have ended by itself.
+            // An error means that the thread has ended already.
             let _ = stop.send(());
         }
         if let Some(thread) = self.thread.take() {
@@ -212,15 +214,15 @@ impl Drop for Control {
 
 type Running = (oneshot::Sender<()>, Option<JoinHandle<()>>);
 
-/// Drives the runtime until told to stop.
+/// Starts the thread, which drives the runtime until a stop is sent or its sender is dropped.
 fn run(runtime: Runtime) -> Result<Running, String> {
     let (stop, stopped) = oneshot::channel();
     let thread = std::thread::Builder::new().name("control".to_owned());
     let thread = thread
         .spawn(move || {
-            // An error means that the other end is gone: the same word.
+            // An error means that the sender was dropped, which is a stop too.
             let _ = runtime.block_on(stopped);
-            // Not waited for: a read of a file may hang.
+            // Without waiting for blocking tasks: a read of a file may hang.
             runtime.shutdown_background();
         })
         .map_err(|error| format!("the control thread cannot start: {error}"))?;

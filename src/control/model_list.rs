@@ -5,10 +5,9 @@
 //! when a core could not connect, when a probe finds the server up again, and when its address
 //! changes.
 //!
-//! Not heard of is not the same as not there. While a question is open the last list holds, however
-//! long that takes: a busy server may well serve, only others are preferred after `LATE_AFTER`. Of
-//! one that is dead the names stay known for `discovery.grace`, and nobody is sent there
-//! (`reconciler`).
+//! A server that is late is not taken for dead. Until it answers, its last list holds: a busy
+//! server may well serve, but after `LATE_AFTER` others are preferred to it. The models of a dead
+//! server stay known for `discovery.grace`, and no requests go there (`reconciler`).
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -24,18 +23,19 @@ use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
 
 /// How long a server may take to list its models.
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(60);
-/// After so long without a list others are preferred.
+/// After so long without an answer others are preferred to the server.
 pub const LATE_AFTER: Duration = Duration::from_secs(9);
-/// Pages of a list that are read.
+/// Most pages of a list that are read.
 const PAGES_MAX: usize = 32;
-/// Pause after a question without a list; also the least between any two.
+/// Least pause between two requests; that after a request without a list begins at twice this.
 const AGAIN_MIN: Duration = Duration::from_millis(250);
-/// Most of that pause, which doubles.
+/// Longest such pause; it doubles from one request to the next.
 const AGAIN_MAX: Duration = Duration::from_secs(5);
-/// Most of it where nobody is there: such a question costs nobody anything.
+/// Longest such pause for a dead server: there the request costs a server nothing.
 const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
 
-/// Asks for as long as the task lives; none for one that lists its models in the config.
+/// Asks for as long as the task lives; `None` for an upstream that is disabled or whose models are
+/// listed in the config.
 pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Option<Task> {
     if monitored.upstream.models != ModelsFrom::Discover || !monitored.upstream.enabled {
         return None;
@@ -58,7 +58,7 @@ pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Op
                     again.min(interval)
                 }
             };
-            // Pokes within the pause are one.
+            // Pokes that come within this pause cause one request together.
             sleep(AGAIN_MIN).await;
             let _ = timeout(wait.saturating_sub(AGAIN_MIN), monitored.poke.notified()).await;
         }
@@ -66,7 +66,7 @@ pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Op
 }
 
 impl Monitored {
-    /// Asks once, now, and tells the reconciler.
+    /// Asks once, now, and sends the outcome to the reconciler.
     pub(super) async fn list_models(&self) -> Listed {
         let mut asking = pin!(self.listed());
         let answer = match timeout(LATE_AFTER, asking.as_mut()).await {
@@ -88,7 +88,7 @@ impl Monitored {
             Err(NoList::Silent(FetchError::Late(why))) => {
                 return self.tell(Listed::NoList(why)).await;
             }
-            // Not asked at all: nothing changes, not even what the operator reads.
+            // The server was not asked: nothing changes, not even the record for the operator.
             Err(NoList::Silent(FetchError::Ours(why))) => {
                 let listed = Listed::NoList(why);
                 let event = Event::Models(self.identity.clone(), listed.clone());
@@ -111,7 +111,7 @@ impl Monitored {
         listed
     }
 
-    /// All pages of its list.
+    /// The names of all pages of the server's list.
     async fn listed(&self) -> Result<Vec<String>, NoList> {
         let by = Instant::now() + LIST_TIMEOUT;
         let headers = list_headers(&self.upstream);
@@ -126,7 +126,7 @@ impl Monitored {
                 continue;
             }
             if !status.is_success() {
-                // It has no list for anybody, rather than none for now.
+                // Such a status means that it has no list at all, rather than none for now.
                 if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
                     self.state.set_unheard(false);
                 }
@@ -137,7 +137,7 @@ impl Monitored {
                 return Err(NoList::Said("the answer is no list of models".to_owned()));
             };
             all.extend(page.names);
-            // A token that comes again would lead in a circle.
+            // A token that comes twice would lead to an endless loop.
             if page.next.is_none() || page.next == next {
                 break;
             }
@@ -149,9 +149,9 @@ impl Monitored {
 
 /// Why there is no list.
 enum NoList {
-    /// The server said so.
+    /// It answered, but with no list; the text says what it answered.
     Said(String),
-    /// It said nothing.
+    /// It did not answer.
     Silent(FetchError),
 }
 
@@ -159,7 +159,7 @@ enum NoList {
 #[derive(Debug, PartialEq, Eq)]
 struct Page {
     names: Vec<String>,
-    /// What asks for the next one.
+    /// The token that asks for the next page; `None` on the last.
     next: Option<String>,
 }
 
@@ -174,7 +174,7 @@ fn list_path(upstream: &Upstream) -> &'static str {
     }
 }
 
-/// Anthropic wants to be told which version is spoken.
+/// The fields that a request for models needs: Anthropic wants the version of its API.
 fn list_headers(upstream: &Upstream) -> Vec<HeaderOp> {
     let version = HeaderOp {
         op: HeaderAction::Insert,
@@ -184,7 +184,7 @@ fn list_headers(upstream: &Upstream) -> Vec<HeaderOp> {
     if upstream.protocol == Protocol::Anthropic { vec![version] } else { Vec::new() }
 }
 
-/// The path and query of the page that `next` asks for.
+/// The path and query of a page: the first without `next`, else the one behind that token.
 fn page_path(upstream: &Upstream, path: &str, next: Option<&str>) -> String {
     let (size, from) = match upstream.protocol {
         Protocol::Gemini => ("pageSize=1000", "pageToken"),
@@ -204,7 +204,7 @@ fn page_path(upstream: &Upstream, path: &str, next: Option<&str>) -> String {
     out
 }
 
-/// What asks for the first page of the models.
+/// The request for the first page of an upstream's models.
 pub(super) fn models_question(upstream: &Upstream) -> Question<'static> {
     Question { method: "GET", path: list_path(upstream), body: b"", headers: &[] }
 }
@@ -226,7 +226,7 @@ fn read_page(protocol: Protocol, body: &[u8]) -> Option<Page> {
         Protocol::Gemini => {
             next = text("nextPageToken");
             if next.is_some() || tree.as_object().is_some_and(serde_json::Map::is_empty) {
-                // A page without any is written so.
+                // Gemini leaves `models` out of a page without any.
                 names.get_or_insert_with(Vec::new);
             }
             for name in names.iter_mut().flatten() {

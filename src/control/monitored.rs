@@ -1,7 +1,7 @@
-//! One upstream as the control thread sees it: where it is, and what was found out about it.
+//! One upstream as the control thread sees it: its addresses, and what was found out about it.
 //!
-//! `probe` and `model_list` are the two things that are done to it; both end in the same record,
-//! which the operator reads. Cores read nothing of it but the one flag in `UpstreamState`.
+//! `probe` and `model_list` ask it; both write the same record (`Checked`), which the operator
+//! reads. Cores read none of this, only the flags in `UpstreamState`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,20 +18,21 @@ use crate::policy::health::HealthState;
 use crate::upstream::roster::Identity;
 use crate::upstream::state::UpstreamState;
 
-/// Longest that a check asked for by the operator waits for a list of models.
+/// Longest time that a check asked for by the operator waits for a list of models.
 const CHECK_MAX: Duration = Duration::from_secs(5);
 
-/// An upstream that is monitored.
+/// An upstream of the config in force, and what is known of it.
 pub struct Monitored {
-    /// Its entry.
+    /// Its entry in the config in force.
     pub upstream: Upstream,
-    /// What TLS is spoken with it, the same as by the cores; or why none can be.
+    /// The TLS config for it, the same that the cores use; `None` without TLS; or why none can be
+    /// made.
     pub tls: Result<Option<Arc<TlsClient>>, String>,
-    /// What makes it the same in the next config.
+    /// By what it is found again in the next config.
     pub identity: Identity,
-    /// What the cores share about it.
+    /// What the cores and this thread share about it.
     pub state: Arc<UpstreamState>,
-    /// Asks for its models now.
+    /// Notified to ask for its models now.
     pub poke: Notify,
     /// Whether any listener leads to it.
     pub(super) reached: AtomicBool,
@@ -39,14 +40,14 @@ pub struct Monitored {
     facts: Mutex<Facts>,
 }
 
-/// How it is, as far as anybody knows.
+/// Its health, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// It has answered, and nothing says that it is down.
     Healthy,
-    /// Probes say that it is down, or nobody was there.
+    /// Probes say that it is down, or it could not be reached when asked for its models.
     Unhealthy,
-    /// Nobody has asked it yet, or nobody knows where it is.
+    /// It has not been asked anything yet, or it has no address.
     Unknown,
 }
 
@@ -62,27 +63,27 @@ impl Standing {
     }
 }
 
-/// What is known of it.
+/// What the control thread has found out about it.
 #[derive(Debug, Default)]
 pub(super) struct Facts {
     pub(super) addresses: Vec<Address>,
-    /// Of an upstream with probes.
+    /// The counts of its probes; `None` without `health`.
     pub(super) health: Option<HealthState>,
-    /// Nobody listened when it was last rechecked.
+    /// Its last recheck ended in `FetchError::Dead`: no connection, or one without an answer.
     pub(super) refused: bool,
     pub(super) checked: Checked,
 }
 
-/// The record of all questions, for the operator.
+/// The record of all probes and requests for models, for the operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// When it was last asked anything, milliseconds since 1970.
+    /// When it was last asked, in milliseconds since 1970; `None` before the first time.
     pub last_unix_ms: Option<u64>,
-    /// Questions without a good answer.
+    /// How many times it gave no good answer.
     pub errors: u64,
-    /// Why the last of these failed; kept when it is well again.
+    /// Why it gave none the last time; kept when it is well again.
     pub last_error: Option<String>,
-    /// It was asked for its models, and nobody was there or answered in time (`LATE_AFTER`).
+    /// When last asked for its models it was dead, or did not answer in time (`LATE_AFTER`).
     pub unreachable: bool,
 }
 
@@ -96,7 +97,8 @@ impl Monitored {
     ) -> Arc<Self> {
         let health = upstream.health.as_ref().map(|h| HealthState::new(h.fall, h.rise));
         let facts = Facts { addresses, health, ..Facts::default() };
-        // One that was down when it left and comes back is as unknown as the counts above.
+        // The state may be that of an upstream that was down when it left the config: what is known
+        // of it begins anew, like the counts of its probes above.
         state.set_healthy(true);
         state.set_away(false);
         state.set_late(false);
@@ -114,16 +116,16 @@ impl Monitored {
         })
     }
 
-    /// Whether it is up for all that is known.
+    /// Whether neither probes nor requests for models say that it is down.
     #[must_use]
     pub fn healthy(&self) -> bool {
         self.state.healthy() && !self.facts().checked.unreachable
     }
 
-    /// What is known of it.
+    /// Its health for the operator.
     ///
-    /// Shape: one that nobody has asked and that has answered nobody is unknown, and so is one
-    /// that nobody knows where to find: it is picked, if it can be, and not counted as healthy.
+    /// Shape: an upstream that was neither asked nor tried by a core is `Unknown`, and so is one
+    /// without an address: it may still be picked, but is not counted as healthy.
     #[must_use]
     pub fn standing(&self) -> Standing {
         let facts = self.facts();
@@ -137,8 +139,8 @@ impl Monitored {
         }
     }
 
-    /// Whether a request could be sent there: it is switched on, a listener reaches it, it is
-    /// known where it is, and not known to be down.
+    /// Whether a request could be sent there: it is enabled, a listener leads to it, it has an
+    /// address, and it is not known to be down.
     #[must_use]
     pub fn can_serve(&self) -> bool {
         self.upstream.enabled
@@ -147,18 +149,18 @@ impl Monitored {
             && !self.facts().addresses.is_empty()
     }
 
-    /// The record.
+    /// A copy of its record.
     #[must_use]
     pub fn checked(&self) -> Checked {
         self.facts().checked.clone()
     }
 
-    /// Finds out now how it is: by its probe, or without one by asking for its models.
+    /// Checks it now: by its probe, or without one by asking for its models.
     pub async fn check(&self) {
         if self.upstream.health.is_some() {
             self.probe().await;
         } else if self.upstream.models == ModelsFrom::Discover {
-            // The operator waits for it.
+            // Bounded, since the operator waits for the answer.
             let _ = timeout(CHECK_MAX, self.list_models()).await;
         }
     }
@@ -167,7 +169,7 @@ impl Monitored {
         self.facts().addresses.clone()
     }
 
-    /// Where it is from now on; true when that is another place.
+    /// Sets its addresses; true when they have changed.
     pub(super) fn moved_to(&self, addresses: &[Address]) -> bool {
         let mut facts = self.facts();
         let moved = facts.addresses != addresses;
@@ -177,7 +179,7 @@ impl Monitored {
         moved
     }
 
-    /// Writes down that it was asked, and why in vain.
+    /// Records that it was asked just now, and the error if it gave no good answer.
     pub(super) fn note(&self, error: Option<&str>) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let checked = &mut self.facts().checked;
@@ -188,7 +190,7 @@ impl Monitored {
         }
     }
 
-    /// The facts; held for a moment only, never over an await.
+    /// Locks the facts; to be held for a moment only, never across an await.
     pub(super) fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }

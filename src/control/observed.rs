@@ -1,13 +1,13 @@
-//! A fact that a task keeps up to date.
+//! A fact that a task keeps up to date: its last good value, and whether the task has reported.
 
 use super::task::Task;
 
-/// A fact that a task keeps up to date.
+/// A fact, and the task that keeps it up to date and ends with it.
 pub(super) struct Observed<T> {
     pub(super) value: T,
-    /// The task has spoken.
+    /// The task has reported at least once, if only a failure.
     pub(super) reported: bool,
-    /// Its last word was a failure.
+    /// Its last report was a failure.
     failed: bool,
     _task: Task,
 }
@@ -19,8 +19,11 @@ impl<T: Default> Observed<T> {
 }
 
 impl<T> Observed<T> {
-    /// Takes a new answer, or complains of the first failure in a row and keeps the old one. The
-    /// first word of all changes something either way: somebody may wait for it.
+    /// Takes a report of the task. A value replaces the old one; a failure keeps it, and the first
+    /// failure in a row is added to `complaints`.
+    ///
+    /// Shape: sets `changed` when the value is not the `same`, and at the first report of all, even
+    /// a failure: others may wait for `reported`.
     pub(super) fn learn(
         &mut self,
         found: Result<T, String>,

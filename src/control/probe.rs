@@ -1,11 +1,12 @@
 //! Active health checks (`upstream.health`, rules §8).
 //!
 //! A probe is good when the answer is 2xx within the timeout. `policy::health` counts `fall` and
-//! `rise`; what it decides goes into the flag that every core reads before it picks, and to the
-//! reconciler, so that nobody is sent to a server that is down for its models. The first probe
-//! comes as soon as it is known where the server is, and the start waits for it as for its models:
-//! until then it is unknown. The next comes after a random part of the interval, so that not all
-//! servers are probed in one instant, and each upstream keeps its own beat from then on.
+//! `rise`; its decision goes into the flag that every core reads before it picks, and to the
+//! reconciler, so that a model is not routed to a server that is down. The first probe is sent as
+//! soon as the server has an address, and the start waits for it as for the server's models: until
+//! then its health is unknown. The next comes after a random part of the interval, at least half,
+//! so that not all servers are probed at the same moment; from then on each upstream is probed at
+//! its interval.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +19,16 @@ use crate::base::rng::Rng;
 use crate::config::Health;
 use crate::policy::health::HealthChange;
 
-/// From one look at whether it is known where a server is to the next.
+/// Time from one look whether a server has an address to the next.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Monitored {
-    /// Probes once, now, and acts on what comes of it; nothing for one without `health`.
+    /// Probes once, now, and records the result; does nothing without `health`.
     pub async fn probe(&self) {
         let Some(health) = &self.upstream.health else { return };
         let result = match self.probe_result(health).await {
             Ok(()) => Ok(()),
-            // It was not asked, so nothing changes.
+            // The server was not asked, so nothing changes.
             Err(FetchError::Ours(_)) => return,
             Err(silence) => Err(silence.why().to_owned()),
         };
@@ -45,7 +46,7 @@ impl Monitored {
         if healthy {
             self.poke.notify_one();
         }
-        // The reconciler is gone only when all of this ends.
+        // An error means that the reconciler is gone, as at the end of the process.
         let _ = self.events.send(Event::Health(self.identity.clone())).await;
     }
 
@@ -59,7 +60,7 @@ impl Monitored {
     }
 }
 
-/// What a probe asks.
+/// The request that a probe sends.
 pub(super) fn probe_question(health: &Health) -> Question<'_> {
     Question {
         method: &health.method,
@@ -69,7 +70,7 @@ pub(super) fn probe_question(health: &Health) -> Question<'_> {
     }
 }
 
-/// Probes for as long as the task lives; none without `health`.
+/// Probes for as long as the task lives; `None` without `health`.
 pub(super) fn keep_probing(monitored: &Arc<Monitored>, rng: &mut Rng) -> Option<Task> {
     let interval = monitored.upstream.health.as_ref()?.interval;
     let spread = interval.mul_f64(rng.f64().mul_add(0.5, 0.5));

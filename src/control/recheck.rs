@@ -1,10 +1,11 @@
-//! Looking for the return of a server that its breaker keeps out (rules §8).
+//! Finding out when a server is back that its breaker keeps out (rules §8).
 //!
-//! A cooldown is a guess; a question is not. While a breaker is not closed, the server is asked
-//! every `breaker.recheck` what its probe asks, or without one for its models, and the breaker is
-//! told what came of it (`policy::breaker::rechecked`): the first good answer half-opens it. A
-//! question that hangs is given up when the next is due. After a minute they become rarer, down to
-//! a fifth; not so where nobody listens, for that costs nobody anything.
+//! A cooldown only guesses when a server is back; asking it finds out. While a breaker is not
+//! closed, the server is sent its probe every `breaker.recheck`, or without one a request for its
+//! models, and the result goes to the breaker (`policy::breaker::rechecked`): the first good answer
+//! half-opens it. A recheck that hangs is given up when the next is due. After a minute they become
+//! rarer, down to a fifth; not so where no connection is possible, since there they cost the server
+//! nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,17 +19,17 @@ use super::probe::probe_question;
 use super::task::Task;
 use crate::policy::breaker::{BreakerPolicy, Sign};
 
-/// Milliseconds since the origin that breakers count from.
+/// Returns the time in milliseconds since the origin that breakers count from.
 pub type BreakerClock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
-/// Outages up to this long are asked about at the full pace.
+/// In the first part of an outage, of this length, rechecks come at their full pace.
 const PACE_FOR: Duration = Duration::from_secs(60);
-/// The slowest pace, in rechecks.
+/// The longest pause between two rechecks, in multiples of `breaker.recheck`.
 const SLOWEST: f64 = 5.0;
-/// The least time that a server has to answer: one that is busy is not gone.
+/// Least time that a server has to answer a recheck: a busy one is slow, not gone.
 const ANSWER_MIN: Duration = Duration::from_secs(1);
 
-/// The questions of one outage.
+/// The rechecks of one outage: when it began, when the next is due, and the one under way.
 pub(super) struct Recheck {
     since: Instant,
     due: Instant,
@@ -36,7 +37,8 @@ pub(super) struct Recheck {
 }
 
 impl Recheck {
-    /// Asks when it is time; `recheck` is that of the upstream, none while its breaker is closed.
+    /// Starts a recheck when one is due; called at short intervals. `recheck` belongs to the
+    /// upstream and is `None` while its breaker awaits no trial.
     pub(super) fn step(
         recheck: &mut Option<Recheck>,
         monitored: &Arc<Monitored>,
@@ -67,7 +69,7 @@ impl Recheck {
     }
 }
 
-/// Time from one question to the next.
+/// Time from one recheck to the next, in an outage that has lasted `out_for`.
 fn pause(policy: &BreakerPolicy, out_for: Duration, refused: bool) -> Duration {
     if refused {
         return policy.recheck;

@@ -1,12 +1,13 @@
-//! All that is known of the servers, and the plan that follows from it.
+//! All that is known of the servers, and the config in force that follows from it.
 //!
 //! The one idea: facts come in as events, each from a task of its own (`source`, `probe`,
 //! `model_list`), and the config in force is a function of the file and the facts: entries
 //! expanded, names resolved, models of living servers added. Whenever a fact changes, that config
-//! is made anew from the file's and published. Nothing is patched, so nothing can be left behind.
+//! is made anew from the file's and published. It is never patched, so nothing of an old fact can
+//! stay in it.
 //!
-//! What failed changes nothing: the last good answer stays. It is told once. Nor does what is not
-//! yet of use: `entry` says when new targets replace the old ones.
+//! A lookup that failed changes nothing: the last good answer stays, and the operator is told once.
+//! New targets are not used before they can serve: `entry` says when they replace the old ones.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -33,20 +34,21 @@ use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::upstream::roster::{Identity, Roster, Site};
 
-/// How long the start waits for the first answers.
+/// Longest time that the start waits for the first answers.
 pub const FIRST_WAIT: Duration = Duration::from_secs(5);
-/// From one look at what the cores suspect to the next.
+/// Time from one look at what the cores report (suspicions, breakers, complaints) to the next.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The upstreams in force, in the config's order; read by the operator's interface.
 pub type UpstreamTable = Arc<Mutex<Vec<Arc<Monitored>>>>;
 
-/// Puts a config in force.
+/// Puts a config in force on all cores, with one site for each of its upstreams. Errors: a text for
+/// the operator; the plan in force stays.
 pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
 
-/// See the module.
+/// Holds the file's config and all facts, and makes the config in force of them.
 pub struct Reconciler {
-    /// As the file says it.
+    /// The config of the file, with certificates as last renewed.
     base: Config,
     resolver: Resolver,
     tls: Arc<Store>,
@@ -58,19 +60,19 @@ pub struct Reconciler {
     servers: HashMap<Identity, Server>,
     roster: Roster,
     table: UpstreamTable,
-    /// What to tell the operator.
+    /// Lines that the operator has not been told yet.
     pub complaints: Vec<String>,
     /// The config in force.
     pub config: Config,
-    /// Its upstreams' sites.
+    /// One site for each upstream of `config`, in its order.
     pub sites: Vec<Site>,
     changed: bool,
-    /// The start is over: from now on servers come and go.
+    /// The start is over: from now on added and removed upstreams are told to the operator.
     running: bool,
 }
 
 impl Reconciler {
-    /// Begins with a config of which nothing is known yet.
+    /// Begins with the file's config and no facts, and starts the tasks that find them out.
     pub fn new(
         base: Config,
         resolver: Resolver,
@@ -108,24 +110,24 @@ impl Reconciler {
         reconciler
     }
 
-    /// Where facts are brought.
+    /// The channel into which tasks send facts.
     pub(super) fn events(&self) -> mpsc::Sender<Event> {
         self.events.clone()
     }
 
-    /// Waits until everybody has spoken once, or `FIRST_WAIT` is over.
+    /// Waits until each task has reported once, or `FIRST_WAIT` is over; takes what they report.
     pub async fn first_answers(&mut self) {
         let by = Instant::now() + FIRST_WAIT;
         while self.is_incomplete() {
             let left = by.saturating_duration_since(Instant::now());
-            // A probe that changes nothing brings no event.
+            // Not for an event alone: a probe that changes nothing sends none.
             match timeout(left.min(POLL_INTERVAL), self.inbox.recv()).await {
                 Ok(Some(event)) => self.take(event),
                 Ok(None) => break,
                 Err(_) if left.is_zero() => break,
                 Err(_) => {}
             }
-            // What came meanwhile is taken first: each config made is as long as all lists are.
+            // All waiting events are taken before a rebuild, whose time grows with the models.
             while let Ok(event) = self.inbox.try_recv() {
                 self.take(event);
             }
@@ -149,7 +151,7 @@ impl Reconciler {
             || self.servers.values().any(asked)
     }
 
-    /// Names what has not spoken in time; what failed has been complained of.
+    /// Complains of each lookup that has not reported in time; failures were complained of before.
     fn complain_of_silence(&mut self) {
         let mut late = Vec::new();
         let silent = |reported: bool, what: String| (!reported).then_some(what);
@@ -167,7 +169,7 @@ impl Reconciler {
         self.complaints.extend(late.iter().map(|what| format!("{what}: no answer in {seconds} s")));
     }
 
-    /// Takes facts for ever and publishes what follows from them.
+    /// Takes facts for ever, and publishes a new config when one of them has changed.
     pub async fn run(
         &mut self,
         mut publish: Publish,
@@ -269,7 +271,7 @@ impl Reconciler {
         }
     }
 
-    /// Makes the config in force anew from the file's and all that is known.
+    /// Makes the config in force anew from the file's and all facts.
     fn rebuild(&mut self) {
         self.changed = false;
         self.put_targets_in_force();
@@ -279,7 +281,7 @@ impl Reconciler {
         let departed = self.departed(&expanded);
         self.look_up_names(&expanded, &departed);
         let addresses = |(upstream, departed): (&Upstream, &bool)| match departed {
-            // Nobody is to look for it, whoever asks.
+            // No requests may go there, so it gets no address.
             true => Vec::new(),
             false => self.addresses(upstream),
         };
@@ -305,10 +307,10 @@ impl Reconciler {
         *self.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
     }
 
-    /// Lets each entry stand for what has become of use.
+    /// Puts the new targets of each entry in force that can serve by now (`entry`).
     fn put_targets_in_force(&mut self) {
         let now = Instant::now();
-        // What was made last; what is not in it yet lists nothing.
+        // The config made last: a target that is not in it yet has listed nothing.
         let (config, servers) = (&self.config, &self.servers);
         for (id, entry) in &mut self.entries {
             let base = self.base.upstream(*id);
@@ -323,7 +325,8 @@ impl Reconciler {
         }
     }
 
-    /// Which upstreams of an expanded config only stand for models that are known.
+    /// For each upstream of an expanded config, whether it is there only for its known models,
+    /// since discovery no longer names it.
     fn departed(&self, config: &Config) -> Vec<bool> {
         let mut departed = vec![false; config.upstreams.len()];
         for (id, entry) in self.entries.iter().filter(|(_, entry)| !entry.departed().is_empty()) {
@@ -336,8 +339,8 @@ impl Reconciler {
         departed
     }
 
-    /// Has every host name of the config looked up, and those that new targets wait for, and no
-    /// other.
+    /// Keeps one lookup task for each host name of the config and each that new targets wait for,
+    /// and ends all others.
     fn look_up_names(&mut self, config: &Config, departed: &[bool]) {
         let mut needed: HashMap<&str, ()> = HashMap::new();
         for (upstream, departed) in config.upstreams.iter().zip(departed) {
@@ -370,7 +373,8 @@ impl Reconciler {
         }
     }
 
-    /// Has every upstream of the config monitored, and no other; in its order.
+    /// Keeps one `Server` with its tasks for each upstream of the config, and ends all others.
+    /// Returns the upstreams in the order of the config.
     fn look_after(
         &mut self,
         config: &Config,
@@ -408,7 +412,7 @@ impl Reconciler {
             if server.prober.is_none() && upstream.enabled && !departed {
                 server.prober = keep_probing(&server.monitored, &mut self.rng);
             }
-            // Before it is known where it is there is nobody to ask.
+            // Without an address it cannot be asked.
             if server.asker.is_none() && !addresses.is_empty() {
                 let interval = config.discovery.interval(upstream.health.as_ref());
                 server.asker = keep_listing(&server.monitored, interval);
@@ -418,7 +422,7 @@ impl Reconciler {
         }
         if self.running {
             let named = |server: &Server| server.monitored.upstream.name.clone();
-            // Of one that has departed this has been said.
+            // For a server that had departed before, this was told then.
             let gone = before.values().filter(|server| !server.departed).map(named);
             let come = added.into_iter().map(|name| format!("upstream {name} added"));
             let gone =
@@ -429,13 +433,14 @@ impl Reconciler {
     }
 }
 
-/// Whether the host that is connected to must be looked up; behind a proxy the server's own name
-/// is the proxy's to look up.
+/// Whether the host to connect to is a name to be looked up. Behind an outbound proxy that host is
+/// the proxy's, which looks up the server's name itself.
 fn has_name(upstream: &Upstream) -> bool {
     upstream.enabled && !upstream.url.unix && is_name(upstream.first_hop().0)
 }
 
-/// The order of addresses changes with every answer of some servers, and means nothing.
+/// Whether two answers have the same addresses in any order: some name servers change the order
+/// with every answer.
 fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
     a.len() == b.len() && a.iter().all(|ip| b.contains(ip))
 }

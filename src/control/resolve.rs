@@ -1,9 +1,9 @@
-//! Names to addresses, with the time for which they hold.
+//! Host names to addresses, and services to targets, with the time for which the answer holds.
 //!
-//! hickory asks the servers of `/etc/resolv.conf` and reads `/etc/hosts`. Its cache is off: who
-//! asks again here wants to know. How long an answer holds is its record's age, but at least
-//! `HOLDS_MIN` and at most `HOLDS_MAX`. IPv4 comes first, since that is what model servers
-//! listen on. Everything else that a system's resolver may be told (mDNS, LDAP) is not asked.
+//! hickory asks the servers of `/etc/resolv.conf` and reads `/etc/hosts`. Its cache is off: our
+//! callers ask again only when an answer no longer holds. An answer holds for the time to live of
+//! its records, but at least `HOLDS_MIN` and at most `HOLDS_MAX`. IPv4 comes first, since most
+//! model servers listen there. Other sources of a system's resolver (mDNS, LDAP) are not asked.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -20,34 +20,34 @@ use tokio::time::Instant;
 
 use crate::config::Target;
 
-/// Shortest time between two questions for one name.
+/// Shortest time that an answer holds, and so between two questions for one name.
 pub const HOLDS_MIN: Duration = Duration::from_secs(1);
-/// Longest.
+/// Longest time that an answer holds.
 pub const HOLDS_MAX: Duration = Duration::from_secs(60);
-/// How long one server may take.
+/// Longest wait for the answer of one name server.
 const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An answer and how long it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer<T> {
-    /// What was found; at least one.
+    /// The addresses or targets found; at least one.
     pub found: Vec<T>,
-    /// `HOLDS_MIN..=HOLDS_MAX`.
+    /// How long the answer may be used; in `HOLDS_MIN..=HOLDS_MAX`.
     pub holds: Duration,
 }
 
-/// Asks DNS.
+/// Asks DNS and the hosts file; clones share it.
 #[derive(Clone)]
 pub struct Resolver(TokioResolver);
 
 impl Resolver {
-    /// Asks as this machine is set up to, or only `server`.
+    /// A resolver that asks only `server`, or with `None` the name servers of this machine.
     ///
-    /// Errors: what hickory refuses; a setup that cannot be read is an empty one.
+    /// Errors: hickory refuses the setup; a `resolv.conf` that cannot be read counts as empty.
     pub fn new(server: Option<SocketAddr>) -> Result<Self, String> {
         let (config, options) = match server {
             Some(server) => (ResolverConfig::from_name_servers(vec![only(server)]), None),
-            // A machine without `resolv.conf` has its hosts file and addresses all the same.
+            // A machine without `resolv.conf` can still use its hosts file.
             None => match read_system_conf() {
                 Ok((config, options)) => (config, Some(options)),
                 Err(_) => (ResolverConfig::from_name_servers(Vec::new()), None),
@@ -68,7 +68,9 @@ impl Resolver {
         builder.build().map(Self).map_err(|error| error.to_string())
     }
 
-    /// The addresses of a name, IPv4 first.
+    /// The addresses of a host name, IPv4 first, none twice.
+    ///
+    /// Errors: a text for the operator; a name without an address is one.
     pub async fn addresses(&self, name: &str) -> Result<Answer<IpAddr>, String> {
         let lookup = self.0.lookup_ip(name).await.map_err(|error| error.to_string())?;
         let mut found: Vec<IpAddr> = Vec::new();
@@ -81,7 +83,10 @@ impl Resolver {
         answer(found, lookup.valid_until())
     }
 
-    /// The servers of a service: those of the best priority, by weight (RFC 2782).
+    /// The targets of a service by its SRV records (RFC 2782): those of the best priority, with
+    /// their weights.
+    ///
+    /// Errors: a text for the operator; a name without a record is one.
     pub async fn services(&self, name: &str) -> Result<Answer<Target>, String> {
         let lookup = self.0.lookup(name, RecordType::SRV).await.map_err(|e| e.to_string())?;
         let records = lookup.answers().iter().filter_map(|record| match &record.data {
@@ -110,7 +115,8 @@ fn answer<T>(found: Vec<T>, valid_until: std::time::Instant) -> Result<Answer<T>
     Ok(Answer { found, holds: holds.clamp(HOLDS_MIN, HOLDS_MAX) })
 }
 
-/// Of (priority, weight, port, host) those of the lowest priority; "." serves nobody.
+/// Of records (priority, weight, port, host) those with the lowest number in priority, which is the
+/// best. A host of "." means that the service is not offered.
 fn best(records: Vec<(u16, u16, u16, String)>) -> Vec<Target> {
     let serving = || records.iter().filter(|(.., host)| host != ".");
     let lowest = serving().map(|(priority, ..)| *priority).min();
@@ -119,7 +125,7 @@ fn best(records: Vec<(u16, u16, u16, String)>) -> Vec<Target> {
         .map(|(_, weight, port, host)| Target {
             host: host.trim_end_matches('.').to_owned(),
             port: *port,
-            // Weight 0 asks for a small share where others have more.
+            // Weight 0 means a very small share beside larger weights.
             weight: (*weight).max(1),
         })
         .collect()

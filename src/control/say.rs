@@ -1,6 +1,6 @@
-//! How the control thread speaks to the operator.
+//! How the control thread writes lines for the operator.
 
 use std::sync::Arc;
 
-/// Tells the operator a line.
+/// Writes one line, without its line end, for the operator.
 pub type Say = Arc<dyn Fn(&str) + Send + Sync>;

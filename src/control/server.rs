@@ -1,9 +1,8 @@
-//! One server as the reconciler knows it: the tasks that look after it, and what they have found
-//! out.
+//! One server as the reconciler knows it: the tasks that ask it, and what they have found out.
 //!
-//! The one idea: what it has said last holds until it says something else. Its models are known,
-//! though nobody is sent there, while it is away: dead, down by its probes, or named by discovery
-//! no more; how long, `discovery.grace` says.
+//! The one idea: the last list of models that a server gave holds until it gives another. While it
+//! is away (dead, down by its probes, or no longer named by discovery) its models stay known though
+//! no requests go there, until `discovery.grace` is over.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,36 +17,36 @@ use super::task::Task;
 use crate::config::ModelsFrom;
 use crate::policy::breaker::StateName;
 
-/// From one line about what the cores complain of to the next, per upstream.
+/// Least time between two lines for the operator about complaints of the cores, per upstream.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
 
-/// See the module.
+/// A server of the config in force, its last list of models and its tasks.
 pub(super) struct Server {
     pub(super) monitored: Arc<Monitored>,
     models: Option<Vec<String>>,
-    /// It has answered, or failed to, since it is known where it is.
+    /// It was asked for its models at least once, and answered or failed to.
     pub(super) reported: bool,
     failed: bool,
-    /// Nobody was there when it was last asked for its models.
+    /// When last asked for its models it could not be reached.
     dead: bool,
-    /// Discovery names it no more; only its models are known.
+    /// Discovery no longer names it: only its models are known.
     pub(super) departed: bool,
-    /// Since when it serves nobody: it is dead or has departed, or probes say so.
+    /// Since when it is away: dead, departed, or down by its probes.
     away_since: Option<Instant>,
-    /// When it became known.
+    /// When it came into the config in force.
     since: Instant,
-    /// When the operator was last told what the cores complain of.
+    /// When the operator was last told of a complaint of the cores.
     complained_at: Option<Instant>,
-    /// Changes of its breaker that the operator was told of.
+    /// The counts of changes of its breaker when the operator was last told of one.
     breaker_seen: [u64; 3],
-    /// Questions while its breaker is not closed.
+    /// The rechecks of the current outage, while its breaker is not closed.
     recheck: Option<Recheck>,
     pub(super) asker: Option<Task>,
     pub(super) prober: Option<Task>,
 }
 
 impl Server {
-    /// One of which nothing is known yet, and that nobody asks.
+    /// A server of which nothing is known yet, without tasks.
     pub(super) fn new(monitored: Arc<Monitored>) -> Self {
         Self {
             models: None,
@@ -66,7 +65,8 @@ impl Server {
         }
     }
 
-    /// Takes what it said; gives back what to complain of.
+    /// Takes the outcome of a request for its models, and sets `changed` when the config follows
+    /// from it. Returns the first failure in a row, for the operator.
     pub(super) fn record(&mut self, listed: Listed, changed: &mut bool) -> Option<String> {
         self.reported = true;
         let (models, why) = match listed {
@@ -88,12 +88,12 @@ impl Server {
         why.filter(|_| !before)
     }
 
-    /// Whether it serves nobody: its models are known for a while, and nobody is sent there.
+    /// Whether no requests go there, while its models stay known for a time.
     pub(super) fn is_away(&self) -> bool {
         self.dead || self.departed || !self.monitored.state.healthy()
     }
 
-    /// Discovery names it no more: nobody is sent there or asks it anything.
+    /// Discovery no longer names it: ends its tasks, and no requests go there from now on.
     pub(super) fn depart(&mut self) {
         self.departed = true;
         (self.asker, self.prober, self.recheck) = (None, None, None);
@@ -101,22 +101,22 @@ impl Server {
         self.note_away(Instant::now());
     }
 
-    /// Discovery names it again: what it was when it left holds until it is asked.
+    /// Discovery names it again: what was known when it departed holds until it is asked.
     pub(super) fn come_back(&mut self) {
         self.departed = false;
         self.monitored.state.set_away(self.dead);
         self.note_away(Instant::now());
     }
 
-    /// Notes since when it is away; tells whether that has changed.
+    /// Brings `away_since` up to date; returns whether it has changed.
     pub(super) fn note_away(&mut self, now: Instant) -> bool {
         let before = self.away_since;
         self.away_since = self.is_away().then(|| before.unwrap_or(now));
         before != self.away_since
     }
 
-    /// Forgets, after `grace`, the models of one that is away, and that one was never heard of;
-    /// tells whether models are gone.
+    /// After `grace`, forgets the models of a server that is away, and no longer marks a server
+    /// that never listed any as unheard. Returns whether models were forgotten.
     pub(super) fn forget(&mut self, grace: Duration, now: Instant) -> bool {
         if now.saturating_duration_since(self.since) >= grace {
             self.monitored.state.set_unheard(false);
@@ -129,14 +129,14 @@ impl Server {
         forgets
     }
 
-    /// Looks whether its breaker wants to know how it is.
+    /// Starts a recheck if its breaker awaits a trial and one is due.
     pub(super) fn recheck(&mut self, clock: &BreakerClock, now: Instant) {
         if !self.departed {
             Recheck::step(&mut self.recheck, &self.monitored, clock, now);
         }
     }
 
-    /// That its breaker has changed, and why.
+    /// A line for the operator when its breaker has changed since the last call, and why.
     pub(super) fn breaker_word(&mut self) -> Option<String> {
         let state = &self.monitored.state;
         let changes = state.breaker_changes();
@@ -152,7 +152,8 @@ impl Server {
         })
     }
 
-    /// What the cores complain of, as often as a person wants to read it; the record has it all.
+    /// A line for the operator about a complaint of the cores, once per `COMPLAINT_PAUSE` at most;
+    /// all complaints are counted in the record.
     pub(super) fn complaint(&mut self, now: Instant) -> Option<String> {
         let why = self.monitored.state.take_complaint()?;
         self.monitored.note(Some(&why));
@@ -163,13 +164,13 @@ impl Server {
         })
     }
 
-    /// The models that it has, or had until it went away.
+    /// The models that it listed last; `None` when it listed none, or has them in the config.
     pub(super) fn models(&self) -> Option<Vec<String>> {
         let asked = self.monitored.upstream.models == ModelsFrom::Discover;
         self.models.clone().filter(|_| asked)
     }
 
-    /// Whether there are any, and it serves them.
+    /// What is known of its models, and whether requests go there.
     pub(super) fn listing(&self) -> Listing {
         match self.models() {
             Some(_) if !self.is_away() => Listing::Serves,

@@ -1,10 +1,9 @@
-//! The tasks behind `discover` and behind host names: what an entry stands for, and where a
-//! name leads, again and again.
+//! The tasks that look up targets (`discover`) and host names, again and again.
 //!
-//! Each tells the reconciler what it found; a failure is told too and changes nothing there, so the
-//! last good answer stays. Files are read once a second and compared by content: the file of a
-//! config map or of an editor is replaced by a rename, which a watch on the path loses, and a
-//! change of the same length within one tick of the clock has the same stamp.
+//! Each sends the reconciler what it found; a failure is sent too and changes nothing there, so the
+//! last good answer stays. Files are read once a second and compared by content. A watch on the
+//! path would miss changes, since a config map and many editors replace the file by a rename; and
+//! length and time would miss a change of equal length within one tick of the clock.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -16,15 +15,15 @@ use super::resolve::Resolver;
 use super::task::Task;
 use crate::config::{Discover, Target, Upstream, UpstreamId, parse_file_sd};
 
-/// From one look at a file to the next.
+/// Time from one read of a file to the next.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest file of targets, in bytes.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// Pause after a lookup that failed, doubled up to `FAILED_MAX`.
+/// Pause after the first lookup that failed; doubled after each further one, up to `FAILED_MAX`.
 const FAILED_MIN: Duration = Duration::from_secs(1);
 const FAILED_MAX: Duration = Duration::from_secs(30);
 
-/// Looks up a host name for as long as the task lives.
+/// Looks up the addresses of a host name for as long as the task lives, and sends each result.
 pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Task {
     Task::of(tokio::spawn(async move {
         let mut pause = Pause::default();
@@ -41,8 +40,8 @@ pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Ta
     }))
 }
 
-/// Looks for the targets of an entry for as long as the task lives; none for one that does
-/// not expand.
+/// Looks up the targets of an entry for as long as the task lives, and sends each result; `None`
+/// for an entry without `discover`, or with a kind of it that has no task.
 pub fn targets(
     id: UpstreamId,
     entry: &Upstream,
@@ -88,7 +87,8 @@ async fn records(
     }
 }
 
-/// One target for each address, of IPv4 when there is any: a server with both is one server.
+/// One target for each address; only those of IPv4 when there is any, since a server with both
+/// kinds of address would count twice.
 fn of_addresses(addresses: &[std::net::IpAddr], port: u16) -> Vec<Target> {
     let four = addresses.iter().any(|ip| ip.is_ipv4());
     let one_kind = addresses.iter().filter(|ip| ip.is_ipv4() == four);
@@ -99,7 +99,7 @@ async fn file(id: UpstreamId, path: PathBuf, port: u16, events: mpsc::Sender<Eve
     let mut last = None;
     loop {
         let from = path.clone();
-        // A file on a server that hangs must not stop the control thread.
+        // A file on a network file system that hangs must not stop the control thread.
         let read = tokio::task::spawn_blocking(move || read(&from)).await;
         let read = read.unwrap_or_else(|error| Err(error.to_string()));
         if last.as_ref() != Some(&read) {
@@ -125,7 +125,7 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, String> {
     std::fs::read(path).map_err(told)
 }
 
-/// The waits between lookups.
+/// The pause before the next lookup: the next one after a failure.
 struct Pause(Duration);
 
 impl Default for Pause {

@@ -1,19 +1,19 @@
-//! A task of the control thread that ends with its owner.
+//! A task of the control thread that is aborted when its owner is dropped.
 
 use tokio::task::JoinHandle;
 
-/// A task that ends with its owner.
+/// A running task; dropping this aborts it at its next await.
 #[derive(Debug)]
 pub struct Task(JoinHandle<()>);
 
 impl Task {
-    /// Owns a running task.
+    /// Takes ownership of a running task.
     #[must_use]
     pub fn of(handle: JoinHandle<()>) -> Self {
         Self(handle)
     }
 
-    /// Whether it has ended.
+    /// Whether the task has ended by itself or by a panic.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.0.is_finished()

@@ -1,17 +1,18 @@
 //! The budget that several nodes share, in Redis.
 //!
-//! One task on the control thread holds one connection. Questions come in by a bounded queue;
-//! all that are there go out together, one call of the script a key, in one pipeline, and while
-//! its answer is on the way the next ones gather. So a core never waits for the network, a
-//! thousand exchanges that wait share a round trip, and every decision is made by the script
-//! alone (`budget.lua`), which Redis runs as one step.
+//! One task on the control thread holds one connection. Exchanges ask by a bounded queue; all
+//! questions that wait go out together, one call of the script a key, in one pipeline, and while
+//! its answer is on the way the next ones gather. So a core never waits for the network, a thousand
+//! exchanges share a round trip, and every decision is made by the script alone (`budget.lua`),
+//! which Redis runs as one step.
 //!
-//! Any failure ends the connection: whoever waits is told `Lost` and goes on without
-//! (`Budget::on_loss`), later ones do not even ask, and a new connection is tried until one
-//! answers. A call whose answer was lost may have been charged; none is ever charged too little.
+//! Any failure ends the connection. Exchanges that wait are told `Lost` and go on as
+//! `Budget::on_loss` says, later ones do not even ask, and connecting is tried again until it
+//! succeeds. A call whose answer was lost may have been charged; none is ever charged too little.
 //!
-//! Nodes make themselves known in a sorted set, so that each knows its share when it must count
-//! alone. Windows follow the clock of Redis. Its version must be 5 or later.
+//! Each node writes itself into a sorted set, so that all know how many nodes there are, and each
+//! knows its share when it must count alone. Windows follow the clock of Redis, which must be of
+//! version 5 or later.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -31,46 +32,47 @@ use crate::policy::limit::lease::{Dealt, Draw};
 use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, StoreVerdict, Waiter};
 use crate::policy::limit::window::Full;
 
-/// The script.
+/// The script that decides and charges; see its head for arguments and results.
 const SCRIPT: &str = include_str!("budget.lua");
-/// What a key's name follows in Redis.
+/// Prefix of the names in Redis, before the name of an API key.
 const KEY_PREFIX: &str = "tokenring:limit:";
-/// The sorted set of nodes, by the second of their last word.
+/// The sorted set of nodes; the score is the second of the node's last beat.
 const NODES_KEY: &str = "tokenring:nodes";
 
 /// Longest time that an exchange waits for an answer.
 ///
-/// Long against a round trip in one data centre, short against an answer of a model. It is paid
-/// once: after it the store counts as away and nobody waits.
+/// Long compared with a round trip in one data centre, short compared with an answer of a model. It
+/// is waited once: after it the store counts as lost, and no exchange waits for it.
 pub const CALL_TIMEOUT: Duration = Duration::from_millis(200);
-/// Longest time for a connection and its first words.
+/// Longest time to connect, load the script and send the first beat.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// From one attempt to connect to the next.
+/// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(250);
-/// From one word of this node to the next, and the oldest news of the others.
+/// Time between two beats: each reports this node and reads how many nodes there are.
 const BEAT: Duration = Duration::from_secs(1);
-/// A node that was silent for so long is gone, seconds.
+/// After so many seconds without a beat a node no longer counts.
 const SILENT_S: u64 = 15;
-/// Questions that may wait; one more is answered `Lost`.
+/// Most questions that wait; a further one is answered `Lost`.
 const ASKS_MAX: usize = 65_536;
-/// Questions that go out together.
+/// Most questions that go out in one pipeline.
 const TOGETHER_MAX: usize = 4096;
-/// Numbers above lose digits in Lua.
+/// Most tokens sent to the script: Lua's numbers are exact up to 2^53.
 const TOKENS_MAX: u64 = 1 << 50;
 
-/// A store that is about to be used.
+/// A store whose task is not running yet.
 pub struct Opened<F> {
-    /// What the cores ask.
+    /// What the cores ask and share.
     pub budget: Arc<Budget>,
-    /// To be run on the control thread; ends when the last `budget` has gone.
+    /// The task, to be run on the control thread; ends when the last clone of `budget` is dropped.
     pub run: F,
-    /// Says when the first attempt to connect is over, and why it failed.
+    /// Receives the outcome of the first attempt to connect.
     pub first: std_mpsc::Receiver<Result<(), String>>,
 }
 
-/// Makes what the config names; `None` when the counters live in this process.
+/// Makes the store that the config names; `None` when the counters are kept in this process. `node`
+/// identifies this process among the nodes.
 ///
-/// Errors: the URL is none that Redis is reached by.
+/// Errors: the URL is no valid URL of Redis; its text is not quoted, since it may hold a password.
 pub fn open(
     store: &RatelimitStore,
     node: u64,
@@ -88,7 +90,7 @@ pub fn open_telling(
         return Ok(None);
     }
     let url = String::from_utf8_lossy(store.url.expose()).into_owned();
-    // The error may quote the URL, and with it a password.
+    // Only the kind of the error: its text may quote the URL, and with it a password.
     let client =
         Client::open(url).map_err(|error| format!("ratelimit_store.url: {:?}", error.kind()))?;
     let (asks, inbox) = mpsc::channel::<Ask>(ASKS_MAX);
@@ -105,7 +107,7 @@ pub fn open_telling(
     let (tell, first) = std_mpsc::channel();
     let store = Store {
         client,
-        // The cores own it: when they have gone the queue closes, and this ends.
+        // The cores own the budget: when they are gone the queue closes, and the task ends.
         budget: Arc::downgrade(&budget),
         ahead: mode == Mode::Lease,
         inbox,
@@ -118,15 +120,16 @@ pub fn open_telling(
 struct Store {
     client: Client,
     budget: std::sync::Weak<Budget>,
-    /// Whether calls are drawn before they are needed.
+    /// Whether calls are drawn in advance (mode `lease`).
     ahead: bool,
     inbox: mpsc::Receiver<Ask>,
-    /// This node's name among the others.
+    /// The member of `NODES_KEY` that stands for this node.
     node: String,
     say: Say,
 }
 
-/// The connection is to be made anew, or there is nobody left to serve.
+/// Why a connection is served no longer: it must be made anew (`Lost`), or the cores are gone
+/// (`Over`).
 enum End {
     Lost,
     Over,
@@ -144,7 +147,7 @@ impl From<tokio::time::error::Elapsed> for End {
     }
 }
 
-/// A connection that knows the script.
+/// A connection on which the script is loaded, and the digest by which it is called.
 struct Link {
     connection: MultiplexedConnection,
     script: String,
@@ -178,7 +181,7 @@ impl Store {
                 lost = true;
                 (self.say)("ratelimit_store: lost; on_error holds until it is back");
             } else {
-                // Whoever starts tells of it; what comes back later is told here.
+                // The receiver of `first` reports the first failure; `lost` has a return told.
                 lost = true;
                 tell_first(&mut first, told);
             }
@@ -207,7 +210,7 @@ impl Store {
         Ok(link)
     }
 
-    /// Answers questions until the connection or the cores have gone.
+    /// Answers questions until the connection fails or the cores are gone.
     async fn serve(&mut self, mut link: Link) -> End {
         let mut next_beat = Instant::now() + BEAT;
         let mut asks = Vec::new();
@@ -220,7 +223,7 @@ impl Store {
                 }
             }
             match timeout_at(next_beat, self.inbox.recv()).await {
-                // Time for a beat.
+                // No question until the next beat is due.
                 Err(_) => {}
                 Ok(None) => return End::Over,
                 Ok(Some(ask)) => {
@@ -238,7 +241,7 @@ impl Store {
         }
     }
 
-    /// Says that this node lives, hears how many do, and what time it is.
+    /// Reports that this node lives, and reads the number of nodes and the time of Redis.
     async fn beat(&self, link: &mut Link) -> Result<(), RedisError> {
         let connection = &mut link.connection;
         let (second, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
@@ -255,7 +258,7 @@ impl Store {
         Ok(())
     }
 
-    /// Puts one question for each key, all in one round trip.
+    /// Sends one call for each key, all in one round trip, and hands out the answers.
     async fn answer(&self, link: &mut Link, questions: Vec<Question>) -> Result<(), End> {
         let Some(budget) = self.budget.upgrade() else { return Err(End::Over) };
         let mut calls = redis::pipe();
@@ -285,14 +288,14 @@ impl Store {
         Ok(())
     }
 
-    /// Waits for the next attempt; who asks meanwhile is told that nobody answers.
+    /// Waits until the next attempt to connect; questions that come meanwhile are answered `Lost`.
     async fn pause(&mut self) -> End {
         let until = sleep(RETRY);
         let mut until = std::pin::pin!(until);
         std::future::poll_fn(|cx| {
             while let std::task::Poll::Ready(ask) = self.inbox.poll_recv(cx) {
                 match ask {
-                    // Dropping it answers it.
+                    // Dropping its waiter answers `Lost`.
                     Some(ask) => ask.state.lease.nudge_failed(),
                     None => return std::task::Poll::Ready(End::Over),
                 }
@@ -305,12 +308,12 @@ impl Store {
 
 fn tell_first(first: &mut Option<std_mpsc::Sender<Result<(), String>>>, told: Result<(), String>) {
     if let Some(first) = first.take() {
-        // Nobody may be waiting for it any more.
+        // An error means that the start no longer waits for it.
         let _ = first.send(told);
     }
 }
 
-/// All that is asked about one key at a time.
+/// All questions about one key that go out as one call.
 struct Question {
     name: Arc<str>,
     rules: KeyRules,
@@ -328,7 +331,7 @@ fn gather(asks: impl Iterator<Item = Ask>) -> Vec<Question> {
             questions.len() - 1
         });
         if let Some(question) = questions.get_mut(place) {
-            // The rules of the latest config.
+            // The last question has the rules of the latest config.
             question.rules = rules;
             question.waiters.extend(waiter);
         }
@@ -356,7 +359,7 @@ impl Question {
     }
 }
 
-/// A question that is on its way; what it holds goes back when no answer comes.
+/// A call that is on its way; dropped without an answer, it gives back the calls that it drew.
 struct Pending {
     question: Question,
     draw: Draw,
@@ -379,7 +382,7 @@ impl Pending {
     }
 }
 
-/// Why those that do not pass do not.
+/// The verdict for the exchanges that do not pass.
 fn refusal(rules: &KeyRules, dealt: &Dealt) -> StoreVerdict {
     if rules.quota.per_day > 0 && dealt.left_day == 0 {
         StoreVerdict::Full(Full::Day)
