@@ -17,7 +17,7 @@ use super::sys;
 
 const RECORD_BYTES: usize = 32;
 
-/// One message.
+/// A message to a core.
 #[derive(Debug)]
 pub enum Message {
     /// A connection accepted elsewhere, not yet read from.

@@ -20,7 +20,7 @@ pub const LOOK_AGAIN: u64 = u64::MAX;
 /// Names one `Notify` of one core; may be copied to any thread and outlive the `Notify`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct WakeToken {
-    /// The core.
+    /// The number of the core where it waits.
     pub core: u16,
     /// Its slot in the core's table.
     pub slot: u32,

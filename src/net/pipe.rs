@@ -228,7 +228,7 @@ impl End {
         })
     }
 
-    /// See `recv`.
+    /// As `recv`, for use within a poll.
     pub fn poll_recv(&self, cx: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<usize> {
         let mut lane = self.incoming().borrow_mut();
         match lane.take(buffer) {
@@ -325,7 +325,7 @@ impl End {
         })
     }
 
-    /// See `send`.
+    /// As `send`, for use within a poll.
     pub fn poll_send(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let mut lane = self.outgoing().borrow_mut();
         match lane.put(bytes) {

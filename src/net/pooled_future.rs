@@ -26,7 +26,7 @@ thread_local! {
     static FREE: RefCell<Vec<Vec<NonNull<u8>>>> = RefCell::new(vec![Vec::new(); CLASSES]);
 }
 
-/// A future of any type in a pooled block; awaits to its output.
+/// A future of any type in a pooled block; awaiting this gives that future's output.
 pub struct PooledFuture<'a, T> {
     block: NonNull<u8>,
     class: usize,
@@ -79,9 +79,9 @@ impl<T> Unpin for PooledFuture<'_, T> {}
 /// A future of type `F` in place, or any other future in a pooled block: the common case is polled
 /// without an indirect call, and its size does not grow with the other futures.
 pub enum OrPooled<F: Future> {
-    /// The common case.
+    /// A future of the common type, in place.
     Bare(F),
-    /// Any other future.
+    /// A future of any other type.
     Pooled(PooledFuture<'static, F::Output>),
 }
 

@@ -22,7 +22,7 @@ use super::tls::TlsStream;
 pub enum Stream {
     /// A socket, TCP or Unix, without TLS.
     Plain(Socket),
-    /// TLS over a socket.
+    /// TLS over a socket: the kernel cannot move its bytes by itself.
     Tls(TlsStream),
     /// One end of a pipe in memory: a stream of HTTP/2.
     Pipe(End),
@@ -31,7 +31,7 @@ pub enum Stream {
 /// What the ticker holds of a stream to end it at its deadline; it does not keep the stream open.
 #[derive(Clone)]
 pub enum Handle {
-    /// A descriptor.
+    /// The descriptor of a socket; it must stay open while it is armed.
     Fd(RawFd),
     /// An end of a pipe.
     Pipe(WeakEnd),

@@ -43,7 +43,7 @@ pub enum Peek {
     Data,
     /// The peer has ended or reset the connection.
     Gone,
-    /// Nothing has come.
+    /// No byte and no end: a receive would wait.
     Nothing,
 }
 

@@ -14,7 +14,7 @@ pub enum Driver {
     UringDefer,
     /// io_uring; completions do not interrupt the core (COOP_TASKRUN).
     UringCoop,
-    /// io_uring without flags.
+    /// io_uring as an older kernel has it, without either flag.
     UringPlain,
     /// epoll, where io_uring is not to be had or not wanted.
     Epoll,

@@ -20,7 +20,7 @@ use super::server::{ReloadableServer, server_config};
 use super::tickets::{TicketContext, Tickets};
 use crate::config::{ListenerTls, Upstream, UpstreamTls};
 
-/// See the module.
+/// The TLS state that outlives plans.
 #[derive(Debug)]
 pub struct Store {
     tickets: Arc<Tickets>,

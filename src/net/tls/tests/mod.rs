@@ -44,7 +44,7 @@ fn trusting(authority: &Authority) -> UpstreamTls {
 
 type Ends = (ClientConnection, ServerConnection);
 
-/// Shakes hands; what went wrong is what the first to notice says.
+/// Shakes hands in memory; the error is that of the side which notices the fault first.
 fn shake(
     client: &Arc<ClientConfig>,
     server: &Arc<ServerConfig>,
@@ -53,7 +53,7 @@ fn shake(
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut client = ClientConnection::new(client.clone(), name)?;
     let mut server = ServerConnection::new(server.clone())?;
-    // Once more at the end, for the tickets of TLS 1.3.
+    // One round more than the handshake needs: the tickets of TLS 1.3 come after it.
     for _ in 0..6 {
         let mut wire = Vec::new();
         client.write_tls(&mut wire).unwrap();
@@ -87,7 +87,7 @@ fn resumes(first: &Ends, second: &Ends) -> bool {
     second.1.handshake_kind() == Some(HandshakeKind::Resumed)
 }
 
-/// A client of one version with sessions of its own.
+/// A client with sessions of its own; with `old` it speaks TLS 1.2 only.
 fn client_of(tls: &UpstreamTls, old: bool) -> Arc<ClientConfig> {
     let mut config = ClientConfig::clone(&client_config(tls, false).unwrap());
     config.resumption = Resumption::in_memory_sessions(8);
@@ -107,7 +107,7 @@ fn the_name_asked_for_chooses_the_certificate() {
     let authority = Authority::new("ca");
     let tls = listener(&authority, &[&["a.test"], &["*.b.test", "c.test"], &["x.b.test"]]);
     let server = serve(&Store::default(), &tls);
-    // Not verified here: the default does not have the names of strangers.
+    // Not verified here: the default certificate does not have the unknown names asked for.
     let client = client_config(&UpstreamTls { verify: false, ..trusting(&authority) }, false);
     let client = client.unwrap();
     for (name, expected) in [
@@ -122,7 +122,7 @@ fn the_name_asked_for_chooses_the_certificate() {
         ("two.any.b.test", "a.test"),
         ("b.test", "a.test"),
         ("stranger", "a.test"),
-        // An address is no SNI (RFC 6066 §3).
+        // An address is not sent as SNI (RFC 6066 §3).
         ("10.0.0.1", "a.test"),
     ] {
         assert_eq!(first_name(&shake(&client, &server, name).unwrap()), expected, "{name}");
@@ -198,13 +198,13 @@ fn a_client_that_signs_itself_is_believed_by_the_file_it_stands_in() {
             .map_err(|error| why(&error))
     };
     assert_eq!(shown(&require, &own), Ok(Some("app".to_owned())));
-    // Its name alone vouches for nobody: another key under it does not.
+    // The authority's name with another key is refused.
     let same_name = Authority::of("app", &[], 2099);
     assert!(shown(&require, &same_name).is_err());
     let late = Authority::of("app", &[], 2021);
     let require_late = ListenerTls { client_ca: Some(trust(&late)), ..require.clone() };
     assert!(shown(&require_late, &late).unwrap_err().contains("expired"));
-    // Whom it signs for comes in as before.
+    // A client whose certificate the authority has signed is accepted as before.
     let signed = showing(own.sign("signed", &["c"]));
     let server = serve(&Store::default(), &require);
     assert!(shake(&client_of(&signed, false), &server, "a.test").is_ok());
@@ -254,7 +254,7 @@ fn a_server_that_signs_itself_is_believed_by_the_file_it_stands_in() {
     assert_eq!(said(&good, &trusting(&good), "a.test"), None);
     assert_eq!(said(&good, &trusting(&good), "10.0.0.1"), None);
     let late = own(&["a.test"], 2021);
-    // Its name is that of the good one, its key is not.
+    // The same name as the good certificate, with another key.
     let stranger = own(&["a.test"], 2099);
     for (server, client, name, part) in [
         (&good, &trusting(&good), "b.test", "not valid for name \"b.test\""),
@@ -326,7 +326,7 @@ fn a_session_does_not_open_where_more_is_demanded() {
             let server = |name, tls: &ListenerTls| store.server(name, tls).unwrap().config();
             let first = shake(&client, &server("less", tls), "a.test").unwrap();
             assert!(shake(&client, &server("more", &require), "a.test").is_err(), "{old}");
-            // A failed handshake costs the client its sessions; with a fresh one it goes on.
+            // A failed handshake costs the client its sessions; a full handshake still works.
             let next = shake(&client, &server("less", tls), "a.test").unwrap();
             assert_eq!(first.1.alpn_protocol(), next.1.alpn_protocol());
         }
@@ -443,7 +443,7 @@ fn ticket_keys_are_kept_in_a_file_that_nobody_else_reads() {
     assert_eq!(others, 1, "nothing half written is left");
 }
 
-/// A folder that goes with the test.
+/// A folder that is removed when the test ends.
 struct Folder(PathBuf);
 
 impl Folder {
