@@ -18,7 +18,7 @@ pub(super) struct Connections {
     clock: AtomicU64,
 }
 
-/// One connection.
+/// What is remembered of an open connection.
 struct Connection {
     busy: AtomicBool,
     /// When the connection was opened or a request on it ended, by `Connections::clock`.

@@ -38,8 +38,8 @@ pub enum Listed {
 /// TLS settings with the certificates that are in their files now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewed {
-    /// Of a listener.
+    /// The TLS settings of a listener of the file.
     Listener(ListenerId, ListenerTls),
-    /// Of an entry of the file.
+    /// The TLS settings of an upstream's entry of the file.
     Upstream(UpstreamId, UpstreamTls),
 }
