@@ -31,8 +31,8 @@ const PAGES_MAX: usize = 32;
 const AGAIN_MIN: Duration = Duration::from_millis(250);
 /// Longest such pause; it doubles from one request to the next.
 const AGAIN_MAX: Duration = Duration::from_secs(5);
-/// Longest such pause for a dead server: there the request costs a server nothing.
-const AGAIN_DEAD_MAX: Duration = Duration::from_secs(1);
+/// Longest such pause for a server that is dead or still loads its model: clients wait for it.
+const AGAIN_AWAY_MAX: Duration = Duration::from_secs(1);
 
 /// Asks for as long as the task lives; `None` for an upstream that is disabled or whose models are
 /// listed in the config.
@@ -43,18 +43,23 @@ pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Op
     let monitored = monitored.clone();
     Some(Task::of(tokio::spawn(async move {
         let mut again = AGAIN_MIN;
+        // No list of the server holds: it gets no requests until it lists its models.
+        let mut away = true;
         loop {
             let wait = match monitored.list_models().await {
                 Listed::Models(_) => {
-                    again = AGAIN_MIN;
+                    (away, again) = (false, AGAIN_MIN);
                     interval
                 }
                 Listed::NoList(_) => {
-                    again = (again * 2).min(AGAIN_MAX);
+                    let loads = away && monitored.facts().checked.not_now;
+                    let longest = if loads { AGAIN_AWAY_MAX } else { AGAIN_MAX };
+                    again = (again * 2).min(longest);
                     again.min(interval)
                 }
                 Listed::Dead(_) => {
-                    again = (again * 2).min(AGAIN_DEAD_MAX);
+                    away = true;
+                    again = (again * 2).min(AGAIN_AWAY_MAX);
                     again.min(interval)
                 }
             };
@@ -78,12 +83,17 @@ impl Monitored {
                 asking.await
             }
         };
+        let mut not_now = false;
         let listed = match answer {
             Ok(models) => {
                 self.state.set_unheard(false);
                 Listed::Models(models)
             }
             Err(NoList::Said(why)) => Listed::NoList(why),
+            Err(NoList::NotNow(why)) => {
+                not_now = true;
+                Listed::NoList(why)
+            }
             Err(NoList::Silent(FetchError::Dead(why))) => Listed::Dead(why),
             Err(NoList::Silent(FetchError::Late(why))) => {
                 return self.tell(Listed::NoList(why)).await;
@@ -97,7 +107,11 @@ impl Monitored {
             }
         };
         self.state.set_late(false);
-        self.facts().checked.unreachable = matches!(listed, Listed::Dead(_));
+        {
+            let checked = &mut self.facts().checked;
+            checked.unreachable = matches!(listed, Listed::Dead(_));
+            checked.not_now = not_now;
+        }
         self.tell(listed).await
     }
 
@@ -127,10 +141,12 @@ impl Monitored {
             }
             if !status.is_success() {
                 // Such a status means that it has no list at all, rather than none for now.
+                let why = format!("status {}", status.as_u16());
                 if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
                     self.state.set_unheard(false);
+                    return Err(NoList::Said(why));
                 }
-                return Err(NoList::Said(format!("status {}", status.as_u16())));
+                return Err(NoList::NotNow(why));
             }
             let Some(page) = read_page(self.upstream.protocol, &body) else {
                 self.state.set_unheard(false);
@@ -151,6 +167,8 @@ impl Monitored {
 enum NoList {
     /// It answered, but with no list; the text says what it answered.
     Said(String),
+    /// It answered that it cannot say now, as a server does that loads its model.
+    NotNow(String),
     /// It did not answer.
     Silent(FetchError),
 }

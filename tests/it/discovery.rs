@@ -54,6 +54,23 @@ fn a_model_that_appears_is_routed_and_one_that_goes_is_404_within_an_interval() 
     assert_eq!(ids(&proxy), ["x", "y"]);
 }
 
+/// llama-server answers 503 as long as it loads, and that may take minutes.
+#[test]
+fn a_server_that_has_loaded_its_model_is_used_within_two_seconds() {
+    let server = super::house::mock();
+    server.behave("status=503");
+    let proxy = Proxy::start(&format!("{LISTENER}{}", upstream("a", &server.url(), "")));
+    // Long enough for pauses that double to have become long ones.
+    let begun = Instant::now();
+    wait_until("it has been loading for a while", || {
+        assert_eq!(ask(&mut proxy.client(), "mock-model").0, 503);
+        begun.elapsed() > Duration::from_secs(4)
+    });
+    server.behave("");
+    let took = wait_until("it is used", || ask(&mut proxy.client(), "mock-model").0 == 200);
+    assert!(took < Duration::from_secs(2), "{took:?}");
+}
+
 #[test]
 fn discovery_probes_and_traffic_take_the_same_way() {
     for (base, mode, listed) in [("/v1", "append", true), ("/b/v1", "append", false)] {
