@@ -31,6 +31,9 @@ pub enum Listed {
     /// It lives but gave no list, or could not be asked: the last list still holds. The text says
     /// why.
     NoList(String),
+    /// It answered that it cannot list its models now, as a server does that loads them: the last
+    /// list still holds. The text says what it answered.
+    NotNow(String),
     /// No connection, or no answer on one: it serves nothing. The text says why.
     Dead(String),
 }

@@ -46,20 +46,25 @@ pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Op
         // No list of the server holds: it gets no requests until it lists its models.
         let mut away = true;
         loop {
-            let wait = match monitored.list_models().await {
+            let longest = match monitored.list_models().await {
                 Listed::Models(_) => {
-                    (away, again) = (false, AGAIN_MIN);
-                    interval
-                }
-                Listed::NoList(_) => {
-                    let loads = away && monitored.facts().checked.not_now;
-                    let longest = if loads { AGAIN_AWAY_MAX } else { AGAIN_MAX };
-                    again = (again * 2).min(longest);
-                    again.min(interval)
+                    away = false;
+                    None
                 }
                 Listed::Dead(_) => {
                     away = true;
-                    again = (again * 2).min(AGAIN_AWAY_MAX);
+                    Some(AGAIN_AWAY_MAX)
+                }
+                Listed::NotNow(_) if away => Some(AGAIN_AWAY_MAX),
+                Listed::NotNow(_) | Listed::NoList(_) => Some(AGAIN_MAX),
+            };
+            let wait = match longest {
+                None => {
+                    again = AGAIN_MIN;
+                    interval
+                }
+                Some(longest) => {
+                    again = (again * 2).min(longest);
                     again.min(interval)
                 }
             };
@@ -83,17 +88,13 @@ impl Monitored {
                 asking.await
             }
         };
-        let mut not_now = false;
         let listed = match answer {
             Ok(models) => {
                 self.state.set_unheard(false);
                 Listed::Models(models)
             }
             Err(NoList::Said(why)) => Listed::NoList(why),
-            Err(NoList::NotNow(why)) => {
-                not_now = true;
-                Listed::NoList(why)
-            }
+            Err(NoList::NotNow(why)) => Listed::NotNow(why),
             Err(NoList::Silent(FetchError::Dead(why))) => Listed::Dead(why),
             Err(NoList::Silent(FetchError::Late(why))) => {
                 return self.tell(Listed::NoList(why)).await;
@@ -107,18 +108,14 @@ impl Monitored {
             }
         };
         self.state.set_late(false);
-        {
-            let checked = &mut self.facts().checked;
-            checked.unreachable = matches!(listed, Listed::Dead(_));
-            checked.not_now = not_now;
-        }
+        self.facts().checked.unreachable = matches!(listed, Listed::Dead(_));
         self.tell(listed).await
     }
 
     async fn tell(&self, listed: Listed) -> Listed {
         self.note(match &listed {
             Listed::Models(_) => None,
-            Listed::NoList(why) | Listed::Dead(why) => Some(why.as_str()),
+            Listed::NoList(why) | Listed::NotNow(why) | Listed::Dead(why) => Some(why.as_str()),
         });
         // The reconciler is gone only when all of this ends.
         let _ = self.events.send(Event::Models(self.identity.clone(), listed.clone())).await;
@@ -140,8 +137,8 @@ impl Monitored {
                 continue;
             }
             if !status.is_success() {
-                // Such a status means that it has no list at all, rather than none for now.
                 let why = format!("status {}", status.as_u16());
+                // Such a status means that it has no list at all, rather than none for now.
                 if status.is_client_error() && !matches!(status.as_u16(), 408 | 429) {
                     self.state.set_unheard(false);
                     return Err(NoList::Said(why));

@@ -85,8 +85,6 @@ pub struct Checked {
     pub last_error: Option<String>,
     /// When last asked for its models it was dead, or did not answer in time (`LATE_AFTER`).
     pub unreachable: bool,
-    /// It was asked for its models and answered that it cannot say now: it loads them, for one.
-    pub not_now: bool,
 }
 
 impl Monitored {

@@ -74,7 +74,7 @@ impl Server {
                 self.dead = false;
                 (Some(models), None)
             }
-            Listed::NoList(why) => (self.models.clone(), Some(why)),
+            Listed::NoList(why) | Listed::NotNow(why) => (self.models.clone(), Some(why)),
             Listed::Dead(why) => {
                 self.dead = true;
                 (self.models.clone(), Some(why))
