@@ -41,6 +41,8 @@ const SCRATCHES_KEPT: usize = 256;
 pub struct Shared {
     /// The plan in force.
     pub slot: PlanSlot,
+    /// The version of the plan by which each core serves.
+    pub served: Vec<Padded<AtomicU64>>,
     /// Active client connections per core, for the hand-over at accept.
     pub active: Vec<Padded<AtomicU32>>,
     /// Mailboxes of the cores, same order.
@@ -120,6 +122,15 @@ impl PlanSlot {
 }
 
 impl Shared {
+    /// The plan by which all cores serve; none while one of them has not yet taken the latest.
+    #[must_use]
+    pub fn plan_of_all_cores(&self) -> Option<Arc<Plan>> {
+        let (plan, version) = self.slot.plan();
+        let current =
+            |Padded(served): &Padded<AtomicU64>| served.load(Ordering::Acquire) == version;
+        self.served.iter().all(current).then_some(plan)
+    }
+
     /// The sum of all cores' counters, as of their last publication.
     #[must_use]
     pub fn counters_sum(&self) -> Counters {
@@ -130,6 +141,13 @@ impl Shared {
             }
         }
         sum
+    }
+
+    /// Says that a core serves by the plan of this version.
+    fn took_plan(&self, core: usize, version: u64) {
+        if let Some(Padded(served)) = self.served.get(core) {
+            served.store(version, Ordering::Release);
+        }
     }
 
     /// Counts a client connection of a core in or out.
@@ -320,6 +338,7 @@ impl Core {
     #[must_use]
     pub fn new(index: usize, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
         let (plan, version) = shared.slot.plan();
+        shared.took_plan(index, version);
         Rc::new(Self {
             index,
             picks: RefCell::new(
@@ -359,6 +378,7 @@ impl Core {
         self.keep_by_group(&plan);
         self.plan_version.set(version);
         *self.plan.borrow_mut() = Rc::new(plan);
+        self.shared.took_plan(self.index, version);
     }
 
     /// Carries over what belongs to groups that still have the same members: the balancers'

@@ -422,6 +422,8 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
     Arc::new(Shared {
         slot: PlanSlot::new(plan, &notifier),
         notifier,
+        // No core has taken a plan yet.
+        served: (0..copies).map(|_| Padded(AtomicU64::new(u64::MAX))).collect(),
         active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
         mailboxes,
         connections: AtomicU32::new(0),

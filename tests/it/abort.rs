@@ -141,7 +141,7 @@ fn stops_an_upstream_that_does_not_take_the_body_of_a_stream() {
     let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let url = format!("http://{}", deaf.local_addr().unwrap());
     let proxy = Setup::default().start_on(&[url]);
-    let in_flight = || proxy.shared().slot.plan().0.upstreams[0].state.in_flight();
+    let in_flight = || proxy.plan().upstreams[0].state.in_flight();
     let client = H2Client::connect(proxy.addr(), None);
     let mut stream = client.open("POST", "/echo", &[], false);
     let sent = AtomicU64::new(0);

@@ -33,7 +33,7 @@ fn house(urls: &[String], breaker: &str, group: &str) -> Proxy {
 }
 
 fn state(proxy: &Proxy, at: usize) -> StateName {
-    proxy.shared().slot.plan().0.upstreams[at].state.breaker.state().name()
+    proxy.plan().upstreams[at].state.breaker.state().name()
 }
 
 fn status(client: &mut Client, how: &str) -> u16 {

@@ -334,7 +334,7 @@ fn servers_are_asked_over_tls_and_must_be_who_they_are() {
         let last = row["lastError"].as_str().unwrap_or_default();
         assert!(last.starts_with(error) && last.is_empty() == error.is_empty(), "{name}: {last}");
     }
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     assert!(plan.models.known("m").is_some(), "models were discovered");
     assert!(plan.upstreams.iter().all(|upstream| upstream.tls.is_some() && !upstream.http2));
 }

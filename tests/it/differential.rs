@@ -445,7 +445,7 @@ fn no_server_reads_another_model_than_we_do() {
         format!("unix:{}", std::env::temp_dir().join(file).display())
     };
     let proxy = Proxy::start(&config(&urls, socket));
-    let plan: Arc<Plan> = proxy.shared().slot.plan().0;
+    let plan: Arc<Plan> = proxy.plan();
     let number_of = |name: &str| plan.listeners.iter().position(|l| l.name == name).unwrap();
     let (seed, turns) =
         (number("TOKENRING_FUZZ_SEED", 1), number("TOKENRING_FUZZ_ITERATIONS", ITERATIONS));

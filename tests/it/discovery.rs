@@ -128,7 +128,7 @@ fn cached_model_map_does_not_keep_routing_to_a_dead_server() {
     assert!(took < Duration::from_secs(2), "at once, not after a ttl: {took:?}");
     assert_eq!(ids(&proxy), ["only-a", "x"], "its name stays known");
     let members = |proxy: &Proxy| {
-        let (plan, _) = proxy.shared().slot.plan();
+        let plan = proxy.plan();
         let found = plan.models.known("x").map(|model| model.group).unwrap();
         plan.groups[usize::from(found)].members.len()
     };
@@ -221,7 +221,7 @@ fn file_config(file: &TargetsFile) -> String {
 }
 
 fn upstreams(proxy: &Proxy) -> usize {
-    proxy.shared().slot.plan().0.upstreams.len()
+    proxy.plan().upstreams.len()
 }
 
 #[test]
@@ -422,7 +422,7 @@ fn weights_of_a_file_are_those_of_the_members() {
     };
     file.write(&format!("[{},{}]", group(&a, 3), group(&b, 1)));
     let proxy = Proxy::start(&file_config(&file));
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     let weights: Vec<u32> = plan.groups[0].members.iter().map(|(_, weight)| *weight).collect();
     assert_eq!(weights, [3, 1]);
 }
@@ -461,10 +461,10 @@ fn a_host_name_is_looked_up_again_and_traffic_moves() {
     let proxy = Proxy::start_with(&text, asking(&server));
     let mut client = proxy.client();
     assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
-    let state = proxy.shared().slot.plan().0.upstreams[0].state.clone();
+    let state = proxy.plan().upstreams[0].state.clone();
     server.set(|records| records.addresses[0].1 = vec![TWO]);
     wait_until("traffic has moved", || ask(&mut proxy.client(), "m") == (200, "b".to_owned()));
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     assert!(std::sync::Arc::ptr_eq(&state, &plan.upstreams[0].state), "the same upstream");
     // Also on a connection whose upstream connection was pooled before.
     assert_eq!(ask(&mut client, "m"), (200, "b".to_owned()));
@@ -487,7 +487,7 @@ fn each_address_of_a_name_is_an_upstream() {
     let text = format!("{LISTENER}{}", upstream("many", "http://all.test", &discover));
     let proxy = Proxy::start_with(&text, asking(&server));
     let names = |proxy: &Proxy| {
-        let (plan, _) = proxy.shared().slot.plan();
+        let plan = proxy.plan();
         let mut names: Vec<String> = plan.upstreams.iter().map(|u| u.name.clone()).collect();
         names.sort();
         names
@@ -527,7 +527,7 @@ fn services_are_those_of_the_best_priority_with_their_weights() {
     let proxy = Proxy::start_with(&text, asking(&server));
     let mut client = proxy.client();
     assert_eq!(ask(&mut client, "m"), (200, "a".to_owned()));
-    let members = proxy.shared().slot.plan().0.groups[0].members.clone();
+    let members = proxy.plan().groups[0].members.clone();
     assert_eq!(members, [(0, 14)]);
     server.set(|records| records.services[0].1[0].3 = "nowhere.test");
     let asked = server.asked();
@@ -597,7 +597,7 @@ fn a_breaker_counts_nothing_before_there_is_an_address() {
     wait_until("it serves as soon as it has an address", || {
         ask(&mut proxy.client(), "late") == (200, "a".to_owned())
     });
-    let state = proxy.shared().slot.plan().0.upstreams[0].state.clone();
+    let state = proxy.plan().upstreams[0].state.clone();
     assert_eq!(state.breaker_changes(), [0; 3]);
 }
 

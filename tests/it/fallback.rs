@@ -51,7 +51,7 @@ fn requests<const N: usize>(mocks: &[Mock; N]) -> [u64; N] {
 }
 
 fn breaker(proxy: &Proxy, at: usize) -> StateName {
-    proxy.shared().slot.plan().0.upstreams[at].state.breaker.state().name()
+    proxy.plan().upstreams[at].state.breaker.state().name()
 }
 
 #[test]

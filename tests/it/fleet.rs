@@ -281,17 +281,17 @@ impl Fleet {
     }
 
     fn breaker(&self, at: usize) -> StateName {
-        self.proxy.shared().slot.plan().0.upstreams[at].state.breaker.state().name()
+        self.proxy.plan().upstreams[at].state.breaker.state().name()
     }
 
     fn attempts(&self, at: usize) -> u64 {
-        self.proxy.shared().slot.plan().0.upstreams[at].state.attempts()
+        self.proxy.plan().upstreams[at].state.attempts()
     }
 
     /// Time until the breaker lets the next trial through.
     fn closed_for(&self, at: usize) -> Duration {
         let now_ms = self.proxy.shared().notifier.us_at(Instant::now()) / 1000;
-        let breaker = &self.proxy.shared().slot.plan().0.upstreams[at].state.breaker;
+        let breaker = &self.proxy.plan().upstreams[at].state.breaker;
         Duration::from_millis(breaker.snapshot(now_ms).open_ms.unwrap_or(0))
     }
 
@@ -306,8 +306,7 @@ impl Fleet {
     fn is_tried_in_vain(&self, at: usize) {
         let before = self.attempts(at);
         let changes = || {
-            self.proxy.shared().slot.plan().0.upstreams[at].state.breaker_changes()
-                [StateName::HalfOpen as usize]
+            self.proxy.plan().upstreams[at].state.breaker_changes()[StateName::HalfOpen as usize]
         };
         let trials = changes();
         wait_until("it is tried again", || changes() > trials);

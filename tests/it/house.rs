@@ -7,6 +7,7 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
@@ -14,6 +15,7 @@ use tokenring::config::{self, Loaded, Outside, Report};
 use tokenring::control;
 use tokenring::load;
 use tokenring::net::dial::Address;
+use tokenring::proxy::plan::Plan;
 use tokenring::server::{self, Server};
 
 use super::wire::Client;
@@ -159,6 +161,19 @@ impl Proxy {
     /// A connection to the first listener.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.addr())
+    }
+
+    /// The plan in force, as soon as every core serves by it: a request sent now meets it, or one
+    /// that came after it.
+    pub(crate) fn plan(&self) -> Arc<Plan> {
+        let started = Instant::now();
+        loop {
+            if let Some(plan) = self.shared().plan_of_all_cores() {
+                return plan;
+            }
+            assert!(started.elapsed() < LIMIT, "not within {LIMIT:?}: all cores have the plan");
+            std::thread::yield_now();
+        }
     }
 
     /// Client connections open now.

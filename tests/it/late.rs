@@ -127,7 +127,7 @@ fn a_client_that_stalls_its_upload_is_late_and_not_the_server() {
         let answer = client.answer();
         assert_eq!(answer.status, 408, "{path} {length}: {}", answer.text());
     }
-    let plan = proxy.shared().slot.plan().0;
+    let plan = proxy.plan();
     assert_eq!(plan.upstreams[0].state.breaker.state().name(), StateName::Closed);
 }
 

@@ -135,14 +135,14 @@ fn now_ns(proxy: &Proxy) -> u64 {
 
 /// What the key owes, in tokens; `None` when it owes nothing.
 fn debt(proxy: &Proxy) -> Option<u64> {
-    let plan = proxy.shared().slot.plan().0;
+    let plan = proxy.plan();
     let owed_ns = plan.limits[0].state.balance.check(now_ns(proxy)).err()?;
     Some(owed_ns.div_ceil(NS_PER_SECOND))
 }
 
 /// Leaves the key with nothing, and no debt.
 fn empty(proxy: &Proxy) {
-    let plan = proxy.shared().slot.plan().0;
+    let plan = proxy.plan();
     assert_eq!(debt(proxy), None, "a fresh key");
     plan.limits[0].state.balance.charge(PER_MINUTE, PER_MINUTE, now_ns(proxy));
 }
@@ -344,11 +344,11 @@ fn what_a_token_takes_is_learned_from_answers_with_a_count() {
     assert_eq!(proxy.client().send(prompt(1_600)).answer().status, 200);
     proxy.wait_until_empty();
     let learned = |proxy: &Proxy| {
-        let plan = proxy.shared().slot.plan().0;
+        let plan = proxy.plan();
         plan.limits[0].state.balance.check(now_ns(proxy))
     };
     assert_eq!(learned(&proxy), Ok(()));
-    let plan = proxy.shared().slot.plan().0;
+    let plan = proxy.plan();
     plan.limits[0].state.balance.charge(PER_MINUTE - 41, PER_MINUTE, now_ns(&proxy));
     server.say("", Then::Close);
     let mut client = proxy.client();

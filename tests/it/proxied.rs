@@ -540,7 +540,7 @@ fn probes_pass_the_tunnel() {
     let setup = Setup { upstream: &upstream, ..Setup::default() };
     let proxy = authority.proxy(setup, &["https://model.test:8443".to_owned()]);
     wait_until("it was probed", || server.requests() > 0);
-    let state = || proxy.shared().slot.plan().0.upstreams[0].state.healthy();
+    let state = || proxy.plan().upstreams[0].state.healthy();
     assert!(state());
     hop.set(Mood::Refuses(407));
     wait_until("it is down", || !state());

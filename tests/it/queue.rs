@@ -33,7 +33,7 @@ fn hold(mock: &Mock, proxy: &Proxy, fields: &str) -> Client {
 
 fn wait_for_waiters(proxy: &Proxy, count: u32) {
     wait_until("so many wait", || {
-        let (plan, _) = proxy.shared().slot.plan();
+        let plan = proxy.plan();
         let queues = plan.groups.iter().filter_map(|group| group.queue.as_ref());
         queues.map(|queue| queue.len()).sum::<u32>() == count
     });

@@ -329,7 +329,7 @@ fn a_name_whose_servers_within_reach_are_away_stays_known() {
     wait_until("it is known to be away", || {
         let status = ask("m").status;
         assert!(matches!(status, 502 | 503), "{status}");
-        let (plan, _) = proxy.shared().slot.plan();
+        let plan = proxy.plan();
         plan.models.known("m").is_some_and(|m| plan.groups[usize::from(m.group)].name == "a")
     });
     for name in ["m", "m@b", "b:m"] {

@@ -126,7 +126,7 @@ impl Drop for Redis {
 }
 
 fn budget(proxy: &Proxy) -> Arc<Budget> {
-    proxy.shared().slot.plan().0.budget.clone().expect("a budget that nodes share")
+    proxy.plan().budget.clone().expect("a budget that nodes share")
 }
 
 fn wait_for(nodes: &[Proxy], up: bool) {

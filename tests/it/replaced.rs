@@ -39,15 +39,15 @@ fn all_succeed(proxy: &Proxy, each: usize) {
 }
 
 fn attempts(proxy: &Proxy, at: usize) -> u64 {
-    proxy.shared().slot.plan().0.upstreams[at].state.attempts()
+    proxy.plan().upstreams[at].state.attempts()
 }
 
 fn breaker(proxy: &Proxy, at: usize) -> StateName {
-    proxy.shared().slot.plan().0.upstreams[at].state.breaker.state().name()
+    proxy.plan().upstreams[at].state.breaker.state().name()
 }
 
 fn none_in_flight(proxy: &Proxy) {
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     wait_until("nothing is in flight", || {
         plan.upstreams.iter().all(|upstream| upstream.state.in_flight() == 0)
     });

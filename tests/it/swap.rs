@@ -2,7 +2,6 @@
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use super::house::{LIMIT, Proxy, Setup, mock_with, wait_until};
 use super::wire::{Client, chat};
@@ -68,12 +67,9 @@ fn a_swap_reaches_every_core_at_once() {
         assert_eq!(server_of(client), "a");
     }
     proxy.swap(planner.plan(&[("b", b.addr())]));
-    let begun = Instant::now();
+    assert_eq!(proxy.plan().upstreams[0].name, "gpu-b", "all cores have it");
     for client in &mut clients {
-        while server_of(client) != "b" {
-            // It is a turn of the loop; the rest is room for a busy machine.
-            assert!(begun.elapsed() < Duration::from_millis(500), "{:?}", begun.elapsed());
-        }
+        assert_eq!(server_of(client), "b");
     }
 }
 
@@ -106,7 +102,7 @@ fn an_upstream_that_stays_keeps_its_count_and_its_connections() {
     assert_eq!(server_of(&mut proxy.client()), "a");
     let connections = a.stats().connections_total;
     proxy.swap(planner.plan(&[("b", b.addr()), ("a", a.addr())]));
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     assert_eq!(plan.upstreams[1].name, "gpu-a");
     let in_flight = || plan.upstreams[1].state.in_flight();
     wait_until("what began under the plan before is counted", || in_flight() == 1);
@@ -150,7 +146,7 @@ fn swaps_under_load_lose_nothing() {
         }
         over.store(true, Ordering::Relaxed);
     });
-    let (plan, _) = proxy.shared().slot.plan();
+    let plan = proxy.plan();
     let idle = || plan.upstreams.iter().all(|upstream| upstream.state.in_flight() == 0);
     wait_until("all are counted out", idle);
     assert_eq!(a.stats().aborted_total + b.stats().aborted_total, 0);
