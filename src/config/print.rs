@@ -288,8 +288,8 @@ fn print_key(out: &mut Out, config: &Config, key: &Key) {
         ),
     }
     match &key.listeners {
-        ListenerSet::All => out.list("listeners", ["*"]),
-        ListenerSet::Of(ids) => {
+        ListenersAllowed::All => out.list("listeners", ["*"]),
+        ListenersAllowed::Of(ids) => {
             out.list("listeners", ids.iter().map(|id| config.listener(*id).name.as_str()));
         }
     }

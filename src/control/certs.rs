@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use super::event::{Event, Renewed};
 use super::say::Say;
 use super::task::Task;
-use crate::config::{CertPair, Config, ListenerId, UpstreamId};
+use crate::config::{CertPair, Config, ListenerIndex, UpstreamId};
 use crate::net::sys::unix_s;
 use crate::net::tls::{Store, TicketContext, client_config, server_config};
 
@@ -121,7 +121,7 @@ impl Watch {
         let number = |index: usize| u16::try_from(index).unwrap_or(u16::MAX);
         for (index, listener) in config.listeners.iter().enumerate() {
             if let Some(tls) = listener.tls.clone() {
-                let part = Renewed::Listener(ListenerId(number(index)), tls);
+                let part = Renewed::Listener(ListenerIndex(number(index)), tls);
                 parts.push((format!("listener {}", listener.name), part));
             }
         }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::config::{ListenerId, ListenerTls, Target, UpstreamId, UpstreamTls};
+use crate::config::{ListenerIndex, ListenerTls, Target, UpstreamId, UpstreamTls};
 use crate::upstream::roster::Identity;
 
 /// Most events that wait for the reconciler; a task that sends one more waits.
@@ -42,7 +42,7 @@ pub enum Listed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewed {
     /// The TLS settings of a listener of the file.
-    Listener(ListenerId, ListenerTls),
+    Listener(ListenerIndex, ListenerTls),
     /// The TLS settings of an upstream's entry of the file.
     Upstream(UpstreamId, UpstreamTls),
 }

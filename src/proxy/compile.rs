@@ -17,7 +17,7 @@ use super::plan::{
 use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
 use crate::config::{
-    self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenerSet,
+    self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenersAllowed,
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::connect;
@@ -128,8 +128,8 @@ fn key(key: &config::Key) -> Key {
         digest: key.sha256.as_ref().map(KeyDigest::from_bytes),
         models,
         listeners: match &key.listeners {
-            ListenerSet::All => None,
-            ListenerSet::Of(ids) => Some(ids.iter().map(|id| id.0).collect()),
+            ListenersAllowed::All => None,
+            ListenersAllowed::Of(ids) => Some(ids.iter().map(|id| id.0).collect()),
         },
         expires_at: key.expires,
     }

@@ -154,16 +154,16 @@ fn model_set(r: &mut Reader<'_>, raw: &RawKey) -> ModelSet {
     if all { ModelSet::All } else { ModelSet::Of(patterns) }
 }
 
-fn listener_set(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames) -> ListenerSet {
-    let Some(list) = &raw.listeners else { return ListenerSet::All };
+fn listener_set(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames) -> ListenersAllowed {
+    let Some(list) = &raw.listeners else { return ListenersAllowed::All };
     if list.value.is_empty() {
         r.draft.fault(&list.spot, "an empty list lets nothing through; write [\"*\"] for all");
     }
     if list.value.iter().any(|at| at.value == "*") {
-        return ListenerSet::All;
+        return ListenersAllowed::All;
     }
     let ids = list.value.iter().filter_map(|at| names.listeners.find_one(r, at));
-    ListenerSet::Of(ids.map(ListenerId).collect())
+    ListenersAllowed::Of(ids.map(ListenerIndex).collect())
 }
 
 fn expires(r: &mut Reader<'_>, raw: &RawKey) -> Option<u64> {

@@ -14,7 +14,7 @@ pub(crate) fn warn_of_rights(
     keys: &[Key],
 ) {
     for (number, (raw, listener)) in each(&raw.listener).iter().zip(listeners).enumerate() {
-        let id = ListenerId(u16::try_from(number).unwrap_or(u16::MAX));
+        let id = ListenerIndex(u16::try_from(number).unwrap_or(u16::MAX));
         let routes = each(&raw.value.route);
         // A rule that was refused leaves no route; then the file has a fault to mend first.
         if routes.len() != listener.routes.len() {

@@ -12,9 +12,9 @@ pub struct GroupId(pub u16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(pub u16);
 
-/// Index of a listener in `Config::listeners`.
+/// Index of a listener in `Config::listeners`; `base::listener_id` has what outlives a config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListenerId(pub u16);
+pub struct ListenerIndex(pub u16);
 
 /// Where in the file a rule stands, for `explain` and the start-up block.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::pki::{Pair, Roots};
 
-use super::{ClientTimeouts, FilePosition, GroupId, KeyId, ListenerId};
+use super::{ClientTimeouts, FilePosition, GroupId, KeyId, ListenerIndex};
 pub use crate::policy::auth::Carrier;
 pub use crate::policy::model::Force;
 
@@ -194,7 +194,7 @@ pub struct Key {
     /// Models it may use.
     pub models: ModelSet,
     /// Listeners it is good for.
-    pub listeners: ListenerSet,
+    pub listeners: ListenersAllowed,
     /// Requests per minute; 0 = no limit. So the next four.
     pub rpm: u64,
     /// Requests per UTC day.
@@ -256,16 +256,16 @@ impl ModelSet {
 
 /// Listeners, or all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ListenerSet {
+pub enum ListenersAllowed {
     /// `["*"]`.
     All,
     /// One of these.
-    Of(Vec<ListenerId>),
+    Of(Vec<ListenerIndex>),
 }
 
-impl ListenerSet {
+impl ListenersAllowed {
     /// Whether that listener is in the set.
-    pub fn allows(&self, listener: ListenerId) -> bool {
+    pub fn allows(&self, listener: ListenerIndex) -> bool {
         match self {
             Self::All => true,
             Self::Of(ids) => ids.contains(&listener),

@@ -36,7 +36,7 @@ pub struct Config {
     pub limits: Limits,
     /// `[timeouts]`, the defaults; listeners and groups hold their own resolved copies.
     pub timeouts: Timeouts,
-    /// `[[listener]]`, never empty; indexed by `ListenerId`.
+    /// `[[listener]]`, never empty; indexed by `ListenerIndex`.
     pub listeners: Vec<Listener>,
     /// `[[key]]`; indexed by `KeyId`.
     pub keys: Vec<Key>,
@@ -80,7 +80,7 @@ impl Config {
     }
 
     /// The listener of an id of this config.
-    pub fn listener(&self, id: ListenerId) -> &Listener {
+    pub fn listener(&self, id: ListenerIndex) -> &Listener {
         &self.listeners[usize::from(id.0)]
     }
 

@@ -247,8 +247,8 @@ fn keys_have_rights_and_an_end() {
     let [key, all] = &good(&text).config.keys[..] else { panic!() };
     assert!(key.models.allows("a") && key.models.allows("gpt-4") && !key.models.allows("ab"));
     assert_eq!(key.expires, Some(1_893_456_000));
-    assert!(key.listeners.allows(ListenerId(0)) && !key.listeners.allows(ListenerId(1)));
-    assert!(all.models.allows("b") && all.listeners.allows(ListenerId(1)));
+    assert!(key.listeners.allows(ListenerIndex(0)) && !key.listeners.allows(ListenerIndex(1)));
+    assert!(all.models.allows("b") && all.listeners.allows(ListenerIndex(1)));
     assert_eq!((all.sha256.map(|sum| sum[0]), all.expires), (Some(0x9f), None));
 }
 
