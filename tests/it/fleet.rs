@@ -25,8 +25,10 @@ use super::wire::{Client, chat};
 
 /// Tells a child what engine it is: a name and a port.
 const ENGINE: &str = "TOKENRING_TEST_ENGINE";
-/// How an engine works when it is well: everybody has some requests in flight.
-const WELL: &str = "delay=150ms";
+/// How an engine works when it is well: everybody has some requests in flight. So long that the
+/// few milliseconds by which a busy machine wakes one engine later than another do not look like
+/// a slower server: a balancer by response time sends it less, and rightly.
+const WELL: &str = "delay=300ms";
 const HANGS: &str = "delay=3600s";
 /// Time between two requests of the load.
 const PERIOD: Duration = Duration::from_millis(10);
