@@ -1,8 +1,9 @@
 //! Floor 0, pure: what every other floor leans on. Read in this order:
 //! `units` (sizes and times as people write them), `rng` (chance as a value), `ids` (request
-//! ids), `buf` (receive buffers and their freelist).
+//! ids), `listener_id` (what a listener is called across configs), `buf` (receive buffers and their freelist).
 
 pub mod rng;
 pub mod ids;
+pub mod listener_id;
 pub mod buf;
 pub mod units;

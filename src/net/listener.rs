@@ -9,6 +9,7 @@
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -16,9 +17,26 @@ use std::path::Path;
 use socket2::{Domain, Socket, Type};
 
 use super::dial::Address;
+use crate::base::listener_id::ListenerId;
 
 /// Length of the accept queue that is asked for; the kernel lowers it to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
+
+/// An address that this process listens on, with one socket or more; the number is never given
+/// twice by one `ListenerSet`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BoundId(pub u32);
+
+/// A listening socket on its way to a core.
+#[derive(Debug)]
+pub struct ListeningSocket {
+    /// Its address.
+    pub bound: BoundId,
+    /// Whose connections come by it.
+    pub listener: ListenerId,
+    /// The socket.
+    pub socket: OwnedFd,
+}
 
 /// A bound and listening socket, not yet on any core's runtime.
 pub enum Listening {
@@ -26,6 +44,15 @@ pub enum Listening {
     Tcp(std::net::TcpListener),
     /// A path in the file system.
     Unix(UnixListener),
+}
+
+impl From<Listening> for OwnedFd {
+    fn from(listening: Listening) -> Self {
+        match listening {
+            Listening::Tcp(socket) => socket.into(),
+            Listening::Unix(socket) => socket.into(),
+        }
+    }
 }
 
 /// Binds one address `copies` times, once for each core.

@@ -1,5 +1,5 @@
-//! Messages from any thread to a core: a connection handed over, a wake-up, or an order of the
-//! control thread.
+//! Messages from any thread to a core: a connection handed over, a wake-up, what to listen on, or
+//! an order of the control thread.
 //!
 //! A message socket pair per core carries fixed-size records, each whole or not at all. That
 //! wakes a parked ring or epoll loop without an eventfd armed on every park, and it needs no
@@ -11,9 +11,11 @@ use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::listener::{BoundId, ListeningSocket};
 use super::notify::WakeToken;
 use super::rt::Socket;
 use super::sys;
+use crate::base::listener_id::ListenerId;
 
 const RECORD_BYTES: usize = 32;
 
@@ -22,8 +24,8 @@ const RECORD_BYTES: usize = 32;
 pub enum Message {
     /// A connection accepted elsewhere, not yet read from.
     Connection {
-        /// The index of the listener that accepted it.
-        listener: u16,
+        /// The listener that accepted it.
+        listener: ListenerId,
         /// The connection.
         fd: OwnedFd,
         /// The client's address, if it has one.
@@ -35,6 +37,25 @@ pub enum Message {
         token: WakeToken,
         /// The value that `Notify::notified` returns.
         value: u64,
+    },
+    /// Accept on this socket.
+    Listen(ListeningSocket),
+    /// Connections by this address are another listener's from now on.
+    Assign {
+        /// The address.
+        bound: BoundId,
+        /// Whose they are.
+        listener: ListenerId,
+    },
+    /// Accept no more by this address, and close its sockets.
+    StopListening {
+        /// The address.
+        bound: BoundId,
+    },
+    /// Tell this number once all that came before is done (`acknowledge`).
+    Acknowledge {
+        /// The number.
+        number: u64,
     },
     /// Stop accepting, finish what is in flight.
     Drain,
@@ -67,10 +88,13 @@ impl Sender {
         let record = encode(&message);
         match sys::send_now(self.0.as_raw_fd(), &record) {
             Ok(RECORD_BYTES) => {
-                if let Message::Connection { fd, .. } = message {
-                    // The receiver owns the descriptor from here on.
-                    let _ = fd.into_raw_fd();
-                }
+                let fd = match message {
+                    Message::Connection { fd, .. } => Some(fd),
+                    Message::Listen(ListeningSocket { socket, .. }) => Some(socket),
+                    _ => None,
+                };
+                // The receiver owns the descriptor from here on.
+                let _ = fd.map(IntoRawFd::into_raw_fd);
                 Ok(())
             }
             _ => Err(message),
@@ -118,10 +142,29 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
             record[16..24].copy_from_slice(&value.to_le_bytes());
         }
         Message::RefreshPlan => record[0] = b'L',
+        Message::Listen(ListeningSocket { bound, listener, socket }) => {
+            record[0] = b'N';
+            record[4..8].copy_from_slice(&socket.as_raw_fd().to_le_bytes());
+            record[8..12].copy_from_slice(&bound.0.to_le_bytes());
+            record[28..32].copy_from_slice(&listener.0.to_le_bytes());
+        }
+        Message::Assign { bound, listener } => {
+            record[0] = b'A';
+            record[8..12].copy_from_slice(&bound.0.to_le_bytes());
+            record[28..32].copy_from_slice(&listener.0.to_le_bytes());
+        }
+        Message::StopListening { bound } => {
+            record[0] = b'S';
+            record[8..12].copy_from_slice(&bound.0.to_le_bytes());
+        }
+        Message::Acknowledge { number } => {
+            record[0] = b'K';
+            record[16..24].copy_from_slice(&number.to_le_bytes());
+        }
         Message::EndIdle => record[0] = b'I',
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
-            record[2..4].copy_from_slice(&listener.to_le_bytes());
+            record[28..32].copy_from_slice(&listener.0.to_le_bytes());
             record[4..8].copy_from_slice(&fd.as_raw_fd().to_le_bytes());
             if let Some(peer) = peer {
                 record[8..10].copy_from_slice(&peer.port().to_le_bytes());
@@ -146,6 +189,7 @@ fn decode(record: &[u8]) -> Option<Message> {
     let two = |at: usize| u16::from_le_bytes([record[at], record[at + 1]]);
     let four = |at: usize| u32::from(two(at)) | u32::from(two(at + 2)) << 16;
     let eight = |at: usize| u64::from(four(at)) | u64::from(four(at + 4)) << 32;
+    let (bound, listener) = (BoundId(four(8)), ListenerId(four(28)));
     match record[0] {
         b'D' => Some(Message::Drain),
         b'X' => Some(Message::Abort),
@@ -155,6 +199,13 @@ fn decode(record: &[u8]) -> Option<Message> {
         }
         b'L' => Some(Message::RefreshPlan),
         b'I' => Some(Message::EndIdle),
+        b'N' => {
+            let socket = sys::own(four(4) as i32);
+            Some(Message::Listen(ListeningSocket { bound, listener, socket }))
+        }
+        b'A' => Some(Message::Assign { bound, listener }),
+        b'S' => Some(Message::StopListening { bound }),
+        b'K' => Some(Message::Acknowledge { number: eight(16) }),
         b'C' => {
             let fd = four(4) as i32;
             let mut v6 = [0u8; 16];
@@ -165,7 +216,7 @@ fn decode(record: &[u8]) -> Option<Message> {
                 _ => None,
             };
             let peer = ip.map(|ip| SocketAddr::new(ip, two(8)));
-            Some(Message::Connection { listener: two(2), fd: sys::own(fd), peer })
+            Some(Message::Connection { listener, fd: sys::own(fd), peer })
         }
         _ => None,
     }
@@ -181,12 +232,12 @@ mod tests {
             let peer = peer.map(|p| p.parse().unwrap());
             let (fd, _other) = sys::message_pair().unwrap();
             let number = fd.as_raw_fd();
-            let message = Message::Connection { listener: 513, fd, peer };
+            let message = Message::Connection { listener: ListenerId(0x0403_0201), fd, peer };
             let record = encode(&message);
             let Message::Connection { fd, .. } = message else { unreachable!() };
             let _ = fd.into_raw_fd();
             match decode(&record) {
-                Some(Message::Connection { listener: 513, fd, peer: got }) => {
+                Some(Message::Connection { listener: ListenerId(0x0403_0201), fd, peer: got }) => {
                     assert_eq!((fd.as_raw_fd(), got), (number, peer));
                 }
                 other => panic!("{other:?}"),
@@ -204,6 +255,32 @@ mod tests {
                 }
                 other => panic!("{other:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn what_to_listen_on_survives_the_trip() {
+        let (bound, listener) = (BoundId(u32::MAX - 1), ListenerId(0x0403_0201));
+        for message in [
+            Message::Assign { bound, listener },
+            Message::StopListening { bound },
+            Message::Acknowledge { number: 1 << 63 | 5 },
+        ] {
+            let got = decode(&encode(&message));
+            assert_eq!(format!("{got:?}"), format!("{:?}", Some(message)));
+        }
+        let (sender, inbox) = mailbox().unwrap();
+        let (socket, _other) = sys::message_pair().unwrap();
+        let number = socket.as_raw_fd();
+        sender.send(Message::Listen(ListeningSocket { bound, listener, socket })).unwrap();
+        let mut record = Vec::with_capacity(RECORD_BYTES);
+        sys::recv_now(inbox.0.as_raw_fd(), &mut record).unwrap();
+        match decode(&record) {
+            Some(Message::Listen(got)) => {
+                assert_eq!((got.bound, got.listener), (bound, listener));
+                assert_eq!(got.socket.as_raw_fd(), number);
+            }
+            other => panic!("{other:?}"),
         }
     }
 

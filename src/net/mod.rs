@@ -4,10 +4,13 @@
 //! `ticker` (coarse deadlines) with `lines` (which connection has idled longest), `pipe` (a byte
 //! stream in memory) with `unsent` (how much of the answers may wait in memory), `stream` (what the
 //! trunk calls a connection) with `discard` (reading on before a close), `watch` (noticing that a
-//! client leaves), `dial` (connecting), `listener`, `mailbox` (messages to a core), `h2io` (a
+//! client leaves), `dial` (connecting), `listener`,
+//! `listener_set` (all that the process listens on), `mailbox` (messages to a core) with `acknowledge` (which cores
+//! have done what a message said), `h2io` (a
 //! stream for the `h2` crate), `h2body` (bodies between the two protocols), `tls`, `notify` (an
 //! exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
 
+pub mod acknowledge;
 pub mod buffers;
 pub mod caught;
 pub mod dial;
@@ -16,6 +19,7 @@ pub mod h2body;
 pub mod h2io;
 mod lines;
 pub mod listener;
+pub mod listener_set;
 pub mod mailbox;
 pub mod notify;
 pub mod pipe;

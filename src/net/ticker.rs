@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::lines::{Line, Lines};
 use super::stream::Handle;
 use super::sys::Shut;
+use crate::base::listener_id::ListenerId;
 
 /// Time between two walks. All timeouts of the config are seconds; tests use less.
 pub const TICK: Duration = Duration::from_millis(50);
@@ -46,8 +47,8 @@ struct Slot {
     /// Woken when the peer hangs up; while there is one, the walk looks for the hang-up.
     watcher: Option<Waker>,
     hung_up: bool,
-    /// No request is in flight: a drain may end the connection at once.
-    idle: bool,
+    /// No request is in flight, on a connection of this listener: a drain may end it at once.
+    idle: Option<ListenerId>,
     /// The queue in which the slot is, if any.
     line: Option<Line>,
 }
@@ -61,7 +62,7 @@ const DISARMED: Slot = Slot {
     expired: false,
     watcher: None,
     hung_up: false,
-    idle: false,
+    idle: None,
     line: None,
 };
 
@@ -116,7 +117,14 @@ impl Ticker {
     /// Ends the receive side of every idle connection: a request that has already arrived is still
     /// served, a later one is not waited for.
     pub fn end_idle(&self) {
-        for slot in self.slots.borrow().iter().filter(|slot| slot.idle) {
+        for slot in self.slots.borrow().iter().filter(|slot| slot.idle.is_some()) {
+            slot.end(Shut::Read);
+        }
+    }
+
+    /// As `end_idle`, for the connections of one listener.
+    pub fn end_idle_of(&self, listener: ListenerId) {
+        for slot in self.slots.borrow().iter().filter(|slot| slot.idle == Some(listener)) {
             slot.end(Shut::Read);
         }
     }
@@ -224,11 +232,11 @@ impl Timer {
         self.leave(line.flatten());
     }
 
-    /// As `arm` for both directions, for a connection with nothing in flight: `end_idle` and
-    /// `end_longest_idle` may end it before its deadline.
-    pub fn arm_idle(&self, stream: Handle, timeout: Duration) {
+    /// As `arm` for both directions, for a connection of `listener` with nothing in flight:
+    /// `end_idle` and `end_longest_idle` may end it before its deadline.
+    pub fn arm_idle(&self, stream: Handle, timeout: Duration, listener: ListenerId) {
         self.arm(stream, Shut::Both, timeout);
-        self.with(|slot| slot.idle = true);
+        self.with(|slot| slot.idle = Some(listener));
         self.join(Line::Idle, 0);
     }
 
@@ -335,6 +343,8 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
+    const ANY: ListenerId = ListenerId(7);
+
     #[test]
     fn shuts_down_at_the_deadline_and_not_before() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
@@ -399,11 +409,11 @@ mod tests {
         let long = Duration::from_secs(9);
         for (at, ((ours, _), timer)) in pairs.iter().zip(&timers).enumerate() {
             ticker.walk(start + (at as u32 + 1) * TICK);
-            timer.arm_idle(Handle::Fd(ours.as_raw_fd()), long);
+            timer.arm_idle(Handle::Fd(ours.as_raw_fd()), long, ANY);
         }
         // The first has served a request since and idles anew, the second serves one now.
         timers[0].disarm();
-        timers[0].arm_idle(Handle::Fd(pairs[0].0.as_raw_fd()), long);
+        timers[0].arm_idle(Handle::Fd(pairs[0].0.as_raw_fd()), long, ANY);
         timers[1].arm(Handle::Fd(pairs[1].0.as_raw_fd()), Shut::Both, long);
         assert_eq!(ticker.idle(), (3, Some(start + 3 * TICK)));
         let gone = || -> Vec<bool> {
@@ -417,6 +427,26 @@ mod tests {
         }
         assert!(!ticker.end_longest_idle());
         assert_eq!(ticker.idle(), (0, None));
+    }
+
+    #[test]
+    fn the_idle_ones_of_one_listener_are_ended() {
+        let ticker = Ticker::new(Instant::now());
+        let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+        let timers: Vec<_> = pairs
+            .iter()
+            .zip([ListenerId(1), ListenerId(2), ListenerId(2)])
+            .map(|((ours, _), listener)| {
+                let timer = ticker.timer();
+                timer.arm_idle(Handle::Fd(ours.as_raw_fd()), Duration::ZERO, listener);
+                timer
+            })
+            .collect();
+        // The last one serves a request now.
+        timers[2].disarm();
+        ticker.end_idle_of(ListenerId(2));
+        let gone = |at: usize| sys::peek(pairs[at].0.as_raw_fd()) == sys::Peek::Gone;
+        assert_eq!([gone(0), gone(1), gone(2)], [false, true, false]);
     }
 
     #[test]

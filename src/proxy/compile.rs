@@ -16,12 +16,14 @@ use super::plan::{
 };
 use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
+use crate::base::listener_id::ListenerId;
 use crate::config::{
-    self, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenersAllowed,
+    self, Balance, Bind, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenersAllowed,
     ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::connect;
 use crate::http1::parse::HeadLimits;
+use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
@@ -213,8 +215,10 @@ fn listener_plan(
     });
     let named = |what: String| format!("listener.{}: {what}", listener.name);
     Ok(ListenerPlan {
+        id: ListenerId::of(&listener.name),
         number: u16::try_from(number).unwrap_or(u16::MAX),
         name: listener.name.clone(),
+        binds: listener.binds.iter().map(address).collect(),
         tls: match &listener.tls {
             Some(said) => {
                 let made = tls.server(&listener.name, said);
@@ -242,6 +246,13 @@ fn listener_plan(
             handshake: listener.timeouts.tls_handshake,
         },
     })
+}
+
+fn address(bind: &Bind) -> Address {
+    match bind {
+        Bind::Tcp(addr) => Address::Tcp(*addr),
+        Bind::Unix(path) => Address::Unix(path.clone()),
+    }
 }
 
 /// `bearer` also takes a key without its scheme: older clients send it so.

@@ -14,6 +14,7 @@ use super::conn_h1;
 use super::conn_h2;
 use super::core::Core;
 use super::downstream::{Client, Downstream, Peer};
+use super::listeners::CoreListener;
 use super::places::Shaking;
 use crate::base::buf::SMALL_BYTES;
 use crate::net::pooled_future::PooledFuture;
@@ -28,7 +29,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 ///
 /// All but the loop of HTTP/1.1 runs in pooled futures, so that the task of an idle client stays
 /// small: there are many.
-pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, listener: usize) {
+pub async fn serve(
+    core: &Rc<Core>,
+    socket: Socket,
+    peer: Option<SocketAddr>,
+    listener: Rc<CoreListener>,
+) {
     let peer = peer.map(|peer| Peer { ip: peer.ip(), text: peer.ip().to_string().into() });
     let client = Client { stream: Stream::Plain(socket), peer, listener, certified: None };
     let Some((client, first)) = PooledFuture::with(|| greet(core, client)).await else { return };
@@ -42,7 +48,8 @@ pub async fn serve(core: &Rc<Core>, socket: Socket, peer: Option<SocketAddr>, li
 /// Shape: `None` when there is nothing left to serve; else the client and the bytes received so
 /// far.
 async fn greet(core: &Rc<Core>, mut client: Client) -> Option<(Client, Vec<u8>)> {
-    let tls = core.with_listener(client.listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
+    let tls =
+        core.with_listener(&client.listener, |plan| plan.tls.as_ref().map(|tls| tls.config()));
     let (first, speaks_h2) = match tls {
         Some(config) => {
             let stream = PooledFuture::with(|| shake_hands(core, &client, config)).await?;
@@ -76,7 +83,7 @@ async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) ->
         return None;
     };
     let timer = core.ticker.timer();
-    let timeout = core.with_listener(client.listener, |plan| plan.timeouts.handshake);
+    let timeout = core.with_listener(&client.listener, |plan| plan.timeouts.handshake);
     timer.arm_handshake(client.stream.handle(), timeout, shaking.tag());
     let stream = TlsStream::accept(socket, config).await.ok();
     if stream.is_none() {
@@ -90,8 +97,8 @@ async fn shake_hands(core: &Core, client: &Client, config: Arc<ServerConfig>) ->
 /// Shape: `None` when the client left, or its time ran out, before.
 async fn first_bytes(core: &Core, client: &Client) -> Option<Vec<u8>> {
     let timer = core.ticker.timer();
-    let timeout = core.with_listener(client.listener, |plan| plan.timeouts.head);
-    timer.arm_idle(client.stream.handle(), timeout);
+    let timeout = core.with_listener(&client.listener, |plan| plan.timeouts.head);
+    timer.arm_idle(client.stream.handle(), timeout, client.listener.id());
     let mut first = Vec::new();
     loop {
         client.stream.readable().await;

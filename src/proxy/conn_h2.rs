@@ -1,7 +1,7 @@
 //! One client connection that speaks HTTP/2: each of its streams is an exchange of its own.
 //!
 //! Frames, HPACK and windows are the `h2` crate's. Here is what belongs to a connection: how long
-//! it may idle, how it ends in a drain (GOAWAY, then the streams that are open end in peace), and
+//! it may idle, how it ends in a drain or when its listener goes (GOAWAY, then the streams that are open end in peace), and
 //! what happens to a client that floods it.
 
 use std::cell::Cell;
@@ -39,7 +39,7 @@ const SEND_BUFFER_BYTES: usize = FRAME_BYTES;
 
 /// What the streams of a connection share.
 struct Shared {
-    /// The client, and the number of the listener that accepted it.
+    /// The client, and the listener that accepted it.
     client: Client,
     /// Client-side timeouts, as of the connection's beginning.
     timeouts: ClientTimeouts,
@@ -113,7 +113,7 @@ impl Drop for Open {
 
 /// Serves a connection to its end; `first` has been received on it already.
 pub async fn serve(core: Rc<Core>, client: Client, first: Vec<u8>) {
-    let timeouts = core.with_listener(client.listener, |plan| plan.timeouts);
+    let timeouts = core.with_listener(&client.listener, |plan| plan.timeouts);
     let (timer, streams) = (core.ticker.timer(), Cell::new(0));
     let task = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
     let leaving = Cell::new(false);
@@ -157,7 +157,7 @@ async fn accept(
     let mut ended = false;
     loop {
         let accepted = poll_fn(|cx| {
-            if core.draining.get() && !shared.leaving.replace(true) {
+            if core.is_leaving(&shared.client.listener) && !shared.leaving.replace(true) {
                 connection.graceful_shutdown();
                 if shared.streams.get() == 0 {
                     shared.arm_idle();

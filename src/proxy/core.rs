@@ -10,12 +10,15 @@ use std::time::Instant;
 
 use super::idle::Idle;
 use super::leaving::Leaving;
+use super::listeners::{CoreListener, CoreListeners};
+pub use super::plan::LocalPlan;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
 use crate::base::buf::Buffers;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
+use crate::net::acknowledge::Acknowledged;
 use crate::net::mailbox::{Message, Sender};
 use crate::net::notify::{LOOK_AGAIN, WakeTable, WakeToken};
 use crate::net::splice::Pipes;
@@ -83,6 +86,8 @@ pub struct Shared {
     pub notifier: Arc<Notifier>,
     /// Called with each failed exchange that is an operator's business; unset = none is reported.
     pub tell: std::sync::OnceLock<Tell>,
+    /// How far each core has come with what it was told to listen on.
+    pub acknowledged: Acknowledged,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
@@ -165,9 +170,9 @@ impl Shared {
     /// Puts another plan in force: every core takes it in its next turn, and an exchange keeps
     /// the one it began with.
     ///
-    /// Shape: it has as many listeners as the one before, in the same order.
+    /// Connections of a listener that it leaves out are ended in order. Sockets are the caller's:
+    /// the server makes them agree with the plan.
     pub fn swap(&self, plan: Plan) {
-        debug_assert_eq!(plan.listeners.len(), self.slot.plan().0.listeners.len());
         self.slot.put(plan, &self.notifier);
         for mailbox in &self.mailboxes {
             // A core that does not keep up looks by itself at its next tick.
@@ -258,11 +263,6 @@ impl Wake<WakeToken> for Notifier {
     }
 }
 
-/// The plan that all cores share, behind a reference count of this core's own: the shared count
-/// would move between the cores' caches at each request.
-#[allow(clippy::redundant_allocation)]
-pub type LocalPlan = Rc<Arc<Plan>>;
-
 /// A value on cache lines of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -303,6 +303,8 @@ pub struct Core {
     pub index: usize,
     plan: RefCell<LocalPlan>,
     plan_version: Cell<u64>,
+    /// The listeners of this core's plan, and those that have gone.
+    pub listeners: CoreListeners,
     /// Free buffers.
     pub buffers: Buffers,
     /// Coarse deadlines.
@@ -327,7 +329,7 @@ pub struct Core {
     scratches: RefCell<Vec<Box<Scratch>>>,
     /// Set while draining: an idle connection takes no new request.
     pub draining: Cell<bool>,
-    /// HTTP/2 connections to wake when the core drains.
+    /// HTTP/2 connections to wake when the core drains or a listener goes.
     pub leaving: Rc<Leaving>,
     /// What all cores share.
     pub shared: Arc<Shared>,
@@ -339,16 +341,21 @@ impl Core {
     pub fn new(index: usize, shared: Arc<Shared>, seed: u64) -> Rc<Self> {
         let (plan, version) = shared.slot.plan();
         shared.took_plan(index, version);
+        let plan = Rc::new(plan);
+        let now = Instant::now();
+        let listeners = CoreListeners::default();
+        listeners.follow(&plan, &plan, now);
         Rc::new(Self {
             index,
+            listeners,
             picks: RefCell::new(
                 plan.groups.iter().map(|_| PickState::starting_at(index)).collect(),
             ),
             budgets: RefCell::default(),
-            plan: RefCell::new(Rc::new(plan)),
+            plan: RefCell::new(plan),
             plan_version: Cell::new(version),
             buffers: Buffers::new(),
-            ticker: Ticker::new(Instant::now()),
+            ticker: Ticker::new(now),
             pool: Pool::default(),
             h2_pool: Rc::default(),
             pipes: Pipes::default(),
@@ -377,7 +384,11 @@ impl Core {
         let (plan, version) = self.shared.slot.plan();
         self.keep_by_group(&plan);
         self.plan_version.set(version);
-        *self.plan.borrow_mut() = Rc::new(plan);
+        let next = Rc::new(plan);
+        let before = self.plan.replace(next.clone());
+        if self.listeners.follow(&before, &next, self.ticker.now()) {
+            self.leaving.wake();
+        }
         self.shared.took_plan(self.index, version);
     }
 
@@ -406,9 +417,25 @@ impl Core {
         RetryBudget::new(share, self.ticker.now())
     }
 
-    /// Calls `ask` with one listener of this core's plan.
-    pub fn with_listener<T>(&self, index: usize, ask: impl FnOnce(&ListenerPlan) -> T) -> T {
-        ask(&self.plan.borrow().listeners[index])
+    /// The plan for an exchange that begins, and the position of its listener in that plan.
+    #[must_use]
+    pub fn plan_for(&self, listener: &CoreListener) -> (LocalPlan, usize) {
+        listener.plan(&self.plan.borrow())
+    }
+
+    /// Calls `ask` with what this core's plan says of a listener.
+    pub fn with_listener<T>(
+        &self,
+        listener: &CoreListener,
+        ask: impl FnOnce(&ListenerPlan) -> T,
+    ) -> T {
+        listener.with(&self.plan.borrow(), ask)
+    }
+
+    /// Whether connections of this listener are to end: an idle one takes no new request.
+    #[must_use]
+    pub fn is_leaving(&self, listener: &CoreListener) -> bool {
+        self.draining.get() || listener.is_gone()
     }
 
     /// One random draw.

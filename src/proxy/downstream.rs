@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::core::{Core, Scratch};
+use super::listeners::CoreListener;
 use crate::net::stream::Stream;
 use crate::net::sys::Shut;
 use crate::net::ticker::Timer;
@@ -33,7 +34,7 @@ pub struct Client {
     /// The address of the other end; `None` where it has none (a Unix socket).
     pub peer: Option<Peer>,
     /// The listener it came in by.
-    pub listener: usize,
+    pub listener: Rc<CoreListener>,
     /// The name in the client's verified TLS certificate, if it showed one.
     pub certified: Option<Rc<str>>,
 }
@@ -59,7 +60,7 @@ pub struct Downstream {
     /// The name in the client's verified TLS certificate, if it showed one.
     pub certified: Option<Rc<str>>,
     /// The listener it came in by.
-    pub listener: usize,
+    pub listener: Rc<CoreListener>,
     /// Bytes received and not consumed; a message begins at 0.
     pub recv: Vec<u8>,
     /// The parsed head of the request at the front of `recv`, where `h2_stream` wrote that head and
@@ -78,7 +79,7 @@ impl Downstream {
     #[must_use]
     pub fn new(core: &Core, client: Client, recv: Vec<u8>) -> Self {
         let Client { stream: socket, peer, listener, certified } = client;
-        let write_idle = core.with_listener(listener, |plan| plan.timeouts.write_idle);
+        let write_idle = core.with_listener(&listener, |plan| plan.timeouts.write_idle);
         Self {
             watch: Watch::new(socket.clone()),
             timer: core.ticker.timer(),

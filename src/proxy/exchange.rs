@@ -61,8 +61,8 @@ async fn live(
     is_read: bool,
 ) -> Next {
     // The exchange keeps the config it began with.
-    let plan = core.plan();
-    let listener = &plan.listeners[down.listener];
+    let (plan, number) = core.plan_for(&down.listener);
+    let listener = &plan.listeners[number];
 
     if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch).await {
         return match end {
@@ -91,7 +91,9 @@ async fn live(
     let head_bytes = scratch.request.len as usize;
     let mut body = RequestBody::new(Framing::UntilClose, head_bytes);
     let served = match path {
-        Ok(()) => serve(core, &plan, down, scratch, &mut caller, &mut body, &mut settle).await,
+        Ok(()) => {
+            serve(core, (&plan, number), down, scratch, &mut caller, &mut body, &mut settle).await
+        }
         Err(fault) => Err(path_refusal(fault).into()),
     };
     settle.outcome.request_bytes += body.data_bytes;
@@ -237,14 +239,14 @@ fn nobody(core: &Core, unix_ms: u64) -> Caller {
 
 async fn serve(
     core: &Rc<Core>,
-    plan: &LocalPlan,
+    (plan, number): (&LocalPlan, usize),
     down: &mut Downstream,
     scratch: &mut Scratch,
     caller: &mut Caller,
     body: &mut RequestBody,
     settle: &mut Settle,
 ) -> Result<Next, Unheld> {
-    let listener = &plan.listeners[down.listener];
+    let (listener, accepted_by) = (&plan.listeners[number], down.listener.clone());
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
@@ -316,8 +318,16 @@ async fn serve(
     // the next request, stay in `recv`.
     let rest = down.recv.split_off(body.end);
     let received = std::mem::replace(&mut down.recv, rest);
-    let request =
-        Request { listener, head: request, permit: &permit, caller, target, outgoing, routed_by };
+    let request = Request {
+        listener,
+        accepted_by: &accepted_by,
+        head: request,
+        permit: &permit,
+        caller,
+        target,
+        outgoing,
+        routed_by,
+    };
     let (scanner, hold) = (&mut scanner, &mut held);
     let held = received;
     let mut exchange = ExchangeState { held, body, hold, gone: false, scanner, response, settle };

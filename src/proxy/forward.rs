@@ -7,6 +7,7 @@
 
 use super::core::Core;
 use super::hold::RoutedBy;
+use super::listeners::CoreListener;
 use super::permit::Permit;
 use super::plan::{Credential, ListenerPlan, PathPlan, ProxyMode, UpstreamPlan, ViaPlan};
 use super::refusal::Caller;
@@ -31,6 +32,8 @@ pub enum Outgoing {
 pub struct Request<'a> {
     /// The listener that accepted the client's connection.
     pub listener: &'a ListenerPlan,
+    /// The same as this core knows it, to see whether it goes meanwhile.
+    pub accepted_by: &'a CoreListener,
     /// The parsed head.
     pub head: &'a RequestHead,
     /// What the head alone decided.

@@ -280,7 +280,7 @@ pub fn hold<'f>(
     enough: Enough,
 ) -> PooledFuture<'f, Result<(), Unheld>> {
     PooledFuture::with(move || async move {
-        let idle = core.with_listener(down.listener, |listener| listener.timeouts.body_idle);
+        let idle = core.with_listener(&down.listener, |listener| listener.timeouts.body_idle);
         let mut wait =
             Waiting { core, pace: BodyPace::new(plan.body_rate_min), idle, notify: None };
         loop {

@@ -1,6 +1,6 @@
 //! Floor 7: THE TRUNK. Read in this order:
 //!
-//! `worker` (a core: accept, hand over, tick, drain; `places` decides which connections are let in,
+//! `worker` (a core: tick, drain; `accept` takes connections and hands them over, `places` decides which connections are let in,
 //! by the counts in `idle`; `leaving` wakes HTTP/2 connections in a drain) → `conn` (which protocol
 //! a connection speaks) → `conn_h1` (one client connection) or `conn_h2` and `h2_stream` (one of
 //! many streams) → `exchange` (the life of a request, station by station), and then the stations:
@@ -14,8 +14,10 @@
 //! `unrouted` refuses a request that no route takes, `forward` and `respond` write heads, `reply`
 //! writes our own answers, `tap` reads usage in passing, `tunnel` relays an upgraded connection.
 //! `plan` is the compiled config (`compile` makes it, `reaches` works out who may be sent where),
-//! `core` what a core owns.
+//! `core` what a core owns (`listeners` finds a connection's listener in it, whatever plan
+//! is in force).
 
+pub mod accept;
 pub mod admit;
 pub mod attempt;
 pub mod call_guard;
@@ -35,6 +37,7 @@ pub mod hold;
 pub mod idle;
 pub mod leaving;
 pub mod limit;
+pub mod listeners;
 pub mod pace;
 pub mod permit;
 pub mod pick;

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::{Core, Padded, Shared};
+use super::listeners::CoreListener;
 use crate::net::mailbox::Message;
 use crate::policy::limit::tally::{Holder, Tally};
 
@@ -95,7 +96,7 @@ pub fn publish(core: &Core) {
 /// Whether an address has as many connections as it may; asked before an idle connection is ended
 /// to make room.
 #[must_use]
-pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: u16) -> bool {
+pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: &CoreListener) -> bool {
     let shared = &core.shared;
     shared.per_ip_max > 0
         && counted_ip(core, peer, listener).is_some_and(|ip| {
@@ -110,7 +111,7 @@ pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: u16) -> bool {
 pub fn count_connection(
     core: &Core,
     peer: Option<SocketAddr>,
-    listener: u16,
+    listener: &CoreListener,
 ) -> Result<Option<Counted>, TooMany> {
     match core.shared.per_ip_max {
         0 => Ok(None),
@@ -143,11 +144,10 @@ fn count(core: &Core, ip: IpAddr) -> Result<Counted, TooMany> {
 
 /// The address that a connection counts for; `None` for a trusted proxy, behind which are many
 /// clients.
-fn counted_ip(core: &Core, peer: Option<SocketAddr>, listener: u16) -> Option<IpAddr> {
+fn counted_ip(core: &Core, peer: Option<SocketAddr>, listener: &CoreListener) -> Option<IpAddr> {
     let ip = peer?.ip().to_canonical();
-    let trusts = core.with_listener(usize::from(listener), |plan| {
-        plan.trusted.iter().any(|net| net.contains(&ip))
-    });
+    let trusts =
+        core.with_listener(listener, |plan| plan.trusted.iter().any(|net| net.contains(&ip)));
     (!trusts).then_some(ip)
 }
 

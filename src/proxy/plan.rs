@@ -4,15 +4,18 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
 use super::refusal::Refusal;
+use crate::base::listener_id::ListenerId;
 use crate::config::H2Limits;
 use crate::error::Kind;
 use crate::http1::parse::HeadLimits;
+use crate::net::dial::Address;
 use crate::net::notify::WakeToken;
 use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
@@ -30,6 +33,11 @@ use crate::policy::routes::RouteTable;
 use crate::upstream::roster::{Endpoint, PoolId};
 use crate::upstream::state::UpstreamState;
 use crate::upstream::wait_queue::{WaitQueue, Wake};
+
+/// The plan that all cores share, behind a reference count of one core's own: the shared count
+/// would move between the cores' caches at each request.
+#[allow(clippy::redundant_allocation)]
+pub type LocalPlan = Rc<Arc<Plan>>;
 
 /// The config as the data plane asks it; numbers are indexes into these lists.
 pub struct Plan {
@@ -176,10 +184,14 @@ impl KeyLimit {
 
 /// One listener.
 pub struct ListenerPlan {
-    /// Its number in the config.
+    /// Which listener it is, in this plan and all others.
+    pub id: ListenerId,
+    /// Its position in this plan, by which this plan's keys and reaches name it.
     pub number: u16,
     /// Its name.
     pub name: String,
+    /// Where it listens; port 0 = any free one.
+    pub binds: Vec<Address>,
     /// What TLS it speaks; none = plain.
     pub tls: Option<Arc<ReloadableServer>>,
     /// Where a key may stand; empty = the listener is open.

@@ -34,7 +34,7 @@ pub fn refuse<'a>(
             return Next::Close;
         }
         let keep = row.connection == Connection::Keep && body_read;
-        let keep = keep && caller.persists && !core.draining.get();
+        let keep = keep && caller.persists && !core.is_leaving(&down.listener);
         let out = refusal_bytes(core, caller, refusal, keep);
         transmit(core, down, out, keep).await
     })
@@ -94,7 +94,7 @@ pub async fn send(
     body: &[u8],
     keep: bool,
 ) -> Next {
-    let keep = keep && caller.persists && !core.draining.get();
+    let keep = keep && caller.persists && !core.is_leaving(&down.listener);
     let out = answer_bytes(core, caller, status, b"", body, keep);
     transmit(core, down, out, keep).await
 }
@@ -110,7 +110,7 @@ pub fn preflight<'a>(
 ) -> PooledFuture<'a, Next> {
     // Pooled, as a refusal is.
     PooledFuture::with(move || async move {
-        let keep = keep && caller.persists && !core.draining.get();
+        let keep = keep && caller.persists && !core.is_leaving(&down.listener);
         let mut out = core.buffers.take(SMALL_BYTES);
         // No length: RFC 9110 §8.6 has none in a 204.
         encode::status_line(&mut out, 204, encode::reason_phrase(204).as_bytes());

@@ -19,8 +19,12 @@ pub fn banner(started: &Started) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(out, "tokenring {}", env!("CARGO_PKG_VERSION"));
     let _ = writeln!(out, "  cores      {} × {}", server.drivers.len(), drivers(&server.drivers));
-    for (number, address) in &server.addresses {
-        let listener = &config.listeners[usize::from(*number)];
+    for (id, address) in &server.addresses() {
+        let name = id.name();
+        let Some(listener) = config.listeners.iter().find(|listener| *listener.name == *name)
+        else {
+            continue;
+        };
         let auth = if listener.auth == ListenerAuth::Keys { "keys" } else { "open" };
         let tls = if listener.tls.is_some() { ", tls" } else { "" };
         let _ = writeln!(out, "  listener   {} on {} ({auth}{tls})", listener.name, show(address));

@@ -78,7 +78,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
         Err(_) => start(&config(&servers, 0)?)?,
     };
     announce(&started, &Log::start(&started.config.log), err);
-    let address = started.server.address().map(show).unwrap_or_default();
+    let address = started.server.address().as_ref().map(show).unwrap_or_default();
     out.write_all(usage(&address).as_bytes()).map_err(|error| error.to_string())?;
     out.flush().map_err(|error| error.to_string())?;
     ending.wait(|| started.server.reload());

@@ -6,20 +6,24 @@
 
 pub mod banner;
 pub mod demo;
+pub mod listeners;
 pub mod log;
 pub mod serve;
 
 use std::hash::RandomState;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::config::{Bind, Config, Cores, Io};
+use self::listeners::{Applied, Listeners};
+use crate::base::listener_id::ListenerId;
+use crate::config::{Config, Cores, Io};
 use crate::control::{self, Begun, Control, ServerHooks, redis};
+use crate::net::acknowledge::Acknowledged;
 use crate::net::dial::Address;
-use crate::net::listener;
 use crate::net::mailbox::{self, Message, Sender};
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
@@ -69,12 +73,12 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let options = Options::of(&config)?;
     let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
     let shared = || server.shared.clone();
-    let (swapped, counted, queued, draining) = (shared(), shared(), shared(), shared());
+    let (counted, queued, draining) = (shared(), shared(), shared());
+    let listeners = server.listeners.clone();
     let clocked = shared();
     control.hook(ServerHooks {
         publish: Box::new(move |config, sites| {
-            swapped.swap(plan_of(config, sites)?);
-            Ok(())
+            listeners.apply(plan_of(config, sites)?).map(|_| ())
         }),
         counters: Box::new(move || counted.counters_sum()),
         live: Box::new(move || {
@@ -149,8 +153,8 @@ pub struct Options {
     pub handshakes_max: u32,
     /// Most held body bytes.
     pub held_total_bytes: u64,
-    /// What to listen on, with the listener's number in the plan.
-    pub binds: Vec<(u16, Address)>,
+    /// Listening sockets of a process before, each with its position among those of its address.
+    pub adopted: Vec<(usize, OwnedFd)>,
     /// Seed of the random sources; one for tests that must repeat.
     pub seed: u64,
 }
@@ -212,21 +216,7 @@ impl Options {
                 wanted => wanted,
             },
             held_total_bytes: config.limits.held_total,
-            binds: config
-                .listeners
-                .iter()
-                .enumerate()
-                .flat_map(|(number, listener)| {
-                    let number = u16::try_from(number).unwrap_or(u16::MAX);
-                    listener.binds.iter().map(move |bind| {
-                        let address = match bind {
-                            Bind::Tcp(addr) => Address::Tcp(*addr),
-                            Bind::Unix(path) => Address::Unix(path.clone()),
-                        };
-                        (number, address)
-                    })
-                })
-                .collect(),
+            adopted: Vec::new(),
             seed,
         })
     }
@@ -238,8 +228,7 @@ pub struct Server {
     shared: Arc<Shared>,
     /// Dropped last: it looks at the cores to the end.
     control: Option<Control>,
-    /// Where it listens: listener number and address, ports resolved.
-    pub addresses: Vec<(u16, Address)>,
+    listeners: Arc<Listeners>,
     /// The driver of each core.
     pub drivers: Vec<Driver>,
 }
@@ -248,32 +237,26 @@ impl Server {
     /// Binds, starts and waits until every worker is ready.
     ///
     /// Errors: an address cannot be bound, or a worker cannot start; nothing is left running.
-    pub fn start(plan: Plan, options: Options) -> io::Result<Self> {
+    pub fn start(plan: Plan, mut options: Options) -> io::Result<Self> {
         let copies = options.cores.len().max(1);
-        let mut addresses = Vec::new();
-        let mut sockets: Vec<Vec<_>> = (0..copies).map(|_| Vec::new()).collect();
-        for (number, address) in &options.binds {
-            let (obtained, listening) = listener::bind(address, copies)?;
-            addresses.push((*number, obtained));
-            for (core, socket) in listening.into_iter().enumerate() {
-                sockets[core].push((*number, socket));
-            }
-        }
+        let adopted = std::mem::take(&mut options.adopted);
+        let (set, sockets) = listeners::bind(&plan, copies, adopted)?;
         let (senders, inboxes): (Vec<_>, Vec<_>) = (0..copies)
             .map(|_| mailbox::mailbox())
             .collect::<io::Result<Vec<_>>>()?
             .into_iter()
             .unzip();
         let shared = shared(plan, &options, copies, senders);
+        let listeners = Arc::new(Listeners::new(shared.clone(), set));
         let (ready, started) = mpsc::channel();
         let mut workers = Vec::new();
-        for (index, (listeners, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
+        for (index, (listening, inbox)) in sockets.into_iter().zip(inboxes).enumerate() {
             let worker = Worker {
                 index,
                 cpu: options.cores.get(index).copied().flatten(),
                 io: options.io.with_environment(),
                 shared: shared.clone(),
-                listeners,
+                listening,
                 inbox,
                 drain: options.drain,
                 seed: options.seed.wrapping_add(index as u64),
@@ -288,7 +271,7 @@ impl Server {
             })?);
         }
         drop(ready);
-        let mut server = Self { workers, shared, control: None, addresses, drivers: Vec::new() };
+        let mut server = Self { workers, shared, control: None, listeners, drivers: Vec::new() };
         let mut drivers = vec![None; copies];
         let mut failed = None;
         for (index, result) in started.iter().take(copies) {
@@ -305,9 +288,23 @@ impl Server {
         Ok(server)
     }
 
-    /// Puts another plan in force on every core; an exchange keeps the one it began with.
-    pub fn swap(&self, plan: Plan) {
-        self.shared.swap(plan);
+    /// Puts another plan in force on every core, with the sockets that its listeners want.
+    ///
+    /// Errors: as `Listeners::apply`.
+    pub fn apply(&self, plan: Plan) -> Result<Applied, String> {
+        self.listeners.apply(plan)
+    }
+
+    /// What it listens on.
+    #[must_use]
+    pub fn listeners(&self) -> &Listeners {
+        &self.listeners
+    }
+
+    /// Where it listens: listener and address, ports resolved, in the order of the plan.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<(ListenerId, Address)> {
+        self.listeners.addresses()
     }
 
     /// What the cores share, for tests and status pages.
@@ -318,8 +315,8 @@ impl Server {
 
     /// The address of the first listener.
     #[must_use]
-    pub fn address(&self) -> Option<&Address> {
-        self.addresses.first().map(|(_, address)| address)
+    pub fn address(&self) -> Option<Address> {
+        self.addresses().into_iter().next().map(|(_, address)| address)
     }
 
     /// The sum of all cores' counters, as of their last publication.
@@ -351,6 +348,8 @@ impl Server {
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
         self.tell(|| Message::Drain);
+        // The cores close theirs; a socket that is left open would go on taking connections.
+        self.listeners.close();
     }
 
     /// Cuts what is still in flight after a drain.
@@ -380,12 +379,7 @@ impl Server {
             // A worker that panicked has ended too; its connections are counted as lost.
             let _ = worker.join();
         }
-        for (_, address) in &self.addresses {
-            if let Address::Unix(path) = address {
-                // Somebody else may have removed it.
-                let _ = std::fs::remove_file(path);
-            }
-        }
+        self.listeners.remove_files();
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
@@ -443,6 +437,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) 
         handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         tell: std::sync::OnceLock::new(),
+        acknowledged: Acknowledged::new(copies),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }

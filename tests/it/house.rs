@@ -16,6 +16,7 @@ use tokenring::control;
 use tokenring::load;
 use tokenring::net::dial::Address;
 use tokenring::proxy::plan::Plan;
+use tokenring::server::listeners::Applied;
 use tokenring::server::{self, Server};
 
 use super::wire::Client;
@@ -153,9 +154,15 @@ impl Proxy {
     /// The TCP address of the first listener.
     pub(crate) fn addr(&self) -> SocketAddr {
         match self.address() {
-            Some(Address::Tcp(addr)) => *addr,
+            Some(Address::Tcp(addr)) => addr,
             other => panic!("no TCP listener: {other:?}"),
         }
+    }
+
+    /// Puts a plan in force; every core follows.
+    pub(crate) fn swap(&self, plan: Plan) {
+        let applied = self.apply(plan).unwrap_or_else(|why| panic!("{why}"));
+        assert_eq!(applied, Applied::default());
     }
 
     /// A connection to the first listener.

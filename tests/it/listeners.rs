@@ -66,8 +66,8 @@ fn listens_on_several_addresses() {
     let listener =
         format!("bind = [\"127.0.0.1:0\", \"127.0.0.2:0\", \"unix:{}\"]", path.display());
     let proxy = Setup { listener: &listener, ..Setup::default() }.start(&[&mock]);
-    assert_eq!(proxy.addresses.len(), 3);
-    for (_, address) in &proxy.addresses {
+    assert_eq!(proxy.addresses().len(), 3);
+    for (_, address) in &proxy.addresses() {
         if let tokenring::net::dial::Address::Tcp(addr) = address {
             assert_eq!(Client::connect(*addr).send(chat("", false)).answer().status, 200);
         }

@@ -296,7 +296,7 @@ fn neighbours_where(a: &Fake, more: &str, b: &Fake) -> Proxy {
 }
 
 fn main_of(proxy: &Proxy) -> Client {
-    match &proxy.addresses[1] {
+    match &proxy.addresses()[1] {
         (_, Address::Tcp(addr)) => Client::connect(*addr),
         (_, other) => panic!("no TCP listener: {other:?}"),
     }

@@ -23,16 +23,14 @@ pub enum Acceptor {
 }
 
 impl Acceptor {
-    /// Registers a listening TCP socket with this core's driver.
-    pub fn tcp(listener: std::net::TcpListener) -> io::Result<Self> {
-        listener.set_nonblocking(is_epoll())?;
-        Ok(Self::Tcp(TcpListener::from_std(listener)?))
-    }
-
-    /// Registers a listening Unix socket with this core's driver.
-    pub fn unix(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        listener.set_nonblocking(is_epoll())?;
-        Ok(Self::Unix(UnixListener::from_std(listener)?))
+    /// Registers a listening socket with this core's driver.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = socket2::Socket::from(socket);
+        socket.set_nonblocking(is_epoll())?;
+        Ok(match socket.domain()? == socket2::Domain::UNIX {
+            true => Self::Unix(UnixListener::from_std(socket.into())?),
+            false => Self::Tcp(TcpListener::from_std(socket.into())?),
+        })
     }
 
     /// Accepts one connection; ends with an error soon after `Stop::tell`.

@@ -191,6 +191,7 @@ impl Attempt<'_> {
         Download {
             core: self.core,
             head: &self.plan.head,
+            listener: self.request.accepted_by,
             client,
             caller: self.request.caller,
             method: self.request.head.method,

@@ -196,7 +196,7 @@ impl Download<'_> {
         let keep = self.caller.persists
             && delivery != Delivery::UntilClose
             && self.progress.body_received.get()
-            && !self.core.draining.get();
+            && !self.core.is_leaving(self.listener);
         let mut reader = BodyReader::of_answer(framing);
         let head_bytes = response.len as usize;
         let here = (buffer.len() - head_bytes) as u64;

@@ -14,6 +14,7 @@ use crate::net::ticker::Timer;
 use crate::policy::retry::RetryOn;
 use crate::proxy::call_guard::CallGuard;
 use crate::proxy::core::Core;
+use crate::proxy::listeners::CoreListener;
 use crate::proxy::plan::UpstreamTimeouts;
 use crate::proxy::progress::Progress;
 use crate::proxy::refusal::Caller;
@@ -25,6 +26,8 @@ pub struct Download<'a> {
     pub core: &'a Core,
     /// Bounds of a response head.
     pub head: &'a HeadLimits,
+    /// The listener that the client came in by.
+    pub listener: &'a CoreListener,
     /// The client.
     pub client: &'a Stream,
     /// Who is asking.

@@ -1,0 +1,171 @@
+//! A plan and the sockets of its listeners, put in force together while the cores run.
+//!
+//! ```text
+//! bind what is new → stop what goes → the plan → what comes to be another listener's, what is new
+//! ```
+//! Each core accepts for a listener only while its plan has it: what goes is stopped on all cores
+//! before the plan without it is in force, and what is new is begun after. A connection that is
+//! still on its way to another core meets the last plan that knew its listener
+//! (`proxy::listeners`).
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::base::listener_id::ListenerId;
+use crate::net::dial::Address;
+use crate::net::listener::ListeningSocket;
+use crate::net::listener_set::{Demand, Exported, ListenerSet};
+use crate::net::mailbox::Message;
+use crate::proxy::core::Shared;
+use crate::proxy::plan::Plan;
+
+/// How long the cores may take to follow one step of a change; a turn of the loop is the rule.
+const FOLLOW_MAX: Duration = Duration::from_secs(5);
+
+/// How a change came into force.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Cores that had not followed when their time was over: the plan is in force, and they come to
+    /// it when they read their mailbox.
+    pub late: Vec<usize>,
+}
+
+/// The listening sockets of a running server.
+pub struct Listeners {
+    shared: Arc<Shared>,
+    set: Mutex<ListenerSet>,
+}
+
+/// The addresses that the listeners of a plan are to have.
+pub(super) fn demands(plan: &Plan) -> Vec<Demand> {
+    let listeners = plan.listeners.iter();
+    let demands = listeners.flat_map(|listener| {
+        let demand = |address: &Address| Demand { listener: listener.id, address: address.clone() };
+        listener.binds.iter().map(demand)
+    });
+    demands.collect()
+}
+
+/// Binds the addresses of a server's first plan.
+///
+/// Shape: also the sockets of each core. `adopted` are sockets of a process before, each with its
+/// position among those of its address.
+/// Errors: an address that cannot be had, with its listener; nothing is left bound.
+pub(super) fn bind(
+    plan: &Plan,
+    cores: usize,
+    adopted: Vec<(usize, OwnedFd)>,
+) -> io::Result<(ListenerSet, Vec<Vec<ListeningSocket>>)> {
+    let mut set = ListenerSet::new(cores);
+    for (index, socket) in adopted {
+        set.adopt(index, socket)?;
+    }
+    let mut change = set.prepare(&demands(plan))?;
+    let mut of_cores: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
+    for (core, socket) in std::mem::take(&mut change.listen) {
+        of_cores[core].push(socket);
+    }
+    set.commit(change);
+    Ok((set, of_cores))
+}
+
+impl Listeners {
+    pub(super) fn new(shared: Arc<Shared>, set: ListenerSet) -> Self {
+        Self { shared, set: Mutex::new(set) }
+    }
+
+    /// Puts a plan in force with the sockets that its listeners want.
+    ///
+    /// An exchange keeps the plan it began with. Connections of a listener that has gone end in
+    /// order, an address that stays keeps its sockets.
+    /// Errors: an address that cannot be had, with its listener; the plan before stays in force and
+    /// nothing has changed.
+    pub fn apply(&self, plan: Plan) -> Result<Applied, String> {
+        let mut set = self.set();
+        let mut change = set.prepare(&demands(&plan)).map_err(|error| error.to_string())?;
+        let mut applied = Applied::default();
+        if !change.stop.is_empty() {
+            let stop = |&bound| move || Message::StopListening { bound };
+            self.tell_all(change.stop.iter().map(stop), Vec::new(), &mut applied);
+        }
+        self.shared.swap(plan);
+        let listen = std::mem::take(&mut change.listen);
+        if !listen.is_empty() || !change.assign.is_empty() {
+            let assign = |&(bound, listener)| move || Message::Assign { bound, listener };
+            self.tell_all(change.assign.iter().map(assign), listen, &mut applied);
+        }
+        set.commit(change);
+        Ok(applied)
+    }
+
+    /// Where it listens: listener and address, ports resolved, in the order of the plan.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<(ListenerId, Address)> {
+        self.set().addresses().map(|(listener, address)| (listener, address.clone())).collect()
+    }
+
+    /// Duplicates every socket for a process that comes next.
+    ///
+    /// Errors: no descriptors are left.
+    pub fn export(&self) -> io::Result<Vec<Exported>> {
+        self.set().export()
+    }
+
+    /// Leaves the files of Unix sockets in place at the end: another process listens there.
+    pub fn leave_files(&self) {
+        self.set().leave_files();
+    }
+
+    /// Gives the sockets up; the cores close theirs when they drain.
+    pub(super) fn close(&self) {
+        self.set().close();
+    }
+
+    /// Removes the files of the Unix sockets that this process has made.
+    pub(super) fn remove_files(&self) {
+        self.set().remove_files();
+    }
+
+    /// Sends messages to every core and each socket to its own, and waits until all have followed.
+    fn tell_all<M: Fn() -> Message>(
+        &self,
+        messages: impl Iterator<Item = M>,
+        sockets: Vec<(usize, ListeningSocket)>,
+        applied: &mut Applied,
+    ) {
+        let by = Instant::now() + FOLLOW_MAX;
+        let number = self.shared.acknowledged.draw();
+        let cores = 0..self.shared.mailboxes.len();
+        for message in messages {
+            cores.clone().for_each(|core| self.tell(core, message(), by));
+        }
+        for (core, socket) in sockets {
+            self.tell(core, Message::Listen(socket), by);
+        }
+        cores.for_each(|core| self.tell(core, Message::Acknowledge { number }, by));
+        let left = by.saturating_duration_since(Instant::now());
+        for core in self.shared.acknowledged.wait(number, left) {
+            if !applied.late.contains(&core) {
+                applied.late.push(core);
+            }
+        }
+    }
+
+    /// Sends a message to one core; a mailbox that stays full belongs to a core that has stopped.
+    fn tell(&self, core: usize, mut message: Message, by: Instant) {
+        while let Err(back) = self.shared.mailboxes[core].send(message) {
+            if Instant::now() >= by {
+                return;
+            }
+            message = back;
+            std::thread::yield_now();
+        }
+    }
+
+    fn set(&self) -> MutexGuard<'_, ListenerSet> {
+        // A change is made of whole steps: a thread that panicked meanwhile left none half done.
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
