@@ -37,6 +37,7 @@ use Off::{BalanceIs, K8s, Present, Unless, Untranslated};
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
     ("log.access", Unless("\"off\"")),
+    ("log.access_sample", Unless("1.0")),
     ("upstream.protocol", Untranslated),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),

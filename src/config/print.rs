@@ -133,6 +133,7 @@ fn process(out: &mut Out, config: &Config) {
         AccessLog::Stdout => out.text("access", "stdout"),
         AccessLog::File(path) => out.path("access", Some(path)),
     }
+    out.raw("access_sample", format!("{:?}", config.log.access_sample));
     out.head("[limits]");
     out.size("head", config.limits.head);
     out.raw("fields", config.limits.fields);

@@ -105,6 +105,18 @@ pub fn hung_up(fd: RawFd) -> bool {
     n > 0 && entry.revents & (libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR) != 0
 }
 
+/// Waits at most `limit` until something can be written, or the other side has gone.
+///
+/// Shape: true also for an error, which the write itself will tell. A pipe that can be written takes
+/// at least `libc::PIPE_BUF` bytes.
+#[must_use]
+pub fn wait_writable(fd: RawFd, limit: Duration) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let limit_ms = i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: one live pollfd, count 1.
+    unsafe { libc::poll(&raw mut entry, 1, limit_ms) > 0 }
+}
+
 /// Receives into the spare capacity of `buffer` without waiting.
 ///
 /// Shape: returns how many bytes were appended. `Ok(Some(0))` is the end of the stream (or a buffer

@@ -4,10 +4,12 @@
 //! anything serves. What was obtained (cores, driver, addresses) is kept for the start-up block
 //! (`banner`). `serve` and `demo` are the commands that run it.
 
+pub mod access_log;
 pub mod banner;
 pub mod demo;
 pub mod listeners;
 pub mod log;
+pub mod log_sink;
 pub mod serve;
 
 use std::hash::RandomState;

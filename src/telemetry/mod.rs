@@ -12,5 +12,6 @@ pub mod failed;
 pub mod line;
 pub mod outcome;
 pub mod prometheus;
+pub mod ring;
 
 pub use outcome::Outcome;

@@ -52,7 +52,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
     warn_unused(raw, r, &names, &upstreams, &spots);
     Config {
         process,
-        log: process::log(raw),
+        log: process::log(raw, r),
         limits,
         timeouts,
         listeners,

@@ -59,14 +59,19 @@ fn cores(r: &mut Reader<'_>, at: &At<CoresEntry>) -> Cores {
     Cores::List(cores)
 }
 
-pub(crate) fn log(raw: &RawConfig) -> Log {
+pub(crate) fn log(raw: &RawConfig, r: &mut Reader<'_>) -> Log {
     let raw = section(&raw.log);
     let access = match raw.access.as_ref().map(|at| at.value.as_str()) {
         None | Some("" | "off") => AccessLog::Off,
         Some("stdout") => AccessLog::Stdout,
         Some(path) => AccessLog::File(PathBuf::from(path)),
     };
-    Log { level: word(&raw.level, Level::Info), format: word(&raw.format, LogFormat::Text), access }
+    Log {
+        level: word(&raw.level, Level::Info),
+        format: word(&raw.format, LogFormat::Text),
+        access,
+        access_sample: fraction(r, &raw.access_sample, 1.0, 0.0..=1.0),
+    }
 }
 
 pub(crate) fn limits(raw: &RawConfig, r: &mut Reader<'_>) -> Limits {

@@ -55,6 +55,9 @@ pub struct Log {
     pub format: LogFormat,
     /// Where one line per exchange goes.
     pub access: AccessLog,
+    /// The share of exchanges that ended well and are written, 0.0..=1.0; those that did not are
+    /// written always.
+    pub access_sample: f64,
 }
 
 /// Level of a log line, the gravest first.

@@ -28,6 +28,8 @@ mirror! {
         format: OneOf<LogFormat>,
         /// off, stdout or a path.
         access: String,
+        /// Share of exchanges that ended well and are written, 0..=1; the others always are.
+        access_sample: f64,
     }
     /// `[limits]`.
     RawLimits {
