@@ -47,7 +47,7 @@
 //! hold           keeping a body until its model is known, and for a retry
 //! route          where a request goes, and under which name
 //! pick           the choice of a member, with a Lease: its count in flight; CallGuard: its breaker
-//! WaitQueue      those for whom no member has a slot; a Waiter has a WaitSlot
+//! WaitQueue      those for whom no member has a slot; a Waiter has a WaitSlot, a plan a GroupQueue
 //! attempt        one try at one upstream; an H2Pool or a Pool has the connection, or it is dialled
 //! DialError      no connection; TunnelError: none through an outbound proxy, used in a ProxyMode
 //! relay          passing a body on as it comes; a tap reads the usage in passing
@@ -59,7 +59,7 @@
 //! Notify         waits for another thread; a Notifier wakes it by its WakeToken
 //! Plan           the config compiled for the cores; refresh_plan takes the newest
 //! Reconciler     makes the config in force of the file and what is Observed of Monitored upstreams
-//! roster         the upstreams that are known across plans, by identity
+//! Registry       all that outlives a plan, by identity; carry hands it to the next plan
 //! ServerHooks    what the control thread may ask of the server
 //! AdminListener  the operator's interface, over the UpstreamTable
 //! ```

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use crate::config::{ListenerIndex, ListenerTls, Target, UpstreamId, UpstreamTls};
-use crate::upstream::roster::Identity;
+use crate::upstream::identity::Identity;
 
 /// Most events that wait for the reconciler; a task that sends one more waits.
 pub const EVENTS_MAX: usize = 1024;

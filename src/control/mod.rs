@@ -47,7 +47,7 @@ use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
-use crate::upstream::roster::Site;
+use crate::upstream::registry::{Carried, Registry};
 use admin::AdminListener;
 use certs::{Reloads, keep_watch};
 use reconciler::{Publish, Reconciler, UpstreamTable};
@@ -91,8 +91,8 @@ pub struct ServerHooks {
 pub struct Begun {
     /// The file's config with the targets, addresses and models that were discovered.
     pub config: Config,
-    /// One site for each upstream of `config`, in its order.
-    pub sites: Vec<Site>,
+    /// What its plan has in common with later ones.
+    pub carried: Carried,
     /// Lines for the operator about what failed or did not answer in time.
     pub warnings: Vec<String>,
 }
@@ -124,9 +124,11 @@ impl Handle {
 impl Control {
     /// Starts the thread and waits for the first answers, at most `reconciler::FIRST_WAIT`.
     ///
-    /// Errors: the admin address cannot be bound, or the thread cannot start.
+    /// Errors: the admin address cannot be bound, the URL of the store that nodes share is none,
+    /// or the thread cannot start.
     pub fn begin(
         config: &Config,
+        mut registry: Registry,
         tls: Arc<Store>,
         options: Options,
     ) -> Result<(Self, Begun), String> {
@@ -147,6 +149,7 @@ impl Control {
         };
         let admin = listener.as_ref().map(|listener| listener.address.clone());
         let handle = Handle(runtime.handle().clone());
+        let store = open_store(config, &handle, &mut registry, options.say.clone())?;
         let (hooks, hooked) = oneshot::channel();
         let (begin, begun) = mpsc::channel();
         let table = UpstreamTable::default();
@@ -156,12 +159,18 @@ impl Control {
         handle.spawn(async move {
             let reloads = Arc::new(Reloads::default());
             let files = config.clone();
-            let mut reconciler =
-                Reconciler::new(config, resolver, tls.clone(), table.clone(), options.seed);
+            let mut reconciler = Reconciler::new(
+                config,
+                registry,
+                resolver,
+                tls.clone(),
+                table.clone(),
+                options.seed,
+            );
             reconciler.first_answers().await;
             let first = Begun {
                 config: reconciler.config.clone(),
-                sites: std::mem::take(&mut reconciler.sites),
+                carried: reconciler.carry(),
                 warnings: std::mem::take(&mut reconciler.complaints),
             };
             // An error means that the start has failed meanwhile, and `Control` is gone.
@@ -176,7 +185,8 @@ impl Control {
         });
         let (stop, thread) = run(runtime)?;
         let control = Self { handle, admin, reload, hooks: Some(hooks), stop: Some(stop), thread };
-        let begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
+        let mut begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
+        begun.warnings.extend(store.and_then(StoreAnswer::wait));
         Ok((control, begun))
     }
 
@@ -210,6 +220,37 @@ impl Drop for Control {
             let _ = thread.join();
         }
     }
+}
+
+/// The first word of the store that nodes share.
+struct StoreAnswer(mpsc::Receiver<Result<(), String>>);
+
+impl StoreAnswer {
+    /// Waits for it. Returns a line for the operator when the store was not reached.
+    fn wait(self) -> Option<String> {
+        match self.0.recv_timeout(2 * redis::CONNECT_TIMEOUT) {
+            Ok(Ok(())) => None,
+            Ok(Err(why)) => Some(format!("ratelimit_store: not reached yet: {why}")),
+            Err(_) => Some("ratelimit_store: not reached yet".to_owned()),
+        }
+    }
+}
+
+/// Opens the store that nodes share, if there is one.
+fn open_store(
+    config: &Config,
+    handle: &Handle,
+    registry: &mut Registry,
+    say: Say,
+) -> Result<Option<StoreAnswer>, String> {
+    // A number that nobody has chosen.
+    let node = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
+    let Some(opened) = redis::open_telling(&config.ratelimit_store, node, say)? else {
+        return Ok(None);
+    };
+    registry.share(opened.budget);
+    handle.spawn(opened.run);
+    Ok(Some(StoreAnswer(opened.first)))
 }
 
 type Running = (oneshot::Sender<()>, Option<JoinHandle<()>>);

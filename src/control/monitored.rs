@@ -15,7 +15,7 @@ use crate::config::{ModelsFrom, Upstream};
 use crate::net::dial::Address;
 use crate::net::tls::TlsClient;
 use crate::policy::health::HealthState;
-use crate::upstream::roster::Identity;
+use crate::upstream::identity::Identity;
 use crate::upstream::state::UpstreamState;
 
 /// Longest time that a check asked for by the operator waits for a list of models.

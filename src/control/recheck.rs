@@ -45,7 +45,7 @@ impl Recheck {
         clock: &BreakerClock,
         now: Instant,
     ) {
-        let policy = *monitored.state.breaker.policy();
+        let policy = monitored.state.breaker.policy();
         if !monitored.state.breaker.awaits_trial() || !monitored.upstream.enabled {
             *recheck = None;
             return;

@@ -32,7 +32,8 @@ use crate::base::rng::Rng;
 use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
-use crate::upstream::roster::{Identity, Roster, Site};
+use crate::upstream::identity::Identity;
+use crate::upstream::registry::{Carried, Registry};
 
 /// Longest time that the start waits for the first answers.
 pub const FIRST_WAIT: Duration = Duration::from_secs(5);
@@ -42,9 +43,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// The upstreams in force, in the config's order; read by the operator's interface.
 pub type UpstreamTable = Arc<Mutex<Vec<Arc<Monitored>>>>;
 
-/// Puts a config in force on all cores, with one site for each of its upstreams. Errors: a text for
-/// the operator; the plan in force stays.
-pub type Publish = Box<dyn FnMut(&Config, &[Site]) -> Result<(), String> + Send>;
+/// Puts a config in force on all cores, with what its plan has in common with those before. Errors:
+/// a text for the operator; the plan in force stays.
+pub type Publish = Box<dyn FnMut(&Config, Carried) -> Result<(), String> + Send>;
 
 /// Holds the file's config and all facts, and makes the config in force of them.
 pub struct Reconciler {
@@ -58,14 +59,14 @@ pub struct Reconciler {
     entries: HashMap<UpstreamId, Entry>,
     names: HashMap<String, Observed<Vec<IpAddr>>>,
     servers: HashMap<Identity, Server>,
-    roster: Roster,
+    registry: Registry,
     table: UpstreamTable,
     /// Lines that the operator has not been told yet.
     pub complaints: Vec<String>,
     /// The config in force.
     pub config: Config,
-    /// One site for each upstream of `config`, in its order.
-    pub sites: Vec<Site>,
+    /// The addresses of each upstream of `config`, in its order.
+    addresses: Vec<Vec<Address>>,
     changed: bool,
     /// The start is over: from now on added and removed upstreams are told to the operator.
     running: bool,
@@ -75,6 +76,7 @@ impl Reconciler {
     /// Begins with the file's config and no facts, and starts the tasks that find them out.
     pub fn new(
         base: Config,
+        registry: Registry,
         resolver: Resolver,
         tls: Arc<Store>,
         table: UpstreamTable,
@@ -91,10 +93,10 @@ impl Reconciler {
             entries: HashMap::new(),
             names: HashMap::new(),
             servers: HashMap::new(),
-            roster: Roster::default(),
+            registry,
             table,
             complaints: Vec::new(),
-            sites: Vec::new(),
+            addresses: Vec::new(),
             changed: false,
             running: false,
             base,
@@ -200,12 +202,18 @@ impl Reconciler {
             self.changed |= self.entries.values().any(|entry| entry.is_due(now));
             if std::mem::take(&mut self.changed) {
                 self.rebuild();
-                if let Err(why) = publish(&self.config, &self.sites) {
+                let carried = self.carry();
+                if let Err(why) = publish(&self.config, carried) {
                     say(&format!("what was discovered cannot be used: {why}"));
                 }
             }
             self.complaints.drain(..).for_each(|complaint| say(&complaint));
         }
+    }
+
+    /// What the plan of the config in force has in common with those before it.
+    pub(super) fn carry(&mut self) -> Carried {
+        self.registry.carry(&self.config, &self.addresses)
     }
 
     fn take(&mut self, event: Event) {
@@ -287,7 +295,6 @@ impl Reconciler {
         };
         let addresses: Vec<Vec<Address>> =
             expanded.upstreams.iter().zip(&departed).map(addresses).collect();
-        self.sites = self.roster.sites(&expanded, &addresses);
         let mut table = self.look_after(&expanded, &addresses, &departed);
         let (mut found, mut away) = (Vec::new(), Vec::new());
         for (index, monitored) in table.iter().enumerate() {
@@ -299,6 +306,7 @@ impl Reconciler {
             list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
         self.config = expanded.with_discovered_and_away(&found, &away);
+        self.addresses = addresses;
         for (monitored, reached) in table.iter().zip(self.config.reached()) {
             monitored.reached.store(reached, Ordering::Relaxed);
         }
@@ -383,12 +391,12 @@ impl Reconciler {
     ) -> Vec<Arc<Monitored>> {
         let (mut table, mut added, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         let mut before = std::mem::take(&mut self.servers);
-        let upstreams = config.upstreams.iter().zip(addresses).zip(&self.sites).zip(departed);
-        for (((upstream, addresses), site), departed) in upstreams {
+        let upstreams = config.upstreams.iter().zip(addresses).zip(departed);
+        for ((upstream, addresses), departed) in upstreams {
             let identity = Identity::of(upstream);
             let mut server = before.remove(&identity).unwrap_or_else(|| {
                 added.push(upstream.name.clone());
-                let state = site.state.clone();
+                let state = self.registry.upstream(upstream);
                 let (entry, places) = (upstream.clone(), addresses.clone());
                 let tls = self.tls.client(upstream);
                 let events = self.events.clone();

@@ -4,7 +4,6 @@
 //! stays a function of its arguments.
 
 use std::collections::HashMap;
-use std::hash::RandomState;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,37 +36,40 @@ use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Qual
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::{RouteTable, Rule};
-use crate::upstream::roster::{PoolId, Site};
+use crate::upstream::endpoint::PoolId;
+use crate::upstream::registry::{Carried, CarriedGroup, Site};
 
 /// Compiles a checked config.
 ///
-/// Shape: `sites` has one entry per upstream; `loaded_unix_s` stamps the models list. Listeners
-/// keep the numbers of the config. TLS settings that `tls` has made before are used again. `budget`
-/// stays empty: the caller sets it where nodes share one.
+/// Shape: `carried` is what the registry has found for this very config; `loaded_unix_s` stamps the
+/// models list. Listeners keep the numbers of the config. TLS settings that `tls` has made before
+/// are used again.
 /// Errors: a message that names the key, listener, route, upstream or model at fault; the config's
 /// own checks have found most faults before.
 pub fn compile(
     config: &Config,
-    sites: &[Site],
+    carried: Carried,
     tls: &Store,
     loaded_unix_s: u64,
 ) -> Result<Plan, String> {
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
     let reaches = reaches(config);
-    let groups: Vec<GroupPlan> =
-        config.groups.iter().zip(reaches.groups).map(|(one, reach)| group(one, reach)).collect();
+    let Carried { sites, keys: states, address_tables, groups, budget } = carried;
+    let groups = config.groups.iter().zip(reaches.groups).zip(groups);
+    let groups = groups.map(|((one, reach), carried)| group(one, reach, carried)).collect();
     let models = model_table(config)?;
     Ok(Plan {
         listeners: config
             .listeners
             .iter()
+            .zip(address_tables)
             .enumerate()
-            .map(|(number, listener)| listener_plan(number, listener, tls))
+            .map(|(number, (listener, table))| listener_plan(number, listener, table, tls))
             .collect::<Result<_, _>>()?,
         keys,
-        limits: config.keys.iter().map(key_limit).collect(),
-        budget: None,
+        limits: config.keys.iter().zip(states).map(|(key, state)| key_limit(key, state)).collect(),
+        budget,
         models,
         listed: listed(config),
         groups,
@@ -75,7 +77,7 @@ pub fn compile(
             .upstreams
             .iter()
             .zip(reaches.upstreams)
-            .zip(sites)
+            .zip(&sites)
             .map(|((upstream, reach), site)| {
                 let place = config.discovery.endpoints.then(|| upstream.url.place());
                 Ok(UpstreamPlan { place, ..upstream_plan(upstream, reach, site.clone(), tls)? })
@@ -91,7 +93,7 @@ pub fn compile(
         body_held_bytes_max: config.limits.body_held,
         body_rate_min: config.limits.body_rate_min,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
-        pools: pools(config, sites),
+        pools: pools(config, &sites),
         loaded_unix_s,
     })
 }
@@ -137,7 +139,7 @@ fn key(key: &config::Key) -> Key {
     }
 }
 
-fn key_limit(key: &config::Key) -> KeyLimit {
+fn key_limit(key: &config::Key, state: Arc<KeyState>) -> KeyLimit {
     // More than four billion requests a minute are as good as no limit.
     let to_u32 = |requests: u64| u32::try_from(requests).unwrap_or(u32::MAX);
     KeyLimit {
@@ -148,12 +150,13 @@ fn key_limit(key: &config::Key) -> KeyLimit {
             pace: (key.per_second > 0).then(|| Pace::new(key.per_second, key.burst, NS_PER_SECOND)),
             concurrency: key.concurrency,
         },
-        state: Arc::new(KeyState::default()),
+        state,
         priority: key.priority,
     }
 }
 
-fn group(group: &config::Group, reach: Reach) -> GroupPlan {
+fn group(group: &config::Group, reach: Reach, carried: CarriedGroup) -> GroupPlan {
+    let CarriedGroup { state, queue } = carried;
     GroupPlan {
         name: group.name.clone(),
         implicit: group.implicit,
@@ -170,7 +173,8 @@ fn group(group: &config::Group, reach: Reach) -> GroupPlan {
         fallback: group.fallback.iter().map(|group| group.0).collect(),
         queue_length: group.queue.length,
         queue_wait: group.queue.wait,
-        queue: None,
+        queue,
+        state,
         timeouts: UpstreamTimeouts {
             pool_idle: group.timeouts.pool_idle,
             connect: group.timeouts.connect,
@@ -199,6 +203,7 @@ fn strategy(balance: Balance) -> Strategy {
 fn listener_plan(
     number: usize,
     listener: &config::Listener,
+    table: Option<Arc<IpTable>>,
     tls: &Store,
 ) -> Result<ListenerPlan, String> {
     let target = |rule: &config::RouteRule| RouteTarget {
@@ -232,10 +237,10 @@ fn listener_plan(
         cors: Cors::new(&listener.cors).map_err(|_| named("cors: no origin".to_owned()))?,
         force: listener.force,
         trusted: listener.trusted_proxies.clone(),
-        ip_limit: listener.ratelimit.map(|rate| IpLimit {
-            pace: IpPace::new(rate.per_second, rate.burst),
-            table: Arc::new(IpTable::new(RandomState::new())),
-        }),
+        ip_limit: listener
+            .ratelimit
+            .zip(table)
+            .map(|(rate, table)| IpLimit { pace: IpPace::new(rate.per_second, rate.burst), table }),
         forwarded: listener.forwarded == Forwarded::Append,
         routes: RouteTable::new(routes).map_err(|why| named(format!("route: {why}")))?,
         timeouts: ClientTimeouts {
@@ -303,6 +308,7 @@ fn upstream_plan(
         enabled: upstream.enabled && !site.endpoints.is_empty(),
         endpoints: site.endpoints,
         concurrency: upstream.concurrency,
+        breaker: upstream.breaker,
         state: site.state,
         path: match upstream.path_mode {
             PathMode::Fixed => PathPlan::Fixed(upstream.url.base_path.as_bytes().to_vec()),

@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,7 @@ use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
 use crate::net::acknowledge::Acknowledged;
-use crate::net::mailbox::{Message, Sender};
+use crate::net::mailbox::{self, Inbox, Message, Sender};
 use crate::net::notify::{LOOK_AGAIN, WakeTable, WakeToken};
 use crate::net::splice::Pipes;
 use crate::net::sys;
@@ -103,8 +104,7 @@ pub struct PlanSlot {
 impl PlanSlot {
     /// A slot with the first plan.
     #[must_use]
-    pub fn new(mut plan: Plan, notifier: &Arc<Notifier>) -> Self {
-        plan.open_queues(notifier);
+    pub fn new(plan: Plan) -> Self {
         Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
     }
 
@@ -117,10 +117,8 @@ impl PlanSlot {
         (plan.clone(), self.version.load(Ordering::Acquire))
     }
 
-    fn put(&self, mut plan: Plan, notifier: &Arc<Notifier>) {
-        plan.open_queues(notifier);
+    fn put(&self, plan: Plan) {
         let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        plan.keep_limits(&slot);
         *slot = Arc::new(plan);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -173,7 +171,8 @@ impl Shared {
     /// Connections of a listener that it leaves out are ended in order. Sockets are the caller's:
     /// the server makes them agree with the plan.
     pub fn swap(&self, plan: Plan) {
-        self.slot.put(plan, &self.notifier);
+        plan.enforce();
+        self.slot.put(plan);
         for mailbox in &self.mailboxes {
             // A core that does not keep up looks by itself at its next tick.
             let _ = mailbox.send(Message::RefreshPlan);
@@ -195,6 +194,26 @@ pub struct Notifier {
     wall_ahead_ns: AtomicI64,
 }
 
+/// The mailboxes of the cores to be: made before the first plan, since who waits in its queues is
+/// woken through them.
+pub struct Mailboxes {
+    /// Wakes waiters of these cores.
+    pub notifier: Arc<Notifier>,
+    /// The receiving end of each core.
+    pub inboxes: Vec<Inbox>,
+}
+
+impl Mailboxes {
+    /// Mailboxes of this many cores.
+    ///
+    /// Errors: the process has no descriptor left.
+    pub fn open(cores: usize) -> io::Result<Self> {
+        let made = (0..cores).map(|_| mailbox::mailbox()).collect::<io::Result<Vec<_>>>()?;
+        let (senders, inboxes) = made.into_iter().unzip();
+        Ok(Self { notifier: Notifier::new(senders), inboxes })
+    }
+}
+
 /// Least change of the wall clock that is stored, nanoseconds: a smaller one is only the time
 /// between reading the two clocks.
 const WALL_STEP_NS: u64 = 1_000_000;
@@ -209,6 +228,12 @@ impl Notifier {
         let notifier = Self { mailboxes, lost, origin, origin_unix_ns, wall_ahead_ns };
         notifier.set_wall(Instant::now(), sys::wall_ns());
         Arc::new(notifier)
+    }
+
+    /// The mailboxes of the cores, in their order.
+    #[must_use]
+    pub fn mailboxes(&self) -> &[Sender] {
+        &self.mailboxes
     }
 
     /// Wakes a waiter with a value.
@@ -392,19 +417,21 @@ impl Core {
         self.shared.took_plan(self.index, version);
     }
 
-    /// Carries over what belongs to groups that still have the same members: the balancers'
-    /// states and the retry budgets.
+    /// Carries over what this core keeps of groups: the retry budget, and where the members are
+    /// still the same, the balancer's state, which knows them by their places.
     fn keep_by_group(&self, next: &Plan) {
         let now = self.plan.borrow();
         let (mut picks, mut budgets) = (self.picks.borrow_mut(), self.budgets.borrow_mut());
         let mut picks_left = picks.drain(..).map(Some).collect::<Vec<_>>();
         let mut budgets_left = budgets.drain(..).map(Some).collect::<Vec<_>>();
         let groups = now.groups.iter().enumerate();
-        let known: HashMap<_, usize> =
-            groups.map(|(index, group)| (now.group_key(group), index)).collect();
+        let known: HashMap<u64, usize> =
+            groups.map(|(index, group)| (group.state.number, index)).collect();
         for group in &next.groups {
-            let before = known.get(&next.group_key(group));
-            let pick = before.and_then(|at| picks_left.get_mut(*at)?.take());
+            let before = known.get(&group.state.number);
+            let same = before
+                .filter(|at| now.member_names(&now.groups[**at]).eq(next.member_names(group)));
+            let pick = same.and_then(|at| picks_left.get_mut(*at)?.take());
             picks.push(pick.unwrap_or_else(|| PickState::starting_at(self.index)));
             let budget = before.and_then(|at| budgets_left.get_mut(*at)?.take());
             budgets.push(budget.unwrap_or_else(|| self.new_budget()));

@@ -182,7 +182,7 @@ impl<'d> Dispatch<'d> {
                 (Nobody::Left, _) => pick::nobody_left(plan, choice, now_us),
                 (Nobody::Full, None) => Kind::QueueFull.into(),
                 (Nobody::Full, Some(queue)) => {
-                    let wait = Wait { core, plan, queue, choice, share: wait::share(permit) };
+                    let wait = Wait { core, plan, queue, choice, share: wait::share(plan, permit) };
                     // In pooled memory: few exchanges wait, and else every exchange's future would
                     // have room for this one.
                     match PooledFuture::new(wait.run(down, members, settle)).await {

@@ -221,24 +221,25 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::compile::compile;
+    use super::super::core::Notifier;
     use super::*;
     use crate::config::Config;
     use crate::net::tls::Store;
-    use crate::upstream::roster::Roster;
+    use crate::upstream::registry::Registry;
 
-    fn plan(limits: &str) -> LocalPlan {
-        Arc::new(of_text(limits)).into()
+    fn registry() -> Registry {
+        Registry::new(Notifier::new(Vec::new()))
     }
 
-    fn of_text(limits: &str) -> Plan {
+    fn plan(registry: &mut Registry, limits: &str) -> LocalPlan {
         let text = format!(
             "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
              ratelimit = {{ per_second = 1, burst = 1 }}\n\
              [[upstream]]\nname = \"u\"\nurl = \"http://127.0.0.1:1\"\nmodels = []\n{limits}"
         );
         let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-        let sites = Roster::default().sites(&config, &[Vec::new()]);
-        compile(&config, &sites, &Store::default(), 0).unwrap()
+        let carried = registry.carry(&config, &[Vec::new()]);
+        Arc::new(compile(&config, carried, &Store::default(), 0).unwrap()).into()
     }
 
     fn key(name: &str, rules: &str) -> String {
@@ -247,15 +248,15 @@ mod tests {
 
     #[test]
     fn the_next_plan_takes_over_what_was_used_by_name() {
-        let before = plan(&(key("a", "rpm = 2") + &key("b", "rpm = 2")));
+        let mut registry = registry();
+        let before = plan(&mut registry, &(key("a", "rpm = 2") + &key("b", "rpm = 2")));
         for limit in &before.limits {
             limit.state.admit(&limit.rules, 0u64).unwrap();
         }
         let ip = IpAddr::from([192, 0, 2, 1]);
         before.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).unwrap();
         // `a` has gone, `b` has moved and may have more, `c` is new.
-        let mut after = of_text(&(key("c", "rpm = 2") + &key("b", "rpm = 3")));
-        after.keep_limits(&before);
+        let after = plan(&mut registry, &(key("c", "rpm = 2") + &key("b", "rpm = 3")));
         let left = |number: usize| {
             let limit = &after.limits[number];
             (0..9).filter(|_| limit.state.admit(&limit.rules, 0u64).is_ok()).count()
@@ -266,12 +267,12 @@ mod tests {
 
     #[test]
     fn a_charge_leaves_by_the_rules_it_came_in_by() {
-        let before = plan(&key("a", "concurrency = 1"));
+        let mut registry = registry();
+        let before = plan(&mut registry, &key("a", "concurrency = 1"));
         let limit = &before.limits[0];
         limit.state.admit(&limit.rules, 0u64).unwrap();
         let charge = Charge { plan: before.clone(), key: KeyId(0) };
-        let mut after = of_text(&key("a", ""));
-        after.keep_limits(&before);
+        let after = plan(&mut registry, &key("a", ""));
         drop(charge);
         assert_eq!(after.limits[0].state.in_flight(), 0);
     }

@@ -144,7 +144,8 @@ mod tests {
     use crate::config::Config;
     use crate::net::tls::Store;
     use crate::proxy::compile::compile;
-    use crate::upstream::roster::Roster;
+    use crate::proxy::core::Notifier;
+    use crate::upstream::registry::Registry;
 
     fn plan(names: &[&str]) -> LocalPlan {
         let listener = |name: &&str| {
@@ -153,8 +154,8 @@ mod tests {
         let mut text: String = names.iter().map(listener).collect();
         text += "[[upstream]]\nname = \"u\"\nurl = \"http://127.0.0.1:9\"\nmodels = []\n";
         let config = Config::from_toml_str(&text, &|_| None).unwrap();
-        let sites = Roster::default().sites(&config, &[]);
-        Rc::new(Arc::new(compile(&config, &sites, &Store::default(), 0).unwrap()))
+        let carried = Registry::new(Notifier::new(Vec::new())).carry(&config, &[]);
+        Rc::new(Arc::new(compile(&config, carried, &Store::default(), 0).unwrap()))
     }
 
     fn names_of(listeners: &CoreListeners, now: &LocalPlan, names: &[&str]) {

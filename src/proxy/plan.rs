@@ -1,8 +1,8 @@
 //! The config, compiled for the data plane: tables ready for lookups, constant bytes ready to be
-//! copied. Built once per load on the control thread, shared by all cores, never changed.
+//! copied. Built once per load on the control thread, shared by all cores, never changed. What
+//! outlives a plan is in it by reference: `upstream::registry` has handed it over.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::net::tls::{ReloadableServer, TlsClient};
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::base_path::BasePath;
+use crate::policy::breaker::BreakerPolicy;
 use crate::policy::cors::Cors;
 use crate::policy::keys::KeyTable;
 use crate::policy::limit::ip::{IpPace, IpTable};
@@ -30,9 +31,10 @@ use crate::policy::model::{Force, ModelTable};
 use crate::policy::reach::{Asker, Reach};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::RouteTable;
-use crate::upstream::roster::{Endpoint, PoolId};
+use crate::upstream::endpoint::{Endpoint, PoolId};
+use crate::upstream::registry::GroupState;
 use crate::upstream::state::UpstreamState;
-use crate::upstream::wait_queue::{WaitQueue, Wake};
+use crate::upstream::wait_queue::GroupQueue;
 
 /// The plan that all cores share, behind a reference count of one core's own: the shared count
 /// would move between the cores' caches at each request.
@@ -76,31 +78,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Takes over, by name, what keys and addresses have used under the plan before this one.
-    pub fn keep_limits(&mut self, before: &Plan) {
-        let old: HashMap<&str, &KeyLimit> =
-            before.limits.iter().map(|limit| (&*limit.name, limit)).collect();
-        for limit in &mut self.limits {
-            if let Some(old) = old.get(&*limit.name) {
-                limit.state = old.state.clone();
-            }
-        }
-        for listener in &mut self.listeners {
-            let old = before.listeners.iter().find(|old| old.name == listener.name);
-            if let Some(limit) = &mut listener.ip_limit
-                && let Some(old) = old.and_then(|old| old.ip_limit.as_ref())
-            {
-                limit.table = old.table.clone();
-            }
-        }
-    }
-
-    /// What makes a group the same in two plans: its name and those of its members, in order.
-    #[must_use]
-    pub fn group_key<'p>(&'p self, group: &'p GroupPlan) -> (&'p str, Vec<&'p str>) {
+    /// The names of a group's members, in its order.
+    pub fn member_names<'p>(&'p self, group: &'p GroupPlan) -> impl Iterator<Item = &'p str> {
         let members = group.members.iter().map(|(upstream, _)| usize::from(*upstream));
-        let names = members.filter_map(|at| self.upstreams.get(at)).map(|u| u.name.as_str());
-        (&group.name, names.collect())
+        members.filter_map(|at| self.upstreams.get(at)).map(|upstream| upstream.name.as_str())
     }
 
     /// Members of a group that this asker may be sent to.
@@ -126,20 +107,22 @@ impl Plan {
         Cow::Owned(names.join("+"))
     }
 
-    /// Opens the wait queues of the groups that have one, and says how many slots there are.
+    /// Applies this plan's settings to what outlives plans; called when it is put in force.
     ///
-    /// Called when the plan is put in force, since upstreams outlive their plans. Those who wait in
-    /// the queues of the plan before stay there; both queues get slots in turn.
-    pub fn open_queues(&mut self, wake: &Arc<impl Wake<WakeToken> + 'static>) {
-        let upstreams = &self.upstreams;
-        for group in self.groups.iter_mut().filter(|group| group.queue_length > 0) {
-            let members =
-                group.members.iter().map(|(at, _)| upstreams[usize::from(*at)].state.clone());
-            group.queue = Some(WaitQueue::new(members.collect(), group.queue_length, wake.clone()));
-        }
+    /// What was found out and counted stays, and so does whoever waits: those who wait for a slot
+    /// that there is now are served at once, and calls beyond fewer slots go on to their end. Rules
+    /// of keys and addresses, times and pool limits need no telling: they are read from the plan.
+    pub fn enforce(&self) {
         for upstream in &self.upstreams {
-            if upstream.state.slots.limit() != upstream.concurrency {
-                upstream.state.set_concurrency(upstream.concurrency);
+            let state = &upstream.state;
+            state.set_breaker(upstream.breaker);
+            if state.slots.limit() != upstream.concurrency {
+                state.set_concurrency(upstream.concurrency);
+            }
+        }
+        for group in &self.groups {
+            if let Some(queue) = &group.queue {
+                queue.set_length(group.queue_length);
             }
         }
     }
@@ -280,8 +263,10 @@ pub struct GroupPlan {
     pub queue_length: u32,
     /// How long each may wait.
     pub queue_wait: Duration,
-    /// Where they wait; opened when the plan is put in force.
-    pub queue: Option<Arc<WaitQueue<WakeToken>>>,
+    /// Where they wait; `None` = nobody may.
+    pub queue: Option<GroupQueue<WakeToken>>,
+    /// What all plans share of it.
+    pub state: Arc<GroupState>,
     /// Upstream-side timeouts.
     pub timeouts: UpstreamTimeouts,
 }
@@ -324,6 +309,8 @@ pub struct UpstreamPlan {
     pub enabled: bool,
     /// Exchanges in flight at most; 0 = no limit.
     pub concurrency: u32,
+    /// When it is left alone after failures.
+    pub breaker: BreakerPolicy,
     /// What all cores share about it.
     pub state: Arc<UpstreamState>,
     /// How the path of a request becomes the path sent.

@@ -21,7 +21,7 @@ use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::Member;
 use crate::policy::limit::ip::network;
-use crate::upstream::wait_queue::{Accepts, Share, WaitQueue};
+use crate::upstream::wait_queue::{Accepts, GroupQueue, Share};
 
 /// Marks shares that belong to an address and not to a key.
 const SHARE_OF_ADDRESS: u32 = 1 << 31;
@@ -38,10 +38,10 @@ pub enum Waited<'p> {
     Refused(Refusal),
 }
 
-/// The share whose turns a waiter takes: its key's, or its address's (IPv6: its /64's) where there
-/// are no keys.
+/// The share whose turns a waiter takes: its key's, in whatever plan, or its address's (IPv6: its
+/// /64's) where there are no keys.
 #[must_use]
-pub fn share(permit: &Permit) -> Share {
+pub fn share(plan: &Plan, permit: &Permit) -> Share {
     let of_address = || {
         let network = permit.client.map(network).unwrap_or_default();
         // FNV-1a: two addresses that share a number share their turns, no more.
@@ -50,7 +50,8 @@ pub fn share(permit: &Permit) -> Share {
             .fold(0x811c_9dc5u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         hash | SHARE_OF_ADDRESS
     };
-    let key = permit.key.map_or_else(of_address, |key| key.0 & !SHARE_OF_ADDRESS);
+    let limit = permit.key.and_then(|key| plan.limits.get(key.0 as usize));
+    let key = limit.map_or_else(of_address, |limit| limit.state.number & !SHARE_OF_ADDRESS);
     Share::of(key, permit.priority)
 }
 
@@ -61,7 +62,7 @@ pub struct Wait<'a, 'p> {
     /// The config in force.
     pub plan: &'p Plan,
     /// Where to wait.
-    pub queue: &'p WaitQueue<WakeToken>,
+    pub queue: &'p GroupQueue<WakeToken>,
     /// The group, and what its member must satisfy.
     pub choice: Choice<'a, 'p>,
     /// The share whose turns it takes.
@@ -151,6 +152,6 @@ fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
 }
 
 /// A refusal whose `Retry-After` comes from the rate at which the queue moves.
-fn refusal(kind: Kind, queue: &WaitQueue<WakeToken>) -> Refusal {
+fn refusal(kind: Kind, queue: &GroupQueue<WakeToken>) -> Refusal {
     Refusal { retry_after: queue.retry_after_s(), ..Refusal::from(kind) }
 }

@@ -23,25 +23,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use self::listeners::{Applied, Listeners};
 use crate::base::listener_id::ListenerId;
 use crate::config::{Config, Cores, Io};
-use crate::control::{self, Begun, Control, ServerHooks, redis};
+use crate::control::{self, Begun, Control, ServerHooks};
 use crate::net::acknowledge::Acknowledged;
 use crate::net::dial::Address;
-use crate::net::mailbox::{self, Message, Sender};
+use crate::net::mailbox::Message;
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
 use crate::net::tls::Store;
 use crate::net::unsent::UnsentTotal;
-use crate::policy::limit::shared::Budget;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::proxy::compile::compile;
-use crate::proxy::core::{Notifier, Padded, PlanSlot, Shared};
+use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::held::HeldBudget;
-use crate::upstream::roster::Site;
+use crate::upstream::registry::Registry;
 use crate::upstream::wait_queue::Wake as _;
 
 /// Starts what a config describes.
@@ -59,28 +58,25 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let state_dir = config.process.state_dir.as_deref().filter(|_| has_tls);
     let (tls, amiss) = Store::open(state_dir);
     let tls = Arc::new(tls);
-    let say = differs.say.clone();
-    let (mut control, begun) = Control::begin(config, tls.clone(), differs)?;
-    let Begun { config, sites, warnings } = begun;
+    let options = Options::of(config)?;
+    let mailboxes =
+        Mailboxes::open(options.cores.len().max(1)).map_err(|error| error.to_string())?;
+    let registry = Registry::new(mailboxes.notifier.clone());
+    let (mut control, begun) = Control::begin(config, registry, tls.clone(), differs)?;
+    let Begun { config, carried, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
     warnings.extend(amiss);
-    let budget = open_budget(&config, &control, say, &mut warnings)?;
-    let plan_of = move |config: &Config, sites: &[Site]| {
-        let mut plan = compile(config, sites, &tls, unix.as_secs())?;
-        plan.budget.clone_from(&budget);
-        Ok::<_, String>(plan)
-    };
-    let plan = plan_of(&config, &sites)?;
-    let options = Options::of(&config)?;
-    let mut server = Server::start(plan, options).map_err(|error| error.to_string())?;
+    let plan_of = move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs());
+    let plan = plan_of(&config, carried)?;
+    let mut server = Server::start(plan, options, mailboxes).map_err(|error| error.to_string())?;
     let shared = || server.shared.clone();
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
     let clocked = shared();
     control.hook(ServerHooks {
-        publish: Box::new(move |config, sites| {
-            listeners.apply(plan_of(config, sites)?).map(|_| ())
+        publish: Box::new(move |config, carried| {
+            listeners.apply(plan_of(config, carried)?).map(|_| ())
         }),
         counters: Box::new(move || counted.counters_sum()),
         live: Box::new(move || {
@@ -102,26 +98,6 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     });
     server.control = Some(control);
     Ok(Started { server, config, warnings })
-}
-
-/// Opens the store that nodes share, if there is one, and waits for its first word.
-fn open_budget(
-    config: &Config,
-    control: &Control,
-    say: control::Say,
-    warnings: &mut Vec<String>,
-) -> Result<Option<Arc<Budget>>, String> {
-    let node = random();
-    let Some(opened) = redis::open_telling(&config.ratelimit_store, node, say)? else {
-        return Ok(None);
-    };
-    control.handle().spawn(opened.run);
-    match opened.first.recv_timeout(2 * redis::CONNECT_TIMEOUT) {
-        Ok(Ok(())) => {}
-        Ok(Err(why)) => warnings.push(format!("ratelimit_store: not reached yet: {why}")),
-        Err(_) => warnings.push("ratelimit_store: not reached yet".to_owned()),
-    }
-    Ok(Some(opened.budget))
 }
 
 /// A number that nobody has chosen.
@@ -238,17 +214,16 @@ pub struct Server {
 impl Server {
     /// Binds, starts and waits until every worker is ready.
     ///
+    /// Shape: `mailboxes` has one for each of the cores; the registry that `plan` comes from wakes
+    /// through them.
     /// Errors: an address cannot be bound, or a worker cannot start; nothing is left running.
-    pub fn start(plan: Plan, mut options: Options) -> io::Result<Self> {
+    pub fn start(plan: Plan, mut options: Options, mailboxes: Mailboxes) -> io::Result<Self> {
+        let Mailboxes { notifier, inboxes } = mailboxes;
         let copies = options.cores.len().max(1);
+        debug_assert_eq!(inboxes.len(), copies);
         let adopted = std::mem::take(&mut options.adopted);
         let (set, sockets) = listeners::bind(&plan, copies, adopted)?;
-        let (senders, inboxes): (Vec<_>, Vec<_>) = (0..copies)
-            .map(|_| mailbox::mailbox())
-            .collect::<io::Result<Vec<_>>>()?
-            .into_iter()
-            .unzip();
-        let shared = shared(plan, &options, copies, senders);
+        let shared = shared(plan, &options, copies, notifier);
         let listeners = Arc::new(Listeners::new(shared.clone(), set));
         let (ready, started) = mpsc::channel();
         let mut workers = Vec::new();
@@ -413,15 +388,15 @@ impl Drop for Server {
     }
 }
 
-fn shared(plan: Plan, options: &Options, copies: usize, mailboxes: Vec<Sender>) -> Arc<Shared> {
-    let notifier = Notifier::new(mailboxes.clone());
+fn shared(plan: Plan, options: &Options, copies: usize, notifier: Arc<Notifier>) -> Arc<Shared> {
+    plan.enforce();
     Arc::new(Shared {
-        slot: PlanSlot::new(plan, &notifier),
-        notifier,
+        slot: PlanSlot::new(plan),
         // No core has taken a plan yet.
         served: (0..copies).map(|_| Padded(AtomicU64::new(u64::MAX))).collect(),
         active: (0..copies).map(|_| Padded(AtomicU32::new(0))).collect(),
-        mailboxes,
+        mailboxes: notifier.mailboxes().to_vec(),
+        notifier,
         connections: AtomicU32::new(0),
         connections_max: options.connections_max,
         held: HeldBudget::new(options.held_total_bytes),

@@ -24,8 +24,8 @@ use h2::{Reason, RecvStream};
 use http::Response;
 
 use super::conn::{StreamEnd, UpConn};
+use super::endpoint::PoolId;
 use super::h2_pool::{H2Pool, StreamSlot};
-use super::roster::PoolId;
 use crate::base::buf::SMALL_BYTES;
 use crate::http::head::RequestHead;
 use crate::http::method::Method;

@@ -13,7 +13,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use super::roster::PoolId;
+use super::endpoint::PoolId;
 use crate::net::pooled_future::PooledFuture;
 use crate::net::race::poll_idle;
 use crate::net::stream::Stream;

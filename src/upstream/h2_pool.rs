@@ -23,8 +23,8 @@ use h2::client::{Builder, SendRequest};
 use http::uri::Scheme;
 
 use super::connect::DialError;
+use super::endpoint::PoolId;
 use super::pulse::Pulse;
-use super::roster::PoolId;
 use crate::http1::parse::HeadLimits;
 use crate::http2::flood::{FloodLimits, FrameCounter};
 use crate::net::caught::caught;

@@ -4,16 +4,19 @@
 //! `connect` (TLS), `via` (the tunnel through an outbound proxy), `pool` (a core's idle
 //! connections), `h2_pool` (a core's HTTP/2 connections, called links), `pulse` (whether a link
 //! still lives), `bridge` (one exchange on a link), `held` (the process-wide budget of held
-//! bodies), `roster` (which upstreams stay the same across plans).
+//! bodies), `endpoint` (where a server is), `identity` (what makes two things in two plans the same),
+//! `registry` (all that outlives a plan).
 
 pub mod bridge;
 pub mod conn;
 pub mod connect;
+pub mod endpoint;
 pub mod h2_pool;
 pub mod held;
+pub mod identity;
 pub mod pool;
 pub mod pulse;
-pub mod roster;
+pub mod registry;
 pub mod slots;
 pub mod state;
 pub mod via;

@@ -13,7 +13,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::conn::UpConn;
-use super::roster::PoolId;
+use super::endpoint::PoolId;
 use crate::base::buf::Buffers;
 use crate::net::sys::Shut;
 

@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A wait queue, as an upstream sees it; `member` is the upstream's place among its members.
+/// A wait queue, as an upstream sees it; `member` is the number that the queue has given it.
 pub trait Waiting: Send + Sync {
     /// Hands a taken slot to the waiter that is next; `false`: no waiter takes it, and the caller
     /// keeps it.
@@ -35,11 +35,11 @@ pub struct Slots {
     wanted: AtomicU32,
     /// Index of the queue that is asked first.
     turn: AtomicUsize,
-    /// Locked to change or to copy the list: when a queue is made, or while requests wait.
+    /// Locked to change or to copy the list: when a plan comes or goes, or while requests wait.
     queues: Mutex<Arc<[QueueRef]>>,
 }
 
-/// A queue, and the upstream's place among its members.
+/// A queue, and the number that it has given this upstream.
 #[derive(Clone)]
 struct QueueRef {
     queue: Weak<dyn Waiting>,
@@ -135,6 +135,13 @@ impl Slots {
         let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
         let kept = queues.iter().filter(|known| known.queue.strong_count() > 0).cloned();
         *queues = kept.chain([QueueRef { queue, member }]).collect();
+    }
+
+    /// Forgets a queue that has no such member any more.
+    pub(super) fn unregister(&self, queue: &Weak<dyn Waiting>, member: usize) {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |known: &&QueueRef| known.member == member && known.queue.ptr_eq(queue);
+        *queues = queues.iter().filter(|known| !is_it(known)).cloned().collect();
     }
 
     fn is_wanted(&self) -> bool {

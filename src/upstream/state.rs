@@ -207,6 +207,14 @@ impl UpstreamState {
         }
     }
 
+    /// Changes when it is left alone; what its breaker knows stays.
+    pub fn set_breaker(&self, policy: BreakerPolicy) {
+        if self.breaker.policy() != policy {
+            self.breaker.set_policy(&policy);
+            self.poke();
+        }
+    }
+
     /// Changes how many may be in flight, 0 = no limit.
     pub fn set_concurrency(&self, concurrency: u32) {
         self.slots.set_limit(concurrency);
@@ -223,7 +231,7 @@ impl UpstreamState {
     #[must_use]
     #[cold]
     pub fn avoids(&self, model: &str, now_ms: u64) -> bool {
-        self.models.avoids(model_hash(model), self.breaker.policy(), now_ms)
+        self.models.avoids(model_hash(model), &self.breaker.policy(), now_ms)
     }
 
     /// As `admits`, for a call that no other member can take.

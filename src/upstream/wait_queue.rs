@@ -1,4 +1,4 @@
-//! The wait queue of a group, shared by all cores.
+//! The wait queue of a group, shared by all cores and by all plans that have the group.
 //!
 //! `policy::queue` decides which waiter is next; here its decisions meet the slots of the members.
 //! The queue is locked only while a request waits or has to wait. A slot that comes free goes
@@ -12,7 +12,12 @@
 //! alone. Slots of a member that is down are never granted; those of a member whose breaker refuses
 //! only as a last resort, where no member admits calls.
 //!
-//! The lock order is trivial: never two at once. Waiters are woken after unlocking.
+//! A queue outlives the plan that made it: those who wait keep their places, and it keeps its
+//! measured rate. Each plan's group sees it as a `GroupQueue`, by its own members (`members`); a
+//! waiter takes slots of the members that its plan has, and all are served in one order.
+//!
+//! A queue's lock is taken before that of an upstream's list of queues, never behind it, and no two
+//! queues are locked at once. Waiters are woken after unlocking.
 //!
 //! # What an exchange does
 //!
@@ -36,12 +41,15 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+pub use members::Accepts;
+use members::Members;
+
 use super::slots::Waiting;
 use super::state::{Lease, UpstreamState};
-use crate::policy::balance::Tried;
 pub use crate::policy::queue::{Full, Share};
 use crate::policy::queue::{Queue, WaitId};
 
+mod members;
 #[cfg(test)]
 mod tests;
 
@@ -53,29 +61,8 @@ pub trait Wake<T>: Send + Sync {
     fn now_ms(&self) -> u64;
 }
 
-/// Which members' slots a waiter takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Accepts {
-    /// Not these members, by their index in the group.
-    pub tried: Tried,
-    /// This member alone; `None` = any.
-    pub only: Option<usize>,
-}
-
-impl Accepts {
-    /// Slots of any member.
-    pub const ALL: Accepts = Accepts { tried: Tried::NONE, only: None };
-
-    /// Tells whether the waiter takes a slot of this member.
-    #[must_use]
-    pub fn has(&self, member: usize) -> bool {
-        self.only.is_none_or(|only| only == member) && !self.tried.has(member)
-    }
-}
-
 /// The wait queue of one group; `T` is the token by which a waiter is woken.
 pub struct WaitQueue<T> {
-    members: Vec<Arc<UpstreamState>>,
     wake: Arc<dyn Wake<T>>,
     /// How many requests wait, to be read without the lock.
     waiting: AtomicU32,
@@ -90,12 +77,14 @@ struct Inside<T> {
     free: Vec<usize>,
     /// The index in `waiters` of each waiter, by its index in the queue.
     waiter_of: Vec<usize>,
-    interest: Interest,
+    members: Members,
 }
 
 struct Waiter<T> {
     id: WaitId,
     token: T,
+    /// The view of its plan's group.
+    view: usize,
     accepts: Accepts,
     stay: Stay,
 }
@@ -104,30 +93,17 @@ struct Waiter<T> {
 #[derive(Clone, Copy)]
 enum Stay {
     Waiting,
-    /// A slot of this member has been granted to it.
+    /// A slot of this member of its group has been granted to it.
     Granted(usize),
     /// The place has gone to a newcomer.
     Displaced,
 }
 
-/// How many waiters would take a slot of each member. Nearly all take any member's, so that a busy
-/// queue seldom changes the members' `wanted` counts.
-struct Interest {
-    in_all: u32,
-    in_some: Vec<u32>,
-}
-
 impl<T: Copy + Send + 'static> WaitQueue<T> {
-    /// A queue for `length` waiters at most, registered with its members.
-    ///
-    /// Shape: `members` in the group's order; only the first `MEMBERS_MAX` are ever granted.
+    /// A queue for `length` waiters at most, without members.
     #[must_use]
-    pub fn new(
-        members: Vec<Arc<UpstreamState>>,
-        length: u32,
-        wake: Arc<dyn Wake<T>>,
-    ) -> Arc<WaitQueue<T>> {
-        let queue = Arc::new(WaitQueue {
+    pub fn new(length: u32, wake: Arc<dyn Wake<T>>) -> Arc<WaitQueue<T>> {
+        Arc::new(WaitQueue {
             wake,
             waiting: AtomicU32::new(0),
             inside: Mutex::new(Inside {
@@ -135,81 +111,41 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
                 waiters: Vec::new(),
                 free: Vec::new(),
                 waiter_of: Vec::new(),
-                interest: Interest { in_all: 0, in_some: vec![0; members.len()] },
+                members: Members::default(),
             }),
-            members,
-        });
-        if length > 0 {
-            let weak: Weak<dyn Waiting> = Arc::downgrade(&queue) as Weak<dyn Waiting>;
-            for (member, state) in queue.members.iter().enumerate() {
-                state.slots.register(weak.clone(), member);
+        })
+    }
+
+    /// The queue as a group with these members sees it; their slots go to those who wait there.
+    ///
+    /// Shape: `members` in the group's order; only the first `MEMBERS_MAX` are ever granted.
+    #[must_use]
+    pub fn bind(self: &Arc<Self>, members: Vec<Arc<UpstreamState>>) -> GroupQueue<T> {
+        let this: Weak<dyn Waiting> = Arc::downgrade(self) as Weak<dyn Waiting>;
+        let mut inside = self.lock();
+        let (view, new) = inside.members.bind(&members);
+        for number in new {
+            if let Some(state) = inside.members.state(number) {
+                state.slots.register(this.clone(), number);
             }
         }
-        queue
+        drop(inside);
+        GroupQueue { queue: self.clone(), members, view }
     }
 
-    /// How many requests wait now; reads one atomic.
-    #[must_use]
-    pub fn len(&self) -> u32 {
-        self.waiting.load(Ordering::Relaxed)
+    /// Changes how many may wait; those who wait already stay.
+    pub fn set_length(&self, length: u32) {
+        self.lock().queue.set_length(length);
     }
 
-    /// Tells whether no request waits.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Seconds after which a newcomer may hope for a slot, from the measured rate.
-    #[must_use]
-    pub fn retry_after_s(&self) -> u32 {
-        let now_ms = self.wake.now_ms();
-        self.lock().queue.retry_after_s(now_ms)
-    }
-
-    /// Takes a place, and grants slots that are free this very moment.
-    ///
-    /// Errors: the queue is full.
-    ///
-    /// Units: `deadline_ms` from the origin of `Wake::now_ms`; nothing is granted from then on.
-    pub fn enter(
-        &self,
-        share: Share,
-        accepts: Accepts,
-        token: T,
-        deadline_ms: u64,
-    ) -> Result<WaitSlot<'_, T>, Full> {
-        let now_ms = self.wake.now_ms();
-        let (waiter, displaced) = {
-            let mut inside = self.lock();
-            let displaced = inside.displace(&self.members, share, now_ms);
-            let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
-            let waiter = inside.add(Waiter { id, token, accepts, stay: Stay::Waiting });
-            inside.interest.add(&self.members, &accepts);
-            self.publish(&inside);
-            (waiter, displaced)
-        };
-        displaced.into_iter().for_each(|token| self.wake.wake(token));
-        let place = WaitSlot { queue: self, waiter, taken: false };
-        // A slot may have come free between the look that found none and the place taken. It goes
-        // to the waiter that is next, which need not be the newcomer.
-        for member in (0..self.members.len()).filter(|member| accepts.has(*member)) {
-            while self.members[member].slots.has_free() && !place.is_granted() {
-                if !self.fill(member) {
-                    break;
-                }
-            }
+    fn unbind(self: &Arc<Self>, view: usize) {
+        let this: Weak<dyn Waiting> = Arc::downgrade(self) as Weak<dyn Waiting>;
+        let mut inside = self.lock();
+        let gone = inside.members.unbind(view);
+        // Under the lock: else one that comes back meanwhile would be taken off the list.
+        for (number, state) in &gone {
+            state.slots.unregister(&this, *number);
         }
-        Ok(place)
-    }
-
-    /// Whether a member may be called: it admits calls, or it does as a last resort where no member
-    /// admits any.
-    fn admits(&self, member: usize, now_ms: u64) -> bool {
-        let Some(state) = self.members.get(member) else { return false };
-        state.admits(now_ms)
-            || (state.admits_last_resort(now_ms)
-                && !self.members.iter().any(|other| other.admits(now_ms)))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inside<T>> {
@@ -221,24 +157,17 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
         self.waiting.store(inside.queue.len(), Ordering::Relaxed);
     }
 
-    /// Grants a slot of `member` to the waiter that is next, if `take` succeeds; then wakes the
+    /// Grants a slot of a member to the waiter that is next, if `take` succeeds; then wakes the
     /// waiter.
-    fn grant(&self, member: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
-        let Some(state) = self.members.get(member) else { return false };
+    fn grant(&self, number: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
         let now_ms = self.wake.now_ms();
         let token = {
             let mut inside = self.lock();
-            if !inside.interest.is_in(member) || !self.admits(member, now_ms) {
+            let Some(waiter) = inside.next_for(number, now_ms) else { return false };
+            if !inside.members.state(number).is_some_and(|state| take(state)) {
                 return false;
             }
-            let Some(waiter) = inside.next_for(member, now_ms) else { return false };
-            if !take(state) {
-                return false;
-            }
-            let Waiter { id, token, accepts, .. } = inside.waiters[waiter];
-            inside.queue.grant(id, now_ms);
-            inside.waiters[waiter].stay = Stay::Granted(member);
-            inside.interest.remove(&self.members, &accepts);
+            let token = inside.grant(waiter, number, now_ms);
             self.publish(&inside);
             token
         };
@@ -260,18 +189,19 @@ impl<T: Copy + Send + 'static> Waiting for WaitQueue<T> {
 impl<T: Copy> Inside<T> {
     /// Takes the place of the waiter that has to leave a full queue for a newcomer; returns that
     /// waiter's token.
-    fn displace(&mut self, members: &[Arc<UpstreamState>], share: Share, now_ms: u64) -> Option<T> {
+    fn displace(&mut self, share: Share, now_ms: u64) -> Option<T> {
         let id = self.queue.displaced_by(share)?;
         self.queue.cancel(id, now_ms);
         let waiter = &mut self.waiters[self.waiter_of[id.index()]];
         waiter.stay = Stay::Displaced;
-        let Waiter { token, accepts, .. } = *waiter;
-        self.interest.remove(members, &accepts);
+        let Waiter { token, view, accepts, .. } = *waiter;
+        self.members.remove(view, &accepts);
         Some(token)
     }
 
     fn add(&mut self, waiter: Waiter<T>) -> usize {
         let index = waiter.id.index();
+        self.members.add(waiter.view, &waiter.accepts);
         let at = match self.free.pop() {
             Some(at) => {
                 self.waiters[at] = waiter;
@@ -289,68 +219,127 @@ impl<T: Copy> Inside<T> {
         at
     }
 
-    /// The index in `waiters` of the one that gets the next slot of this member.
-    fn next_for(&self, member: usize, now_ms: u64) -> Option<usize> {
+    /// The index in `waiters` of the one that gets the next slot of this member: of those whose
+    /// group may call it, since it admits calls, or does as a last resort where no member of the
+    /// group admits any.
+    fn next_for(&mut self, number: usize, now_ms: u64) -> Option<usize> {
+        if !self.members.is_wanted(number) {
+            return None;
+        }
+        let state = self.members.state(number)?;
+        let admits = state.admits(now_ms);
+        if !admits {
+            if !state.admits_last_resort(now_ms) {
+                return None;
+            }
+            self.members.note_admissions(now_ms);
+        }
         let waiter_of = |id: WaitId| self.waiter_of[id.index()];
-        let id = self.queue.find(now_ms, |id| self.waiters[waiter_of(id)].accepts.has(member))?;
+        let id = self.queue.find(now_ms, |id| {
+            let Waiter { view, accepts, .. } = &self.waiters[waiter_of(id)];
+            (admits || !self.members.admits(*view))
+                && self.members.accepted(*view, accepts, number).is_some()
+        })?;
         Some(waiter_of(id))
+    }
+
+    /// Notes that a slot of a member is a waiter's; returns the waiter's token.
+    fn grant(&mut self, waiter: usize, number: usize, now_ms: u64) -> T {
+        let Waiter { id, token, view, accepts, .. } = self.waiters[waiter];
+        self.queue.grant(id, now_ms);
+        if let Some(member) = self.members.accepted(view, &accepts, number) {
+            self.waiters[waiter].stay = Stay::Granted(member);
+        }
+        self.members.remove(view, &accepts);
+        token
     }
 }
 
-impl Interest {
-    fn is_in(&self, member: usize) -> bool {
-        self.in_all > 0 || self.in_some.get(member).is_some_and(|count| *count > 0)
+/// A group's wait queue, as one plan sees it: its members are those of the plan.
+pub struct GroupQueue<T: Copy + Send + 'static> {
+    queue: Arc<WaitQueue<T>>,
+    members: Vec<Arc<UpstreamState>>,
+    view: usize,
+}
+
+impl<T: Copy + Send + 'static> GroupQueue<T> {
+    /// How many requests wait now, of all plans; reads one atomic.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.queue.waiting.load(Ordering::Relaxed)
     }
 
-    fn add(&mut self, members: &[Arc<UpstreamState>], accepts: &Accepts) {
-        if *accepts == Accepts::ALL {
-            self.in_all += 1;
-            if self.in_all == 1 {
-                self.others(members, accepts).for_each(|state| state.slots.want());
-            }
-            return;
-        }
-        for (member, state) in members.iter().enumerate().filter(|(at, _)| accepts.has(*at)) {
-            if !self.is_in(member) {
-                state.slots.want();
-            }
-            self.in_some[member] += 1;
-        }
+    /// Tells whether no request waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
-    fn remove(&mut self, members: &[Arc<UpstreamState>], accepts: &Accepts) {
-        if *accepts == Accepts::ALL {
-            self.in_all -= 1;
-            if self.in_all == 0 {
-                self.others(members, accepts).for_each(|state| state.slots.unwant());
-            }
-            return;
-        }
-        for (member, state) in members.iter().enumerate().filter(|(at, _)| accepts.has(*at)) {
-            self.in_some[member] -= 1;
-            if !self.is_in(member) {
-                state.slots.unwant();
-            }
-        }
+    /// Changes how many may wait; those who wait already stay.
+    pub fn set_length(&self, length: u32) {
+        self.queue.set_length(length);
     }
 
-    /// The accepted members that no waiter with a choice of members waits for.
-    fn others<'m>(
-        &'m self,
-        members: &'m [Arc<UpstreamState>],
-        accepts: &'m Accepts,
-    ) -> impl Iterator<Item = &'m UpstreamState> {
-        let counts = members.iter().zip(&self.in_some).enumerate();
-        counts
-            .filter(|(member, (_, count))| accepts.has(*member) && **count == 0)
-            .map(|(_, (state, _))| &**state)
+    /// Seconds after which a newcomer may hope for a slot, from the measured rate.
+    #[must_use]
+    pub fn retry_after_s(&self) -> u32 {
+        let now_ms = self.queue.wake.now_ms();
+        self.queue.lock().queue.retry_after_s(now_ms)
+    }
+
+    /// Takes a place, and grants slots that are free this very moment.
+    ///
+    /// Errors: the queue is full.
+    ///
+    /// Units: `deadline_ms` from the origin of `Wake::now_ms`; nothing is granted from then on.
+    pub fn enter(
+        &self,
+        share: Share,
+        accepts: Accepts,
+        token: T,
+        deadline_ms: u64,
+    ) -> Result<WaitSlot<'_, T>, Full> {
+        let (queue, view) = (&self.queue, self.view);
+        let now_ms = queue.wake.now_ms();
+        let (waiter, displaced) = {
+            let mut inside = queue.lock();
+            let displaced = inside.displace(share, now_ms);
+            let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
+            let waiter = inside.add(Waiter { id, token, view, accepts, stay: Stay::Waiting });
+            queue.publish(&inside);
+            (waiter, displaced)
+        };
+        displaced.into_iter().for_each(|token| queue.wake.wake(token));
+        let place = WaitSlot { queue: self, waiter, taken: false };
+        // A slot may have come free between the look that found none and the place taken. It goes
+        // to the waiter that is next, which need not be the newcomer.
+        for member in (0..self.members.len()).filter(|member| accepts.has(*member)) {
+            while self.members[member].slots.has_free() && !place.is_granted() {
+                if !self.fill(member) {
+                    break;
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    /// Takes a free slot of a member for the waiter that is next; `false`: there is none.
+    fn fill(&self, member: usize) -> bool {
+        let number = self.queue.lock().members.number(self.view, member);
+        number.is_some_and(|number| self.queue.fill(number))
+    }
+}
+
+impl<T: Copy + Send + 'static> Drop for GroupQueue<T> {
+    fn drop(&mut self) {
+        self.queue.unbind(self.view);
     }
 }
 
 /// A place in the queue; its drop leaves the queue.
 #[must_use = "a place that is dropped is left"]
 pub struct WaitSlot<'r, T: Copy + Send + 'static> {
-    queue: &'r WaitQueue<T>,
+    queue: &'r GroupQueue<T>,
     waiter: usize,
     taken: bool,
 }
@@ -362,7 +351,7 @@ impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
         if self.taken {
             return None;
         }
-        let queue = self.queue;
+        let GroupQueue { queue, members, .. } = self.queue;
         let member = {
             let mut inside = queue.lock();
             let Stay::Granted(member) = inside.waiters[self.waiter].stay else { return None };
@@ -370,17 +359,21 @@ impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
             member
         };
         self.taken = true;
-        Some((member, queue.members[member].adopt()))
+        Some((member, members[member].adopt()))
     }
 
     fn is_granted(&self) -> bool {
-        matches!(self.queue.lock().waiters[self.waiter].stay, Stay::Granted(_))
+        matches!(self.stay(), Stay::Granted(_))
     }
 
     /// Whether the place has gone to a newcomer, and nothing will be granted any more.
     #[must_use]
     pub fn is_displaced(&self) -> bool {
-        !self.taken && matches!(self.queue.lock().waiters[self.waiter].stay, Stay::Displaced)
+        !self.taken && matches!(self.stay(), Stay::Displaced)
+    }
+
+    fn stay(&self) -> Stay {
+        self.queue.queue.lock().waiters[self.waiter].stay
     }
 }
 
@@ -389,16 +382,16 @@ impl<T: Copy + Send + 'static> Drop for WaitSlot<'_, T> {
         if self.taken {
             return;
         }
-        let queue = self.queue;
+        let GroupQueue { queue, members, .. } = self.queue;
         let now_ms = queue.wake.now_ms();
         let granted = {
             let mut inside = queue.lock();
-            let Waiter { id, accepts, stay, .. } = inside.waiters[self.waiter];
+            let Waiter { id, view, accepts, stay, .. } = inside.waiters[self.waiter];
             inside.free.push(self.waiter);
             match stay {
                 Stay::Waiting => {
                     inside.queue.cancel(id, now_ms);
-                    inside.interest.remove(&queue.members, &accepts);
+                    inside.members.remove(view, &accepts);
                     queue.publish(&inside);
                     None
                 }
@@ -407,7 +400,7 @@ impl<T: Copy + Send + 'static> Drop for WaitSlot<'_, T> {
             }
         };
         if let Some(member) = granted {
-            queue.members[member].slots.release();
+            members[member].slots.release();
         }
     }
 }

@@ -46,6 +46,7 @@ mod listeners;
 mod meters;
 mod models;
 mod paths;
+mod planner;
 mod pool;
 mod proxied;
 mod queue;

@@ -4,14 +4,9 @@
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
-use tokenring::config::Config;
-use tokenring::net::dial::Address;
-use tokenring::net::tls::Store;
-use tokenring::proxy::compile::compile;
-use tokenring::server::{Options, Server};
-use tokenring::upstream::roster::Roster;
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
+use super::planner::Planner;
 use super::wire::{Answer, Client, chat};
 
 /// An answer that does not come by itself within a test.
@@ -243,25 +238,21 @@ fn a_full_queue_makes_place_for_a_key_with_fewer_and_for_a_higher_priority() {
 #[test]
 fn another_concurrency_takes_effect_with_its_plan_and_lets_waiters_go() {
     let mock = mock();
-    let mut roster = Roster::default();
-    let mut plan = |concurrency: u32| {
+    let text = |concurrency: u32| {
         let upstream = format!("concurrency = {concurrency}\n");
         let group = "queue = { length = 9, wait = \"60s\" }\n";
-        let text = Setup { upstream: &upstream, group, ..Setup::default() }.text(&[mock.url()]);
-        let config = Config::from_toml_str(&text, &|_| None).unwrap();
-        let sites = roster.sites(&config, &[vec![Address::Tcp(mock.addr())]]);
-        (compile(&config, &sites, &Store::default(), 0).unwrap(), Options::of(&config).unwrap())
+        Setup { upstream: &upstream, group, ..Setup::default() }.text(&[mock.url()])
     };
-    let (first, options) = plan(1);
-    let proxy = Proxy::of(Server::start(first, options).unwrap());
+    let mut planner = Planner::new(1);
+    let proxy = planner.start(&text(1));
     let _held = hold(&mock, &proxy, "");
     let mut waiting = [proxy.client(), proxy.client(), proxy.client()];
     for client in &mut waiting {
         client.send(chat(HELD, false));
     }
     wait_for_waiters(&proxy, 3);
-    proxy.swap(plan(3).0);
+    proxy.swap(planner.plan(&text(3)));
     mock.wait_until(LIMIT, |stats| stats.in_flight == 3).expect("two more go");
-    proxy.swap(plan(0).0);
+    proxy.swap(planner.plan(&text(0)));
     mock.wait_until(LIMIT, |stats| stats.in_flight == 4).expect("the last one goes");
 }

@@ -7,13 +7,9 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
+use super::planner::Planner;
 use super::wire::{Answer, Client, chat, get, post};
 use loadtest::mock::Mock;
-use tokenring::config::Config;
-use tokenring::net::dial::Address;
-use tokenring::net::tls::Store;
-use tokenring::proxy::compile::compile;
-use tokenring::upstream::roster::Roster;
 
 const KEYS: &str = "auth = \"keys\"";
 const MINE: &str = "x-api-key: sk-a\r\n";
@@ -174,15 +170,16 @@ fn a_steady_rate_refuses_what_comes_too_fast() {
 #[test]
 fn another_config_forgets_nothing() {
     let mock = mock();
-    let proxy = limited(&mock, "rpm = 2");
+    let text = |rpm: u32| {
+        let rest = format!("[[key]]\nname = \"a\"\nkey = \"sk-a\"\nrpm = {rpm}\n");
+        Setup { listener: KEYS, rest: &rest, ..Setup::default() }.text(&[mock.url()])
+    };
+    let mut planner = Planner::new(1);
+    let proxy = planner.start(&text(2));
     fresh_minute();
     let mut client = proxy.client();
     assert_eq!([0; 3].map(|_| ask(&mut client).status), [200, 200, 429]);
-    let rest = "[[key]]\nname = \"a\"\nkey = \"sk-a\"\nrpm = 3\n";
-    let text = Setup { listener: KEYS, rest, ..Setup::default() }.text(&[mock.url()]);
-    let config = Config::from_toml_str(&text, &|_| None).unwrap();
-    let sites = Roster::default().sites(&config, &[vec![Address::Tcp(mock.addr())]]);
-    proxy.swap(compile(&config, &sites, &Store::default(), 0).unwrap());
+    proxy.swap(planner.plan(&text(3)));
     wait_until("one more may pass", || ask(&mut proxy.client()).status == 200);
     assert_eq!([0; 2].map(|_| ask(&mut client).status), [429, 429]);
 }

@@ -1,49 +1,22 @@
 //! rules §14, §12: another plan in force on every core, and nobody notices.
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::house::{LIMIT, Proxy, Setup, mock_with, wait_until};
-use super::wire::{Client, chat};
 use loadtest::mock::Mock;
-use tokenring::config::Config;
-use tokenring::net::dial::Address;
-use tokenring::net::tls::Store;
-use tokenring::proxy::compile::compile;
-use tokenring::proxy::plan::Plan;
-use tokenring::server::{Options, Server};
-use tokenring::upstream::roster::Roster;
 
-/// Makes plans as the control thread does: one roster for all of them.
-#[derive(Default)]
-struct Planner(Roster);
+use super::house::{LIMIT, Setup, mock_with, wait_until};
+use super::planner::Planner;
+use super::wire::{Client, chat};
 
-impl Planner {
-    /// A config in which the group `chat` has these members, called `gpu` and their name.
-    fn config(mocks: &[(&str, SocketAddr)]) -> Config {
-        let urls: Vec<String> = mocks.iter().map(|(_, addr)| format!("http://{addr}")).collect();
-        let mut text = Setup { process: "cores = 2\n", ..Setup::default() }.text(&urls);
-        for (at, (name, _)) in mocks.iter().enumerate() {
-            text = text.replace(&format!("\"gpu{at}\""), &format!("\"gpu-{name}\""));
-        }
-        Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"))
+/// A config in which the group `chat` has these members, called `gpu` and their name.
+fn config(mocks: &[(&str, SocketAddr)]) -> String {
+    let urls: Vec<String> = mocks.iter().map(|(_, addr)| format!("http://{addr}")).collect();
+    let mut text = Setup { process: "cores = 2\n", ..Setup::default() }.text(&urls);
+    for (at, (name, _)) in mocks.iter().enumerate() {
+        text = text.replace(&format!("\"gpu{at}\""), &format!("\"gpu-{name}\""));
     }
-
-    fn plan(&mut self, mocks: &[(&str, SocketAddr)]) -> Plan {
-        let config = Self::config(mocks);
-        let addresses: Vec<Vec<Address>> = config
-            .upstreams
-            .iter()
-            .map(|u| (u.url.host.as_str(), u.url.port).to_socket_addrs().unwrap())
-            .map(|found| found.map(Address::Tcp).collect())
-            .collect();
-        compile(&config, &self.0.sites(&config, &addresses), &Store::default(), 0).unwrap()
-    }
-
-    fn start(&mut self, mocks: &[(&str, SocketAddr)]) -> Proxy {
-        let options = Options::of(&Self::config(mocks)).unwrap();
-        Proxy::of(Server::start(self.plan(mocks), options).unwrap())
-    }
+    text
 }
 
 fn named(name: &str) -> Mock {
@@ -59,14 +32,14 @@ fn server_of(client: &mut Client) -> String {
 #[test]
 fn a_swap_reaches_every_core_at_once() {
     let (a, b) = (named("a"), named("b"));
-    let mut planner = Planner::default();
-    let proxy = planner.start(&[("a", a.addr())]);
+    let mut planner = Planner::new(2);
+    let proxy = planner.start(&config(&[("a", a.addr())]));
     // More connections than one core keeps for itself.
     let mut clients: Vec<Client> = (0..24).map(|_| proxy.client()).collect();
     for client in &mut clients {
         assert_eq!(server_of(client), "a");
     }
-    proxy.swap(planner.plan(&[("b", b.addr())]));
+    proxy.swap(planner.plan(&config(&[("b", b.addr())])));
     assert_eq!(proxy.plan().upstreams[0].name, "gpu-b", "all cores have it");
     for client in &mut clients {
         assert_eq!(server_of(client), "b");
@@ -76,12 +49,12 @@ fn a_swap_reaches_every_core_at_once() {
 #[test]
 fn an_exchange_in_flight_keeps_the_plan_it_began_with() {
     let (a, b) = (named("a"), named("b"));
-    let mut planner = Planner::default();
-    let proxy = planner.start(&[("a", a.addr())]);
+    let mut planner = Planner::new(2);
+    let proxy = planner.start(&config(&[("a", a.addr())]));
     let mut client = proxy.client();
     client.send(chat("x-mock: interval=20ms,tokens=30\r\n", true));
     client.through(b"\n\n").expect("it has begun");
-    proxy.swap(planner.plan(&[("b", b.addr())]));
+    proxy.swap(planner.plan(&config(&[("b", b.addr())])));
     wait_until("the new plan is in force", || server_of(&mut proxy.client()) == "b");
     assert_eq!(a.stats().in_flight, 1);
     client.through(b"data: [DONE]\n\n\r\n0\r\n\r\n").expect("it ends well");
@@ -94,14 +67,14 @@ fn an_exchange_in_flight_keeps_the_plan_it_began_with() {
 #[test]
 fn an_upstream_that_stays_keeps_its_count_and_its_connections() {
     let (a, b) = (named("a"), named("b"));
-    let mut planner = Planner::default();
-    let proxy = planner.start(&[("a", a.addr())]);
+    let mut planner = Planner::new(2);
+    let proxy = planner.start(&config(&[("a", a.addr())]));
     let mut slow = proxy.client();
     slow.send(chat("x-mock: delay=300ms\r\n", false));
     a.wait_until(LIMIT, |stats| stats.in_flight == 1).expect("begun");
     assert_eq!(server_of(&mut proxy.client()), "a");
     let connections = a.stats().connections_total;
-    proxy.swap(planner.plan(&[("b", b.addr()), ("a", a.addr())]));
+    proxy.swap(planner.plan(&config(&[("b", b.addr()), ("a", a.addr())])));
     let plan = proxy.plan();
     assert_eq!(plan.upstreams[1].name, "gpu-a");
     let in_flight = || plan.upstreams[1].state.in_flight();
@@ -118,8 +91,8 @@ fn an_upstream_that_stays_keeps_its_count_and_its_connections() {
 #[test]
 fn swaps_under_load_lose_nothing() {
     let (a, b) = (named("a"), named("b"));
-    let mut planner = Planner::default();
-    let proxy = planner.start(&[("a", a.addr()), ("b", b.addr())]);
+    let mut planner = Planner::new(2);
+    let proxy = planner.start(&config(&[("a", a.addr()), ("b", b.addr())]));
     let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         for number in 0..8 {
@@ -140,7 +113,7 @@ fn swaps_under_load_lose_nothing() {
             vec![("other", b.addr()), ("a", a.addr())],
         ];
         for turn in 0..200 {
-            proxy.swap(planner.plan(&sets[turn % sets.len()]));
+            proxy.swap(planner.plan(&config(&sets[turn % sets.len()])));
             let before = served.load(Ordering::Relaxed);
             wait_until("the load goes on", || served.load(Ordering::Relaxed) >= before + 8);
         }

@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 use tokenring::policy::breaker::{CallResult, Entry, StateName};
 use tokenring::upstream::state::{Lease, UpstreamState};
-use tokenring::upstream::wait_queue::{WaitQueue, Wake};
+use tokenring::upstream::wait_queue::{GroupQueue, WaitQueue, Wake};
 
 use crate::setup::Setup;
 
 /// What all cores share.
 pub(crate) struct Fleet {
     pub(crate) upstreams: Vec<Arc<UpstreamState>>,
-    pub(crate) queue: Arc<WaitQueue<usize>>,
+    pub(crate) queue: GroupQueue<usize>,
     pub(crate) wakes: Arc<Wakes>,
 }
 
@@ -27,7 +27,7 @@ impl Fleet {
             .map(|server| Arc::new(UpstreamState::new(setup.breaker, server.concurrency)))
             .collect();
         let wakes = Arc::new(Wakes::default());
-        let queue = WaitQueue::new(upstreams.clone(), setup.queue.length, wakes.clone());
+        let queue = WaitQueue::new(setup.queue.length, wakes.clone()).bind(upstreams.clone());
         Fleet { upstreams, queue, wakes }
     }
 }

@@ -206,7 +206,7 @@ impl<'a> Sim<'a> {
         let avoided = |at: usize| {
             let state = &self.fleet.upstreams[at];
             let policy = state.breaker.policy();
-            state.models.watches(now_ms) && state.models.avoids(*model, policy, now_ms)
+            state.models.watches(now_ms) && state.models.avoids(*model, &policy, now_ms)
         };
         if (0..members.len()).any(|at| members[at].usable && !avoided(at)) {
             for (at, member) in members.iter_mut().enumerate() {

@@ -36,58 +36,21 @@
 
 pub mod models;
 mod outage;
+mod policy;
 mod state;
 mod window;
 
 pub use outage::Sign;
+pub use policy::BreakerPolicy;
 pub use state::{CallResult, Change, Entry, State, StateName};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use outage::{Outage, SILENCE, TRIALS_MORE_MAX, UNASKED, VOUCHED_PAUSE};
+use policy::LivePolicy;
 use state::{DOUBLINGS_MAX, Gate, TRIALS_MAX, UNTIL_MAX};
 use window::Window;
-
-/// An upstream's `breaker`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct BreakerPolicy {
-    /// Share of failures that opens it, 0.01..=1.0.
-    pub threshold: f64,
-    /// The time over which calls are counted.
-    pub window: Duration,
-    /// Calls within the window before the share means anything.
-    pub calls_min: u32,
-    /// Failures in a row that open it whatever the share.
-    pub consecutive: u32,
-    /// How long it stays open the first time.
-    pub cooldown: Duration,
-    /// Calls let through at a time when half open, 1..=1000.
-    pub trials: u32,
-    /// Successes that close it, 1..=1000.
-    pub successes: u32,
-    /// From one question of the control thread to the next while it is not closed, at first.
-    pub recheck: Duration,
-    /// Whether calls go there all the same where breakers alone leave nobody.
-    pub last_resort: bool,
-}
-
-impl Default for BreakerPolicy {
-    /// What an upstream has whose config says nothing.
-    fn default() -> Self {
-        Self {
-            threshold: 0.5,
-            window: Duration::from_secs(10),
-            calls_min: 10,
-            consecutive: 5,
-            cooldown: Duration::from_secs(30),
-            trials: 1,
-            successes: 1,
-            recheck: Duration::from_secs(1),
-            last_resort: true,
-        }
-    }
-}
 
 /// Plain values of a breaker, for another process or config.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,7 +68,7 @@ pub struct Snapshot {
 /// Units: every `now_ms` counts milliseconds since one fixed origin, below 2^42.
 #[derive(Debug)]
 pub struct Breaker {
-    policy: BreakerPolicy,
+    policy: LivePolicy,
     /// A `Gate`.
     word: AtomicU64,
     window: Window,
@@ -119,7 +82,7 @@ impl Breaker {
             word: AtomicU64::new(Gate::CLOSED.pack()),
             window: Window::new(millis(policy.window)),
             outage: Outage::default(),
-            policy,
+            policy: LivePolicy::new(&policy),
         }
     }
 
@@ -148,8 +111,17 @@ impl Breaker {
     }
 
     /// What it judges by.
-    pub fn policy(&self) -> &BreakerPolicy {
-        &self.policy
+    pub fn policy(&self) -> BreakerPolicy {
+        self.policy.policy()
+    }
+
+    /// Has it judge by another policy from now on.
+    ///
+    /// Shape: its state stays, with what it has counted and the end of a cooldown that has begun;
+    /// only another `window` begins to count anew.
+    pub fn set_policy(&self, policy: &BreakerPolicy) {
+        self.policy.set(policy);
+        self.window.set_length(millis(policy.window));
     }
 
     /// Returns where it stands.
@@ -266,7 +238,7 @@ impl Breaker {
         if self.admits(now_ms) {
             return true;
         }
-        self.policy.last_resort && {
+        self.policy.last_resort() && {
             // A breaker that is open has no trial out, so one may go.
             !self.hangs(now_ms)
                 || matches!(self.state(), State::Open { .. })
@@ -279,7 +251,7 @@ impl Breaker {
         if let Some(entry) = self.enter(now_ms) {
             return Some(entry);
         }
-        if !self.policy.last_resort {
+        if !self.policy.last_resort() {
             return None;
         }
         if !self.hangs(now_ms) {
@@ -352,8 +324,8 @@ impl Breaker {
             return None;
         }
         let counts = self.window.record(begun, result.is_failure(), now_ms);
-        let over = counts.calls >= self.policy.calls_min.max(1)
-            && f64::from(counts.failures) / f64::from(counts.calls) >= self.policy.threshold;
+        let over = counts.calls >= self.policy.calls_min().max(1)
+            && f64::from(counts.failures) / f64::from(counts.calls) >= self.policy.threshold();
         // The usual call ends here and has not written to the word.
         if result == CallResult::Success && consecutive == 0 && !over {
             return None;
@@ -364,7 +336,7 @@ impl Breaker {
                     false => 0,
                     true => consecutive.saturating_add(1),
                 };
-                if over || consecutive >= self.policy.consecutive.max(1) {
+                if over || consecutive >= self.policy.consecutive().max(1) {
                     return Some(self.opened(gate, 0, now_ms));
                 }
                 Some(Gate { state: State::Closed { consecutive }, ..gate })
@@ -424,8 +396,8 @@ impl Breaker {
             return true;
         }
         let silent_ms = now_ms.saturating_sub(outage.heard_ms.load(Relaxed));
-        let hangs =
-            outage.calls_out.load(Relaxed) > 0 && silent_ms > SILENCE * millis(self.policy.recheck);
+        let hangs = outage.calls_out.load(Relaxed) > 0
+            && silent_ms > SILENCE * millis(self.policy.recheck());
         if hangs {
             outage.hangs.store(true, Relaxed);
         }
@@ -435,7 +407,7 @@ impl Breaker {
     /// Whether a server that hangs, and answers rechecks well, may have one trial more.
     fn may_try_again(&self, now_ms: u64) -> bool {
         let outage = &self.outage;
-        let pause_ms = VOUCHED_PAUSE * millis(self.policy.recheck);
+        let pause_ms = VOUCHED_PAUSE * millis(self.policy.recheck());
         outage.asked.load(Relaxed) == Sign::Good as u8 + 1
             && outage.trials_more() < TRIALS_MORE_MAX
             && now_ms.saturating_sub(outage.trial_ms.load(Relaxed)) >= pause_ms
@@ -444,7 +416,7 @@ impl Breaker {
     /// The gate after one success more than `successes`, in a half-open period.
     fn succeeded(&self, gate: Gate, trials_out: u32, successes: u32) -> Gate {
         let successes = successes + 1;
-        if successes >= self.policy.successes.min(TRIALS_MAX) {
+        if successes >= self.policy.successes().min(TRIALS_MAX) {
             let closed = gate.into(State::Closed { consecutive: 0 });
             return Gate { doublings: 0, ..closed };
         }
@@ -460,13 +432,13 @@ impl Breaker {
 
     fn opened(&self, gate: Gate, doublings: u32, now_ms: u64) -> Gate {
         let doublings = doublings.min(DOUBLINGS_MAX);
-        let cooldown_ms = millis(self.policy.cooldown) << doublings;
+        let cooldown_ms = millis(self.policy.cooldown()) << doublings;
         let until_ms = now_ms.saturating_add(cooldown_ms).min(UNTIL_MAX);
         Gate { doublings, ..gate.into(State::Open { until_ms }) }
     }
 
     fn trials(&self) -> u32 {
-        (self.policy.trials.max(1) + self.outage.trials_more()).min(TRIALS_MAX)
+        (self.policy.trials().max(1) + self.outage.trials_more()).min(TRIALS_MAX)
     }
 
     fn gate(&self) -> Gate {

@@ -14,7 +14,7 @@ const BUCKETS: usize = 10;
 #[derive(Debug)]
 pub(super) struct Window {
     /// Length of one bucket, at least 1 ms.
-    tenth_ms: u64,
+    tenth_ms: AtomicU64,
     buckets: [AtomicU64; BUCKETS],
 }
 
@@ -29,13 +29,21 @@ pub(super) struct Counts {
 
 impl Window {
     pub(super) fn new(window_ms: u64) -> Window {
-        let tenth_ms = window_ms.div_ceil(BUCKETS as u64).max(1);
-        Window { tenth_ms, buckets: Default::default() }
+        Window { tenth_ms: AtomicU64::new(tenth_of(window_ms)), buckets: Default::default() }
+    }
+
+    /// Makes it longer or shorter; what was counted is forgotten then.
+    pub(super) fn set_length(&self, window_ms: u64) {
+        let tenth_ms = tenth_of(window_ms);
+        if self.tenth_ms.swap(tenth_ms, Relaxed) != tenth_ms {
+            // A bucket of another length could pass for one of now.
+            self.buckets.iter().for_each(|bucket| bucket.store(0, Relaxed));
+        }
     }
 
     /// Counts one call and returns the sums of its epoch, itself included.
     pub(super) fn record(&self, epoch: u32, failed: bool, now_ms: u64) -> Counts {
-        let tenth = now_ms / self.tenth_ms;
+        let tenth = now_ms / self.tenth_ms.load(Relaxed);
         let own = Bucket::begun(epoch, tenth);
         if let Some(word) = self.buckets.get((tenth % BUCKETS as u64) as usize) {
             // What was there before does not matter.
@@ -66,6 +74,11 @@ impl Window {
         }
         counts
     }
+}
+
+/// Length of a bucket of this window, at least 1 ms.
+fn tenth_of(window_ms: u64) -> u64 {
+    window_ms.div_ceil(BUCKETS as u64).max(1)
 }
 
 /// One word: tag 32 bits (epoch 10, tenth 22), calls 16, failures 16.

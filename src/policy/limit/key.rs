@@ -38,6 +38,8 @@ impl KeyRules {
 /// What a key has had; shared by all cores.
 #[derive(Debug, Default)]
 pub struct KeyState {
+    /// Tells keys apart in all plans, whatever their order there.
+    pub number: u32,
     /// Requests a minute and a day.
     pub windows: Windows,
     /// Tokens a minute.
@@ -67,6 +69,12 @@ impl Over {
 }
 
 impl KeyState {
+    /// The state of a key that has had nothing.
+    #[must_use]
+    pub fn numbered(number: u32) -> Self {
+        Self { number, ..Self::default() }
+    }
+
     /// Takes one call out of every limit.
     ///
     /// Shape: after `Ok` one `leave` with the same rules must follow.

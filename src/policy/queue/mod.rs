@@ -75,7 +75,7 @@ impl Share {
 
 /// The wait queue.
 ///
-/// `len <= length`; a level is listed exactly while it lists a flow, and a flow exactly while
+/// `len <= length` unless the length was lowered; a level is listed exactly while it lists a flow, and a flow exactly while
 /// it lists a waiter.
 #[derive(Debug)]
 pub struct Queue {
@@ -143,6 +143,12 @@ impl Queue {
         }
     }
 
+    /// Changes for how many there is place. More who wait already stay, and until they are fewer
+    /// nobody comes in.
+    pub fn set_length(&mut self, length: u32) {
+        self.length = length;
+    }
+
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> u32 {
@@ -195,7 +201,8 @@ impl Queue {
     #[must_use]
     pub fn displaced_by(&self, share: Share) -> Option<WaitId> {
         let lowest = self.order.tail();
-        if self.len < self.length || lowest == NIL {
+        // Of more than may wait one that left would make no place.
+        if self.len != self.length || lowest == NIL {
             return None;
         }
         let level = self.levels.at(lowest);

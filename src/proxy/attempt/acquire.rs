@@ -21,8 +21,8 @@ use crate::proxy::plan::{ProxyMode, Reuse, ViaPlan};
 use crate::upstream::bridge;
 use crate::upstream::conn::UpConn;
 use crate::upstream::connect::{DialError, HandshakeError, secure};
+use crate::upstream::endpoint::Endpoint;
 use crate::upstream::h2_pool::{DialLeader, DialOutcome, Find};
-use crate::upstream::roster::Endpoint;
 use crate::upstream::via::{TunnelError, connect_through};
 
 impl Attempt<'_> {

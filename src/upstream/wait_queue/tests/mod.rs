@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::base::rng::Rng;
+use crate::policy::balance::Tried;
 use crate::policy::breaker::{BreakerPolicy, CallResult};
 
 mod threads;
@@ -47,15 +48,18 @@ fn resorting(concurrency: u32, last_resort: bool) -> Arc<UpstreamState> {
     Arc::new(UpstreamState::new(policy, concurrency))
 }
 
-fn queue(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<WaitQueue<u32>>, Arc<Wakes>) {
+fn queue(members: &[&Arc<UpstreamState>], length: u32) -> (Arc<GroupQueue<u32>>, Arc<Wakes>) {
     let wakes = Arc::new(Wakes::default());
-    let members = members.iter().map(|state| (*state).clone()).collect();
-    (WaitQueue::new(members, length, wakes.clone()), wakes)
+    (Arc::new(bound(&WaitQueue::new(length, wakes.clone()), members)), wakes)
+}
+
+fn bound(queue: &Arc<WaitQueue<u32>>, members: &[&Arc<UpstreamState>]) -> GroupQueue<u32> {
+    queue.bind(members.iter().map(|state| (*state).clone()).collect())
 }
 
 const LATE: u64 = 1_000_000;
 
-fn enter(queue: &WaitQueue<u32>, token: u32) -> WaitSlot<'_, u32> {
+fn enter(queue: &GroupQueue<u32>, token: u32) -> WaitSlot<'_, u32> {
     queue.enter(Share::of(token, 0), Accepts::ALL, token, LATE).unwrap()
 }
 
@@ -328,4 +332,91 @@ fn whoever_enters_while_a_slot_is_given_back_gets_it() {
     up.slots.want();
     drop(up.try_lease());
     assert_eq!((wakes.take(), up.in_flight(), queue.len()), (vec![1], 1, 0));
+}
+
+#[test]
+fn another_plan_keeps_places_order_and_rate() {
+    let (a, b) = (upstream(1), upstream(1));
+    let wakes = Arc::new(Wakes::default());
+    let queue = WaitQueue::new(9, wakes.clone() as _);
+    let before = bound(&queue, &[&a]);
+    let (mut on_a, on_b) = (a.try_lease(), b.try_lease());
+    let mut places: Vec<_> = (1..=3).map(|token| enter(&before, token)).collect();
+    // It measures one grant a second.
+    wakes.now_ms.store(1000, SeqCst);
+    drop(on_a.take());
+    drop(places.remove(0).take_grant());
+    drop(places.remove(0).take_grant());
+    on_a = places.remove(0).take_grant().map(|(_, lease)| lease);
+    let mut second = enter(&before, 4);
+    assert_eq!(wakes.take(), [1, 2, 3]);
+    let rate = before.retry_after_s();
+    // The next plan has a member more, in front.
+    let after = bound(&queue, &[&b, &a]);
+    assert_eq!((after.len(), after.retry_after_s()), (1, rate));
+    let mut third = enter(&after, 5);
+    drop(on_b);
+    assert_eq!((wakes.take(), third.take_grant().map(|(member, _)| member)), (vec![5], Some(0)));
+    let mut third = enter(&after, 6);
+    let on_b = b.try_lease();
+    drop(third.take_grant());
+    assert!(on_b.is_none(), "it was granted at once");
+    let on_b = b.try_lease();
+    let mut third = enter(&after, 7);
+    wakes.take();
+    drop(on_a);
+    assert_eq!(wakes.take(), [4], "the one that came first, by its plan's number");
+    let (member, lease) = second.take_grant().unwrap();
+    assert_eq!(member, 0);
+    drop(lease);
+    assert_eq!((wakes.take(), third.take_grant().unwrap().0), (vec![7], 1));
+    drop(on_b);
+    drop((second, third));
+    assert!(!wanted(&a) && !wanted(&b) && after.is_empty());
+}
+
+#[test]
+fn a_member_of_no_plan_asks_the_queue_no_more() {
+    let (a, b) = (upstream(1), upstream(1));
+    let wakes = Arc::new(Wakes::default());
+    let queue = WaitQueue::new(9, wakes.clone() as _);
+    let known = |up: &UpstreamState| format!("{:?}", up.slots).matches("QueueRef").count();
+    let before = bound(&queue, &[&a, &b]);
+    let after = bound(&queue, &[&b]);
+    assert_eq!((known(&a), known(&b)), (1, 1), "one queue, in however many plans");
+    drop(before);
+    assert_eq!((known(&a), known(&b)), (0, 1));
+    for _ in 0..9 {
+        drop(bound(&queue, &[&a]));
+    }
+    // One that was removed and is back is served as ever.
+    let again = bound(&queue, &[&a, &b]);
+    let lease = a.try_lease();
+    let mut place = enter(&again, 1);
+    assert_eq!(place.take_grant().map(|(member, _)| member), Some(1));
+    let held = b.try_lease();
+    let mut next = enter(&again, 2);
+    drop(lease);
+    assert_eq!(next.take_grant().map(|(member, _)| member), Some(0));
+    drop((held, after));
+}
+
+#[test]
+fn a_lowered_length_lets_those_who_wait_stay() {
+    let up = upstream(1);
+    let (queue, wakes) = queue(&[&up], 3);
+    let mut lease = up.try_lease();
+    let mut places: Vec<_> = (1..=3).map(|token| enter(&queue, token)).collect();
+    queue.set_length(1);
+    let newcomer = |priority| queue.enter(Share::of(9, priority), Accepts::ALL, 9, LATE).is_err();
+    assert!(newcomer(0) && newcomer(5), "nor is anybody displaced");
+    for token in 1..=3 {
+        drop(lease.take());
+        assert_eq!(wakes.take(), [token]);
+        lease = places.remove(0).take_grant().map(|(_, lease)| lease);
+    }
+    let _one = enter(&queue, 4);
+    assert!(newcomer(0));
+    queue.set_length(2);
+    assert!(!newcomer(0));
 }

@@ -29,7 +29,7 @@ struct Town {
     limits: Vec<u32>,
     /// Leases held, counted apart from the slots.
     held: Vec<AtomicU32>,
-    queues: Vec<(Arc<WaitQueue<usize>>, Vec<usize>)>,
+    queues: Vec<(GroupQueue<usize>, Vec<usize>)>,
     wakes: Arc<Wakes>,
     granted: AtomicU64,
 }
@@ -47,7 +47,7 @@ impl Town {
                     members.push(rng.below(ups.len() as u64) as usize);
                 }
                 let states = members.iter().map(|at| ups[*at].clone()).collect();
-                (WaitQueue::new(states, threads as u32, wakes.clone() as _), members)
+                (WaitQueue::new(threads as u32, wakes.clone() as _).bind(states), members)
             })
             .collect();
         let held = ups.iter().map(|_| AtomicU32::new(0)).collect();
