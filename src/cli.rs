@@ -1,8 +1,8 @@
 //! The command line.
 //!
 //! The one idea: `parse` says what is wanted, as a `Command`; `main` matches on
-//! it. `check` and `config` are carried out here, since they need nothing but
-//! the file (`load`); `serve` and `demo` are the server's.
+//! it. `check`, `diff` and `config` are carried out here, since they need nothing but
+//! files (`load`); `serve` and `demo` are the server's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Check the config: print all errors and warnings; exit 0 or 1.
     Check(FileArgs),
+    /// Show what differs between two configs: what a reload would add, change and remove.
+    Diff(DiffArgs),
     /// Show the effective config, or the schema of the file.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -52,6 +54,17 @@ pub struct FileArgs {
     /// The same without -c.
     #[arg(value_name = "FILE", conflicts_with = "config")]
     positional: Option<PathBuf>,
+}
+
+/// Arguments of `diff`.
+#[derive(Debug, Clone, Args)]
+pub struct DiffArgs {
+    /// The config file that is in force [default: tokenring.toml].
+    #[arg(short = 'c', long = "config", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The file that would take its place.
+    #[arg(value_name = "NEW")]
+    new: PathBuf,
 }
 
 impl FileArgs {
@@ -131,6 +144,44 @@ pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitC
             ExitCode::FAILURE
         }
     }
+}
+
+/// `diff`: one line for each thing that a reload would change, to `out`.
+///
+/// Shape: exit 0 when a reload can do it all, 1 when a file is refused or a new process is needed.
+pub fn diff(args: &DiffArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    let old = args.config.as_deref().unwrap_or(Path::new(CONFIG_PATH));
+    let mut configs = Vec::new();
+    for file in [old, &args.new] {
+        match load(file) {
+            Ok(Loaded { config, report }) => {
+                let _ = write!(err, "{report}");
+                configs.push(config);
+            }
+            Err(fault) => {
+                let _ = write!(err, "{fault}");
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    let [old, new] = configs.as_slice() else { return ExitCode::FAILURE };
+    let changes = config::diff::diff(old, new);
+    let mut text = String::new();
+    for change in &changes {
+        text.push_str(&format!("{change}\n"));
+    }
+    let fixed: Vec<String> = changes.iter().filter_map(|change| change.fixed()).collect();
+    if changes.is_empty() {
+        text.push_str("nothing differs\n");
+    } else if !fixed.is_empty() {
+        text.push_str(&format!(
+            "a reload would be refused: {} needs a restart\n",
+            fixed.join(", ")
+        ));
+    }
+    // A reader that leaves early, such as `head`, is not our fault.
+    let _ = out.write_all(text.as_bytes());
+    if fixed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// `config print` and `config schema`; exit 0 or 1.

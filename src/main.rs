@@ -11,6 +11,7 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Serve(args)) => serve(&args, &mut err),
         Ok(Command::Check(args)) => cli::check(&args, &mut out, &mut err),
+        Ok(Command::Diff(args)) => cli::diff(&args, &mut out, &mut err),
         Ok(Command::Config(command)) => cli::show(&command, &mut out, &mut err),
         Ok(Command::Demo) => demo(&mut out, &mut err),
         Err((message, code)) => {

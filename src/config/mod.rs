@@ -9,6 +9,7 @@
 //! It opens no file and reads no variable: both come in through `Outside`.
 
 mod build;
+pub mod diff;
 mod discovered;
 mod effect;
 mod expanded;
