@@ -10,7 +10,7 @@
 //!
 //! ```text
 //! error      0  pure  every fault, with its status, retry, blame and log level
-//! base       0  pure  sizes and times, chance, ids, buffers
+//! base       0  pure  sizes, times and clocks, chance, ids, buffers
 //! http       1  pure  RFC 9110: heads as spans, fields, methods
 //! pki        1  pure  certificates and keys: PEM, do they match, what they say
 //! http1      2  pure  RFC 9112: parse, framing, body, encode

@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use super::clock::WallTime;
+
 /// Longest `x-request-id` that is accepted from a client, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -24,10 +26,10 @@ pub struct RequestId {
 impl RequestId {
     /// Makes a new id.
     ///
-    /// Units: `now_ms` is Unix time in milliseconds; of `chance` all 64 bits count.
-    pub fn new(now_ms: u64, chance: u64) -> RequestId {
+    /// Units: of `now` the milliseconds count, of `chance` all 64 bits.
+    pub fn new(now: WallTime, chance: u64) -> RequestId {
         let mut id = RequestId { bytes: [0; REQUEST_ID_BYTES_MAX], len: MADE_LEN as u8 };
-        write_base32(&mut id.bytes[..TIME_LEN], now_ms);
+        write_base32(&mut id.bytes[..TIME_LEN], now.as_millis());
         write_base32(&mut id.bytes[TIME_LEN..MADE_LEN], chance);
         id
     }
@@ -47,8 +49,8 @@ impl RequestId {
     }
 
     /// Takes the client's id where it has a good one, and makes one where not.
-    pub fn accept(sent: Option<&[u8]>, now_ms: u64, chance: u64) -> RequestId {
-        sent.and_then(RequestId::parse).unwrap_or_else(|| RequestId::new(now_ms, chance))
+    pub fn accept(sent: Option<&[u8]>, now: WallTime, chance: u64) -> RequestId {
+        sent.and_then(RequestId::parse).unwrap_or_else(|| RequestId::new(now, chance))
     }
 
     /// Returns the id as text.
@@ -103,41 +105,45 @@ fn write_base32(out: &mut [u8], mut value: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ms(millis: u64) -> WallTime {
+        WallTime::from_millis(millis)
+    }
     use proptest::prelude::*;
 
     #[test]
     fn makes_ids_that_sort_by_time() {
-        let early = RequestId::new(1_700_000_000_000, u64::MAX);
-        let late = RequestId::new(1_700_000_000_001, 0);
+        let early = RequestId::new(ms(1_700_000_000_000), u64::MAX);
+        let late = RequestId::new(ms(1_700_000_000_001), 0);
         assert!(early.as_str() < late.as_str());
         assert_eq!(early.as_str().len(), 23);
     }
 
     #[test]
     fn makes_different_ids_in_one_millisecond() {
-        assert_ne!(RequestId::new(5, 1), RequestId::new(5, 2));
-        assert_eq!(RequestId::new(0, 0).as_str(), "00000000000000000000000");
+        assert_ne!(RequestId::new(ms(5), 1), RequestId::new(ms(5), 2));
+        assert_eq!(RequestId::new(ms(0), 0).as_str(), "00000000000000000000000");
     }
 
     #[test]
     fn keeps_a_good_id_of_the_client() {
-        assert_eq!(RequestId::accept(Some(b"req-42"), 1, 1).as_str(), "req-42");
-        assert_eq!(RequestId::accept(Some(&[b'a'; 128]), 1, 1).as_str().len(), 128);
+        assert_eq!(RequestId::accept(Some(b"req-42"), ms(1), 1).as_str(), "req-42");
+        assert_eq!(RequestId::accept(Some(&[b'a'; 128]), ms(1), 1).as_str().len(), 128);
     }
 
     #[test]
     fn replaces_a_bad_id_of_the_client() {
-        let made = RequestId::new(1, 1);
+        let made = RequestId::new(ms(1), 1);
         for bad in [&b""[..], b"a b", b"a\r\nX: y", "\u{e9}".as_bytes(), b"\x7f", &[b'a'; 129]] {
-            assert_eq!(RequestId::accept(Some(bad), 1, 1), made);
+            assert_eq!(RequestId::accept(Some(bad), ms(1), 1), made);
         }
-        assert_eq!(RequestId::accept(None, 1, 1), made);
+        assert_eq!(RequestId::accept(None, ms(1), 1), made);
     }
 
     proptest! {
         #[test]
         fn made_ids_are_accepted_again(now in any::<u64>(), chance in any::<u64>()) {
-            let id = RequestId::new(now, chance);
+            let id = RequestId::new(ms(now), chance);
             prop_assert_eq!(RequestId::parse(id.as_bytes()), Some(id));
         }
 

@@ -1,7 +1,9 @@
 //! Floor 0, pure: what every other floor leans on. Read in this order:
-//! `units` (sizes and times as people write them), `rng` (chance as a value), `ids` (request
-//! ids), `listener_id` (what a listener is called across configs), `buf` (receive buffers and their freelist).
+//! `units` (sizes and times as people write them), `clock` (points of time as values), `rng` (chance
+//! as a value), `ids` (request ids), `listener_id` (what a listener is called across configs), `buf`
+//! (receive buffers and their freelist).
 
+pub mod clock;
 pub mod rng;
 pub mod ids;
 pub mod listener_id;

@@ -17,10 +17,11 @@ use super::model_list::models_question;
 use super::monitored::Monitored;
 use super::probe::probe_question;
 use super::task::Task;
+use crate::base::clock::Moment;
 use crate::policy::breaker::{BreakerPolicy, Sign};
 
-/// Returns the time in milliseconds since the origin that breakers count from.
-pub type BreakerClock = Arc<dyn Fn() -> u64 + Send + Sync>;
+/// Returns the moment that it is now, as the cores tell it to breakers.
+pub type BreakerClock = Arc<dyn Fn() -> Moment + Send + Sync>;
 
 /// In the first part of an outage, of this length, rechecks come at their full pace.
 const PACE_FOR: Duration = Duration::from_secs(60);

@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::base::clock::{Clock, Moment, WallTime};
+
 /// Which direction of a connection to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shut {
@@ -54,27 +56,30 @@ pub fn unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Wall-clock time, in nanoseconds since 1970. It may jump when the clock is set.
+/// What the wall's clock shows. It may jump when the clock is set.
 #[must_use]
-pub fn wall_ns() -> u64 {
-    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(unix.as_nanos()).unwrap_or(0)
+pub fn wall_time() -> WallTime {
+    WallTime::default() + SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The moment from which all threads of this process count, and the wall-clock time at that moment
-/// in nanoseconds since 1970.
-#[must_use]
-pub fn origin() -> (Instant, u64) {
-    static ORIGIN: OnceLock<(Instant, u64)> = OnceLock::new();
-    *ORIGIN.get_or_init(|| (Instant::now(), wall_ns()))
+/// Where the steady time of this process begins: at the first call.
+fn origin() -> Instant {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    *ORIGIN.get_or_init(Instant::now)
 }
 
-/// Nanoseconds since 1970 by a clock that never jumps: the wall-clock time at the origin, plus what
-/// the monotonic clock has counted since.
+/// The moment that it is now, the same on all threads.
 #[must_use]
-pub fn steady_ns() -> u64 {
-    let (began, unix_ns) = origin();
-    unix_ns.saturating_add(u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX))
+pub fn now() -> Moment {
+    Moment::after(origin(), Instant::now())
+}
+
+/// The clocks of this process, the wall's as it stands now.
+#[must_use]
+pub fn clock() -> Clock {
+    let clock = Clock::new(origin());
+    clock.set_wall(Instant::now(), wall_time());
+    clock
 }
 
 /// Tells what a receive would find, and takes nothing.

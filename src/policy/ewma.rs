@@ -12,12 +12,15 @@
 //! old value back, a success goes on from the faded one.
 //!
 //! Sources: α, start and floor from the project's specification §7; peak EWMA as in Finagle's
-//! and Linkerd's balancers. Time is `now_us`, microseconds since any origin that the cores
-//! share. No percentiles, no histograms: those are telemetry's.
+//! and Linkerd's balancers. Averages of time are kept as microseconds in an `f32`, the time of
+//! the last change as milliseconds in 32 bits (`Stamp`). No percentiles, no histograms: those are
+//! telemetry's.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::breaker::CallResult;
+use crate::base::clock::{Moment, micros};
 
 /// Share of a new sample in the average.
 pub const ALPHA: f32 = 0.15;
@@ -26,7 +29,7 @@ pub const RESPONSE_TIME_START_US: u32 = 2_000_000;
 /// The share of successes never falls below this: a server must be able to come back.
 pub const SUCCESS_MIN: f32 = 0.01;
 /// Time in which a peak loses 63 % of its height, at least.
-pub const PEAK_DECAY_US: u64 = 10_000_000;
+pub const PEAK_DECAY: Duration = Duration::from_secs(10);
 
 /// Compare-and-swaps before a sample is let go.
 const TRIES: u32 = 64;
@@ -45,13 +48,13 @@ impl ResponseTime {
     }
 
     /// Counts the time of one success.
-    pub fn record(&self, us: u64) {
-        self.record_faded(us, 0);
+    pub fn record(&self, took: Duration) {
+        self.record_faded(took, 0);
     }
 
     /// As `record`, when what was known has halved so often since.
-    fn record_faded(&self, us: u64, halvings: u32) {
-        let (sample, kept) = (sample(us), 1.0 / (1u32 << halvings) as f32);
+    fn record_faded(&self, took: Duration, halvings: u32) {
+        let (sample, kept) = (sample(took), 1.0 / (1u32 << halvings) as f32);
         let mut seen = self.bits.load(Relaxed);
         for _ in 0..TRIES {
             let next = blend(f32::from_bits(seen) * kept, sample, ALPHA).to_bits();
@@ -63,12 +66,12 @@ impl ResponseTime {
     }
 
     /// Reads the average, microseconds.
-    pub fn us(&self) -> u32 {
+    pub fn read(&self) -> u32 {
         f32::from_bits(self.bits.load(Relaxed)) as u32
     }
 
-    fn restore(&self, us: u32) {
-        self.bits.store(sample(u64::from(us)).to_bits(), Relaxed);
+    fn restore(&self, time: Duration) {
+        self.bits.store(sample(time).to_bits(), Relaxed);
     }
 }
 
@@ -88,16 +91,16 @@ pub struct SuccessRate {
 impl SuccessRate {
     /// Begins at 1.0.
     pub fn new() -> SuccessRate {
-        SuccessRate { word: AtomicU64::new(pack(1.0, 0)) }
+        SuccessRate { word: AtomicU64::new(pack(1.0, Stamp(0))) }
     }
 
     /// Counts one call.
-    pub fn record(&self, result: CallResult, now_us: u64) {
+    pub fn record(&self, result: CallResult, now: Moment) {
         let sample = match result {
             CallResult::Success => 1.0,
             CallResult::Failure | CallResult::TimedOut => 0.0,
         };
-        update(&self.word, |value, _| blend(value, sample, ALPHA).clamp(SUCCESS_MIN, 1.0), now_us);
+        update(&self.word, |value, _| blend(value, sample, ALPHA).clamp(SUCCESS_MIN, 1.0), now);
     }
 
     /// Reads the average, `SUCCESS_MIN..=1.0`.
@@ -105,13 +108,13 @@ impl SuccessRate {
         unpack(self.word.load(Relaxed)).0
     }
 
-    /// Reads how long ago the last call ended, microseconds.
-    pub fn idle_us(&self, now_us: u64) -> u64 {
-        age_us(unpack(self.word.load(Relaxed)).1, now_us)
+    /// Reads how long ago the last call ended.
+    pub fn idle(&self, now: Moment) -> Duration {
+        unpack(self.word.load(Relaxed)).1.age(now)
     }
 
-    fn restore(&self, share: f32, now_us: u64) {
-        self.word.store(pack(success_within(share), now_us), Relaxed);
+    fn restore(&self, share: f32, now: Moment) {
+        self.word.store(pack(success_within(share), Stamp::of(now)), Relaxed);
     }
 }
 
@@ -138,38 +141,38 @@ impl PeakEwma {
     }
 
     /// Counts the time of one success.
-    pub fn record(&self, us: u64, now_us: u64) {
-        let sample = sample(us);
+    pub fn record(&self, took: Duration, now: Moment) {
+        let sample = sample(took);
         update(
             &self.word,
-            |value, age_us| {
+            |value, age| {
                 if sample >= value {
                     return sample;
                 }
                 // The longer nothing was heard, the more the sample counts.
-                blend(value, sample, 1.0 - kept(value, age_us))
+                blend(value, sample, 1.0 - kept(value, age))
             },
-            now_us,
+            now,
         );
     }
 
     /// Counts the time of one failure: it may raise the peak, never lowers it and ends its
     /// fading, since to fail fast is not to be fast.
-    pub fn record_failure(&self, us: u64, now_us: u64) {
-        let sample = sample(us);
+    pub fn record_failure(&self, took: Duration, now: Moment) {
+        let sample = sample(took);
         let known = |value: f32| if value == 0.0 { RESPONSE_TIME_START_US as f32 } else { value };
-        update(&self.word, |value, _| sample.max(known(value)), now_us);
+        update(&self.word, |value, _| sample.max(known(value)), now);
     }
 
-    fn restore(&self, us: u64, now_us: u64) {
-        self.word.store(pack(sample(us), now_us), Relaxed);
+    fn restore(&self, time: Duration, now: Moment) {
+        self.word.store(pack(sample(time), Stamp::of(now)), Relaxed);
     }
 
     /// Reads the peak as it has faded by now, microseconds; 0 = nothing known, or so long
     /// ago that it says nothing.
-    pub fn us(&self, now_us: u64) -> u32 {
+    pub fn read(&self, now: Moment) -> u32 {
         let (value, stamp) = unpack(self.word.load(Relaxed));
-        let kept = kept(value, age_us(stamp, now_us));
+        let kept = kept(value, stamp.age(now));
         if kept < FORGOTTEN { 0 } else { (value * kept) as u32 }
     }
 }
@@ -183,10 +186,10 @@ impl Default for PeakEwma {
 /// A peak that has faded to this share is no longer known.
 const FORGOTTEN: f32 = 1.0 / 64.0;
 
-/// What is left of a peak after `age_us`. A server that takes a minute to answer does not
-/// fade within ten seconds, or it would look idle while it works.
-fn kept(value: f32, age_us: u64) -> f32 {
-    (-(age_us as f32) / (PEAK_DECAY_US as f32).max(value)).exp()
+/// What is left of a peak of that age. A server that takes a minute to answer does not fade within
+/// ten seconds, or it would look idle while it works.
+fn kept(value: f32, age: Duration) -> f32 {
+    (-(micros(age) as f32) / (micros(PEAK_DECAY) as f32).max(value)).exp()
 }
 
 /// Everything measured of one upstream; recorded together, read together.
@@ -214,57 +217,58 @@ impl Measures {
         Measures::default()
     }
 
-    /// Counts one call that succeeded; `us` is the time to its response head.
-    pub fn record_success(&self, us: u64, now_us: u64) {
-        self.response_time.record_faded(us, self.halvings(now_us));
-        self.peak.record(us, now_us);
-        self.success.record(CallResult::Success, now_us);
+    /// Counts one call that succeeded; `took` is the time to its response head.
+    pub fn record_success(&self, took: Duration, now: Moment) {
+        self.response_time.record_faded(took, self.halvings(now));
+        self.peak.record(took, now);
+        self.success.record(CallResult::Success, now);
     }
 
-    /// Counts one call that failed after `us`.
-    pub fn record_failure(&self, us: u64, now_us: u64) {
-        self.peak.record_failure(us, now_us);
-        self.success.record(CallResult::Failure, now_us);
+    /// Counts one call that failed after that time.
+    pub fn record_failure(&self, took: Duration, now: Moment) {
+        self.peak.record_failure(took, now);
+        self.success.record(CallResult::Failure, now);
     }
 
-    /// Forgets what was bad: the breaker has found the server well, by a call that took `us`.
+    /// Forgets what was bad: the breaker has found the server well, by a call that took so long.
     ///
     /// Without it a server that hung would stay feared for as long as its peak takes to come
     /// down, and one that failed for as long as its share of successes takes to rise, although
     /// the breaker lets everything through.
-    pub fn recover(&self, us: u64, now_us: u64) {
-        self.peak.restore(us, now_us);
-        self.success.restore(1.0, now_us);
+    pub fn recover(&self, took: Duration, now: Moment) {
+        self.peak.restore(took, now);
+        self.success.restore(1.0, now);
     }
 
     /// Reads all, faded if nobody has called for long.
     ///
-    /// The response time halves, and the distance of success from 1 halves, with each `FADE_US`
+    /// The response time halves, and the distance of success from 1 halves, with each `FADE`
     /// (at least four response times) since the last call.
-    pub fn read(&self, now_us: u64) -> Reading {
-        let (success, halvings) = (self.success.share(), self.halvings(now_us));
+    pub fn read(&self, now: Moment) -> Reading {
+        let (success, halvings) = (self.success.share(), self.halvings(now));
         Reading {
-            rt_us: self.response_time.us() >> halvings,
+            rt_us: self.response_time.read() >> halvings,
             success: success + (1.0 - success) * (1.0 - 1.0 / (1u32 << halvings) as f32),
-            peak_us: self.peak.us(now_us),
+            peak_us: self.peak.read(now),
         }
     }
 
-    fn halvings(&self, now_us: u64) -> u32 {
-        let patience_us = FADE_US.max(4 * u64::from(self.response_time.us()));
-        (self.success.idle_us(now_us) / patience_us).min(31) as u32
+    fn halvings(&self, now: Moment) -> u32 {
+        let patience = micros(FADE).max(4 * u64::from(self.response_time.read()));
+        (micros(self.success.idle(now)) / patience).min(31) as u32
     }
 
     /// Takes over what another process or an older config has measured.
-    pub fn restore(&self, reading: Reading, now_us: u64) {
-        self.response_time.restore(reading.rt_us);
-        self.success.restore(reading.success, now_us);
-        self.peak.restore(u64::from(reading.peak_us), now_us);
+    pub fn restore(&self, reading: Reading, now: Moment) {
+        let time = |us: u32| Duration::from_micros(us.into());
+        self.response_time.restore(time(reading.rt_us));
+        self.success.restore(reading.success, now);
+        self.peak.restore(time(reading.peak_us), now);
     }
 }
 
 /// How long a measure stands without any call, at least.
-const FADE_US: u64 = 10_000_000;
+const FADE: Duration = Duration::from_secs(10);
 
 /// Bounds a share of successes; what is no number is the least.
 pub(super) fn success_within(share: f32) -> f32 {
@@ -276,32 +280,42 @@ fn blend(old: f32, sample: f32, share: f32) -> f32 {
 }
 
 /// Bounds a sample to an hour: what is longer is no response time.
-fn sample(us: u64) -> f32 {
-    us.min(3_600_000_000) as f32
+fn sample(time: Duration) -> f32 {
+    micros(time).min(3_600_000_000) as f32
 }
 
-/// Bits of the value above, milliseconds of the stamp below; the stamp wraps after 49 days.
-fn pack(value: f32, now_us: u64) -> u64 {
-    u64::from(value.to_bits()) << 32 | (now_us / 1000) & u64::from(u32::MAX)
+/// A moment in 32 bits: its milliseconds, which wrap after 49 days.
+#[derive(Clone, Copy)]
+struct Stamp(u32);
+
+impl Stamp {
+    fn of(now: Moment) -> Stamp {
+        Stamp(now.as_millis() as u32)
+    }
+
+    /// How long ago it was; one that lies ahead, since another core's clock was read a moment
+    /// later, is new.
+    fn age(self, now: Moment) -> Duration {
+        let age = Stamp::of(now).0.wrapping_sub(self.0) as i32;
+        Duration::from_millis(u64::from(age.max(0) as u32))
+    }
 }
 
-fn unpack(word: u64) -> (f32, u32) {
-    (f32::from_bits((word >> 32) as u32), word as u32)
+/// Bits of the value above, the stamp below.
+fn pack(value: f32, stamp: Stamp) -> u64 {
+    u64::from(value.to_bits()) << 32 | u64::from(stamp.0)
 }
 
-/// Age of a stamp; one that lies ahead, since another core's clock was read a moment
-/// later, is new.
-fn age_us(stamp_ms: u32, now_us: u64) -> u64 {
-    let age_ms = ((now_us / 1000) as u32).wrapping_sub(stamp_ms) as i32;
-    u64::from(age_ms.max(0) as u32) * 1000
+fn unpack(word: u64) -> (f32, Stamp) {
+    (f32::from_bits((word >> 32) as u32), Stamp(word as u32))
 }
 
-/// Replaces the value in `word` by `next(value, age in µs)` and stamps it.
-fn update(word: &AtomicU64, next: impl Fn(f32, u64) -> f32, now_us: u64) {
+/// Replaces the value in `word` by `next(value, age)` and stamps it.
+fn update(word: &AtomicU64, next: impl Fn(f32, Duration) -> f32, now: Moment) {
     let mut seen = word.load(Relaxed);
     for _ in 0..TRIES {
         let (value, stamp) = unpack(seen);
-        let new = pack(next(value, age_us(stamp, now_us)), now_us);
+        let new = pack(next(value, stamp.age(now)), Stamp::of(now));
         match word.compare_exchange_weak(seen, new, Relaxed, Relaxed) {
             Ok(_) => return,
             Err(other) => seen = other,
@@ -316,149 +330,157 @@ mod tests {
 
     const SECOND: u64 = 1_000_000;
 
+    fn length(micros: u64) -> Duration {
+        Duration::from_micros(micros)
+    }
+
+    fn moment(micros: u64) -> Moment {
+        Moment::from_micros(micros)
+    }
+
     #[test]
     fn response_time_begins_at_two_seconds_and_moves_by_fifteen_percent() {
         let rt = ResponseTime::new();
-        assert_eq!(rt.us(), 2_000_000);
-        rt.record(1_000_000);
-        assert_eq!(rt.us(), 1_850_000);
+        assert_eq!(rt.read(), 2_000_000);
+        rt.record(length(1_000_000));
+        assert_eq!(rt.read(), 1_850_000);
     }
 
     #[test]
     fn success_begins_at_one_and_never_reaches_zero() {
         let success = SuccessRate::new();
         assert_eq!(success.share(), 1.0);
-        success.record(CallResult::Failure, 0);
+        success.record(CallResult::Failure, moment(0));
         assert!((success.share() - 0.85).abs() < 1e-6);
-        (0..1000).for_each(|_| success.record(CallResult::Failure, 0));
+        (0..1000).for_each(|_| success.record(CallResult::Failure, moment(0)));
         assert_eq!(success.share(), SUCCESS_MIN);
-        (0..100).for_each(|_| success.record(CallResult::Success, 0));
+        (0..100).for_each(|_| success.record(CallResult::Success, moment(0)));
         assert!(success.share() > 0.999);
     }
 
     #[test]
     fn a_server_that_recovers_is_feared_no_longer() {
         let measures = Measures::new();
-        (0..200).for_each(|_| measures.record_success(50_000, SECOND));
-        let well = measures.read(SECOND);
-        (0..20).for_each(|_| measures.record_failure(30 * SECOND, 2 * SECOND));
-        let ill = measures.read(2 * SECOND);
+        (0..200).for_each(|_| measures.record_success(length(50_000), moment(SECOND)));
+        let well = measures.read(moment(SECOND));
+        (0..20).for_each(|_| measures.record_failure(length(30 * SECOND), moment(2 * SECOND)));
+        let ill = measures.read(moment(2 * SECOND));
         assert!(ill.success < 0.1 && ill.peak_us >= 30_000_000);
-        measures.recover(60_000, 3 * SECOND);
-        let again = measures.read(3 * SECOND);
+        measures.recover(length(60_000), moment(3 * SECOND));
+        let again = measures.read(moment(3 * SECOND));
         assert_eq!((again.success, again.peak_us, again.rt_us), (1.0, 60_000, well.rt_us));
     }
 
     #[test]
     fn failures_leave_the_response_time_alone() {
         let measures = Measures::new();
-        measures.record_success(50_000, 0);
-        let before = measures.read(0).rt_us;
-        (0..100).for_each(|_| measures.record_failure(10, 0));
-        assert_eq!(measures.read(0).rt_us, before);
+        measures.record_success(length(50_000), moment(0));
+        let before = measures.read(moment(0)).rt_us;
+        (0..100).for_each(|_| measures.record_failure(length(10), moment(0)));
+        assert_eq!(measures.read(moment(0)).rt_us, before);
     }
 
     #[test]
     fn a_peak_jumps_up_at_once_and_comes_down_with_time() {
         let peak = PeakEwma::new();
-        assert_eq!(peak.us(0), 0);
-        peak.record(50_000, SECOND);
-        assert_eq!(peak.us(SECOND), 50_000);
-        peak.record(900_000, SECOND);
-        assert_eq!(peak.us(SECOND), 900_000);
+        assert_eq!(peak.read(moment(0)), 0);
+        peak.record(length(50_000), moment(SECOND));
+        assert_eq!(peak.read(moment(SECOND)), 50_000);
+        peak.record(length(900_000), moment(SECOND));
+        assert_eq!(peak.read(moment(SECOND)), 900_000);
         // At once after the peak a good sample changes nothing; after ten seconds 63 %.
-        peak.record(50_000, SECOND);
-        assert_eq!(peak.us(SECOND), 900_000);
-        peak.record(50_000, 11 * SECOND);
+        peak.record(length(50_000), moment(SECOND));
+        assert_eq!(peak.read(moment(SECOND)), 900_000);
+        peak.record(length(50_000), moment(11 * SECOND));
         let expected = 50_000.0 + 850_000.0 * (-1.0f64).exp();
-        assert!((f64::from(peak.us(11 * SECOND)) - expected).abs() < 100.0);
+        assert!((f64::from(peak.read(moment(11 * SECOND))) - expected).abs() < 100.0);
     }
 
     #[test]
     fn a_peak_fades_and_is_forgotten() {
         let peak = PeakEwma::new();
-        peak.record(100_000, 0);
-        assert!((36_000..37_500).contains(&peak.us(10 * SECOND)));
-        assert_eq!(peak.us(60 * SECOND), 0);
+        peak.record(length(100_000), moment(0));
+        assert!((36_000..37_500).contains(&peak.read(moment(10 * SECOND))));
+        assert_eq!(peak.read(moment(60 * SECOND)), 0);
     }
 
     #[test]
     fn a_peak_of_a_minute_does_not_fade_within_seconds() {
         let peak = PeakEwma::new();
-        peak.record(60 * SECOND, 0);
-        assert!(u64::from(peak.us(30 * SECOND)) > 35 * SECOND);
+        peak.record(length(60 * SECOND), moment(0));
+        assert!(u64::from(peak.read(moment(30 * SECOND))) > 35 * SECOND);
     }
 
     #[test]
     fn failing_fast_does_not_lower_the_peak_and_failing_late_raises_it() {
         let peak = PeakEwma::new();
-        peak.record(100_000, 0);
-        (0..100).for_each(|at| peak.record_failure(10, at * SECOND));
-        assert_eq!(peak.us(99 * SECOND), 100_000);
-        peak.record_failure(5_000_000, 99 * SECOND);
-        assert_eq!(peak.us(99 * SECOND), 5_000_000);
+        peak.record(length(100_000), moment(0));
+        (0..100).for_each(|at| peak.record_failure(length(10), moment(at * SECOND)));
+        assert_eq!(peak.read(moment(99 * SECOND)), 100_000);
+        peak.record_failure(length(5_000_000), moment(99 * SECOND));
+        assert_eq!(peak.read(moment(99 * SECOND)), 5_000_000);
         // Of one that has never answered nothing good is known.
         let peak = PeakEwma::new();
-        peak.record_failure(10, 0);
-        assert_eq!(peak.us(0), RESPONSE_TIME_START_US);
+        peak.record_failure(length(10), moment(0));
+        assert_eq!(peak.read(moment(0)), RESPONSE_TIME_START_US);
     }
 
     // Without fading a server that failed once would stay behind its equals for ever.
     #[test]
     fn what_nobody_confirms_fades_until_the_next_call() {
         let measures = Measures::new();
-        measures.restore(Reading { rt_us: 800_000, success: 0.2, peak_us: 0 }, 0);
-        let at = |seconds: u64| measures.read(seconds * SECOND);
-        assert_eq!((at(9).rt_us, at(9).success), (800_000, 0.2));
-        assert_eq!((at(10).rt_us, at(20).rt_us), (400_000, 200_000));
-        assert!((at(10).success - 0.6).abs() < 1e-6 && (at(20).success - 0.8).abs() < 1e-6);
-        assert!(at(100_000).success > 0.999);
-        measures.record_failure(10, 20 * SECOND);
-        assert_eq!(at(20).rt_us, 800_000);
-        assert!((at(20).success - 0.17).abs() < 1e-6);
+        measures.restore(Reading { rt_us: 800_000, success: 0.2, peak_us: 0 }, moment(0));
+        let after = |seconds: u64| measures.read(moment(seconds * SECOND));
+        assert_eq!((after(9).rt_us, after(9).success), (800_000, 0.2));
+        assert_eq!((after(10).rt_us, after(20).rt_us), (400_000, 200_000));
+        assert!((after(10).success - 0.6).abs() < 1e-6 && (after(20).success - 0.8).abs() < 1e-6);
+        assert!(after(100_000).success > 0.999);
+        measures.record_failure(length(10), moment(20 * SECOND));
+        assert_eq!(after(20).rt_us, 800_000);
+        assert!((after(20).success - 0.17).abs() < 1e-6);
     }
 
     // Or a server whose first guess was too high would be tried once a minute for ever.
     #[test]
     fn a_success_goes_on_from_the_faded_time() {
         let measures = Measures::new();
-        measures.record_success(100_000, 40 * SECOND);
-        assert_eq!(measures.read(40 * SECOND).rt_us, 121_250);
+        measures.record_success(length(100_000), moment(40 * SECOND));
+        assert_eq!(measures.read(moment(40 * SECOND)).rt_us, 121_250);
     }
 
     #[test]
     fn a_server_that_takes_minutes_does_not_fade_while_it_works() {
         let measures = Measures::new();
-        measures.restore(Reading { rt_us: 60_000_000, success: 1.0, peak_us: 0 }, 0);
-        assert_eq!(measures.read(200 * SECOND).rt_us, 60_000_000);
+        measures.restore(Reading { rt_us: 60_000_000, success: 1.0, peak_us: 0 }, moment(0));
+        assert_eq!(measures.read(moment(200 * SECOND)).rt_us, 60_000_000);
     }
 
     #[test]
     fn a_stamp_ahead_of_the_reader_is_new() {
         let measures = Measures::new();
-        measures.record_success(100_000, 5 * SECOND);
-        assert_eq!(measures.read(4 * SECOND).peak_us, 100_000);
+        measures.record_success(length(100_000), moment(5 * SECOND));
+        assert_eq!(measures.read(moment(4 * SECOND)).peak_us, 100_000);
     }
 
     #[test]
     fn the_stamp_survives_its_wrap() {
         let wrap = (u64::from(u32::MAX) + 1) * 1000;
         let peak = PeakEwma::new();
-        peak.record(100_000, wrap - SECOND);
-        assert!((80_000..100_000).contains(&peak.us(wrap + SECOND)));
+        peak.record(length(100_000), moment(wrap - SECOND));
+        assert!((80_000..100_000).contains(&peak.read(moment(wrap + SECOND))));
     }
 
     #[test]
     fn samples_of_many_threads_arrive() {
         let measures = Measures::new();
-        measures.record_success(70_000, 0);
+        measures.record_success(length(70_000), moment(0));
         std::thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for at in 0..5_000u64 {
-                        measures.record_failure(70_000, at);
-                        measures.record_success(70_000, at);
-                        let read = measures.read(at);
+                        measures.record_failure(length(70_000), moment(at));
+                        measures.record_success(length(70_000), moment(at));
+                        let read = measures.read(moment(at));
                         assert!((SUCCESS_MIN..=1.0).contains(&read.success));
                         assert!((70_000..=RESPONSE_TIME_START_US).contains(&read.rt_us));
                         assert!((60_000..=70_000).contains(&read.peak_us));
@@ -467,7 +489,7 @@ mod tests {
             }
         });
         // 40,000 of each; what a crowd lost is far from what would show.
-        let read = measures.read(5_000);
+        let read = measures.read(moment(5_000));
         assert!(read.rt_us.abs_diff(70_000) <= 1, "{read:?}");
         assert!((0.2..0.8).contains(&read.success), "{read:?}");
     }
@@ -487,15 +509,15 @@ mod tests {
                 stamp = now;
                 let sample = us as f64;
                 if ok {
-                    measures.record_success(us, now);
+                    measures.record_success(length(us), moment(now));
                     rt += (sample - rt) * 0.15;
                     peak = if sample >= peak { sample } else { peak * kept + sample * (1.0 - kept) };
                 } else {
-                    measures.record_failure(us, now);
+                    measures.record_failure(length(us), moment(now));
                     peak = sample.max(if peak == 0.0 { 2e6 } else { peak });
                 }
                 success = (success + (f64::from(u8::from(ok)) - success) * 0.15).max(0.01);
-                let read = measures.read(now);
+                let read = measures.read(moment(now));
                 prop_assert!((f64::from(read.rt_us) - rt).abs() <= 2.0 + rt * 1e-4);
                 prop_assert!((f64::from(read.success) - success).abs() < 1e-4);
                 prop_assert!((f64::from(read.peak_us) - peak).abs() <= 2.0 + peak * 1e-4);
@@ -509,9 +531,9 @@ mod tests {
         ) {
             let measures = Measures::new();
             for (ok, us, now) in calls {
-                if ok { measures.record_success(us, now) } else { measures.record_failure(us, now) }
+                if ok { measures.record_success(length(us), moment(now)) } else { measures.record_failure(length(us), moment(now)) }
                 for at in [now, asked, 0, u64::MAX] {
-                    let read = measures.read(at);
+                    let read = measures.read(moment(at));
                     prop_assert!((SUCCESS_MIN..=1.0).contains(&read.success), "{:?}", read);
                     prop_assert!(read.rt_us <= 3_600_000_000 && read.peak_us <= 3_600_000_000);
                 }

@@ -9,6 +9,7 @@ use super::permit::Permit;
 use super::plan::{ListenerPlan, Plan};
 use super::refusal::{Caller, CorsLines, Refusal, too_large};
 use super::unrouted;
+use crate::base::clock::{Timestamp, WallTime};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::fields::{OPTIONS_MAX, has_token};
@@ -20,8 +21,6 @@ use crate::llm::reply::Dialect;
 use crate::policy::auth::find_credential;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::client_ip::client_ip;
-use crate::policy::limit::gcra::NS_PER_SECOND;
-use crate::policy::limit::moment::Moment;
 use crate::policy::limit::standing::Standing;
 
 /// What becomes of a request, as far as its head alone decides.
@@ -43,12 +42,12 @@ pub enum Admitted {
 /// Units: `unix_ms` since 1970; with `chance`, a random draw, it makes the id of a request that
 /// brings no valid `X-Request-Id`.
 #[must_use]
-pub fn caller(head: &RequestHead, bytes: &[u8], unix_ms: u64, chance: u64) -> Caller {
+pub fn caller(head: &RequestHead, bytes: &[u8], now: WallTime, chance: u64) -> Caller {
     let sent = head.value(Name::XRequestId, bytes);
     let accepted = sent.and_then(RequestId::parse);
     Caller {
         id_sent: accepted.is_some(),
-        id: accepted.unwrap_or_else(|| RequestId::new(unix_ms, chance)),
+        id: accepted.unwrap_or_else(|| RequestId::new(now, chance)),
         dialect: Dialect::of_path(head.path(bytes)),
         version: head.version,
         persists: head.connection(bytes).persists(head.version),
@@ -95,7 +94,7 @@ pub fn admit(
     bytes: &[u8],
     peer: Option<&Peer>,
     certified: Option<&str>,
-    now: Moment,
+    now: Timestamp,
 ) -> Result<Admitted, Refusal> {
     if matches!(head.method, Method::Connect | Method::Trace) {
         let message = format!("Method {} is not served here.", head.method.text());
@@ -137,7 +136,7 @@ pub fn admit(
     if let Some(limit) = &listener.ip_limit
         && let Some(ip) = client
     {
-        limit.take(ip, now.steady_ns)?;
+        limit.take(ip, now.steady)?;
     }
     if is_preflight(listener, head, bytes) {
         // A browser sends no key with a preflight.
@@ -154,7 +153,7 @@ pub fn admit(
         return Err(Kind::UpgradeRefused.into());
     }
     let key = if listener.keys_required {
-        Some(authenticate(plan, listener, head, bytes, certified, now.wall_ns / NS_PER_SECOND)?)
+        Some(authenticate(plan, listener, head, bytes, certified, now.wall.as_secs())?)
     } else {
         None
     };

@@ -9,7 +9,9 @@
 //! (`policy::breaker::models`).
 
 use std::cell::Cell;
+use std::time::Duration;
 
+use crate::base::clock::Moment;
 use crate::error::{Blame, Finish, Kind, RetryClass};
 use crate::policy::breaker::models::model_hash;
 use crate::policy::breaker::{CallResult, Change, Entry, StateName};
@@ -27,18 +29,16 @@ pub struct CallGuard<'a> {
     /// The model that is asked for; empty where none is known.
     model: &'a str,
     last_resort: bool,
-    /// When the attempt began, microseconds since the process's origin.
-    begun_us: u64,
+    /// When the attempt began.
+    begun: Moment,
 }
 
 impl<'a> CallGuard<'a> {
     /// Asks the breaker for leave to make the call; `None` when it is refused.
-    ///
-    /// Units: every `now_us` counts from the process's origin.
     #[must_use]
-    pub fn enter(state: &'a UpstreamState, model: &'a str, now_us: u64) -> Option<Self> {
-        let entry = state.breaker.enter(now_us / 1000)?;
-        Some(Self::of(state, model, entry, now_us))
+    pub fn enter(state: &'a UpstreamState, model: &'a str, now: Moment) -> Option<Self> {
+        let entry = state.breaker.enter(now)?;
+        Some(Self::of(state, model, entry, now))
     }
 
     /// As `enter`, for a call that no other member can take: the breaker decides whether to let it
@@ -48,17 +48,17 @@ impl<'a> CallGuard<'a> {
     pub fn enter_last_resort(
         state: &'a UpstreamState,
         model: &'a str,
-        now_us: u64,
+        now: Moment,
     ) -> Option<Self> {
-        let entry = state.breaker.enter_last_resort(now_us / 1000)?;
-        let mut guard = Self::of(state, model, entry, now_us);
+        let entry = state.breaker.enter_last_resort(now)?;
+        let mut guard = Self::of(state, model, entry, now);
         guard.last_resort = true;
         Some(guard)
     }
 
-    fn of(state: &'a UpstreamState, model: &'a str, entry: Entry, now_us: u64) -> Self {
+    fn of(state: &'a UpstreamState, model: &'a str, entry: Entry, now: Moment) -> Self {
         state.count_change(entry.change());
-        Self { state, entry: Cell::new(Some(entry)), model, last_resort: false, begun_us: now_us }
+        Self { state, entry: Cell::new(Some(entry)), model, last_resort: false, begun: now }
     }
 
     /// Whether the call goes to a server whose breaker refuses, since no other member was left.
@@ -71,31 +71,31 @@ impl<'a> CallGuard<'a> {
     ///
     /// An overloaded server has not failed: it works and says when to come back. `retry_after_s` is
     /// its `Retry-After` in seconds.
-    pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now_us: u64) {
+    pub fn answered(&self, status: u16, retry_after_s: Option<u32>, now: Moment) {
         let overloaded = is_overloaded(status, retry_after_s.is_some());
         if let Some(seconds) = retry_after_s.filter(|_| overloaded) {
-            self.state.back_off(now_us / 1000 + 1000 * u64::from(seconds.min(BACK_OFF_MAX_S)));
+            self.state.back_off(now + Duration::from_secs(seconds.min(BACK_OFF_MAX_S).into()));
         }
         if overloaded {
             // A refusal is quick whatever the load: it says nothing of the time an answer takes.
-            self.report(CallResult::Success, now_us);
+            self.report(CallResult::Success, now);
         } else if is_failure(status) {
-            self.failed(Failure::Status(status), CallResult::Failure, true, now_us);
+            self.failed(Failure::Status(status), CallResult::Failure, true, now);
         } else {
-            if self.state.models.watches(now_us / 1000) && status < 400 {
-                self.state.models.worked(model_hash(self.model), now_us / 1000);
+            if self.state.models.watches(now) && status < 400 {
+                self.state.models.worked(model_hash(self.model), now);
             }
-            let took_us = now_us.saturating_sub(self.begun_us);
-            self.state.measures.record_success(took_us, now_us);
-            let change = self.report(CallResult::Success, now_us);
+            let took = now.since(self.begun);
+            self.state.measures.record_success(took, now);
+            let change = self.report(CallResult::Success, now);
             if change.is_some_and(|change| change.to == StateName::Closed) {
-                self.state.measures.recover(took_us, now_us);
+                self.state.measures.recover(took, now);
             }
         }
     }
 
     /// The attempt ended by a fault.
-    pub fn ended(&self, kind: Kind, now_us: u64) {
+    pub fn ended(&self, kind: Kind, now: Moment) {
         let row = kind.row();
         if row.blame == Blame::Upstream {
             let late = row.finish == Finish::Timeout;
@@ -103,37 +103,36 @@ impl<'a> CallGuard<'a> {
             // Only a timeout after connecting may be one model's fault: before there is a
             // connection no model is asked for, and a crash stops all models.
             let of_model = late && row.retry != RetryClass::Connect;
-            self.failed(Failure::Fault(kind), result, of_model, now_us);
+            self.failed(Failure::Fault(kind), result, of_model, now);
         }
     }
 
     /// Counts a failure; `of_model` when it may be the fault of the model alone.
     #[cold]
-    fn failed(&self, why: Failure, result: CallResult, of_model: bool, now_us: u64) {
+    fn failed(&self, why: Failure, result: CallResult, of_model: bool, now: Moment) {
         let entry = self.entry.take();
         // A call begun before the breaker opened may time out long after the server has recovered:
         // that says nothing of the server as it is now.
         if entry.as_ref().is_none_or(|entry| self.state.breaker.is_present(entry)) {
-            if of_model && self.state.models.failed(model_hash(self.model), now_us / 1000) {
+            if of_model && self.state.models.failed(model_hash(self.model), now) {
                 // The model is to blame: the breaker's leave goes back without a verdict, as if the
                 // call had not been made.
                 self.entry.set(entry);
                 return self.give_back();
             }
             self.state.note_failure(why);
-            let took_us = now_us.saturating_sub(self.begun_us);
-            self.state.measures.record_failure(took_us, now_us);
+            let took = now.since(self.begun);
+            self.state.measures.record_failure(took, now);
         }
         self.entry.set(entry);
-        self.report(result, now_us);
+        self.report(result, now);
     }
 
-    fn report(&self, result: CallResult, now_us: u64) -> Option<Change> {
-        let now_ms = now_us / 1000;
+    fn report(&self, result: CallResult, now: Moment) -> Option<Change> {
         let change = match self.entry.take() {
-            Some(entry) => self.state.breaker.record(entry, result, now_ms),
+            Some(entry) => self.state.breaker.record(entry, result, now),
             // The verdict has been given: all that can follow is that the answer was truncated.
-            None => self.state.breaker.record_truncated(result, now_ms),
+            None => self.state.breaker.record_truncated(result, now),
         };
         self.state.count_change(change);
         change

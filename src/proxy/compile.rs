@@ -28,7 +28,7 @@ use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::cors::Cors;
 use crate::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
-use crate::policy::limit::gcra::{NS_PER_SECOND, Pace};
+use crate::policy::limit::gcra::Pace;
 use crate::policy::limit::ip::{IpPace, IpTable};
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::window::Quota;
@@ -147,7 +147,7 @@ fn key_limit(key: &config::Key, state: Arc<KeyState>) -> KeyLimit {
         rules: KeyRules {
             quota: Quota { per_minute: to_u32(key.rpm), per_day: to_u32(key.rpd) },
             tokens_per_minute: key.tpm,
-            pace: (key.per_second > 0).then(|| Pace::new(key.per_second, key.burst, NS_PER_SECOND)),
+            pace: (key.per_second > 0).then(|| Pace::new(key.per_second, key.burst)),
             concurrency: key.concurrency,
         },
         state,

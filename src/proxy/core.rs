@@ -5,7 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ pub use super::plan::LocalPlan;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
 use crate::base::buf::Buffers;
+use crate::base::clock::{Clock, Moment};
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
@@ -28,7 +29,6 @@ use crate::net::ticker::Ticker;
 use crate::net::unsent::UnsentTotal;
 use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
-use crate::policy::limit::moment::Moment;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::counters::Counters;
@@ -180,18 +180,14 @@ impl Shared {
     }
 }
 
-/// Wakes waiters of all cores from any thread, and keeps the clock that all threads share: steady
-/// time, and by how much the wall clock is ahead of it, which each core compares at every tick.
+/// Wakes waiters of all cores from any thread, and keeps the clock that all threads share; each core
+/// compares it with the wall's at every tick.
 pub struct Notifier {
     mailboxes: Vec<Sender>,
     /// For each core: whether a wake-up was lost because its mailbox was full.
     lost: Vec<AtomicBool>,
-    /// The process's origin: milliseconds and microseconds of all cores count from here.
-    origin: Instant,
-    /// The wall clock at `origin`, nanoseconds since 1970.
-    origin_unix_ns: u64,
-    /// Wall clock minus steady time, nanoseconds.
-    wall_ahead_ns: AtomicI64,
+    /// Steady time, and by how much the wall's clock is ahead of it.
+    pub clock: Clock,
 }
 
 /// The mailboxes of the cores to be: made before the first plan, since who waits in its queues is
@@ -214,20 +210,12 @@ impl Mailboxes {
     }
 }
 
-/// Least change of the wall clock that is stored, nanoseconds: a smaller one is only the time
-/// between reading the two clocks.
-const WALL_STEP_NS: u64 = 1_000_000;
-
 impl Notifier {
     /// A notifier for the cores with these mailboxes.
     #[must_use]
     pub fn new(mailboxes: Vec<Sender>) -> Arc<Self> {
         let lost = mailboxes.iter().map(|_| AtomicBool::new(false)).collect();
-        let (origin, origin_unix_ns) = sys::origin();
-        let wall_ahead_ns = AtomicI64::new(0);
-        let notifier = Self { mailboxes, lost, origin, origin_unix_ns, wall_ahead_ns };
-        notifier.set_wall(Instant::now(), sys::wall_ns());
-        Arc::new(notifier)
+        Arc::new(Self { mailboxes, lost, clock: sys::clock() })
     }
 
     /// The mailboxes of the cores, in their order.
@@ -249,33 +237,6 @@ impl Notifier {
             lost.store(true, Ordering::Release);
         }
     }
-
-    /// Microseconds from the process's origin to `at`.
-    #[must_use]
-    pub fn us_at(&self, at: Instant) -> u64 {
-        let passed = at.saturating_duration_since(self.origin);
-        passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
-    }
-
-    /// Says what the wall's clock shows now; called by the ticker.
-    pub fn set_wall(&self, now: Instant, wall_ns: u64) {
-        let ahead_ns = wall_ns.wrapping_sub(self.steady_ns(self.us_at(now))) as i64;
-        if ahead_ns.abs_diff(self.wall_ahead_ns.load(Ordering::Relaxed)) >= WALL_STEP_NS {
-            self.wall_ahead_ns.store(ahead_ns, Ordering::Relaxed);
-        }
-    }
-
-    /// The moment `us`, counted as by `us_at`, on both clocks.
-    #[must_use]
-    pub fn moment(&self, us: u64) -> Moment {
-        let steady_ns = self.steady_ns(us);
-        let ahead_ns = self.wall_ahead_ns.load(Ordering::Relaxed);
-        Moment { wall_ns: steady_ns.saturating_add_signed(ahead_ns), steady_ns }
-    }
-
-    fn steady_ns(&self, us: u64) -> u64 {
-        self.origin_unix_ns + 1000 * us
-    }
 }
 
 impl Wake<WakeToken> for Notifier {
@@ -283,8 +244,8 @@ impl Wake<WakeToken> for Notifier {
         self.wake(token, LOOK_AGAIN);
     }
 
-    fn now_ms(&self) -> u64 {
-        self.us_at(Instant::now()) / 1000
+    fn now(&self) -> Moment {
+        self.clock.at(Instant::now())
     }
 }
 
@@ -533,29 +494,5 @@ impl Core {
         if panicked {
             self.shared.panics.fetch_add(1, Ordering::Relaxed);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR_NS: u64 = 3_600_000_000_000;
-
-    #[test]
-    fn the_wall_may_step_and_the_rest_does_not() {
-        let notifier = Notifier::new(Vec::new());
-        let now = Instant::now();
-        let us = notifier.us_at(now);
-        let before = notifier.moment(us);
-        assert!(before.wall_ns.abs_diff(sys::wall_ns()) < HOUR_NS / 60);
-        for wall_ns in [before.wall_ns + HOUR_NS, before.wall_ns - HOUR_NS, 0] {
-            notifier.set_wall(now, wall_ns);
-            let after = notifier.moment(us);
-            assert_eq!(after, Moment { wall_ns, steady_ns: before.steady_ns });
-        }
-        // What is less than a step is the time between two reads.
-        notifier.set_wall(now, 500);
-        assert_eq!(notifier.moment(us).wall_ns, 0);
     }
 }

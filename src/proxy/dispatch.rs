@@ -20,6 +20,7 @@ use super::route::Route;
 use super::settle::Settle;
 use super::tunnel::{self, Metered};
 use super::wait::{self, Wait, Waited};
+use crate::base::clock::Moment;
 use crate::error::{Blame, Kind};
 use crate::http::head::Version;
 use crate::net::pooled_future::PooledFuture;
@@ -97,7 +98,7 @@ pub async fn dispatch(
             || falls_back
             || pick::another(members, &at.tried)
             || (guard.is_last_resort()
-                && at.has_last_resort(request.permit, exchange.settle.now_us()));
+                && at.has_last_resort(request.permit, exchange.settle.now()));
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -163,8 +164,8 @@ impl<'d> Dispatch<'d> {
         loop {
             let group = &plan.groups[usize::from(self.group)];
             let choice = self.choice(permit);
-            let now_us = settle.now_us();
-            let mut nobody = match pick::pick(core, plan, choice, members, now_us) {
+            let now = settle.now();
+            let mut nobody = match pick::pick(core, plan, choice, members, now) {
                 Ok(picked) => {
                     self.tried.insert(picked.member);
                     return Ok(Some(picked));
@@ -172,14 +173,14 @@ impl<'d> Dispatch<'d> {
                 Err(nobody) => nobody,
             };
             if nobody == Nobody::Left && !self.may_fall_back(permit) {
-                match self.last_resort(permit, now_us) {
+                match self.last_resort(permit, now) {
                     Ok(picked) => return Ok(Some(picked)),
                     Err(why) => nobody = why,
                 }
             }
             let choice = self.choice(permit);
             let refusal = match (nobody, &group.queue) {
-                (Nobody::Left, _) => pick::nobody_left(plan, choice, now_us),
+                (Nobody::Left, _) => pick::nobody_left(plan, choice, now),
                 (Nobody::Full, None) => Kind::QueueFull.into(),
                 (Nobody::Full, Some(queue)) => {
                     let wait = Wait { core, plan, queue, choice, share: wait::share(plan, permit) };
@@ -223,7 +224,7 @@ impl<'d> Dispatch<'d> {
     /// A member whose breaker refuses, where breakers alone leave no member: of the route's group
     /// first, then of the groups that it falls back to.
     #[cold]
-    fn last_resort(&mut self, permit: &Permit, now_us: u64) -> Result<Picked<'d>, Nobody> {
+    fn last_resort(&mut self, permit: &Permit, now: Moment) -> Result<Picked<'d>, Nobody> {
         if self.failed.is_none() && self.group != self.first {
             let fallback = &self.plan.groups[usize::from(self.first)].fallback;
             let within_reach =
@@ -232,7 +233,7 @@ impl<'d> Dispatch<'d> {
             for &group in std::iter::once(&self.first).chain(fallback) {
                 let tried = &Tried::NONE;
                 let choice = Choice { group, forced: None, tried, ..self.choice(permit) };
-                if let Ok(picked) = pick::last_resort(self.plan, choice, now_us) {
+                if let Ok(picked) = pick::last_resort(self.plan, choice, now) {
                     (self.group, self.tried) = (group, Tried::NONE);
                     self.tried.insert(picked.member);
                     return Ok(picked);
@@ -240,15 +241,15 @@ impl<'d> Dispatch<'d> {
             }
             return Err(Nobody::Left);
         }
-        let picked = pick::last_resort(self.plan, self.choice(permit), now_us)?;
+        let picked = pick::last_resort(self.plan, self.choice(permit), now)?;
         self.tried.insert(picked.member);
         Ok(picked)
     }
 
     /// Whether `last_resort` would find a member.
     #[cold]
-    fn has_last_resort(&self, permit: &Permit, now_us: u64) -> bool {
-        pick::has_last_resort(self.plan, self.choice(permit), now_us)
+    fn has_last_resort(&self, permit: &Permit, now: Moment) -> bool {
+        pick::has_last_resort(self.plan, self.choice(permit), now)
     }
 }
 

@@ -29,6 +29,7 @@ use super::route;
 use super::settle::Settle;
 use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+use crate::base::clock::WallTime;
 use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::head::{RequestHead, Version};
@@ -70,7 +71,7 @@ async fn live(
                 let mut settle = Settle::begin(core);
                 settle.fault(refusal.kind);
                 settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
-                let caller = nobody(core, settle.begun_unix_ms());
+                let caller = nobody(core, settle.begun_at().wall);
                 reply::refuse(core, down, &caller, &refusal, false).await
             }
             Unread::Gone => Next::Close,
@@ -83,8 +84,8 @@ async fn live(
     let path = scratch.request.normalise_path(&mut down.recv);
     scratch.model.clear();
     let mut settle = Settle::begin(core);
-    let unix_ms = settle.begun_unix_ms();
-    let mut caller = admit::caller(&scratch.request, &down.recv, unix_ms, core.random_u64());
+    let begun = settle.begun_at().wall;
+    let mut caller = admit::caller(&scratch.request, &down.recv, begun, core.random_u64());
     if !listener.cors.is_off() {
         caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
     }
@@ -224,9 +225,9 @@ fn path_refusal(fault: PathFault) -> Refusal {
 
 /// Stands in for the caller of a head that could not be read.
 #[cold]
-fn nobody(core: &Core, unix_ms: u64) -> Caller {
+fn nobody(core: &Core, now: WallTime) -> Caller {
     Caller {
-        id: RequestId::new(unix_ms, core.random_u64()),
+        id: RequestId::new(now, core.random_u64()),
         id_sent: false,
         dialect: Dialect::OpenAi,
         version: Version::Http11,
@@ -250,7 +251,7 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let now = settle.begun();
+    let now = settle.begun_at();
     let (peer, certified) = (down.peer.as_ref(), down.certified.as_deref());
     let admitted =
         admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now)?;

@@ -18,6 +18,7 @@ use super::plan::Plan;
 use super::refusal::Refusal;
 use super::refusal::too_large;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES, SMALL_BYTES};
+use crate::base::clock::Moment;
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::http1::framing::Framing;
@@ -259,11 +260,11 @@ fn count(
     let left = body.reader.length_left().unwrap_or(0);
     let size = (body.end as u64).saturating_add(left);
     let wake = |token| core.wake(token, LOOK_AGAIN);
-    held.claim(bytes, size, now_ms(core), wake).map_err(denied)
+    held.claim(bytes, size, now(core), wake).map_err(denied)
 }
 
-fn now_ms(core: &Core) -> u64 {
-    core.shared.notifier.us_at(core.ticker.now()) / 1000
+fn now(core: &Core) -> Moment {
+    core.shared.notifier.clock.at(core.ticker.now())
 }
 
 /// Receives until enough is held, when [`is_here`] has said that it is not.
@@ -292,7 +293,7 @@ pub fn hold<'f>(
             }
             if wait.notify.is_none() && down.recv.len() > uncounted_bytes(down) {
                 let notify = core.wake_table.register();
-                held.begin_receiving(notify.token(), now_ms(core));
+                held.begin_receiving(notify.token(), now(core));
                 wait.notify = Some(notify);
             }
         }

@@ -17,6 +17,7 @@ use super::core::{Core, LocalPlan};
 use super::permit::Permit;
 use super::plan::{KeyLimit, Plan};
 use super::refusal::{Caller, Refusal};
+use crate::base::clock::{Moment, Timestamp, WallTime};
 use crate::error::Kind;
 use crate::http::head::RequestHead;
 use crate::http::name::Name;
@@ -24,7 +25,6 @@ use crate::net::pooled_future::PooledFuture;
 use crate::policy::keys::KeyId;
 use crate::policy::limit::key::{KeyRules, Over};
 use crate::policy::limit::lease::Short;
-use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::{Passed, Prompt};
 use crate::policy::limit::shared::{Answer, Budget, Mode, OnLoss, StoreVerdict, Waiter};
 use crate::policy::limit::token_size::TokenSizes;
@@ -40,13 +40,13 @@ pub async fn charge(
     plan: &LocalPlan,
     permit: &Permit,
     caller: &mut Caller,
-    now: Moment,
+    now: Timestamp,
 ) -> Result<Option<Charge>, Refusal> {
     let Some((key, limit)) = of_key(plan, permit.key) else { return Ok(None) };
     let charge = || Charge { plan: plan.clone(), key };
     let KeyLimit { rules, state, .. } = limit;
     if let Some(budget) = plan.budget.as_ref().filter(|_| rules.are_shared()) {
-        state.enter(rules, now.steady_ns)?;
+        state.enter(rules, now.steady)?;
         // From here on the drop of this guard ends the call's part in the key's concurrency.
         let charge = charge();
         // Pooled: an exchange without such a key must not carry it.
@@ -62,7 +62,7 @@ pub async fn charge(
             Ok(Some(charge()))
         }
         Err(over) => {
-            caller.standing = state.windows.standing(rules.quota, now.wall_ns);
+            caller.standing = state.windows.standing(rules.quota, now.wall);
             Err(over.into())
         }
     }
@@ -74,46 +74,46 @@ async fn charge_shared(
     budget: &Budget,
     limit: &KeyLimit,
     caller: &mut Caller,
-    now: Moment,
+    now: Timestamp,
 ) -> Result<(), Refusal> {
     let KeyLimit { rules, state, .. } = limit;
     let (quota, lease) = (rules.quota, &state.lease);
-    let store_ns = budget.store_ns(now.steady_ns);
+    let store_now = budget.store_time(now.steady);
     let verdict = match (budget.is_up(), budget.mode) {
         (false, _) => StoreVerdict::Lost,
         (true, Mode::Strict) => ask_and_wait(core, budget, limit).await,
         (true, Mode::Lease) => {
-            let verdict = match lease.take(quota, store_ns) {
+            let verdict = match lease.take(quota, store_now) {
                 Ok(()) => StoreVerdict::Pass,
                 Err(Short::Full(full)) => StoreVerdict::Full(full),
                 Err(Short::Empty) => ask_and_wait(core, budget, limit).await,
             };
-            if lease.nudge(quota, store_ns) {
+            if lease.nudge(quota, store_now) {
                 budget.ask(limit.ask(None));
             }
             verdict
         }
     };
     if verdict != StoreVerdict::Lost {
-        caller.standing = lease.standing(quota, store_ns);
+        caller.standing = lease.standing(quota, store_now);
     }
     match verdict {
         StoreVerdict::Pass => {
             // Should the store be lost, this node goes on from what it has let in itself.
-            state.windows.note(now.wall_ns);
+            state.windows.note(now.wall);
             Ok(())
         }
-        StoreVerdict::Full(full) => Err(full_until_end(full, store_ns).into()),
+        StoreVerdict::Full(full) => Err(full_until_end(full, store_now).into()),
         StoreVerdict::Debt => {
-            let wait = state.balance.check(now.steady_ns).err().unwrap_or(1);
-            Err(Over::after_ns(Kind::RateTokens, wait).into())
+            let wait = state.balance.check(now.steady).err().unwrap_or_default();
+            Err(Over::after(Kind::RateTokens, wait).into())
         }
         StoreVerdict::Lost if budget.on_loss == OnLoss::Deny => Err(Kind::LimitsUnknown.into()),
         StoreVerdict::Lost => {
             let share = budget.share(quota);
-            let taken = state.windows.take(share, now.wall_ns);
-            caller.standing = state.windows.standing(share, now.wall_ns);
-            taken.map(|_| ()).map_err(|full| state.full(full, now.wall_ns).into())
+            let taken = state.windows.take(share, now.wall);
+            caller.standing = state.windows.standing(share, now.wall);
+            taken.map(|_| ()).map_err(|full| state.full(full, now.wall).into())
         }
     }
 }
@@ -132,11 +132,11 @@ async fn ask_and_wait(core: &Core, budget: &Budget, limit: &KeyLimit) -> StoreVe
     }
 }
 
-fn full_until_end(full: Full, store_ns: u64) -> Over {
-    let (minute, day) = numbers(store_ns);
+fn full_until_end(full: Full, store_now: WallTime) -> Over {
+    let (minute, day) = numbers(store_now);
     let (kind, retry_after_s) = match full {
-        Full::Minute => (Kind::RateMinute, seconds_until_end(minute, MINUTE_S, store_ns)),
-        Full::Day => (Kind::RateDay, seconds_until_end(day, DAY_S, store_ns)),
+        Full::Minute => (Kind::RateMinute, seconds_until_end(minute, MINUTE_S, store_now)),
+        Full::Day => (Kind::RateDay, seconds_until_end(day, DAY_S, store_now)),
     };
     Over { kind, retry_after_s }
 }
@@ -180,9 +180,7 @@ pub struct Charge {
 
 impl Charge {
     /// Pays the tokens that the exchange used, if the key pays by the token.
-    ///
-    /// Units: `now_ns` is steady.
-    pub fn pay(&self, passed: &Passed, sizes: &TokenSizes, now_ns: u64) {
+    pub fn pay(&self, passed: &Passed, sizes: &TokenSizes, now: Moment) {
         let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
         if limit.rules.tokens_per_minute == 0 {
             return;
@@ -190,15 +188,13 @@ impl Charge {
         if let Some((bytes, tokens)) = passed.lesson() {
             sizes.learn(passed.model, bytes, tokens);
         }
-        self.pay_tokens(passed.tokens(sizes.of(passed.model)), now_ns);
+        self.pay_tokens(passed.tokens(sizes.of(passed.model)), now);
     }
 
     /// Charges tokens to the key's balance, and to the budget that nodes share.
-    ///
-    /// Units: `now_ns` is steady.
-    pub fn pay_tokens(&self, tokens: u64, now_ns: u64) {
+    pub fn pay_tokens(&self, tokens: u64, now: Moment) {
         let Some((_, limit)) = of_key(&self.plan, Some(self.key)) else { return };
-        limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now_ns);
+        limit.state.balance.charge(tokens, limit.rules.tokens_per_minute, now);
         if let Some(budget) = &self.plan.budget
             && limit.state.lease.spend(tokens)
         {
@@ -227,6 +223,8 @@ mod tests {
     use crate::net::tls::Store;
     use crate::upstream::registry::Registry;
 
+    const NOW: Timestamp = Timestamp { wall: WallTime::from_secs(0), steady: Moment::ORIGIN };
+
     fn registry() -> Registry {
         Registry::new(Notifier::new(Vec::new()))
     }
@@ -251,18 +249,18 @@ mod tests {
         let mut registry = registry();
         let before = plan(&mut registry, &(key("a", "rpm = 2") + &key("b", "rpm = 2")));
         for limit in &before.limits {
-            limit.state.admit(&limit.rules, 0u64).unwrap();
+            limit.state.admit(&limit.rules, NOW).unwrap();
         }
         let ip = IpAddr::from([192, 0, 2, 1]);
-        before.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).unwrap();
+        before.listeners[0].ip_limit.as_ref().unwrap().take(ip, NOW.steady).unwrap();
         // `a` has gone, `b` has moved and may have more, `c` is new.
         let after = plan(&mut registry, &(key("c", "rpm = 2") + &key("b", "rpm = 3")));
         let left = |number: usize| {
             let limit = &after.limits[number];
-            (0..9).filter(|_| limit.state.admit(&limit.rules, 0u64).is_ok()).count()
+            (0..9).filter(|_| limit.state.admit(&limit.rules, NOW).is_ok()).count()
         };
         assert_eq!((left(0), left(1)), (2, 2));
-        assert!(after.listeners[0].ip_limit.as_ref().unwrap().take(ip, 0).is_err());
+        assert!(after.listeners[0].ip_limit.as_ref().unwrap().take(ip, NOW.steady).is_err());
     }
 
     #[test]
@@ -270,7 +268,7 @@ mod tests {
         let mut registry = registry();
         let before = plan(&mut registry, &key("a", "concurrency = 1"));
         let limit = &before.limits[0];
-        limit.state.admit(&limit.rules, 0u64).unwrap();
+        limit.state.admit(&limit.rules, NOW).unwrap();
         let charge = Charge { plan: before.clone(), key: KeyId(0) };
         let after = plan(&mut registry, &key("a", ""));
         drop(charge);

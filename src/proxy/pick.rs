@@ -12,6 +12,7 @@ use super::call_guard::CallGuard;
 use super::core::Core;
 use super::plan::{PathPlan, Plan, UpstreamPlan};
 use super::refusal::Refusal;
+use crate::base::clock::{Moment, seconds_up};
 use crate::error::Kind;
 use crate::policy::balance::{self, Member, Tried};
 use crate::policy::reach::Asker;
@@ -70,17 +71,15 @@ pub enum Nobody {
 }
 
 /// Picks a member.
-///
-/// Units: `now_us` from the process's origin.
 pub fn pick<'p>(
     core: &Core,
     plan: &'p Plan,
     choice: Choice<'_, 'p>,
     members: &mut Vec<Member>,
-    now_us: u64,
+    now: Moment,
 ) -> Result<Picked<'p>, Nobody> {
     let group = &plan.groups[usize::from(choice.group)];
-    let mut nobody = view(plan, choice, members, now_us);
+    let mut nobody = view(plan, choice, members, now);
     loop {
         let picked = core.with_pick_state(usize::from(choice.group), |state| {
             balance::pick(group.strategy, state, members, choice.tried, core.random_u64())
@@ -91,7 +90,7 @@ pub fn pick<'p>(
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
-                if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now_us) {
+                if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now) {
                     return Ok(Picked { member, upstream, lease, guard });
                 }
             }
@@ -108,23 +107,22 @@ pub fn pick<'p>(
 pub fn last_resort<'p>(
     plan: &'p Plan,
     choice: Choice<'_, 'p>,
-    now_us: u64,
+    now: Moment,
 ) -> Result<Picked<'p>, Nobody> {
-    let now_ms = now_us / 1000;
     let mut nobody = Nobody::Left;
     let mut left: Vec<usize> = candidates(plan, choice)
-        .filter(|(_, upstream)| upstream.state.admits_last_resort(now_ms))
+        .filter(|(_, upstream)| upstream.state.admits_last_resort(now))
         .map(|(member, _)| member)
         .collect();
     let group = &plan.groups[usize::from(choice.group)];
     let upstream_of = |member: usize| &plan.upstreams[usize::from(group.members[member].0)];
-    left.sort_by_key(|member| upstream_of(*member).state.breaker.failed_ms());
+    left.sort_by_key(|member| upstream_of(*member).state.breaker.failed_at());
     for member in left {
         let upstream = upstream_of(member);
         match upstream.state.try_lease() {
             None => nobody = Nobody::Full,
             Some(lease) => {
-                let guard = CallGuard::enter_last_resort(&upstream.state, choice.model, now_us);
+                let guard = CallGuard::enter_last_resort(&upstream.state, choice.model, now);
                 if let Some(guard) = guard {
                     return Ok(Picked { member, upstream, lease, guard });
                 }
@@ -137,15 +135,15 @@ pub fn last_resort<'p>(
 /// Whether `last_resort` would find a member, slots aside.
 #[must_use]
 #[cold]
-pub fn has_last_resort(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> bool {
-    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits_last_resort(now_us / 1000))
+pub fn has_last_resort(plan: &Plan, choice: Choice<'_, '_>, now: Moment) -> bool {
+    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits_last_resort(now))
 }
 
 /// Whether any candidate is usable and let in by its breaker, slots aside.
 #[must_use]
 #[cold]
-pub fn somebody_admits(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
-    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits(now_ms))
+pub fn somebody_admits(plan: &Plan, choice: Choice<'_, '_>, now: Moment) -> bool {
+    candidates(plan, choice).any(|(_, upstream)| upstream.state.admits(now))
 }
 
 /// Asks the breaker of a member whose slot was granted for leave; as a last resort where the
@@ -154,14 +152,14 @@ pub fn enter_granted<'p>(
     plan: &'p Plan,
     choice: Choice<'_, 'p>,
     upstream: &'p UpstreamPlan,
-    now_us: u64,
+    now: Moment,
 ) -> Option<CallGuard<'p>> {
-    if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now_us) {
+    if let Some(guard) = CallGuard::enter(&upstream.state, choice.model, now) {
         return Some(guard);
     }
-    match somebody_admits(plan, choice, now_us / 1000) {
+    match somebody_admits(plan, choice, now) {
         true => None,
-        false => CallGuard::enter_last_resort(&upstream.state, choice.model, now_us),
+        false => CallGuard::enter_last_resort(&upstream.state, choice.model, now),
     }
 }
 
@@ -193,10 +191,8 @@ pub fn unacceptable(plan: &Plan, choice: Choice<'_, '_>) -> Tried {
 }
 
 /// When the first breaker of the group will let a call in; `None` when that is not known.
-///
-/// Units: milliseconds from the process's origin, as `now_ms`.
 #[must_use]
-pub fn next_admission_ms(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> Option<u64> {
+pub fn next_admission(plan: &Plan, choice: Choice<'_, '_>, now: Moment) -> Option<Moment> {
     let group = &plan.groups[usize::from(choice.group)];
     let wanted = group
         .members
@@ -205,7 +201,7 @@ pub fn next_admission_ms(plan: &Plan, choice: Choice<'_, '_>, now_ms: u64) -> Op
         .filter(|(number, upstream)| choice.may_go_to(*number, upstream))
         .map(|(_, upstream)| upstream)
         .filter(|upstream| upstream.state.usable());
-    wanted.filter_map(|upstream| upstream.state.breaker.next_admission_ms(now_ms)).min()
+    wanted.filter_map(|upstream| upstream.state.breaker.next_admission(now)).min()
 }
 
 /// Whether the last view holds a usable member that the exchange has not tried.
@@ -217,10 +213,9 @@ pub fn another(members: &[Member], tried: &Tried) -> bool {
 /// The refusal when no member is left, with the time until a breaker may let a call in.
 #[must_use]
 #[cold]
-pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal {
-    let now_ms = now_us / 1000;
-    let wait_ms = next_admission_ms(plan, choice, now_ms).map(|at| at.saturating_sub(now_ms));
-    let seconds = wait_ms.map_or(1, |ms| ms.div_ceil(1000).clamp(1, RETRY_AFTER_MAX_S));
+pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now: Moment) -> Refusal {
+    let wait = next_admission(plan, choice, now).map(|at| seconds_up(at.since(now)));
+    let seconds = wait.map_or(1, |seconds| seconds.clamp(1, RETRY_AFTER_MAX_S));
     let name = plan.group_name(&plan.groups[usize::from(choice.group)], choice.asker);
     let message = format!("No upstream of group '{name}' is available.");
     let refusal = Refusal::because(Kind::NobodyAvailable, message);
@@ -228,9 +223,8 @@ pub fn nobody_left(plan: &Plan, choice: Choice<'_, '_>, now_us: u64) -> Refusal 
 }
 
 /// Fills `members` with what the balancer sees of a group; returns what to report if it picks none.
-fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: u64) -> Nobody {
+fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now: Moment) -> Nobody {
     let group = &plan.groups[usize::from(choice.group)];
-    let now_ms = now_us / 1000;
     members.clear();
     let (mut ready, mut avoided) = (false, false);
     let mut nobody = Nobody::Left;
@@ -241,7 +235,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
         let mut member = Member {
             weight,
             in_flight: state.in_flight(),
-            usable: wanted && state.admits(now_ms) && !choice.tried.has(at),
+            usable: wanted && state.admits(now) && !choice.tried.has(at),
             ..Member::default()
         };
         if member.usable && !state.slots.has_free() {
@@ -249,7 +243,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
             nobody = Nobody::Full;
         }
         if member.usable {
-            match is_avoided(upstream, choice, now_ms) {
+            match is_avoided(upstream, choice, now) {
                 true => avoided = true,
                 false => ready = true,
             }
@@ -259,7 +253,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
                 // there is little traffic.
                 (member.rt_us, member.peak_us) = (1, 1);
             } else if group.strategy.reads_measures() {
-                let reading = state.measures.read(now_us);
+                let reading = state.measures.read(now);
                 member.rt_us = reading.rt_us;
                 member.success = reading.success;
                 member.peak_us = reading.peak_us;
@@ -269,7 +263,7 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
     }
     if ready && avoided {
         for (member, &(upstream, _)) in members.iter_mut().zip(&group.members) {
-            member.usable &= !is_avoided(&plan.upstreams[usize::from(upstream)], choice, now_ms);
+            member.usable &= !is_avoided(&plan.upstreams[usize::from(upstream)], choice, now);
         }
     }
     nobody
@@ -277,9 +271,9 @@ fn view(plan: &Plan, choice: Choice<'_, '_>, members: &mut Vec<Member>, now_us: 
 
 /// Whether other members are to be preferred: this one asked us to back off, is very late to list
 /// its models, or fails this model alone.
-fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now_ms: u64) -> bool {
+fn is_avoided(upstream: &UpstreamPlan, choice: Choice<'_, '_>, now: Moment) -> bool {
     let state = &upstream.state;
-    state.is_backing_off(now_ms)
+    state.is_backing_off(now)
         || state.late()
-        || (state.models.watches(now_ms) && state.avoids(choice.model, now_ms))
+        || (state.models.watches(now) && state.avoids(choice.model, now))
 }

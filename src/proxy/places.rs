@@ -20,6 +20,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::core::{Core, Padded, Shared};
 use super::listeners::CoreListener;
+use crate::base::clock::Moment;
 use crate::net::mailbox::Message;
 use crate::policy::limit::tally::{Holder, Tally};
 
@@ -64,14 +65,14 @@ fn take_idle_place(core: &Core, taken: u32) -> bool {
     if taken >= shared.connections_max.saturating_add(LEAVING_MAX) {
         return false;
     }
-    let own = core.ticker.idle().1.map(|since| shared.notifier.us_at(since));
+    let own = core.ticker.idle().1.map(|since| shared.notifier.clock.at(since));
     let others = shared.idle.iter().enumerate().filter(|(at, _)| *at != core.index);
     let longest = others
         .filter(|(_, Padded(idle))| idle.count.load(Relaxed) > 0)
-        .map(|(at, Padded(idle))| (idle.since_us.load(Relaxed), at))
+        .map(|(at, Padded(idle))| (idle.since.load(), at))
         .min();
-    if let Some((since_us, at)) = longest
-        && own.is_none_or(|own| since_us < own)
+    if let Some((since, at)) = longest
+        && own.is_none_or(|own| since < own)
     {
         // The count goes down before the message is sent, or a burst would ask for more idle
         // connections than there are.
@@ -90,7 +91,7 @@ pub fn publish(core: &Core) {
     let Some(Padded(idle)) = core.shared.idle.get(core.index) else { return };
     let (count, since) = core.ticker.idle();
     idle.count.store(count, Relaxed);
-    idle.since_us.store(since.map_or(u64::MAX, |at| core.shared.notifier.us_at(at)), Relaxed);
+    idle.since.store(since.map_or(Moment::MAX, |at| core.shared.notifier.clock.at(at)));
 }
 
 /// Whether an address has as many connections as it may; asked before an idle connection is ended

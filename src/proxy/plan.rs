@@ -11,6 +11,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::refusal::Refusal;
+use crate::base::clock::Moment;
 use crate::base::listener_id::ListenerId;
 use crate::config::H2Limits;
 use crate::error::Kind;
@@ -139,11 +140,10 @@ pub struct IpLimit {
 impl IpLimit {
     /// Takes one call of an address.
     ///
-    /// Units: `now_ns` is steady.
     /// Errors: 429 with the time until the next call would pass.
-    pub fn take(&self, ip: IpAddr, now_ns: u64) -> Result<(), Refusal> {
-        let taken = self.table.take(ip, &self.pace, now_ns);
-        taken.map_err(|wait| Over::after_ns(Kind::RateSecond, wait).into())
+    pub fn take(&self, ip: IpAddr, now: Moment) -> Result<(), Refusal> {
+        let taken = self.table.take(ip, &self.pace, now);
+        taken.map_err(|wait| Over::after(Kind::RateSecond, wait).into())
     }
 }
 

@@ -166,6 +166,7 @@ pub fn pour(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::WallTime;
     use crate::base::ids::RequestId;
     use crate::http1::parse::{HeadLimits, Parse, parse_response};
     use crate::llm::reply::Dialect;
@@ -179,7 +180,7 @@ mod tests {
         let mut response = ResponseHead::new();
         assert_eq!(parse_response(bytes, &mut 0, &limits, &mut response), Ok(Parse::Done));
         let caller = Caller {
-            id: RequestId::new(0, 0),
+            id: RequestId::new(WallTime::default(), 0),
             id_sent: false,
             dialect: Dialect::OpenAi,
             version: Version::Http11,

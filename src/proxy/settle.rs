@@ -4,20 +4,20 @@
 //! is dropped: by the normal end, by an abort, by a panic. So is what the key has used.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::core::Core;
 use super::limit::Charge;
+use crate::base::clock::{Moment, Timestamp, micros};
 use crate::error::Kind;
 use crate::policy::keys::KeyId;
-use crate::policy::limit::moment::Moment;
 use crate::policy::limit::passed::Passed;
 use crate::telemetry::outcome::Outcome;
 
 /// The record of one exchange in the making.
 pub struct Settle {
     core: Rc<Core>,
-    begun_us: u64,
+    begun: Moment,
     /// What has become known so far.
     pub outcome: Outcome,
     /// What a charge by the token goes by, as far as it is known.
@@ -33,10 +33,9 @@ impl Settle {
     /// Begins the record of an exchange whose head has been read.
     #[must_use]
     pub fn begin(core: &Rc<Core>) -> Self {
-        let begun_us = core.shared.notifier.us_at(Instant::now());
         Self {
             core: core.clone(),
-            begun_us,
+            begun: core.shared.notifier.clock.at(Instant::now()),
             outcome: Outcome::default(),
             passed: Passed::default(),
             key: None,
@@ -45,16 +44,16 @@ impl Settle {
         }
     }
 
-    /// When the head had been read, by both clocks.
+    /// When the head had been read.
     #[must_use]
     pub fn begun(&self) -> Moment {
-        self.core.shared.notifier.moment(self.begun_us)
+        self.begun
     }
 
-    /// The same by the wall's clock, milliseconds since 1970.
+    /// The same by both clocks.
     #[must_use]
-    pub fn begun_unix_ms(&self) -> u64 {
-        self.begun().wall_ns / 1_000_000
+    pub fn begun_at(&self) -> Timestamp {
+        self.core.shared.notifier.clock.both(self.begun)
     }
 
     /// Keeps the key's charge until the exchange ends, when its tokens are paid.
@@ -65,27 +64,20 @@ impl Settle {
     /// Pays tokens at once, for an exchange that may last for hours (a tunnel).
     pub fn pay(&self, tokens: u64) {
         if let Some(charge) = &self.charge {
-            let now = self.core.shared.notifier.moment(self.now_us());
-            charge.pay_tokens(tokens, now.steady_ns);
+            charge.pay_tokens(tokens, self.now());
         }
     }
 
-    /// Microseconds since the head was read.
+    /// How long ago the head was read.
     #[must_use]
-    pub fn elapsed_us(&self) -> u64 {
-        self.now_us().saturating_sub(self.begun_us)
+    pub fn elapsed(&self) -> Duration {
+        self.now().since(self.begun)
     }
 
-    /// When the head had been read, microseconds since the process's origin.
+    /// The moment that it is now, the same on all cores.
     #[must_use]
-    pub fn begun_us(&self) -> u64 {
-        self.begun_us
-    }
-
-    /// Microseconds since the process's origin, the same on all cores.
-    #[must_use]
-    pub fn now_us(&self) -> u64 {
-        self.core.shared.notifier.us_at(Instant::now())
+    pub fn now(&self) -> Moment {
+        self.core.shared.notifier.clock.at(Instant::now())
     }
 
     /// Notes which upstream failed.
@@ -103,13 +95,12 @@ impl Settle {
 
 impl Drop for Settle {
     fn drop(&mut self) {
-        let now_us = self.now_us();
-        self.outcome.duration_us = now_us.saturating_sub(self.begun_us);
+        let now = self.now();
+        self.outcome.duration_us = micros(now.since(self.begun));
         if let Some(charge) = &self.charge {
             let shared = &self.core.shared;
             self.passed.request_bytes = self.outcome.request_bytes;
-            let now_ns = shared.notifier.moment(now_us).steady_ns;
-            charge.pay(&self.passed, &shared.token_sizes, now_ns);
+            charge.pay(&self.passed, &shared.token_sizes, now);
         }
         self.core.counters.borrow_mut().record(&self.outcome);
     }

@@ -14,6 +14,7 @@ use super::pick::{self, Choice, Picked};
 use super::plan::Plan;
 use super::refusal::Refusal;
 use super::settle::Settle;
+use crate::base::clock::{Moment, micros};
 use crate::error::Kind;
 use crate::net::notify::WakeToken;
 use crate::net::pooled_future::PooledFuture;
@@ -77,9 +78,9 @@ impl<'p> Wait<'_, 'p> {
         members: &mut Vec<Member>,
         settle: &mut Settle,
     ) -> Waited<'p> {
-        let entered_us = settle.now_us();
+        let entered = settle.now();
         let waited = self.in_room(down, members, settle).await;
-        settle.outcome.queue_us += settle.now_us().saturating_sub(entered_us).max(1);
+        settle.outcome.queue_us += micros(settle.now().since(entered)).max(1);
         waited
     }
 
@@ -91,20 +92,20 @@ impl<'p> Wait<'_, 'p> {
     ) -> Waited<'p> {
         let &Wait { core, plan, queue, choice, share } = self;
         let group = &plan.groups[usize::from(choice.group)];
-        let deadline_ms = deadline_ms(group.queue_wait, group.timeouts.total, settle);
+        let deadline = deadline(group.queue_wait, group.timeouts.total, settle);
         let only = choice
             .forced
             .and_then(|forced| group.members.iter().position(|(upstream, _)| *upstream == forced));
         let accepts = Accepts { tried: pick::unacceptable(plan, choice), only };
         let mut notify = core.wake_table.register();
-        let Ok(mut place) = queue.enter(share, accepts, notify.token(), deadline_ms) else {
+        let Ok(mut place) = queue.enter(share, accepts, notify.token(), deadline) else {
             return Waited::Refused(refusal(Kind::QueueFull, queue));
         };
         loop {
-            let now_us = settle.now_us();
+            let now = settle.now();
             if let Some((member, lease)) = place.take_grant() {
                 let upstream = &plan.upstreams[usize::from(group.members[member].0)];
-                return match pick::enter_granted(plan, choice, upstream, now_us) {
+                return match pick::enter_granted(plan, choice, upstream, now) {
                     Some(guard) => Waited::Picked(Picked { member, upstream, lease, guard }),
                     None => Waited::Again,
                 };
@@ -112,24 +113,22 @@ impl<'p> Wait<'_, 'p> {
             if place.is_displaced() {
                 return Waited::Refused(refusal(Kind::QueueFull, queue));
             }
-            let now_ms = now_us / 1000;
-            if now_ms >= deadline_ms {
+            if now >= deadline {
                 return Waited::Refused(refusal(Kind::QueueTimeout, queue));
             }
             // Woken without a grant: a breaker may let a call in now.
-            if let Ok(picked) = pick::pick(core, plan, choice, members, now_us) {
+            if let Ok(picked) = pick::pick(core, plan, choice, members, now) {
                 return Waited::Picked(picked);
             }
-            if !pick::somebody_admits(plan, choice, now_ms)
-                && let Ok(picked) = pick::last_resort(plan, choice, now_us)
+            if !pick::somebody_admits(plan, choice, now)
+                && let Ok(picked) = pick::last_resort(plan, choice, now)
             {
                 return Waited::Picked(picked);
             }
-            let breaker_ms =
-                pick::next_admission_ms(plan, choice, now_ms).filter(|at| *at > now_ms);
-            let until_ms = breaker_ms.map_or(deadline_ms, |at| at.min(deadline_ms));
+            let admission = pick::next_admission(plan, choice, now).filter(|at| *at > now);
+            let until = admission.map_or(deadline, |at| at.min(deadline));
             // Pooled: few wait, and a timer in every exchange would weigh on all.
-            let mut timer = PooledFuture::new(rt::sleep(Duration::from_millis(until_ms - now_ms)));
+            let mut timer = PooledFuture::new(rt::sleep(until.since(now)));
             let notified = pin!(notify.notified());
             let gone = pin!(down.watch.gone(&down.timer));
             let mut news = pin!(race(notified, std::pin::Pin::new(&mut timer)));
@@ -140,14 +139,12 @@ impl<'p> Wait<'_, 'p> {
     }
 }
 
-/// The end of the wait, milliseconds from the process's origin: rounded up, so that no wait ends
-/// before its configured time.
-fn deadline_ms(wait: Duration, total: Duration, settle: &Settle) -> u64 {
-    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-    let of_queue = settle.now_us().div_ceil(1000).saturating_add(millis(wait));
+/// The end of the wait.
+fn deadline(wait: Duration, total: Duration, settle: &Settle) -> Moment {
+    let of_queue = settle.now() + wait;
     match total.is_zero() {
         true => of_queue,
-        false => of_queue.min(settle.begun_us().div_ceil(1000).saturating_add(millis(total))),
+        false => of_queue.min(settle.begun() + total),
     }
 }
 

@@ -106,7 +106,7 @@ impl Running {
             rt::sleep(TICK).await;
             let now = Instant::now();
             core.ticker.walk(now);
-            core.shared.notifier.set_wall(now, sys::wall_ns());
+            core.shared.notifier.clock.set_wall(now, sys::wall_time());
             places::publish(&core);
             core.wake_lost();
             // In case the message about a new plan did not fit into the mailbox.

@@ -93,7 +93,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
                 panics: queued.panics.load(Ordering::Relaxed),
             }
         }),
-        clock: Arc::new(move || clocked.notifier.now_ms()),
+        clock: Arc::new(move || clocked.notifier.now()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
     server.control = Some(control);

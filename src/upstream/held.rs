@@ -20,6 +20,7 @@ use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use crate::base::clock::{AtomicMoment, Moment, millis};
 use crate::net::notify::WakeToken;
 use crate::policy::limit::tally::{Holder, Tally};
 
@@ -56,7 +57,7 @@ pub struct HeldBudget {
 #[derive(Debug, Default)]
 struct Receiving {
     word: AtomicU64,
-    since_ms: AtomicU64,
+    since: AtomicMoment,
     share: AtomicU64,
     token: [AtomicU64; 2],
 }
@@ -129,11 +130,11 @@ impl HeldBudget {
         size: u64,
         share: u64,
         lacking: Lacking,
-        now_ms: u64,
+        now: Moment,
     ) -> Option<WakeToken> {
         // Another core may have marked that body first: then look for another one.
         for _ in 0..EVICTIONS_TRIED {
-            let told = self.evict_worst(owner, size, share, lacking, now_ms)?;
+            let told = self.evict_worst(owner, size, share, lacking, now)?;
             if told.is_some() {
                 return told;
             }
@@ -148,7 +149,7 @@ impl HeldBudget {
         size: u64,
         share: u64,
         lacking: Lacking,
-        now_ms: u64,
+        now: Moment,
     ) -> Option<Option<WakeToken>> {
         let mut worst: Option<(u64, u64, &Receiving, u64)> = None;
         for entry in &self.receiving {
@@ -163,7 +164,7 @@ impl HeldBudget {
                 true => bytes > size,
                 false => lacking == Lacking::Space && held > share,
             };
-            let age_ms = now_ms.saturating_sub(entry.since_ms.load(Ordering::Relaxed));
+            let age_ms = millis(now.since(entry.since.load()));
             // Of two that hold as much the slower one has held it for longer.
             let cost = bytes.saturating_mul(age_ms.max(1));
             if gives_way && worst.is_none_or(|(most, dear, ..)| (held, cost) > (most, dear)) {
@@ -240,13 +241,13 @@ impl<'a> Held<'a> {
     /// As `grow_to`; when that is not allowed, other bodies give way as the module says, and `wake`
     /// is called with the token of each.
     ///
-    /// Units: `size` bytes in the end, as far as it is known; `now_ms` from any origin.
+    /// Units: `size` bytes in the end, as far as it is known.
     /// Errors: `Full` when no other body has to give way; `Evicted` when this one has.
     pub fn claim(
         &mut self,
         bytes: u64,
         size: u64,
-        now_ms: u64,
+        now: Moment,
         mut wake: impl FnMut(WakeToken),
     ) -> Result<(), Denied> {
         if self.is_evicted() {
@@ -264,7 +265,7 @@ impl<'a> Held<'a> {
             let (owner, size) = (self.owner(), size.max(bytes));
             let share = self.budget.shares.count(owner.share).saturating_sub(self.bytes);
             let share = share.saturating_add(size);
-            match self.budget.evict(&owner, size, share, lacking, now_ms) {
+            match self.budget.evict(&owner, size, share, lacking, now) {
                 Some(token) => wake(token),
                 None => break,
             }
@@ -277,14 +278,14 @@ impl<'a> Held<'a> {
     }
 
     /// The body is being received: from now on it may have to give way, and `token` is woken then.
-    pub fn begin_receiving(&mut self, token: WakeToken, now_ms: u64) {
+    pub fn begin_receiving(&mut self, token: WakeToken, now: Moment) {
         if self.entry.is_some() || self.evicted {
             return;
         }
         let share = self.owner().share;
         let Some(at) = self.budget.sit() else { return };
         let entry = &self.budget.receiving[at];
-        entry.since_ms.store(now_ms, Ordering::Relaxed);
+        entry.since.store(now);
         entry.share.store(u64::from(share.number()), Ordering::Relaxed);
         pack(token, &entry.token);
         entry.word.store(TAKEN | self.bytes & BYTES, Ordering::Release);
@@ -372,6 +373,10 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
+    fn ms(millis: u64) -> Moment {
+        Moment::from_millis(millis)
+    }
+
     fn token(slot: u32) -> WakeToken {
         WakeToken { core: 3, slot, generation: 9 }
     }
@@ -380,10 +385,10 @@ mod tests {
         Held::new(budget, Some(key), ip(key as u8))
     }
 
-    /// A body of `key` that is being received since `since_ms`.
-    fn receiving<'b>(budget: &'b HeldBudget, key: u32, bytes: u64, since_ms: u64) -> Held<'b> {
+    /// A body of `key` that is being received since that millisecond.
+    fn receiving<'b>(budget: &'b HeldBudget, key: u32, bytes: u64, since: u64) -> Held<'b> {
         let mut held = of(budget, key);
-        held.begin_receiving(token(since_ms as u32), since_ms);
+        held.begin_receiving(token(since as u32), ms(since));
         assert!(held.grow_to(bytes));
         held
     }
@@ -391,7 +396,7 @@ mod tests {
     /// Claims for `held`; who had to give way.
     fn claim(held: &mut Held<'_>, bytes: u64, size: u64) -> (Result<(), Denied>, Vec<u32>) {
         let mut woken = Vec::new();
-        let claimed = held.claim(bytes, size, 1000, |token| woken.push(token.slot));
+        let claimed = held.claim(bytes, size, ms(1000), |token| woken.push(token.slot));
         (claimed, woken)
     }
 
@@ -467,7 +472,7 @@ mod tests {
         assert_eq!(held.end_receiving(), Ok(()));
         let mut other = of(&budget, 2);
         assert_eq!(claim(&mut other, 10, 10), (Err(Denied::Full), vec![]));
-        held.begin_receiving(token(5), 5);
+        held.begin_receiving(token(5), ms(5));
         assert_eq!(claim(&mut other, 10, 10), (Ok(()), vec![5]));
         assert_eq!(held.end_receiving(), Err(Denied::Evicted));
         drop((held, other));
@@ -483,10 +488,11 @@ mod tests {
                 scope.spawn(move || {
                     for round in 0..400u64 {
                         let mut held = of(budget, thread % 3);
-                        held.begin_receiving(token(thread), round);
+                        held.begin_receiving(token(thread), ms(round));
                         for step in 1..=8 {
                             let size = 30 + 100 * (round % 7);
-                            if held.claim(step * size / 8, size, round + step, |_| {}).is_err() {
+                            if held.claim(step * size / 8, size, ms(round + step), |_| {}).is_err()
+                            {
                                 break;
                             }
                         }
@@ -512,9 +518,9 @@ mod tests {
             for (time, (at, bytes, what)) in steps.into_iter().enumerate() {
                 match what {
                     0 => bodies[at] = of(&budget, at as u32 % 3),
-                    1 => bodies[at].begin_receiving(token(at as u32), time as u64),
+                    1 => bodies[at].begin_receiving(token(at as u32), ms(time as u64)),
                     2 => { let _ = bodies[at].end_receiving(); }
-                    _ => { let _ = bodies[at].claim(bytes, bytes, time as u64, |_| {}); }
+                    _ => { let _ = bodies[at].claim(bytes, bytes, ms(time as u64), |_| {}); }
                 }
                 let kept = bodies.iter().filter(|held| !held.is_evicted());
                 prop_assert_eq!(budget.taken(), kept.map(|held| held.bytes).sum::<u64>());

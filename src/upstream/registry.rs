@@ -245,6 +245,7 @@ impl<K: Eq + Hash, V> Kept<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::Moment;
 
     fn config(text: &str) -> Config {
         let head = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n";
@@ -256,8 +257,8 @@ mod tests {
 
     impl Wake<WakeToken> for Nobody {
         fn wake(&self, _: WakeToken) {}
-        fn now_ms(&self) -> u64 {
-            0
+        fn now(&self) -> Moment {
+            Moment::ORIGIN
         }
     }
 

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::slots::Slots;
+use crate::base::clock::{AtomicMoment, Moment};
 use crate::error::Kind;
 use crate::policy::breaker::models::{ModelMarks, model_hash};
 use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
@@ -51,9 +52,8 @@ pub struct UpstreamState {
     complaint: Mutex<Option<String>>,
     /// The last failure that counted: a status, or a kind of fault behind `KIND`; 0 = none.
     failure: AtomicU32,
-    /// Until when it asked to be left alone (`Retry-After`), milliseconds since the process's
-    /// origin.
-    back_off_until_ms: AtomicU64,
+    /// Until when it asked to be left alone (`Retry-After`).
+    back_off_until: AtomicMoment,
     /// Changes of the breaker to Closed, Open and HalfOpen.
     breaker_changes: [AtomicU64; 3],
     /// Decides whether calls are let through.
@@ -75,7 +75,7 @@ impl UpstreamState {
             suspect: AtomicBool::new(false),
             complaint: Mutex::default(),
             failure: AtomicU32::new(0),
-            back_off_until_ms: AtomicU64::new(0),
+            back_off_until: AtomicMoment::default(),
             breaker_changes: Default::default(),
             breaker: Breaker::new(breaker),
             models: ModelMarks::default(),
@@ -85,13 +85,13 @@ impl UpstreamState {
 
     /// Whether it asked, by `Retry-After`, to be left alone at this time.
     #[must_use]
-    pub fn is_backing_off(&self, now_ms: u64) -> bool {
-        now_ms < self.back_off_until_ms.load(Ordering::Relaxed)
+    pub fn is_backing_off(&self, now: Moment) -> bool {
+        now < self.back_off_until.load()
     }
 
     /// Notes that it asked to be left alone until then; of several ends the latest counts.
-    pub fn back_off(&self, until_ms: u64) {
-        self.back_off_until_ms.fetch_max(until_ms, Ordering::Relaxed);
+    pub fn back_off(&self, until: Moment) {
+        self.back_off_until.advance(until);
     }
 
     /// Notes a failure that counts, for the operator.
@@ -223,21 +223,21 @@ impl UpstreamState {
 
     /// Whether a call would be let in, slots aside: usable, and the breaker says so.
     #[must_use]
-    pub fn admits(&self, now_ms: u64) -> bool {
-        self.usable() && self.breaker.admits(now_ms)
+    pub fn admits(&self, now: Moment) -> bool {
+        self.usable() && self.breaker.admits(now)
     }
 
     /// Whether other upstreams are to be preferred for this model: it fails here while others work.
     #[must_use]
     #[cold]
-    pub fn avoids(&self, model: &str, now_ms: u64) -> bool {
-        self.models.avoids(model_hash(model), &self.breaker.policy(), now_ms)
+    pub fn avoids(&self, model: &str, now: Moment) -> bool {
+        self.models.avoids(model_hash(model), &self.breaker.policy(), now)
     }
 
     /// As `admits`, for a call that no other member can take.
     #[must_use]
-    pub fn admits_last_resort(&self, now_ms: u64) -> bool {
-        self.usable() && self.breaker.admits_last_resort(now_ms)
+    pub fn admits_last_resort(&self, now: Moment) -> bool {
+        self.usable() && self.breaker.admits_last_resort(now)
     }
 
     /// Gives free slots to waiters: it may be called again, or by more than before.

@@ -46,6 +46,7 @@ use members::Members;
 
 use super::slots::Waiting;
 use super::state::{Lease, UpstreamState};
+use crate::base::clock::Moment;
 pub use crate::policy::queue::{Full, Share};
 use crate::policy::queue::{Queue, WaitId};
 
@@ -57,8 +58,8 @@ mod tests;
 pub trait Wake<T>: Send + Sync {
     /// Tells the holder of a token to look; called from any thread, never blocks.
     fn wake(&self, token: T);
-    /// Milliseconds since the origin that the breakers count from.
-    fn now_ms(&self) -> u64;
+    /// The moment that it is now, as the breakers are told.
+    fn now(&self) -> Moment;
 }
 
 /// The wait queue of one group; `T` is the token by which a waiter is woken.
@@ -160,14 +161,14 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
     /// Grants a slot of a member to the waiter that is next, if `take` succeeds; then wakes the
     /// waiter.
     fn grant(&self, number: usize, take: impl FnOnce(&UpstreamState) -> bool) -> bool {
-        let now_ms = self.wake.now_ms();
+        let now = self.wake.now();
         let token = {
             let mut inside = self.lock();
-            let Some(waiter) = inside.next_for(number, now_ms) else { return false };
+            let Some(waiter) = inside.next_for(number, now) else { return false };
             if !inside.members.state(number).is_some_and(|state| take(state)) {
                 return false;
             }
-            let token = inside.grant(waiter, number, now_ms);
+            let token = inside.grant(waiter, number, now);
             self.publish(&inside);
             token
         };
@@ -189,9 +190,9 @@ impl<T: Copy + Send + 'static> Waiting for WaitQueue<T> {
 impl<T: Copy> Inside<T> {
     /// Takes the place of the waiter that has to leave a full queue for a newcomer; returns that
     /// waiter's token.
-    fn displace(&mut self, share: Share, now_ms: u64) -> Option<T> {
+    fn displace(&mut self, share: Share, now: Moment) -> Option<T> {
         let id = self.queue.displaced_by(share)?;
-        self.queue.cancel(id, now_ms);
+        self.queue.cancel(id, now);
         let waiter = &mut self.waiters[self.waiter_of[id.index()]];
         waiter.stay = Stay::Displaced;
         let Waiter { token, view, accepts, .. } = *waiter;
@@ -222,20 +223,20 @@ impl<T: Copy> Inside<T> {
     /// The index in `waiters` of the one that gets the next slot of this member: of those whose
     /// group may call it, since it admits calls, or does as a last resort where no member of the
     /// group admits any.
-    fn next_for(&mut self, number: usize, now_ms: u64) -> Option<usize> {
+    fn next_for(&mut self, number: usize, now: Moment) -> Option<usize> {
         if !self.members.is_wanted(number) {
             return None;
         }
         let state = self.members.state(number)?;
-        let admits = state.admits(now_ms);
+        let admits = state.admits(now);
         if !admits {
-            if !state.admits_last_resort(now_ms) {
+            if !state.admits_last_resort(now) {
                 return None;
             }
-            self.members.note_admissions(now_ms);
+            self.members.note_admissions(now);
         }
         let waiter_of = |id: WaitId| self.waiter_of[id.index()];
-        let id = self.queue.find(now_ms, |id| {
+        let id = self.queue.find(now, |id| {
             let Waiter { view, accepts, .. } = &self.waiters[waiter_of(id)];
             (admits || !self.members.admits(*view))
                 && self.members.accepted(*view, accepts, number).is_some()
@@ -244,9 +245,9 @@ impl<T: Copy> Inside<T> {
     }
 
     /// Notes that a slot of a member is a waiter's; returns the waiter's token.
-    fn grant(&mut self, waiter: usize, number: usize, now_ms: u64) -> T {
+    fn grant(&mut self, waiter: usize, number: usize, now: Moment) -> T {
         let Waiter { id, token, view, accepts, .. } = self.waiters[waiter];
-        self.queue.grant(id, now_ms);
+        self.queue.grant(id, now);
         if let Some(member) = self.members.accepted(view, &accepts, number) {
             self.waiters[waiter].stay = Stay::Granted(member);
         }
@@ -283,28 +284,28 @@ impl<T: Copy + Send + 'static> GroupQueue<T> {
     /// Seconds after which a newcomer may hope for a slot, from the measured rate.
     #[must_use]
     pub fn retry_after_s(&self) -> u32 {
-        let now_ms = self.queue.wake.now_ms();
-        self.queue.lock().queue.retry_after_s(now_ms)
+        let now = self.queue.wake.now();
+        self.queue.lock().queue.retry_after_s(now)
     }
 
     /// Takes a place, and grants slots that are free this very moment.
     ///
     /// Errors: the queue is full.
     ///
-    /// Units: `deadline_ms` from the origin of `Wake::now_ms`; nothing is granted from then on.
+    /// Units: `deadline` is exclusive: nothing is granted from then on.
     pub fn enter(
         &self,
         share: Share,
         accepts: Accepts,
         token: T,
-        deadline_ms: u64,
+        deadline: Moment,
     ) -> Result<WaitSlot<'_, T>, Full> {
         let (queue, view) = (&self.queue, self.view);
-        let now_ms = queue.wake.now_ms();
+        let now = queue.wake.now();
         let (waiter, displaced) = {
             let mut inside = queue.lock();
-            let displaced = inside.displace(share, now_ms);
-            let id = inside.queue.enqueue(share, now_ms, deadline_ms)?;
+            let displaced = inside.displace(share, now);
+            let id = inside.queue.enqueue(share, now, deadline)?;
             let waiter = inside.add(Waiter { id, token, view, accepts, stay: Stay::Waiting });
             queue.publish(&inside);
             (waiter, displaced)
@@ -383,14 +384,14 @@ impl<T: Copy + Send + 'static> Drop for WaitSlot<'_, T> {
             return;
         }
         let GroupQueue { queue, members, .. } = self.queue;
-        let now_ms = queue.wake.now_ms();
+        let now = queue.wake.now();
         let granted = {
             let mut inside = queue.lock();
             let Waiter { id, view, accepts, stay, .. } = inside.waiters[self.waiter];
             inside.free.push(self.waiter);
             match stay {
                 Stay::Waiting => {
-                    inside.queue.cancel(id, now_ms);
+                    inside.queue.cancel(id, now);
                     inside.members.remove(view, &accepts);
                     queue.publish(&inside);
                     None

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use tokenring::net::sys::wall_ns;
+use tokenring::base::clock::WallTime;
+use tokenring::net::sys::wall_time;
 
 use super::house::{Proxy, Setup, mock, wait_until};
 use super::wire::get;
 
 fn wall_is_right(proxy: &Proxy) -> bool {
-    let notifier = &proxy.shared().notifier;
-    let shown = notifier.moment(notifier.us_at(Instant::now())).wall_ns;
-    Duration::from_nanos(shown.abs_diff(wall_ns())) < Duration::from_secs(1)
+    let clock = &proxy.shared().notifier.clock;
+    let shown = clock.both(clock.at(Instant::now())).wall;
+    shown.abs_diff(wall_time()) < Duration::from_secs(1)
 }
 
 /// As if the clock of the machine had been wrong by so much and has been set since.
@@ -28,9 +29,10 @@ fn a_clock_that_was_set_is_followed_within_a_tick() {
         proxy.client().send(get("/echo", fields)).answer().status
     };
     assert!(wall_is_right(&proxy));
-    let year = Duration::from_secs(365 * 86_400).as_nanos() as u64;
-    for wrong in [wall_ns() + 250 * year, wall_ns() - 10 * year] {
-        proxy.shared().notifier.set_wall(Instant::now(), wrong);
+    let year = Duration::from_secs(365 * 86_400);
+    let ten_years_ago = WallTime::default() + wall_time().since(WallTime::default() + 10 * year);
+    for wrong in [wall_time() + 250 * year, ten_years_ago] {
+        proxy.shared().notifier.clock.set_wall(Instant::now(), wrong);
         wait_until("the clock is followed", || wall_is_right(&proxy));
         assert_eq!(ask(), 200);
     }

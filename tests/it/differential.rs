@@ -12,13 +12,13 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use base64::Engine as _;
+use tokenring::base::clock::{Timestamp, WallTime};
 use tokenring::base::rng::Rng;
 use tokenring::http::head::RequestHead;
 use tokenring::http1::body::{BodyReader, drain_data};
 use tokenring::http1::encode;
 use tokenring::http1::parse::{Parse, parse_request};
 use tokenring::llm::scan::ModelScan;
-use tokenring::policy::limit::moment::Moment;
 use tokenring::proxy::admit::{Admitted, admit};
 use tokenring::proxy::hold::Scanner;
 use tokenring::proxy::plan::{PathPlan, Plan};
@@ -48,7 +48,7 @@ fn passed(plan: &Plan, listener: usize, request: &[u8]) -> Option<Vec<(String, G
     let parsed = parse_request(&bytes, &mut 0, &plan.head, &mut head).ok()?;
     (parsed == Parse::Done).then_some(())?;
     head.normalise_path(&mut bytes).ok()?;
-    let now = Moment::from(1_700_000_000_000_000_000);
+    let now = Timestamp::agreeing(WallTime::from_secs(1_700_000_000));
     let admitted = admit(plan, listener, &head, &bytes, None, None, now);
     let Admitted::Permit(permit) = admitted.ok()? else { return None };
     let head_route = route::by_head(listener, &head, &bytes, &permit).ok()?;

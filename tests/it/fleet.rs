@@ -292,9 +292,9 @@ impl Fleet {
 
     /// Time until the breaker lets the next trial through.
     fn closed_for(&self, at: usize) -> Duration {
-        let now_ms = self.proxy.shared().notifier.us_at(Instant::now()) / 1000;
+        let now = self.proxy.shared().notifier.clock.at(Instant::now());
         let breaker = &self.proxy.plan().upstreams[at].state.breaker;
-        Duration::from_millis(breaker.snapshot(now_ms).open_ms.unwrap_or(0))
+        breaker.snapshot(now).open.unwrap_or_default()
     }
 
     /// The breaker opens before more than `attempts` were made.

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokenring::policy::limit::gcra::NS_PER_SECOND;
+use tokenring::base::clock::{Moment, seconds_up};
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::wire::{Client, get, post};
@@ -128,23 +128,22 @@ fn chunked(fields: &str, body: &[u8], size: usize, ends: bool) -> Vec<u8> {
     out
 }
 
-fn now_ns(proxy: &Proxy) -> u64 {
-    let notifier = &proxy.shared().notifier;
-    notifier.moment(notifier.us_at(Instant::now())).steady_ns
+fn now(proxy: &Proxy) -> Moment {
+    proxy.shared().notifier.clock.at(Instant::now())
 }
 
 /// What the key owes, in tokens; `None` when it owes nothing.
 fn debt(proxy: &Proxy) -> Option<u64> {
     let plan = proxy.plan();
-    let owed_ns = plan.limits[0].state.balance.check(now_ns(proxy)).err()?;
-    Some(owed_ns.div_ceil(NS_PER_SECOND))
+    let owed = plan.limits[0].state.balance.check(now(proxy)).err()?;
+    Some(seconds_up(owed))
 }
 
 /// Leaves the key with nothing, and no debt.
 fn empty(proxy: &Proxy) {
     let plan = proxy.plan();
     assert_eq!(debt(proxy), None, "a fresh key");
-    plan.limits[0].state.balance.charge(PER_MINUTE, PER_MINUTE, now_ns(proxy));
+    plan.limits[0].state.balance.charge(PER_MINUTE, PER_MINUTE, now(proxy));
 }
 
 /// What `exchange` costs a fresh key.
@@ -345,11 +344,11 @@ fn what_a_token_takes_is_learned_from_answers_with_a_count() {
     proxy.wait_until_empty();
     let learned = |proxy: &Proxy| {
         let plan = proxy.plan();
-        plan.limits[0].state.balance.check(now_ns(proxy))
+        plan.limits[0].state.balance.check(now(proxy))
     };
     assert_eq!(learned(&proxy), Ok(()));
     let plan = proxy.plan();
-    plan.limits[0].state.balance.charge(PER_MINUTE - 41, PER_MINUTE, now_ns(&proxy));
+    plan.limits[0].state.balance.charge(PER_MINUTE - 41, PER_MINUTE, now(&proxy));
     server.say("", Then::Close);
     let mut client = proxy.client();
     client.send(prompt(4_000));

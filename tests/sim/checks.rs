@@ -179,12 +179,12 @@ impl Checks {
         if sim.waiting.is_empty() {
             return;
         }
-        let now_ms = sim.clock.now_ms();
+        let now = sim.clock.now();
         for (server, upstream) in sim.fleet.upstreams.iter().enumerate() {
             // What time alone has made usable is found by those who look for it.
             let closed = matches!(upstream.breaker.state(), State::Closed { .. });
             if closed && upstream.healthy() && upstream.slots.has_free() {
-                let could = sim.waiting.iter().find(|at| sim.exchanges[**at].could(server, now_ms));
+                let could = sim.waiting.iter().find(|at| sim.exchanges[**at].could(server, now));
                 assert_eq!(could, None, "server {server} has a slot free, after {event:?}");
             }
         }

@@ -6,6 +6,7 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use tokenring::base::clock::Moment;
 use tokenring::policy::breaker::Sign;
 
 /// One second, in the microseconds of this clock.
@@ -66,9 +67,9 @@ impl Clock {
         self.now_us
     }
 
-    /// Milliseconds since the beginning.
-    pub(crate) fn now_ms(&self) -> u64 {
-        self.now_us / MS
+    /// The same, as the proxy tells it to its deciders.
+    pub(crate) fn now(&self) -> Moment {
+        Moment::from_micros(self.now_us)
     }
 
     /// Makes an event happen `after_us` from now.

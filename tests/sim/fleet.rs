@@ -4,9 +4,9 @@
 //! These outlive the run and are borrowed by it, as the cores borrow them from the config in
 //! force. The wake-ups of the queue go into a list that the run empties after every event.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use tokenring::base::clock::{AtomicMoment, Moment};
 use tokenring::policy::breaker::{CallResult, Entry, StateName};
 use tokenring::upstream::state::{Lease, UpstreamState};
 use tokenring::upstream::wait_queue::{GroupQueue, WaitQueue, Wake};
@@ -36,13 +36,13 @@ impl Fleet {
 #[derive(Default)]
 pub(crate) struct Wakes {
     woken: Mutex<Vec<usize>>,
-    now_ms: AtomicU64,
+    now: AtomicMoment,
 }
 
 impl Wakes {
     /// Tells the queue the time.
-    pub(crate) fn set(&self, now_ms: u64) {
-        self.now_ms.store(now_ms, Relaxed);
+    pub(crate) fn set(&self, now: Moment) {
+        self.now.store(now);
     }
 
     /// Takes those that have been woken.
@@ -61,8 +61,8 @@ impl Wake<usize> for Wakes {
         self.woken.lock().expect("nobody panics with it").push(exchange);
     }
 
-    fn now_ms(&self) -> u64 {
-        self.now_ms.load(Relaxed)
+    fn now(&self) -> Moment {
+        self.now.load()
     }
 }
 
@@ -78,8 +78,8 @@ pub(crate) struct Held<'a> {
 
 impl<'a> Held<'a> {
     /// Asks the breaker, with a slot taken already; `None` gives the slot back.
-    pub(crate) fn enter(state: &'a UpstreamState, lease: Lease<'a>, now_ms: u64) -> Option<Self> {
-        let entry = state.breaker.enter(now_ms)?;
+    pub(crate) fn enter(state: &'a UpstreamState, lease: Lease<'a>, now: Moment) -> Option<Self> {
+        let entry = state.breaker.enter(now)?;
         state.count_change(entry.change());
         Some(Held { state, entry: Some(entry), began: changes(state), _lease: lease })
     }
@@ -88,9 +88,9 @@ impl<'a> Held<'a> {
     pub(crate) fn enter_last_resort(
         state: &'a UpstreamState,
         lease: Lease<'a>,
-        now_ms: u64,
+        now: Moment,
     ) -> Option<Self> {
-        let entry = state.breaker.enter_last_resort(now_ms)?;
+        let entry = state.breaker.enter_last_resort(now)?;
         state.count_change(entry.change());
         Some(Held { state, entry: Some(entry), began: changes(state), _lease: lease })
     }
@@ -109,11 +109,11 @@ impl<'a> Held<'a> {
 
     /// Tells the breaker how the attempt went; the slot is kept until the last byte. Returns
     /// whether that has closed it.
-    pub(crate) fn record(&mut self, result: CallResult, now_ms: u64) -> bool {
+    pub(crate) fn record(&mut self, result: CallResult, now: Moment) -> bool {
         let Some(entry) = self.entry.take() else { return false };
         let breaker = &self.state.breaker;
         let (late, before) = (changes(self.state) != self.began, breaker.state());
-        let change = breaker.record(entry, result, now_ms);
+        let change = breaker.record(entry, result, now);
         self.state.count_change(change);
         if late {
             let after = breaker.state();

@@ -1,8 +1,11 @@
 //! The clients' keys: the limits that the proxy asks, and books that say what they should
 //! have answered, neither more nor less.
 
+use std::time::Duration;
+
+use tokenring::base::clock::{Timestamp, WallTime};
 use tokenring::error::Kind;
-use tokenring::policy::limit::gcra::{NS_PER_SECOND, Pace};
+use tokenring::policy::limit::gcra::Pace;
 use tokenring::policy::limit::key::{KeyRules, KeyState, Over};
 use tokenring::policy::limit::window::Quota;
 
@@ -27,7 +30,7 @@ pub(crate) struct Key {
 
 impl Key {
     pub(crate) fn new(setup: &KeySetup) -> Key {
-        let pace = || Pace::new(setup.per_second, setup.burst, NS_PER_SECOND);
+        let pace = || Pace::new(setup.per_second, setup.burst);
         Key {
             rules: KeyRules {
                 quota: Quota { per_minute: setup.rpm, per_day: 0 },
@@ -53,8 +56,8 @@ impl Key {
         let earned = (now_us - self.tokens.1) as f64 / SECOND as f64 * rate;
         let tokens = (self.tokens.0 + earned).min(f64::from(self.setup.burst));
         self.tokens = (tokens, now_us);
-        let now_ns = BEGAN_S * NS_PER_SECOND + now_us * 1000;
-        match self.state.admit(&self.rules, now_ns) {
+        let now = WallTime::from_secs(BEGAN_S) + Duration::from_micros(now_us);
+        match self.state.admit(&self.rules, Timestamp::agreeing(now)) {
             Ok(_) => self.admitted(tokens),
             Err(over) => self.refused(&over, tokens),
         }

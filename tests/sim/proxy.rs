@@ -4,12 +4,14 @@
 //! Between pick and lease some time may pass, in which other cores pick too: what was seen
 //! need not hold any more, and the loser of a race picks again.
 
+use std::time::Duration;
+
 use tokenring::error::RetryClass;
 use tokenring::policy::balance::{self, Member, Tried};
 use tokenring::policy::breaker::{CallResult, StateName};
 use tokenring::policy::retry::{Attempt, Failure, RetryDecision};
 
-use crate::clock::{Event, MS};
+use crate::clock::Event;
 use crate::fleet::Held;
 use crate::report::Ended;
 use crate::servers::{Call, Place};
@@ -111,12 +113,12 @@ impl<'a> Sim<'a> {
 
     /// The member that failed longest ago, of those whose breakers refuse.
     pub(crate) fn last_resort(&mut self, exchange: usize) -> Result<(usize, Held<'a>), Nobody> {
-        let now_ms = self.clock.now_ms();
+        let now = self.clock.now();
         let tried = self.exchanges[exchange].tried;
         let willing =
-            |at: &usize| !tried.has(*at) && self.fleet.upstreams[*at].admits_last_resort(now_ms);
+            |at: &usize| !tried.has(*at) && self.fleet.upstreams[*at].admits_last_resort(now);
         let mut left: Vec<usize> = (0..self.fleet.upstreams.len()).filter(willing).collect();
-        left.sort_by_key(|at| self.fleet.upstreams[*at].breaker.failed_ms());
+        left.sort_by_key(|at| self.fleet.upstreams[*at].breaker.failed_at());
         let mut nobody = Nobody::Left;
         for member in left {
             let state = &self.fleet.upstreams[member];
@@ -124,7 +126,7 @@ impl<'a> Sim<'a> {
                 nobody = Nobody::Full;
                 continue;
             };
-            if let Some(held) = Held::enter_last_resort(state, lease, now_ms) {
+            if let Some(held) = Held::enter_last_resort(state, lease, now) {
                 self.report.last_resorts += 1;
                 return Ok((member, held));
             }
@@ -134,9 +136,9 @@ impl<'a> Sim<'a> {
 
     /// Whether a breaker lets in anybody that this exchange has not tried, slots aside.
     pub(crate) fn somebody_admits(&self, exchange: usize) -> bool {
-        let (now_ms, tried) = (self.clock.now_ms(), &self.exchanges[exchange].tried);
+        let (now, tried) = (self.clock.now(), &self.exchanges[exchange].tried);
         let mut members = self.fleet.upstreams.iter().enumerate();
-        members.any(|(at, state)| !tried.has(at) && state.admits(now_ms))
+        members.any(|(at, state)| !tried.has(at) && state.admits(now))
     }
 
     /// Picks and leases at once, as long as somebody is left.
@@ -170,21 +172,21 @@ impl<'a> Sim<'a> {
 
     /// A slot, and the breaker's leave.
     fn lease(&mut self, member: usize) -> Result<Held<'a>, Nobody> {
-        let (state, now_ms) = (&self.fleet.upstreams[member], self.clock.now_ms());
+        let (state, now) = (&self.fleet.upstreams[member], self.clock.now());
         let lease = state.try_lease().ok_or(Nobody::Full)?;
-        Held::enter(state, lease, now_ms).ok_or(Nobody::Left)
+        Held::enter(state, lease, now).ok_or(Nobody::Left)
     }
 
     /// What the balancer sees of the group; returns why nobody of it might do.
     fn view(&mut self, exchange: usize) -> Nobody {
-        let (now_us, now_ms) = (self.clock.now_us(), self.clock.now_ms());
+        let now = self.clock.now();
         let Exchange { core, tried, model, .. } = &self.exchanges[exchange];
         let members = &mut self.cores[*core].members;
         members.clear();
         let mut nobody = Nobody::Left;
         for (at, (state, setup)) in self.fleet.upstreams.iter().zip(&self.setup.servers).enumerate()
         {
-            let willing = state.admits(now_ms) && !tried.has(at);
+            let willing = state.admits(now) && !tried.has(at);
             if willing && !state.slots.has_free() {
                 nobody = Nobody::Full;
             }
@@ -197,7 +199,7 @@ impl<'a> Sim<'a> {
             if state.breaker.awaits_trial() {
                 (member.rt_us, member.peak_us) = (1, 1);
             } else {
-                let read = state.measures.read(now_us);
+                let read = state.measures.read(now);
                 (member.rt_us, member.success) = (read.rt_us, read.success);
                 member.peak_us = read.peak_us;
             }
@@ -206,7 +208,7 @@ impl<'a> Sim<'a> {
         let avoided = |at: usize| {
             let state = &self.fleet.upstreams[at];
             let policy = state.breaker.policy();
-            state.models.watches(now_ms) && state.models.avoids(*model, &policy, now_ms)
+            state.models.watches(now) && state.models.avoids(*model, &policy, now)
         };
         if (0..members.len()).any(|at| members[at].usable && !avoided(at)) {
             for (at, member) in members.iter_mut().enumerate() {
@@ -264,13 +266,13 @@ impl<'a> Sim<'a> {
         let Call { server, sent_us, exchange, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         let models = &self.fleet.upstreams[server].models;
-        if models.watches(now_us / MS) {
-            models.worked(self.exchanges[exchange].model, now_us / MS);
+        if models.watches(self.clock.now()) {
+            models.worked(self.exchanges[exchange].model, self.clock.now());
         }
         let measures = &self.fleet.upstreams[server].measures;
-        measures.record_success(now_us - sent_us, now_us);
+        measures.record_success(Duration::from_micros(now_us - sent_us), self.clock.now());
         if self.record(call, CallResult::Success) {
-            measures.recover(now_us - sent_us, now_us);
+            measures.recover(Duration::from_micros(now_us - sent_us), self.clock.now());
         }
         self.servers[server].answer(call, &mut self.calls, &mut self.clock);
     }
@@ -317,8 +319,8 @@ impl<'a> Sim<'a> {
         let Call { exchange, server, sent_us, .. } = self.calls[call];
         let now_us = self.clock.now_us();
         let state = &self.fleet.upstreams[server];
-        state.measures.record_failure(now_us - sent_us, now_us);
-        state.count_change(state.breaker.record_truncated(result, self.clock.now_ms()));
+        state.measures.record_failure(Duration::from_micros(now_us - sent_us), self.clock.now());
+        state.count_change(state.breaker.record_truncated(result, self.clock.now()));
         self.finish(call);
         self.settle(exchange, Ended::Broken);
     }
@@ -348,9 +350,9 @@ impl<'a> Sim<'a> {
         };
         let another = self.another(exchange)
             || (last_resort && {
-                let (now_ms, tried) = (self.clock.now_ms(), &self.exchanges[exchange].tried);
+                let (now, tried) = (self.clock.now(), &self.exchanges[exchange].tried);
                 let mut members = self.fleet.upstreams.iter().enumerate();
-                members.any(|(at, state)| !tried.has(at) && state.admits_last_resort(now_ms))
+                members.any(|(at, state)| !tried.has(at) && state.admits_last_resort(now))
             });
         if !another || !self.take_budget(exchange) {
             return self.settle(exchange, ended);
@@ -373,11 +375,13 @@ impl<'a> Sim<'a> {
         let model = self.exchanges[exchange].model;
         let Some(held) = &mut self.exchanges[exchange].lease else { return };
         if held.is_present() {
-            if of_model && state.models.failed(model, now_us / MS) {
+            if of_model && state.models.failed(model, self.clock.now()) {
                 self.checks.tried(server, held);
                 return held.forgive();
             }
-            state.measures.record_failure(now_us - sent_us, now_us);
+            state
+                .measures
+                .record_failure(Duration::from_micros(now_us - sent_us), self.clock.now());
         }
         self.record(call, result);
     }
@@ -430,11 +434,11 @@ impl<'a> Sim<'a> {
     /// The breaker hears of an attempt; tells whether that has closed it.
     fn record(&mut self, call: usize, result: CallResult) -> bool {
         let Call { server, exchange, .. } = self.calls[call];
-        let now_ms = self.clock.now_ms();
+        let now = self.clock.now();
         let Some(held) = &mut self.exchanges[exchange].lease else { return false };
         self.checks.tried(server, held);
         let before = self.fleet.upstreams[server].breaker.state().name();
-        let closed = held.record(result, now_ms);
+        let closed = held.record(result, now);
         let after = self.fleet.upstreams[server].breaker.state().name();
         if (before, after) == (StateName::Open, StateName::HalfOpen) {
             self.checks.half_opened(server);

@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use tokenring::base::clock::Moment;
 use tokenring::base::rng::Rng;
 use tokenring::policy::balance::{Member, PickState, Tried};
 use tokenring::policy::breaker::Sign;
@@ -80,9 +81,9 @@ pub(crate) struct Exchange<'a> {
 
 impl Exchange<'_> {
     /// Waits, and a slot of this server would do.
-    pub(crate) fn could(&self, server: usize, now_ms: u64) -> bool {
-        let Stage::Waiting { deadline_ms } = self.stage else { return false };
-        !self.woken && deadline_ms > now_ms && !self.tried.has(server)
+    pub(crate) fn could(&self, server: usize, now: Moment) -> bool {
+        let Stage::Waiting { deadline } = self.stage else { return false };
+        !self.woken && deadline > now && !self.tried.has(server)
     }
 }
 
@@ -96,7 +97,7 @@ pub(crate) enum Stage {
     /// Before a retry.
     Pausing,
     /// In the queue, until then.
-    Waiting { deadline_ms: u64 },
+    Waiting { deadline: Moment },
     /// Over.
     Settled,
 }
@@ -107,7 +108,7 @@ pub(crate) fn play(setup: &Setup) -> Report {
     let mut sim = Sim::new(setup, &fleet);
     sim.begin();
     while let Some(event) = sim.clock.next() {
-        fleet.wakes.set(sim.clock.now_ms());
+        fleet.wakes.set(sim.clock.now());
         sim.handle(event);
         sim.wake();
         Checks::after(&mut sim, event);
@@ -269,7 +270,7 @@ impl<'a> Sim<'a> {
 
     fn rechecked(&mut self, server: usize, sign: Sign) {
         let state = &self.fleet.upstreams[server];
-        let change = state.breaker.rechecked(sign, self.clock.now_ms());
+        let change = state.breaker.rechecked(sign, self.clock.now());
         if change.is_some() {
             self.checks.half_opened(server);
         }

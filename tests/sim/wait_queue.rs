@@ -4,9 +4,11 @@
 //! somebody in, and when its time is over. Between a bell and its holder's look some time
 //! passes, in which its client may leave.
 
+use std::time::Duration;
+
 use tokenring::upstream::wait_queue::{Accepts, Share};
 
-use crate::clock::{Event, MS};
+use crate::clock::Event;
 use crate::fleet::Held;
 use crate::report::Ended;
 use crate::sim::{Sim, Stage};
@@ -17,15 +19,15 @@ impl Sim<'_> {
         let state = &self.exchanges[exchange];
         let share = Share::of(state.key as u32, self.setup.keys[state.key].priority);
         let accepts = Accepts { tried: state.tried, only: None };
-        let deadline_ms = self.clock.now_ms() + self.setup.queue.wait_us / MS;
+        let deadline = self.clock.now() + Duration::from_micros(self.setup.queue.wait_us);
         let forecast_s = self.fleet.queue.retry_after_s();
-        let Ok(place) = self.fleet.queue.enter(share, accepts, exchange, deadline_ms) else {
+        let Ok(place) = self.fleet.queue.enter(share, accepts, exchange, deadline) else {
             self.checks.forecast(forecast_s);
             return self.settle(exchange, Ended::Overdue);
         };
         let state = &mut self.exchanges[exchange];
         state.place = Some(place);
-        state.stage = Stage::Waiting { deadline_ms };
+        state.stage = Stage::Waiting { deadline };
         (state.waits_since_us, state.forecast_s) = (self.clock.now_us(), forecast_s);
         self.waiting.push(exchange);
         self.report.waited += 1;
@@ -45,16 +47,16 @@ impl Sim<'_> {
 
     /// Looks what there is for somebody who waits.
     pub(crate) fn look(&mut self, exchange: usize) {
-        let Stage::Waiting { deadline_ms } = self.exchanges[exchange].stage else { return };
-        let now_ms = self.clock.now_ms();
+        let Stage::Waiting { deadline } = self.exchanges[exchange].stage else { return };
+        let now = self.clock.now();
         let state = &mut self.exchanges[exchange];
         let grant = state.place.as_mut().and_then(|place| place.take_grant());
         if let Some((member, lease)) = grant {
             self.leave_room(exchange, true);
             let upstream = &self.fleet.upstreams[member];
-            let held = match upstream.admits(now_ms) || self.somebody_admits(exchange) {
-                true => Held::enter(upstream, lease, now_ms),
-                false => Held::enter_last_resort(upstream, lease, now_ms),
+            let held = match upstream.admits(now) || self.somebody_admits(exchange) {
+                true => Held::enter(upstream, lease, now),
+                false => Held::enter_last_resort(upstream, lease, now),
             };
             return match held {
                 Some(held) => self.attempt(exchange, member, held),
@@ -62,7 +64,7 @@ impl Sim<'_> {
             };
         }
         let displaced = state.place.as_ref().is_some_and(|place| place.is_displaced());
-        if now_ms >= deadline_ms || displaced {
+        if now >= deadline || displaced {
             self.leave_room(exchange, false);
             return self.settle(exchange, Ended::Overdue);
         }
@@ -78,12 +80,12 @@ impl Sim<'_> {
         }
         // The next look without a bell.
         let breakers = self.fleet.upstreams.iter().filter(|state| state.healthy());
-        let admission_ms = breakers
-            .filter_map(|state| state.breaker.next_admission_ms(now_ms))
-            .filter(|at_ms| *at_ms > now_ms)
+        let admission = breakers
+            .filter_map(|state| state.breaker.next_admission(now))
+            .filter(|at| *at > now)
             .min();
-        let until_ms = admission_ms.map_or(deadline_ms, |at_ms| at_ms.min(deadline_ms));
-        self.clock.after(until_ms * MS - self.clock.now_us(), Event::Look { exchange });
+        let until = admission.map_or(deadline, |at| at.min(deadline));
+        self.clock.after(until.as_micros() - self.clock.now_us(), Event::Look { exchange });
     }
 
     /// Gives the place up; a slot that was granted to it goes on to the next.

@@ -24,9 +24,10 @@ use redis::{AsyncConnectionConfig, Client, RedisError};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
+use crate::base::clock::WallTime;
 use crate::config::{RatelimitStore, StoreKind, StoreMode, StoreOnError};
 use crate::control::say::Say;
-use crate::net::sys::steady_ns;
+use crate::net::sys;
 use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};
 use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, StoreVerdict, Waiter};
@@ -246,7 +247,7 @@ impl Store {
         let connection = &mut link.connection;
         let (second, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
         let Some(budget) = self.budget.upgrade() else { return Ok(()) };
-        budget.set_clock(second * 1_000_000_000 + micros * 1000, steady_ns());
+        budget.set_clock(WallTime::from_secs(second) + Duration::from_micros(micros), sys::now());
         let mut words = redis::pipe();
         words.cmd("ZADD").arg(NODES_KEY).arg(second).arg(&self.node).ignore();
         let oldest = second.saturating_sub(SILENT_S);
@@ -263,7 +264,7 @@ impl Store {
         let Some(budget) = self.budget.upgrade() else { return Err(End::Over) };
         let mut calls = redis::pipe();
         let nodes = budget.nodes();
-        let now = budget.store_ns(steady_ns());
+        let now = budget.store_time(sys::now());
         let mut pending = Vec::with_capacity(questions.len());
         for question in questions {
             let waiting = u32::try_from(question.waiters.len()).unwrap_or(u32::MAX);
@@ -280,10 +281,10 @@ impl Store {
         for (mut pending, row) in pending.into_iter().zip(rows) {
             let (now_us, minute, day, passed, given_minute, given_day, left_minute, left_day, due) =
                 row;
-            budget.set_clock(now_us * 1000, steady_ns());
+            budget.set_clock(WallTime::from_micros(now_us), sys::now());
             let dealt =
                 Dealt { minute, day, passed, given_minute, given_day, left_minute, left_day };
-            pending.deal(&budget, &dealt, due);
+            pending.deal(&budget, &dealt, WallTime::from_millis(due));
         }
         Ok(())
     }
@@ -367,12 +368,12 @@ struct Pending {
 }
 
 impl Pending {
-    fn deal(&mut self, budget: &Budget, dealt: &Dealt, due_ms: u64) {
+    fn deal(&mut self, budget: &Budget, dealt: &Dealt, due: WallTime) {
         self.dealt = true;
         let Question { rules, state, waiters, .. } = &mut self.question;
         state.lease.deal(rules.quota, &self.draw, dealt);
         if rules.tokens_per_minute > 0 {
-            state.balance.lower_to(budget.local_ns(due_ms.saturating_mul(1_000_000)));
+            state.balance.lower_to(budget.moment_of(due));
         }
         let refused = refusal(rules, dealt);
         for (at, waiter) in waiters.drain(..).enumerate() {
@@ -462,10 +463,10 @@ mod tests {
         let (state, answers) = (Arc::default(), [0; 3].map(|_| Answer::default()));
         let asks = answers.iter().map(|answer| ask("a", &state, 2, Some(answer)));
         let question = gather(asks).remove(0);
-        let draw = question.state.lease.draw(question.rules.quota, 3, false, 0);
+        let draw = question.state.lease.draw(question.rules.quota, 3, false, WallTime::default());
         let mut pending = Pending { question, draw, dealt: false };
         let dealt = Dealt { passed: 2, given_minute: 2, left_minute: 0, ..Dealt::default() };
-        pending.deal(&Budget::new(Mode::Strict, OnLoss::Deny, Err), &dealt, 0);
+        pending.deal(&Budget::new(Mode::Strict, OnLoss::Deny, Err), &dealt, WallTime::default());
         let verdicts = answers.map(|answer| answer.verdict().unwrap());
         assert_eq!(
             verdicts,

@@ -25,7 +25,10 @@ pub(super) fn pick(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::base::clock::Moment;
     use crate::policy::ewma::Measures;
 
     fn first(members: &[Member]) -> Option<usize> {
@@ -74,21 +77,21 @@ mod tests {
         let mut state = PickState::default();
         let mut failed = 0;
         for round in 0..2_000u64 {
-            let now_us = round * 10_000;
+            let now = Moment::from_millis(10 * round);
             let members: Vec<Member> = (0..3)
                 .map(|at| {
-                    let read = measures[at].read(now_us);
+                    let read = measures[at].read(now);
                     member(read.rt_us, in_flight[at], read.success)
                 })
                 .collect();
             let index = pick(&mut state, &members, &Tried::NONE, 0).unwrap();
             if index == 0 {
-                measures[0].record_failure(500, now_us);
+                measures[0].record_failure(Duration::from_micros(500), now);
                 failed += 1;
             } else {
                 in_flight[index] += 1;
                 if round % 2 == 0 {
-                    measures[index].record_success(50_000, now_us);
+                    measures[index].record_success(Duration::from_millis(50), now);
                 }
                 // Each holds a few, as servers of streams do.
                 in_flight[index] = in_flight[index].min(8);

@@ -49,23 +49,25 @@ use std::time::Duration;
 
 use outage::{Outage, SILENCE, TRIALS_MORE_MAX, UNASKED, VOUCHED_PAUSE};
 use policy::LivePolicy;
-use state::{DOUBLINGS_MAX, Gate, TRIALS_MAX, UNTIL_MAX};
+use state::{DOUBLINGS_MAX, Gate, TRIALS_MAX};
 use window::Window;
+
+use crate::base::clock::Moment;
 
 /// Plain values of a breaker, for another process or config.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     /// Failures in a row, when closed.
     pub consecutive: u32,
-    /// How long it stays open from now, 0 = half open or about to be; `None` = closed.
-    pub open_ms: Option<u64>,
+    /// How long it stays open from now, zero = half open or about to be; `None` = closed.
+    pub open: Option<Duration>,
     /// How often the cooldown has been doubled, 0..=3.
     pub doublings: u32,
 }
 
 /// The breaker of one upstream, shared by all cores.
 ///
-/// Units: every `now_ms` counts milliseconds since one fixed origin, below 2^42.
+/// Units: of every `now` the milliseconds count.
 #[derive(Debug)]
 pub struct Breaker {
     policy: LivePolicy,
@@ -80,7 +82,7 @@ impl Breaker {
     pub fn new(policy: BreakerPolicy) -> Breaker {
         Breaker {
             word: AtomicU64::new(Gate::CLOSED.pack()),
-            window: Window::new(millis(policy.window)),
+            window: Window::new(policy.window),
             outage: Outage::default(),
             policy: LivePolicy::new(&policy),
         }
@@ -88,10 +90,10 @@ impl Breaker {
 
     /// Makes a breaker that goes on where another stopped; what that one counted within
     /// its window is not carried over.
-    pub fn restore(policy: BreakerPolicy, from: &Snapshot, now_ms: u64) -> Breaker {
-        let state = match from.open_ms {
+    pub fn restore(policy: BreakerPolicy, from: &Snapshot, now: Moment) -> Breaker {
+        let state = match from.open {
             None => State::Closed { consecutive: from.consecutive },
-            Some(left) => State::Open { until_ms: now_ms.saturating_add(left).min(UNTIL_MAX) },
+            Some(left) => State::Open { until: now + left },
         };
         let doublings = from.doublings.min(DOUBLINGS_MAX);
         let breaker = Breaker::new(policy);
@@ -100,14 +102,14 @@ impl Breaker {
     }
 
     /// Returns the values that `restore` takes.
-    pub fn snapshot(&self, now_ms: u64) -> Snapshot {
+    pub fn snapshot(&self, now: Moment) -> Snapshot {
         let gate = self.gate();
-        let (consecutive, open_ms) = match gate.state {
+        let (consecutive, open) = match gate.state {
             State::Closed { consecutive } => (consecutive, None),
-            State::Open { until_ms } => (0, Some(until_ms.saturating_sub(now_ms))),
-            State::HalfOpen { .. } => (0, Some(0)),
+            State::Open { until } => (0, Some(until.since(now))),
+            State::HalfOpen { .. } => (0, Some(Duration::ZERO)),
         };
-        Snapshot { consecutive, open_ms, doublings: gate.doublings }
+        Snapshot { consecutive, open, doublings: gate.doublings }
     }
 
     /// What it judges by.
@@ -121,7 +123,7 @@ impl Breaker {
     /// only another `window` begins to count anew.
     pub fn set_policy(&self, policy: &BreakerPolicy) {
         self.policy.set(policy);
-        self.window.set_length(millis(policy.window));
+        self.window.set_length(policy.window);
     }
 
     /// Returns where it stands.
@@ -131,10 +133,10 @@ impl Breaker {
 
     /// Tells whether a call would be let in now: closed, or open with its cooldown over, or half
     /// open with a trial free.
-    pub fn admits(&self, now_ms: u64) -> bool {
+    pub fn admits(&self, now: Moment) -> bool {
         match self.gate().state {
             State::Closed { .. } => true,
-            State::Open { until_ms } => now_ms >= until_ms,
+            State::Open { until } => now >= until,
             State::HalfOpen { trials_out, .. } => trials_out < self.trials(),
         }
     }
@@ -145,7 +147,7 @@ impl Breaker {
     }
 
     /// Lets one call in; `None` when somebody else was faster, then pick again.
-    pub fn enter(&self, now_ms: u64) -> Option<Entry> {
+    pub fn enter(&self, now: Moment) -> Option<Entry> {
         let mut entry = None;
         self.change(|gate| {
             let epoch = gate.epoch;
@@ -155,7 +157,7 @@ impl Breaker {
                     entry = Some(Entry::Passed { epoch });
                     None
                 }
-                State::Open { until_ms } if now_ms >= until_ms => {
+                State::Open { until } if now >= until => {
                     let next = gate.into(State::HalfOpen { trials_out: 1, successes: 0 });
                     entry = Some(Entry::Trial { epoch: next.epoch, half_opened: true });
                     Some(next)
@@ -172,16 +174,16 @@ impl Breaker {
     }
 
     /// As `enter`, as a guard: dropped without a verdict it cancels.
-    pub fn pass(&self, now_ms: u64) -> Option<Pass<'_>> {
-        Some(Pass { breaker: self, entry: Some(self.enter(now_ms)?) })
+    pub fn pass(&self, now: Moment) -> Option<Pass<'_>> {
+        Some(Pass { breaker: self, entry: Some(self.enter(now)?) })
     }
 
     /// Counts the result of a call; tells when it has changed the state.
-    pub fn record(&self, entry: Entry, result: CallResult, now_ms: u64) -> Option<Change> {
+    pub fn record(&self, entry: Entry, result: CallResult, now: Moment) -> Option<Change> {
         match entry {
-            Entry::Passed { epoch } => self.record_passed(epoch, result, now_ms),
-            Entry::Trial { epoch, .. } => self.record_trial(epoch, result, now_ms),
-            Entry::LastResort { epoch } => self.record_last_resort(epoch, result, now_ms),
+            Entry::Passed { epoch } => self.record_passed(epoch, result, now),
+            Entry::Trial { epoch, .. } => self.record_trial(epoch, result, now),
+            Entry::LastResort { epoch } => self.record_last_resort(epoch, result, now),
         }
     }
 
@@ -195,8 +197,8 @@ impl Breaker {
 
     /// Counts one failure more, of a call that has been recorded as a success: its response
     /// began well and was cut off. It counts now, whenever the call began, and only when closed.
-    pub fn record_truncated(&self, result: CallResult, now_ms: u64) -> Option<Change> {
-        self.record_passed(self.gate().epoch, result, now_ms)
+    pub fn record_truncated(&self, result: CallResult, now: Moment) -> Option<Change> {
+        self.record_passed(self.gate().epoch, result, now)
     }
 
     /// Ends a call without a verdict: its client left, or it was never sent.
@@ -215,48 +217,48 @@ impl Breaker {
         });
     }
 
-    /// Tells when it lets somebody in: `now_ms` when it does already, the end of the cooldown
+    /// Tells when it lets somebody in: `now` when it does already, the end of the cooldown
     /// when it is open, `None` when that hangs on trials in flight.
-    pub fn next_admission_ms(&self, now_ms: u64) -> Option<u64> {
+    pub fn next_admission(&self, now: Moment) -> Option<Moment> {
         match self.gate().state {
-            State::Closed { .. } => Some(now_ms),
-            State::Open { until_ms } => Some(until_ms.max(now_ms)),
-            State::HalfOpen { trials_out, .. } if trials_out < self.trials() => Some(now_ms),
+            State::Closed { .. } => Some(now),
+            State::Open { until } => Some(until.max(now)),
+            State::HalfOpen { trials_out, .. } if trials_out < self.trials() => Some(now),
             State::HalfOpen { .. } => None,
         }
     }
 
     /// When the server last failed: of several that are open, the lowest is tried first.
     #[must_use]
-    pub fn failed_ms(&self) -> u64 {
-        self.outage.failed_ms.load(Relaxed)
+    pub fn failed_at(&self) -> Moment {
+        self.outage.failed.load()
     }
 
     /// Tells whether a call that has nowhere else to go would be let in now.
     #[must_use]
-    pub fn admits_last_resort(&self, now_ms: u64) -> bool {
-        if self.admits(now_ms) {
+    pub fn admits_last_resort(&self, now: Moment) -> bool {
+        if self.admits(now) {
             return true;
         }
         self.policy.last_resort() && {
             // A breaker that is open has no trial out, so one may go.
-            !self.hangs(now_ms)
+            !self.hangs(now)
                 || matches!(self.state(), State::Open { .. })
-                || self.may_try_again(now_ms)
+                || self.may_try_again(now)
         }
     }
 
     /// Lets in a call that has nowhere else to go; `None` when it would only hang too.
-    pub fn enter_last_resort(&self, now_ms: u64) -> Option<Entry> {
-        if let Some(entry) = self.enter(now_ms) {
+    pub fn enter_last_resort(&self, now: Moment) -> Option<Entry> {
+        if let Some(entry) = self.enter(now) {
             return Some(entry);
         }
         if !self.policy.last_resort() {
             return None;
         }
-        if !self.hangs(now_ms) {
+        if !self.hangs(now) {
             if self.outage.calls_out.fetch_add(1, Relaxed) == 0 {
-                self.outage.heard_ms.fetch_max(now_ms, Relaxed);
+                self.outage.heard.advance(now);
             }
             return Some(Entry::LastResort { epoch: self.gate().epoch });
         }
@@ -268,22 +270,22 @@ impl Breaker {
             entry = Some(Entry::Trial { epoch: next.epoch, half_opened: true });
             Some(next)
         });
-        if entry.is_none() && self.may_try_again(now_ms) {
+        if entry.is_none() && self.may_try_again(now) {
             self.outage.one_trial_more();
-            entry = self.enter(now_ms);
+            entry = self.enter(now);
         }
         if entry.is_some() {
-            self.outage.trial_ms.store(now_ms, Relaxed);
+            self.outage.trial.store(now);
         }
         entry
     }
 
     /// Takes what came of asking the server; tells when that has changed the state.
-    pub fn rechecked(&self, sign: Sign, now_ms: u64) -> Option<Change> {
+    pub fn rechecked(&self, sign: Sign, now: Moment) -> Option<Change> {
         let outage = &self.outage;
         let before = outage.asked.swap(sign as u8 + 1, Relaxed);
         if sign != Sign::Silent {
-            outage.heard_ms.fetch_max(now_ms, Relaxed);
+            outage.heard.advance(now);
         }
         if sign != Sign::Good {
             outage.doubted.store(false, Relaxed);
@@ -298,7 +300,7 @@ impl Breaker {
         let change = self.change(|gate| {
             crowded = false;
             match gate.state {
-                State::Open { until_ms } if now_ms >= until_ms || !doubted => {
+                State::Open { until } if now >= until || !doubted => {
                     Some(gate.into(State::HalfOpen { trials_out: 0, successes: 0 }))
                 }
                 State::HalfOpen { trials_out, .. } => {
@@ -317,13 +319,13 @@ impl Breaker {
         change
     }
 
-    fn record_passed(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+    fn record_passed(&self, begun: u32, result: CallResult, now: Moment) -> Option<Change> {
         let gate = self.gate();
         let State::Closed { consecutive } = gate.state else { return None };
         if gate.epoch != begun {
             return None;
         }
-        let counts = self.window.record(begun, result.is_failure(), now_ms);
+        let counts = self.window.record(begun, result.is_failure(), now);
         let over = counts.calls >= self.policy.calls_min().max(1)
             && f64::from(counts.failures) / f64::from(counts.calls) >= self.policy.threshold();
         // The usual call ends here and has not written to the word.
@@ -337,25 +339,25 @@ impl Breaker {
                     true => consecutive.saturating_add(1),
                 };
                 if over || consecutive >= self.policy.consecutive().max(1) {
-                    return Some(self.opened(gate, 0, now_ms));
+                    return Some(self.opened(gate, 0, now));
                 }
                 Some(Gate { state: State::Closed { consecutive }, ..gate })
             }
             _ => None,
         });
         if change.is_some() {
-            self.outage.began(result, now_ms);
+            self.outage.began(result, now);
         }
         change
     }
 
-    fn record_trial(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+    fn record_trial(&self, begun: u32, result: CallResult, now: Moment) -> Option<Change> {
         let mut counted = false;
         let change = self.change(|gate| match gate.state {
             State::HalfOpen { trials_out, successes } if gate.epoch == begun => {
                 counted = true;
                 if result.is_failure() {
-                    return Some(self.opened(gate, gate.doublings + 1, now_ms));
+                    return Some(self.opened(gate, gate.doublings + 1, now));
                 }
                 Some(self.succeeded(gate, trials_out.saturating_sub(1), successes))
             }
@@ -365,17 +367,17 @@ impl Breaker {
             }
         });
         if counted {
-            self.outage.tried(result, now_ms);
+            self.outage.tried(result, now);
         }
         change
     }
 
-    fn record_last_resort(&self, begun: u32, result: CallResult, now_ms: u64) -> Option<Change> {
+    fn record_last_resort(&self, begun: u32, result: CallResult, now: Moment) -> Option<Change> {
         self.outage.ended();
         if self.gate().epoch != begun {
             return None;
         }
-        self.outage.heard(result, now_ms);
+        self.outage.heard(result, now);
         if result.is_failure() {
             return None;
         }
@@ -390,14 +392,14 @@ impl Breaker {
     }
 
     /// Whether calls to it hang.
-    fn hangs(&self, now_ms: u64) -> bool {
+    fn hangs(&self, now: Moment) -> bool {
         let outage = &self.outage;
         if outage.hangs.load(Relaxed) {
             return true;
         }
-        let silent_ms = now_ms.saturating_sub(outage.heard_ms.load(Relaxed));
+        let silent = now.since(outage.heard.load());
         let hangs = outage.calls_out.load(Relaxed) > 0
-            && silent_ms > SILENCE * millis(self.policy.recheck());
+            && silent > self.policy.recheck().saturating_mul(SILENCE);
         if hangs {
             outage.hangs.store(true, Relaxed);
         }
@@ -405,12 +407,12 @@ impl Breaker {
     }
 
     /// Whether a server that hangs, and answers rechecks well, may have one trial more.
-    fn may_try_again(&self, now_ms: u64) -> bool {
+    fn may_try_again(&self, now: Moment) -> bool {
         let outage = &self.outage;
-        let pause_ms = VOUCHED_PAUSE * millis(self.policy.recheck());
+        let pause = self.policy.recheck().saturating_mul(VOUCHED_PAUSE);
         outage.asked.load(Relaxed) == Sign::Good as u8 + 1
             && outage.trials_more() < TRIALS_MORE_MAX
-            && now_ms.saturating_sub(outage.trial_ms.load(Relaxed)) >= pause_ms
+            && now.since(outage.trial.load()) >= pause
     }
 
     /// The gate after one success more than `successes`, in a half-open period.
@@ -430,11 +432,10 @@ impl Breaker {
         }
     }
 
-    fn opened(&self, gate: Gate, doublings: u32, now_ms: u64) -> Gate {
+    fn opened(&self, gate: Gate, doublings: u32, now: Moment) -> Gate {
         let doublings = doublings.min(DOUBLINGS_MAX);
-        let cooldown_ms = millis(self.policy.cooldown()) << doublings;
-        let until_ms = now_ms.saturating_add(cooldown_ms).min(UNTIL_MAX);
-        Gate { doublings, ..gate.into(State::Open { until_ms }) }
+        let until = now + self.policy.cooldown().saturating_mul(1 << doublings);
+        Gate { doublings, ..gate.into(State::Open { until }) }
     }
 
     fn trials(&self) -> u32 {
@@ -474,9 +475,9 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     /// Counts the result of the call; tells when it has changed the state.
-    pub fn record(mut self, result: CallResult, now_ms: u64) -> Option<Change> {
+    pub fn record(mut self, result: CallResult, now: Moment) -> Option<Change> {
         let entry = self.entry.take()?;
-        self.breaker.record(entry, result, now_ms)
+        self.breaker.record(entry, result, now)
     }
 
     /// Tells whether the call is a trial.
@@ -496,11 +497,6 @@ impl Drop for Pass<'_> {
             self.breaker.cancel(entry);
         }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    // Eight times as much still fits the word.
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX).min(UNTIL_MAX >> 4)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A breaker judges a server. One that serves several models may fail all requests for one of
 //! them (it does not fit into memory, its weights are broken) and be well otherwise: then the
 //! breaker must not take the others away. So a failure counts against the model alone as long
-//! as *another* model of the same server has worked lately (`OTHERS_MS`); without such a witness, as
+//! as *another* model of the same server has worked lately (`OTHERS`); without such a witness, as
 //! of a server with one model, it counts against the server as ever.
 //!
 //! A model that has failed `consecutive` times in a row is avoided on that server for a cooldown
@@ -16,36 +16,40 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
 
-use super::{BreakerPolicy, millis};
+use super::BreakerPolicy;
+use crate::base::clock::{AtomicMoment, Moment};
 
 /// Models of one server that are remembered.
 const MARKS: usize = 8;
 /// How long a success of another model is a witness for the server, and how long after a failure
 /// successes are written down.
-const OTHERS_MS: u64 = 60_000;
+const OTHERS: Duration = Duration::from_secs(60);
+/// What is added to the times of a mark, so that none is the origin.
+const ONE: Duration = Duration::from_nanos(1);
 
 /// The models of one server.
 #[derive(Debug, Default)]
 pub struct ModelMarks {
-    /// Successes are written down until then; 0 = nothing has ever failed.
-    watch_until_ms: AtomicU64,
+    /// Successes are written down until then; the origin = nothing has ever failed.
+    watch_until: AtomicMoment,
     marks: [Mark; MARKS],
 }
 
-/// What is known of one model. Times are plus one, 0 = never.
+/// What is known of one model. Times are plus `ONE`, the origin = never.
 #[derive(Debug, Default)]
 struct Mark {
     /// Hash of its name; 0 = free.
     model: AtomicU64,
     failures: AtomicU32,
-    failed_ms: AtomicU64,
-    worked_ms: AtomicU64,
+    failed: AtomicMoment,
+    worked: AtomicMoment,
 }
 
 impl Mark {
-    fn latest_ms(&self) -> u64 {
-        self.failed_ms.load(Relaxed).max(self.worked_ms.load(Relaxed))
+    fn latest(&self) -> Moment {
+        self.failed.load().max(self.worked.load())
     }
 }
 
@@ -64,42 +68,42 @@ impl ModelMarks {
     /// Tells whether successes are to be written down, and models may be avoided.
     #[inline]
     #[must_use]
-    pub fn watches(&self, now_ms: u64) -> bool {
-        now_ms < self.watch_until_ms.load(Relaxed)
+    pub fn watches(&self, now: Moment) -> bool {
+        now < self.watch_until.load()
     }
 
     /// Writes a success down.
     #[cold]
-    pub fn worked(&self, model: u64, now_ms: u64) {
+    pub fn worked(&self, model: u64, now: Moment) {
         let mark = self.of(model);
-        mark.worked_ms.store(now_ms + 1, Relaxed);
+        mark.worked.store(now + ONE);
         mark.failures.store(0, Relaxed);
     }
 
     /// Writes a failure down; tells whether it is the model's alone.
     #[cold]
-    pub fn failed(&self, model: u64, now_ms: u64) -> bool {
-        self.watch_until_ms.fetch_max(now_ms + OTHERS_MS, Relaxed);
+    pub fn failed(&self, model: u64, now: Moment) -> bool {
+        self.watch_until.advance(now + OTHERS);
         let mark = self.of(model);
-        mark.failed_ms.store(now_ms + 1, Relaxed);
+        mark.failed.store(now + ONE);
         // A count that is full says no more.
         let _ = mark.failures.fetch_update(Relaxed, Relaxed, |count| count.checked_add(1));
         self.marks.iter().any(|other| {
-            let worked_ms = other.worked_ms.load(Relaxed);
+            let worked = other.worked.load();
             other.model.load(Relaxed) != model
-                && worked_ms > 0
-                && now_ms.saturating_sub(worked_ms) < OTHERS_MS
+                && worked > Moment::ORIGIN
+                && now.since(worked) < OTHERS
         })
     }
 
     /// Tells whether other servers are to be preferred for a model.
     #[cold]
     #[must_use]
-    pub fn avoids(&self, model: u64, policy: &BreakerPolicy, now_ms: u64) -> bool {
+    pub fn avoids(&self, model: u64, policy: &BreakerPolicy, now: Moment) -> bool {
         self.marks.iter().any(|mark| {
             mark.model.load(Relaxed) == model
                 && mark.failures.load(Relaxed) >= policy.consecutive.max(1)
-                && now_ms.saturating_sub(mark.failed_ms.load(Relaxed)) < millis(policy.cooldown)
+                && now.since(mark.failed.load()) < policy.cooldown
         })
     }
 
@@ -109,11 +113,11 @@ impl ModelMarks {
         if let Some(mark) = known {
             return mark;
         }
-        let oldest = self.marks.iter().min_by_key(|mark| mark.latest_ms());
+        let oldest = self.marks.iter().min_by_key(|mark| mark.latest());
         let mark = oldest.unwrap_or(&self.marks[0]);
         mark.failures.store(0, Relaxed);
-        mark.failed_ms.store(0, Relaxed);
-        mark.worked_ms.store(0, Relaxed);
+        mark.failed.store(Moment::ORIGIN);
+        mark.worked.store(Moment::ORIGIN);
         mark.model.store(model, Relaxed);
         mark
     }
@@ -126,6 +130,10 @@ mod tests {
     const A: u64 = 1;
     const B: u64 = 3;
 
+    fn ms(millis: u64) -> Moment {
+        Moment::from_millis(millis)
+    }
+
     fn policy() -> BreakerPolicy {
         BreakerPolicy { consecutive: 3, ..BreakerPolicy::default() }
     }
@@ -133,43 +141,43 @@ mod tests {
     #[test]
     fn without_a_witness_a_failure_is_the_servers() {
         let marks = ModelMarks::default();
-        assert!(!marks.watches(0));
-        assert!(!marks.failed(A, 0));
-        assert!(marks.watches(0));
-        marks.worked(A, 1);
-        assert!(!marks.failed(A, 2), "itself is no witness");
+        assert!(!marks.watches(ms(0)));
+        assert!(!marks.failed(A, ms(0)));
+        assert!(marks.watches(ms(0)));
+        marks.worked(A, ms(1));
+        assert!(!marks.failed(A, ms(2)), "itself is no witness");
     }
 
     #[test]
     fn a_failure_is_the_models_while_another_one_works() {
         let marks = ModelMarks::default();
-        assert!(!marks.failed(A, 0));
-        marks.worked(B, 10);
-        assert!(marks.failed(A, 20));
-        assert!(!marks.failed(B, 30), "nobody speaks for the server");
-        assert!(!marks.failed(A, OTHERS_MS + 30), "that was long ago");
+        assert!(!marks.failed(A, ms(0)));
+        marks.worked(B, ms(10));
+        assert!(marks.failed(A, ms(20)));
+        assert!(!marks.failed(B, ms(30)), "nobody speaks for the server");
+        assert!(!marks.failed(A, ms(60_030)), "that was long ago");
     }
 
     #[test]
     fn a_model_is_avoided_after_failures_in_a_row_and_for_a_cooldown() {
         let marks = ModelMarks::default();
         for at in 0..3 {
-            assert!(!marks.avoids(A, &policy(), at));
-            marks.failed(A, at);
+            assert!(!marks.avoids(A, &policy(), ms(at)));
+            marks.failed(A, ms(at));
         }
-        assert!(marks.avoids(A, &policy(), 3) && !marks.avoids(B, &policy(), 3));
-        assert!(!marks.avoids(A, &policy(), 40_000));
-        marks.failed(A, 40_000);
-        assert!(marks.avoids(A, &policy(), 40_001), "one more is enough");
-        marks.worked(A, 40_002);
-        assert!(!marks.avoids(A, &policy(), 40_003));
+        assert!(marks.avoids(A, &policy(), ms(3)) && !marks.avoids(B, &policy(), ms(3)));
+        assert!(!marks.avoids(A, &policy(), ms(40_000)));
+        marks.failed(A, ms(40_000));
+        assert!(marks.avoids(A, &policy(), ms(40_001)), "one more is enough");
+        marks.worked(A, ms(40_002));
+        assert!(!marks.avoids(A, &policy(), ms(40_003)));
     }
 
     #[test]
     fn marks_bounds_how_many_models_are_remembered() {
         let marks = ModelMarks::default();
         for model in 0..100 {
-            marks.failed(2 * model + 1, model);
+            marks.failed(2 * model + 1, ms(model));
         }
         let known: Vec<u64> = marks.marks.iter().map(|mark| mark.model.load(Relaxed)).collect();
         assert!(known.iter().all(|model| *model > 2 * (100 - MARKS as u64 - 1)), "{known:?}");

@@ -19,16 +19,17 @@
 //! more or less through and never loses count of a trial.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32};
 
 use super::state::CallResult;
+use crate::base::clock::{AtomicMoment, Moment};
 
 /// Rechecks without any sign of life after which a call that is out hangs.
-pub(super) const SILENCE: u64 = 6;
+pub(super) const SILENCE: u32 = 6;
 /// Trials let through beyond `trials` in one half-open period.
 pub(super) const TRIALS_MORE_MAX: u32 = 8;
 /// Rechecks from a trial to one more, of a server that hangs and answers rechecks well.
-pub(super) const VOUCHED_PAUSE: u64 = 5;
+pub(super) const VOUCHED_PAUSE: u32 = 5;
 
 /// What came of a recheck.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,11 +49,11 @@ pub(super) const UNASKED: u8 = 0;
 #[derive(Debug, Default)]
 pub(super) struct Outage {
     /// When it last failed.
-    pub(super) failed_ms: AtomicU64,
+    pub(super) failed: AtomicMoment,
     /// Calls of last resort that are out.
     pub(super) calls_out: AtomicU32,
     /// The last sign of life, or when the first of those that are out began.
-    pub(super) heard_ms: AtomicU64,
+    pub(super) heard: AtomicMoment,
     pub(super) hangs: AtomicBool,
     /// What the last recheck said.
     pub(super) asked: AtomicU8,
@@ -62,24 +63,24 @@ pub(super) struct Outage {
     pub(super) doubted: AtomicBool,
     pub(super) trials_more: AtomicU32,
     /// When the last trial of a server that hangs began.
-    pub(super) trial_ms: AtomicU64,
+    pub(super) trial: AtomicMoment,
 }
 
 impl Outage {
     /// The breaker has opened, by a call that ended so.
     #[cold]
-    pub(super) fn began(&self, result: CallResult, now_ms: u64) {
+    pub(super) fn began(&self, result: CallResult, now: Moment) {
         self.asked.store(UNASKED, Relaxed);
         self.vouched.store(false, Relaxed);
         self.doubted.store(false, Relaxed);
         self.trials_more.store(0, Relaxed);
-        self.heard(result, now_ms);
+        self.heard(result, now);
     }
 
     /// A trial has ended.
     #[cold]
-    pub(super) fn tried(&self, result: CallResult, now_ms: u64) {
-        self.heard(result, now_ms);
+    pub(super) fn tried(&self, result: CallResult, now: Moment) {
+        self.heard(result, now);
         if result.is_failure() {
             self.trials_more.store(0, Relaxed);
             self.doubted.fetch_or(self.vouched.swap(false, Relaxed), Relaxed);
@@ -96,11 +97,11 @@ impl Outage {
         self.trials_more.load(Relaxed)
     }
 
-    pub(super) fn heard(&self, result: CallResult, now_ms: u64) {
+    pub(super) fn heard(&self, result: CallResult, now: Moment) {
         self.hangs.store(result == CallResult::TimedOut, Relaxed);
-        self.heard_ms.store(now_ms, Relaxed);
+        self.heard.store(now);
         if result.is_failure() {
-            self.failed_ms.store(now_ms, Relaxed);
+            self.failed.store(now);
         }
     }
 

@@ -1,12 +1,14 @@
 //! What a breaker judges by, and how it can be replaced while cores judge by it.
 //!
-//! Each value of a `LivePolicy` is an atomic of its own, read as cheaply as a plain one. A call that is judged just
-//! when they change may meet some of the old and some of the new, which does no harm: each is good
-//! by itself.
+//! Each value of a `LivePolicy` is an atomic of its own, read as cheaply as a plain one. A call
+//! that is judged just when they change may meet some of the old and some of the new, which does no
+//! harm: each is good by itself.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
+
+use crate::base::clock::AtomicDuration;
 
 /// An upstream's `breaker`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -53,13 +55,13 @@ impl Default for BreakerPolicy {
 pub(super) struct LivePolicy {
     /// The bits of an `f64`.
     threshold: AtomicU64,
-    window_us: AtomicU64,
+    window: AtomicDuration,
     calls_min: AtomicU32,
     consecutive: AtomicU32,
-    cooldown_us: AtomicU64,
+    cooldown: AtomicDuration,
     trials: AtomicU32,
     successes: AtomicU32,
-    recheck_us: AtomicU64,
+    recheck: AtomicDuration,
     last_resort: AtomicBool,
 }
 
@@ -84,13 +86,13 @@ impl LivePolicy {
             last_resort,
         } = policy;
         self.threshold.store(threshold.to_bits(), Relaxed);
-        self.window_us.store(micros(window), Relaxed);
+        self.window.store(window);
         self.calls_min.store(calls_min, Relaxed);
         self.consecutive.store(consecutive, Relaxed);
-        self.cooldown_us.store(micros(cooldown), Relaxed);
+        self.cooldown.store(cooldown);
         self.trials.store(trials, Relaxed);
         self.successes.store(successes, Relaxed);
-        self.recheck_us.store(micros(recheck), Relaxed);
+        self.recheck.store(recheck);
         self.last_resort.store(last_resort, Relaxed);
     }
 
@@ -98,7 +100,7 @@ impl LivePolicy {
     pub(super) fn policy(&self) -> BreakerPolicy {
         BreakerPolicy {
             threshold: self.threshold(),
-            window: Duration::from_micros(self.window_us.load(Relaxed)),
+            window: self.window.load(),
             calls_min: self.calls_min(),
             consecutive: self.consecutive(),
             cooldown: self.cooldown(),
@@ -122,7 +124,7 @@ impl LivePolicy {
     }
 
     pub(super) fn cooldown(&self) -> Duration {
-        Duration::from_micros(self.cooldown_us.load(Relaxed))
+        self.cooldown.load()
     }
 
     pub(super) fn trials(&self) -> u32 {
@@ -134,14 +136,10 @@ impl LivePolicy {
     }
 
     pub(super) fn recheck(&self) -> Duration {
-        Duration::from_micros(self.recheck_us.load(Relaxed))
+        self.recheck.load()
     }
 
     pub(super) fn last_resort(&self) -> bool {
         self.last_resort.load(Relaxed)
     }
-}
-
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }

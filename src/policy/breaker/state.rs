@@ -1,5 +1,7 @@
 //! The states of a breaker, what leads from one to the other, and the word that holds them.
 
+use crate::base::clock::Moment;
+
 /// How a call ended, for what judges servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallResult {
@@ -30,7 +32,7 @@ pub enum State {
     /// Calls are refused.
     Open {
         /// From then on the next picker half-opens it.
-        until_ms: u64,
+        until: Moment,
     },
     /// A few calls are let through to see.
     HalfOpen {
@@ -118,7 +120,8 @@ impl StateName {
     }
 }
 
-/// What the word holds: kind 2 bits, doublings 2, epoch 18, and 42 of the state's own.
+/// What the word holds: kind 2 bits, doublings 2, epoch 18, and 42 of the state's own; `until` is
+/// kept in milliseconds.
 ///
 /// An epoch comes again after 262,144 changes; a call would have to outlive them all, at
 /// two changes a second and more, and end in the very same one.
@@ -134,6 +137,7 @@ pub(super) const DOUBLINGS_MAX: u32 = 3;
 
 pub(super) const EPOCH_MAX: u32 = (1 << 18) - 1;
 
+/// In milliseconds: 139 years.
 pub(super) const UNTIL_MAX: u64 = (1 << 42) - 1;
 
 pub(super) const TRIALS_MAX: u32 = (1 << 16) - 1;
@@ -150,7 +154,7 @@ impl Gate {
     pub(super) fn pack(self) -> u64 {
         let (kind, own) = match self.state {
             State::Closed { consecutive } => (0, u64::from(consecutive)),
-            State::Open { until_ms } => (1, until_ms),
+            State::Open { until } => (1, until.as_millis().min(UNTIL_MAX)),
             State::HalfOpen { trials_out, successes } => (
                 2,
                 u64::from(trials_out.min(TRIALS_MAX)) << 16 | u64::from(successes.min(TRIALS_MAX)),
@@ -163,7 +167,7 @@ impl Gate {
         let own = word & UNTIL_MAX;
         let state = match word >> 62 {
             0 => State::Closed { consecutive: own as u32 },
-            1 => State::Open { until_ms: own },
+            1 => State::Open { until: Moment::from_millis(own) },
             _ => {
                 State::HalfOpen { trials_out: (own >> 16) as u32, successes: u32::from(own as u16) }
             }

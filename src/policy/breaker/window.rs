@@ -7,6 +7,9 @@
 //! nine and ten tenths long.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::base::clock::{AtomicDuration, Moment};
 
 const BUCKETS: usize = 10;
 
@@ -14,7 +17,7 @@ const BUCKETS: usize = 10;
 #[derive(Debug)]
 pub(super) struct Window {
     /// Length of one bucket, at least 1 ms.
-    tenth_ms: AtomicU64,
+    tenth: AtomicDuration,
     buckets: [AtomicU64; BUCKETS],
 }
 
@@ -28,22 +31,21 @@ pub(super) struct Counts {
 }
 
 impl Window {
-    pub(super) fn new(window_ms: u64) -> Window {
-        Window { tenth_ms: AtomicU64::new(tenth_of(window_ms)), buckets: Default::default() }
+    pub(super) fn new(window: Duration) -> Window {
+        Window { tenth: AtomicDuration::new(tenth_of(window)), buckets: Default::default() }
     }
 
     /// Makes it longer or shorter; what was counted is forgotten then.
-    pub(super) fn set_length(&self, window_ms: u64) {
-        let tenth_ms = tenth_of(window_ms);
-        if self.tenth_ms.swap(tenth_ms, Relaxed) != tenth_ms {
+    pub(super) fn set_length(&self, window: Duration) {
+        if self.tenth.replace(tenth_of(window)) {
             // A bucket of another length could pass for one of now.
             self.buckets.iter().for_each(|bucket| bucket.store(0, Relaxed));
         }
     }
 
     /// Counts one call and returns the sums of its epoch, itself included.
-    pub(super) fn record(&self, epoch: u32, failed: bool, now_ms: u64) -> Counts {
-        let tenth = now_ms / self.tenth_ms.load(Relaxed);
+    pub(super) fn record(&self, epoch: u32, failed: bool, now: Moment) -> Counts {
+        let tenth = self.tenth.periods(now);
         let own = Bucket::begun(epoch, tenth);
         if let Some(word) = self.buckets.get((tenth % BUCKETS as u64) as usize) {
             // What was there before does not matter.
@@ -77,8 +79,8 @@ impl Window {
 }
 
 /// Length of a bucket of this window, at least 1 ms.
-fn tenth_of(window_ms: u64) -> u64 {
-    window_ms.div_ceil(BUCKETS as u64).max(1)
+fn tenth_of(window: Duration) -> Duration {
+    (window / BUCKETS as u32).max(Duration::from_millis(1))
 }
 
 /// One word: tag 32 bits (epoch 10, tenth 22), calls 16, failures 16.
@@ -133,38 +135,42 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn ms(millis: u64) -> Moment {
+        Moment::from_millis(millis)
+    }
+
     #[test]
     fn forgets_what_is_older_than_the_window() {
-        let window = Window::new(1000);
-        window.record(0, true, 0);
-        assert_eq!(window.record(0, false, 999), Counts { calls: 2, failures: 1 });
-        assert_eq!(window.record(0, false, 1000), Counts { calls: 2, failures: 0 });
+        let window = Window::new(Duration::from_secs(1));
+        window.record(0, true, ms(0));
+        assert_eq!(window.record(0, false, ms(999)), Counts { calls: 2, failures: 1 });
+        assert_eq!(window.record(0, false, ms(1000)), Counts { calls: 2, failures: 0 });
     }
 
     #[test]
     fn another_epoch_begins_at_nothing() {
-        let window = Window::new(1000);
+        let window = Window::new(Duration::from_secs(1));
         (0..5).for_each(|_| {
-            window.record(0, true, 10);
+            window.record(0, true, ms(10));
         });
-        assert_eq!(window.record(1, false, 10), Counts { calls: 1, failures: 0 });
+        assert_eq!(window.record(1, false, ms(10)), Counts { calls: 1, failures: 0 });
     }
 
     #[test]
     fn a_late_call_of_an_older_epoch_wipes_nothing_out() {
-        let window = Window::new(1000);
-        window.record(1023, true, 10);
-        window.record(1024, true, 10);
-        assert_eq!(window.record(1023, true, 10), Counts::default());
-        assert_eq!(window.record(1024, false, 10), Counts { calls: 2, failures: 1 });
+        let window = Window::new(Duration::from_secs(1));
+        window.record(1023, true, ms(10));
+        window.record(1024, true, ms(10));
+        assert_eq!(window.record(1023, true, ms(10)), Counts::default());
+        assert_eq!(window.record(1024, false, ms(10)), Counts { calls: 2, failures: 1 });
     }
 
     #[test]
     fn a_full_bucket_keeps_its_share() {
-        let window = Window::new(1000);
+        let window = Window::new(Duration::from_secs(1));
         let mut counts = Counts::default();
         for at in 0..200_000 {
-            counts = window.record(0, at % 4 == 0, 10);
+            counts = window.record(0, at % 4 == 0, ms(10));
         }
         assert!(counts.calls <= 65_535);
         let share = f64::from(counts.failures) / f64::from(counts.calls);
@@ -173,12 +179,12 @@ mod tests {
 
     #[test]
     fn calls_of_many_threads_are_all_counted() {
-        let window = Window::new(1000);
+        let window = Window::new(Duration::from_secs(1));
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for at in 0..2_000 {
-                        window.record(3, at % 2 == 0, at / 4);
+                        window.record(3, at % 2 == 0, ms(at / 4));
                     }
                 });
             }
@@ -191,7 +197,7 @@ mod tests {
         fn agrees_with_a_list_of_calls(
             calls in proptest::collection::vec((any::<bool>(), 0u64..400, 0u32..20), 1..200),
         ) {
-            let window = Window::new(1000);
+            let window = Window::new(Duration::from_secs(1));
             let (mut now, mut epoch, mut list) = (0, 0, Vec::new());
             for (failed, pause, turn) in calls {
                 now += pause;
@@ -205,7 +211,7 @@ mod tests {
                     calls: recent().count() as u32,
                     failures: recent().filter(|(_, failed)| *failed).count() as u32,
                 };
-                prop_assert_eq!(window.record(epoch, failed, now), expected);
+                prop_assert_eq!(window.record(epoch, failed, ms(now)), expected);
             }
         }
     }

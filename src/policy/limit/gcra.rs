@@ -5,13 +5,15 @@
 //! may be early by at most the burst's worth, and moves `due` on by one step. One number, so one
 //! compare-and-swap decides, and an idle bucket costs nothing.
 //!
-//! `Pace::decide` knows no unit: what `Pace::new` was told counts, here nanoseconds, in `ip`
+//! `Pace::decide` knows no unit: what it was made with counts, here nanoseconds, in `ip`
 //! microseconds. Source: ITU-T I.371, virtual scheduling.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
-/// Nanoseconds of a second.
-pub const NS_PER_SECOND: u64 = 1_000_000_000;
+use crate::base::clock::Moment;
+
+const NANOS_PER_SECOND: u64 = 1_000_000_000;
 /// Fastest pace, calls a second.
 pub const PER_SECOND_MAX: u32 = 10_000;
 /// Largest burst, calls.
@@ -27,12 +29,17 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Makes a pace.
+    /// Makes a pace, in nanoseconds.
     ///
-    /// Units: `ticks_per_second` says in which unit time is told; the rate is held to 1..=10000
-    /// calls a second, the burst to 1..=20000 calls.
+    /// Units: the rate is held to 1..=10000 calls a second, the burst to 1..=20000 calls.
     #[must_use]
-    pub fn new(per_second: u32, burst: u32, ticks_per_second: u64) -> Self {
+    pub fn new(per_second: u32, burst: u32) -> Self {
+        Self::in_ticks(per_second, burst, NANOS_PER_SECOND)
+    }
+
+    /// As `new`, for times in ticks of which a second has so many.
+    #[must_use]
+    pub(super) fn in_ticks(per_second: u32, burst: u32, ticks_per_second: u64) -> Self {
         let per_second = u64::from(per_second.clamp(1, PER_SECOND_MAX));
         let burst = u64::from(burst.clamp(1, BURST_MAX));
         let step = ticks_per_second.div_ceil(per_second);
@@ -42,7 +49,7 @@ impl Pace {
     /// Decides about one call.
     ///
     /// Shape: `Ok` has the new `due`, `Err` the time until a call would pass.
-    pub fn decide(&self, due: u64, now: u64) -> Result<u64, u64> {
+    pub(super) fn decide(&self, due: u64, now: u64) -> Result<u64, u64> {
         let from = due.max(now);
         match (from - now).checked_sub(self.slack) {
             None | Some(0) => Ok(from.saturating_add(self.step)),
@@ -52,7 +59,7 @@ impl Pace {
 
     /// How far `due` can be ahead of now.
     #[must_use]
-    pub fn ahead_max(&self) -> u64 {
+    pub(super) fn ahead_max(&self) -> u64 {
         self.slack.saturating_add(self.step)
     }
 }
@@ -60,18 +67,19 @@ impl Pace {
 /// The state of one steady rate; starts full.
 #[derive(Debug, Default)]
 pub struct Bucket {
-    due_ns: AtomicU64,
+    /// A `Moment`, in nanoseconds.
+    due: AtomicU64,
 }
 
 impl Bucket {
     /// Takes one call out.
     ///
-    /// Errors: nanoseconds until a call would pass; nothing has been taken.
-    pub fn take(&self, pace: &Pace, now_ns: u64) -> Result<(), u64> {
-        let mut due = self.due_ns.load(Relaxed);
+    /// Errors: the time until a call would pass; nothing has been taken.
+    pub fn take(&self, pace: &Pace, now: Moment) -> Result<(), Duration> {
+        let mut due = self.due.load(Relaxed);
         loop {
-            let next = pace.decide(due, now_ns)?;
-            match self.due_ns.compare_exchange_weak(due, next, Relaxed, Relaxed) {
+            let next = pace.decide(due, now.as_nanos()).map_err(Duration::from_nanos)?;
+            match self.due.compare_exchange_weak(due, next, Relaxed, Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => due = seen,
             }
@@ -81,7 +89,7 @@ impl Bucket {
     /// Puts back a call that was taken and then refused for another reason.
     pub fn undo(&self, pace: &Pace) {
         // Every call since then has added its own step, so taking one off is exact.
-        let _ = self.due_ns.fetch_update(Relaxed, Relaxed, |due| due.checked_sub(pace.step));
+        let _ = self.due.fetch_update(Relaxed, Relaxed, |due| due.checked_sub(pace.step));
     }
 }
 
@@ -91,19 +99,23 @@ mod tests {
     use proptest::prelude::*;
 
     fn pace(per_second: u32, burst: u32) -> Pace {
-        Pace::new(per_second, burst, NS_PER_SECOND)
+        Pace::new(per_second, burst)
+    }
+
+    fn ns(nanos: u64) -> Moment {
+        Moment::from_nanos(nanos)
     }
 
     /// Calls admitted out of so many at one moment.
-    fn burst(bucket: &Bucket, pace: &Pace, now_ns: u64, tries: u32) -> u32 {
-        (0..tries).map(|_| u32::from(bucket.take(pace, now_ns).is_ok())).sum()
+    fn burst(bucket: &Bucket, pace: &Pace, now: u64, tries: u32) -> u32 {
+        (0..tries).map(|_| u32::from(bucket.take(pace, ns(now)).is_ok())).sum()
     }
 
     #[test]
     fn admits_the_burst_at_once_and_then_one_a_step() {
         let (bucket, pace) = (Bucket::default(), pace(10, 3));
         assert_eq!(burst(&bucket, &pace, 5_000, 9), 3);
-        assert_eq!(bucket.take(&pace, 5_000), Err(100_000_000));
+        assert_eq!(bucket.take(&pace, ns(5_000)), Err(Duration::from_millis(100)));
         assert_eq!(burst(&bucket, &pace, 5_000 + 99_999_999, 9), 0);
         assert_eq!(burst(&bucket, &pace, 5_000 + 100_000_000, 9), 1);
     }
@@ -112,9 +124,9 @@ mod tests {
     fn the_wait_it_names_is_the_shortest_that_passes() {
         let (bucket, pace) = (Bucket::default(), pace(7, 2));
         assert_eq!(burst(&bucket, &pace, 1, 9), 2);
-        let wait = bucket.take(&pace, 1).unwrap_err();
-        assert!(bucket.take(&pace, wait).is_err());
-        assert!(bucket.take(&pace, 1 + wait).is_ok());
+        let wait = bucket.take(&pace, ns(1)).unwrap_err();
+        assert!(bucket.take(&pace, ns(0) + wait).is_err());
+        assert!(bucket.take(&pace, ns(1) + wait).is_ok());
     }
 
     #[test]
@@ -135,8 +147,8 @@ mod tests {
     #[test]
     fn stays_in_bounds_at_the_ends_of_time() {
         let (bucket, pace) = (Bucket::default(), pace(1, BURST_MAX));
-        assert!(bucket.take(&pace, u64::MAX).is_ok());
-        let _ = bucket.take(&pace, 0);
+        assert!(bucket.take(&pace, Moment::MAX).is_ok());
+        let _ = bucket.take(&pace, ns(0));
         bucket.undo(&pace);
     }
 
@@ -169,7 +181,7 @@ mod tests {
                 if admitted {
                     level -= pace.step;
                 }
-                prop_assert_eq!(bucket.take(&pace, now).is_ok(), admitted);
+                prop_assert_eq!(bucket.take(&pace, ns(now)).is_ok(), admitted);
             }
         }
     }

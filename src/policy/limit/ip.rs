@@ -18,8 +18,10 @@
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::gcra::Pace;
+use crate::base::clock::Moment;
 
 /// Lines of a table.
 const LINES: usize = 8192;
@@ -40,7 +42,7 @@ impl IpPace {
     /// Makes a rate; the ranges are those of `Pace`.
     #[must_use]
     pub fn new(per_second: u32, burst: u32) -> Self {
-        Self(Pace::new(per_second, burst, TICKS_PER_SECOND))
+        Self(Pace::in_ticks(per_second, burst, TICKS_PER_SECOND))
     }
 }
 
@@ -64,15 +66,14 @@ impl IpTable {
 
     /// Takes one call out of an address's bucket.
     ///
-    /// Units: `now_ns` since 1970.
-    /// Errors: nanoseconds until a call would pass; nothing has been taken.
-    pub fn take(&self, ip: IpAddr, pace: &IpPace, now_ns: u64) -> Result<(), u64> {
-        let now = now_ns / 1000;
+    /// Errors: the time until a call would pass; nothing has been taken.
+    pub fn take(&self, ip: IpAddr, pace: &IpPace, now: Moment) -> Result<(), Duration> {
+        let now = now.as_micros();
         let (line, tag) = self.place(ip);
         loop {
             let (word, seen) = line.find(tag, now, pace);
             let due = if tag_of(seen) == tag { now + ahead(seen, now, pace) } else { now };
-            let next = pace.0.decide(due, now).map_err(|wait| wait * 1000)?;
+            let next = pace.0.decide(due, now).map_err(Duration::from_micros)?;
             if word.compare_exchange(seen, pack(tag, next), Relaxed, Relaxed).is_ok() {
                 return Ok(());
             }
@@ -131,13 +132,13 @@ fn pack(tag: u64, due: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::gcra::{Bucket, NS_PER_SECOND};
+    use super::super::gcra::Bucket;
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    const NOW: u64 = 1_700_000_000 * NS_PER_SECOND;
+    const NOW: Moment = Moment::from_secs(1_700_000_000);
 
     fn table() -> IpTable {
         IpTable::new(RandomState::new())
@@ -147,8 +148,8 @@ mod tests {
         IpAddr::V4(Ipv4Addr::from_bits(number))
     }
 
-    fn passed(table: &IpTable, ip: IpAddr, pace: &IpPace, now_ns: u64, tries: u32) -> u32 {
-        (0..tries).map(|_| u32::from(table.take(ip, pace, now_ns).is_ok())).sum()
+    fn passed(table: &IpTable, ip: IpAddr, pace: &IpPace, now: Moment, tries: u32) -> u32 {
+        (0..tries).map(|_| u32::from(table.take(ip, pace, now).is_ok())).sum()
     }
 
     #[test]
@@ -156,8 +157,8 @@ mod tests {
         let (table, pace) = (table(), IpPace::new(10, 3));
         assert_eq!(passed(&table, v4(1), &pace, NOW, 9), 3);
         assert_eq!(passed(&table, v4(2), &pace, NOW, 9), 3);
-        assert_eq!(table.take(v4(1), &pace, NOW), Err(100_000_000));
-        assert_eq!(passed(&table, v4(1), &pace, NOW + 100_000_000, 9), 1);
+        assert_eq!(table.take(v4(1), &pace, NOW), Err(Duration::from_millis(100)));
+        assert_eq!(passed(&table, v4(1), &pace, NOW + Duration::from_millis(100), 9), 1);
     }
 
     #[test]
@@ -217,7 +218,7 @@ mod tests {
     fn what_was_drained_before_the_clock_wrapped_is_full_again() {
         let (table, pace) = (table(), IpPace::new(1, 5));
         assert_eq!(passed(&table, v4(1), &pace, NOW, 9), 5);
-        let days = |n: u64| NOW + n * 86_400 * NS_PER_SECOND;
+        let days = |n: u64| NOW + Duration::from_secs(n * 86_400);
         assert_eq!(passed(&table, v4(1), &pace, days(8), 9), 5);
         assert_eq!(passed(&table, v4(1), &pace, days(21), 9), 5);
     }
@@ -227,7 +228,7 @@ mod tests {
         for (per_second, burst) in [(1, 20_000), (10_000, 1), (10_000, 20_000)] {
             let (table, pace) = (table(), IpPace::new(per_second, burst));
             assert_eq!(passed(&table, v4(1), &pace, NOW, 20_001), burst);
-            let later = NOW + NS_PER_SECOND;
+            let later = NOW + Duration::from_secs(1);
             assert_eq!(passed(&table, v4(1), &pace, later, 20_000), per_second.min(burst));
         }
     }
@@ -240,11 +241,11 @@ mod tests {
             calls in prop::collection::vec((0u32..30, 0u64..2_000_000), 1..300),
         ) {
             let (table, pace) = (table(), IpPace::new(per_second, burst));
-            let slow = Pace::new(per_second, burst, NS_PER_SECOND);
+            let slow = Pace::new(per_second, burst);
             let mut buckets: HashMap<u32, Bucket> = HashMap::new();
             let mut now = NOW;
             for (ip, gap_us) in calls {
-                now += gap_us * 1000;
+                now = now + Duration::from_micros(gap_us);
                 let expected = buckets.entry(ip).or_default().take(&slow, now);
                 prop_assert_eq!(table.take(v4(ip), &pace, now), expected);
             }

@@ -5,13 +5,15 @@
 //! given back (the gate, the steady rate), last the windows, so that a call that is refused for
 //! its rate never looks to others like a full minute.
 
+use std::time::Duration;
+
 use super::gate::Gate;
-use super::gcra::{Bucket, NS_PER_SECOND, Pace};
+use super::gcra::{Bucket, Pace};
 use super::lease::QuotaLease;
-use super::moment::Moment;
 use super::standing::Standing;
 use super::tokens::Balance;
 use super::window::{Full, Quota, Windows};
+use crate::base::clock::{Moment, Timestamp, WallTime, seconds_up};
 use crate::error::Kind;
 
 /// What a key may have.
@@ -60,10 +62,10 @@ pub struct Over {
 }
 
 impl Over {
-    /// Makes one from a wait in nanoseconds.
+    /// Makes one from a wait.
     #[must_use]
-    pub fn after_ns(kind: Kind, wait_ns: u64) -> Self {
-        let seconds = wait_ns.div_ceil(NS_PER_SECOND).max(1);
+    pub fn after(kind: Kind, wait: Duration) -> Self {
+        let seconds = seconds_up(wait).max(1);
         Self { kind, retry_after_s: u32::try_from(seconds).unwrap_or(u32::MAX) }
     }
 }
@@ -79,34 +81,32 @@ impl KeyState {
     ///
     /// Shape: after `Ok` one `leave` with the same rules must follow.
     /// Errors: which limit; nothing has been taken of any.
-    pub fn admit(&self, rules: &KeyRules, now: impl Into<Moment>) -> Result<Standing, Over> {
-        let Moment { wall_ns, steady_ns } = now.into();
-        self.windows.check(rules.quota, wall_ns).map_err(|full| self.full(full, wall_ns))?;
-        self.enter(rules, steady_ns)?;
-        self.windows.take(rules.quota, wall_ns).map_err(|full| {
+    pub fn admit(&self, rules: &KeyRules, now: Timestamp) -> Result<Standing, Over> {
+        let Timestamp { wall, steady } = now;
+        self.windows.check(rules.quota, wall).map_err(|full| self.full(full, wall))?;
+        self.enter(rules, steady)?;
+        self.windows.take(rules.quota, wall).map_err(|full| {
             self.undo_pace(rules);
             self.leave(rules);
-            self.full(full, wall_ns)
+            self.full(full, wall)
         })
     }
 
     /// As `admit`, without the windows: somebody else counts them.
-    ///
-    /// Units: `now_ns` is steady.
-    pub fn enter(&self, rules: &KeyRules, now_ns: u64) -> Result<(), Over> {
+    pub fn enter(&self, rules: &KeyRules, now: Moment) -> Result<(), Over> {
         if rules.tokens_per_minute > 0 {
-            let debt = self.balance.check(now_ns);
-            debt.map_err(|wait| Over::after_ns(Kind::RateTokens, wait))?;
+            let debt = self.balance.check(now);
+            debt.map_err(|wait| Over::after(Kind::RateTokens, wait))?;
         }
         if rules.concurrency > 0 && !self.gate.enter(rules.concurrency) {
             // When a place becomes free nobody knows.
             return Err(Over { kind: Kind::ConcurrencyReached, retry_after_s: 1 });
         }
         if let Some(pace) = &rules.pace
-            && let Err(wait) = self.bucket.take(pace, now_ns)
+            && let Err(wait) = self.bucket.take(pace, now)
         {
             self.leave(rules);
-            return Err(Over::after_ns(Kind::RateSecond, wait));
+            return Err(Over::after(Kind::RateSecond, wait));
         }
         Ok(())
     }
@@ -133,15 +133,13 @@ impl KeyState {
     }
 
     /// What a full window means to the client.
-    ///
-    /// Units: `now_ns` is the wall's.
     #[must_use]
-    pub fn full(&self, full: Full, now_ns: u64) -> Over {
+    pub fn full(&self, full: Full, now: WallTime) -> Over {
         let kind = match full {
             Full::Minute => Kind::RateMinute,
             Full::Day => Kind::RateDay,
         };
-        Over { kind, retry_after_s: self.windows.retry_after_s(full, now_ns) }
+        Over { kind, retry_after_s: self.windows.retry_after_s(full, now) }
     }
 }
 
@@ -149,21 +147,24 @@ impl KeyState {
 mod tests {
     use super::*;
 
-    const S: u64 = NS_PER_SECOND;
+    /// So many seconds after 1970, by both clocks.
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::agreeing(WallTime::from_secs(seconds))
+    }
 
-    fn refused(state: &KeyState, rules: &KeyRules, now_ns: u64) -> Option<(Kind, u32)> {
-        state.admit(rules, now_ns).err().map(|over| (over.kind, over.retry_after_s))
+    fn refused(state: &KeyState, rules: &KeyRules, now: Timestamp) -> Option<(Kind, u32)> {
+        state.admit(rules, now).err().map(|over| (over.kind, over.retry_after_s))
     }
 
     fn pace(per_second: u32, burst: u32) -> Option<Pace> {
-        Some(Pace::new(per_second, burst, S))
+        Some(Pace::new(per_second, burst))
     }
 
     #[test]
     fn a_key_without_limits_passes() {
         let (state, rules) = (KeyState::default(), KeyRules::default());
         for _ in 0..100 {
-            assert_eq!(state.admit(&rules, 0u64), Ok(Standing::default()));
+            assert_eq!(state.admit(&rules, at(0)), Ok(Standing::default()));
         }
         assert_eq!(state.in_flight(), 0);
     }
@@ -172,7 +173,7 @@ mod tests {
     fn each_limit_says_its_name_and_its_wait() {
         let quota = Quota { per_minute: 1, per_day: 0 };
         let day = Quota { per_minute: 0, per_day: 1 };
-        let now = 30 * S;
+        let now = at(30);
         for (rules, kind, wait) in [
             (KeyRules { quota, ..KeyRules::default() }, Kind::RateMinute, 30),
             (KeyRules { quota: day, ..KeyRules::default() }, Kind::RateDay, 86_370),
@@ -185,7 +186,7 @@ mod tests {
         }
         let rules = KeyRules { tokens_per_minute: 60, ..KeyRules::default() };
         let state = KeyState::default();
-        state.balance.charge(72, 60, now);
+        state.balance.charge(72, 60, now.steady);
         assert_eq!(refused(&state, &rules, now), Some((Kind::RateTokens, 12)));
     }
 
@@ -194,35 +195,34 @@ mod tests {
         let quota = Quota { per_minute: 3, per_day: 3 };
         let rules = KeyRules { quota, pace: pace(1, 2), concurrency: 9, tokens_per_minute: 9 };
         let state = KeyState::default();
-        assert_eq!(refused(&state, &rules, 0), None);
-        assert_eq!(refused(&state, &rules, 0), None);
+        assert_eq!(refused(&state, &rules, at(0)), None);
+        assert_eq!(refused(&state, &rules, at(0)), None);
         for _ in 0..10 {
-            assert_eq!(refused(&state, &rules, 0), Some((Kind::RateSecond, 1)));
+            assert_eq!(refused(&state, &rules, at(0)), Some((Kind::RateSecond, 1)));
         }
         assert_eq!(state.in_flight(), 2);
-        assert_eq!(refused(&state, &rules, S), None, "the third of the minute is still there");
+        assert_eq!(refused(&state, &rules, at(1)), None, "the third of the minute is still there");
         for _ in 0..10 {
-            assert_eq!(refused(&state, &rules, 2 * S), Some((Kind::RateDay, 86_398)));
+            assert_eq!(refused(&state, &rules, at(2)), Some((Kind::RateDay, 86_398)));
         }
         assert_eq!(state.in_flight(), 3);
     }
 
     #[test]
     fn a_clock_set_by_an_hour_moves_windows_and_nothing_else() {
-        const HOUR: u64 = 3600 * S;
         let quota = Quota { per_minute: 1, per_day: 0 };
         let rules = KeyRules { quota, pace: pace(10, 2), ..KeyRules::default() };
-        let noon = 1_700_000_040 * S;
-        for wall_ns in [noon + HOUR, noon - HOUR] {
+        let noon = at(1_700_000_040);
+        for seconds in [1_700_000_040 + 3600, 1_700_000_040 - 3600] {
             let state = KeyState::default();
             state.admit(&rules, noon).unwrap();
             assert!(state.admit(&rules, noon).is_err());
             // Another minute by the wall; by the rate no time has passed.
-            let set = Moment { wall_ns, steady_ns: noon };
+            let set = Timestamp { wall: WallTime::from_secs(seconds), ..noon };
             assert!(state.admit(&rules, set).is_ok());
             assert_eq!(state.admit(&rules, set).unwrap_err().kind, Kind::RateMinute);
-            assert_eq!(state.enter(&rules, noon).unwrap_err().kind, Kind::RateSecond);
-            assert!(state.enter(&rules, noon + S / 10).is_ok());
+            assert_eq!(state.enter(&rules, noon.steady).unwrap_err().kind, Kind::RateSecond);
+            assert!(state.enter(&rules, noon.steady + Duration::from_millis(100)).is_ok());
         }
     }
 
@@ -230,9 +230,9 @@ mod tests {
     fn a_place_in_flight_comes_back_when_the_exchange_ends() {
         let (state, rules) =
             (KeyState::default(), KeyRules { concurrency: 1, ..KeyRules::default() });
-        assert!(state.admit(&rules, 0u64).is_ok() && state.admit(&rules, 0u64).is_err());
+        assert!(state.admit(&rules, at(0)).is_ok() && state.admit(&rules, at(0)).is_err());
         state.leave(&rules);
-        assert!(state.admit(&rules, 0u64).is_ok());
+        assert!(state.admit(&rules, at(0)).is_ok());
     }
 
     #[test]
@@ -243,7 +243,7 @@ mod tests {
         for _ in 0..20 {
             let state = KeyState::default();
             let admitted: usize = std::thread::scope(|scope| {
-                let tries = || (0..250).filter(|_| state.admit(&rules, 0u64).is_ok()).count();
+                let tries = || (0..250).filter(|_| state.admit(&rules, at(0)).is_ok()).count();
                 let threads: Vec<_> = (0..4).map(|_| scope.spawn(tries)).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });

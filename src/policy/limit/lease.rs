@@ -10,12 +10,14 @@
 //! stock. Small budgets are drawn call by call (`batch` is 0), larger ones a little ahead of
 //! need, and less the nearer the end of the budget is.
 //!
-//! Windows are numbered by the store's clock; `now_ns` is this node's clock brought to it.
+//! Windows are numbered by the store's clock: `now` is this node's clock brought to it.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use super::standing::{Share, Standing};
 use super::window::{Full, Quota, counts, numbers};
+use crate::base::clock::WallTime;
 
 /// A sixty-fourth of a budget is drawn at once ...
 const BATCHES: u32 = 64;
@@ -23,7 +25,7 @@ const BATCHES: u32 = 64;
 const BATCH_MAX: u32 = 1024;
 /// After so long the store is asked again, even if nothing is needed: what other nodes have
 /// used is not known otherwise.
-const REFRESH_NS: u64 = 1_000_000_000;
+const REFRESH: Duration = Duration::from_secs(1);
 
 /// Calls of one window that may be spent here.
 #[derive(Debug, Default)]
@@ -103,7 +105,8 @@ pub struct QuotaLease {
     left_day: AtomicU64,
     /// Tokens that the store has not been told of.
     tokens: AtomicU64,
-    drawn_ns: AtomicU64,
+    /// When the last draw was; a `WallTime` in nanoseconds.
+    drawn: AtomicU64,
     nudged: AtomicBool,
 }
 
@@ -154,9 +157,9 @@ pub struct Dealt {
 
 impl QuotaLease {
     /// Takes one call of each limited window from stock, or of none.
-    pub fn take(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
-        let (minute, day) = numbers(now_ns);
-        self.short(quota, now_ns)?;
+    pub fn take(&self, quota: Quota, now: WallTime) -> Result<(), Short> {
+        let (minute, day) = numbers(now);
+        self.short(quota, now)?;
         if quota.per_minute > 0 && !self.minute.take(minute) {
             return Err(Short::Empty);
         }
@@ -169,8 +172,8 @@ impl QuotaLease {
         Ok(())
     }
 
-    fn short(&self, quota: Quota, now_ns: u64) -> Result<(), Short> {
-        let (minute, day) = numbers(now_ns);
+    fn short(&self, quota: Quota, now: WallTime) -> Result<(), Short> {
+        let (minute, day) = numbers(now);
         let (day, minute) = (self.day.at(day), self.minute.at(minute));
         let (by_day, by_minute) = (quota.per_day > 0, quota.per_minute > 0);
         if by_day && day.count == 0 && day.spent {
@@ -187,8 +190,8 @@ impl QuotaLease {
 
     /// What is left, as far as this node knows.
     #[must_use]
-    pub fn standing(&self, quota: Quota, now_ns: u64) -> Standing {
-        let (minute, day) = numbers(now_ns);
+    pub fn standing(&self, quota: Quota, now: WallTime) -> Standing {
+        let (minute, day) = numbers(now);
         let share = |limit: u32, number: u32, stock: &Stock, known: &AtomicU64| {
             let known = known.load(Relaxed);
             let known_of = (known >> 32) as u32;
@@ -204,13 +207,13 @@ impl QuotaLease {
 
     /// Whether the store should be asked in passing; `true` once until the next draw.
     #[must_use]
-    pub fn nudge(&self, quota: Quota, now_ns: u64) -> bool {
-        let (minute, day) = numbers(now_ns);
+    pub fn nudge(&self, quota: Quota, now: WallTime) -> bool {
+        let (minute, day) = numbers(now);
         let low = |limit: u32, held: Held| {
             let batch = batch(limit);
             batch > 0 && !held.spent && held.count <= batch / 2
         };
-        let stale = now_ns.abs_diff(self.drawn_ns.load(Relaxed)) >= REFRESH_NS;
+        let stale = now.abs_diff(WallTime::from_nanos(self.drawn.load(Relaxed))) >= REFRESH;
         let wanted = stale
             || low(quota.per_minute, self.minute.at(minute))
             || low(quota.per_day, self.day.at(day));
@@ -233,11 +236,11 @@ impl QuotaLease {
     ///
     /// Shape: one of `deal` and `undo` must follow. `ahead` tells whether calls are drawn before
     /// they are needed.
-    pub fn draw(&self, quota: Quota, waiting: u32, ahead: bool, now_ns: u64) -> Draw {
+    pub fn draw(&self, quota: Quota, waiting: u32, ahead: bool, now: WallTime) -> Draw {
         self.nudged.store(false, Relaxed);
-        self.drawn_ns.store(now_ns, Relaxed);
+        self.drawn.store(now.as_nanos(), Relaxed);
         let (minute, day) = (self.minute.take_all(), self.day.take_all());
-        let (minute_now, day_now) = numbers(now_ns);
+        let (minute_now, day_now) = numbers(now);
         let missing = |limit: u32, held: Held| match ahead {
             true => batch(limit).saturating_sub(held.count),
             false => 0,
@@ -300,7 +303,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const S: u64 = 1_000_000_000;
+    fn at(seconds: u64) -> WallTime {
+        WallTime::from_secs(seconds)
+    }
 
     /// The store, as its script does it, in the plainest way.
     #[derive(Default)]
@@ -310,8 +315,8 @@ mod tests {
     }
 
     impl Store {
-        fn answer(&mut self, quota: Quota, draw: &Draw, nodes: u32, now_ns: u64) -> Dealt {
-            let (minute, day) = numbers(now_ns);
+        fn answer(&mut self, quota: Quota, draw: &Draw, nodes: u32, now: WallTime) -> Dealt {
+            let (minute, day) = numbers(now);
             if self.minute.0 != minute {
                 self.minute = (minute, 0);
             }
@@ -353,13 +358,19 @@ mod tests {
     }
 
     /// One call at one node, as an exchange makes it.
-    fn call(lease: &QuotaLease, store: &mut Store, quota: Quota, nodes: u32, now_ns: u64) -> bool {
-        match lease.take(quota, now_ns) {
+    fn call(
+        lease: &QuotaLease,
+        store: &mut Store,
+        quota: Quota,
+        nodes: u32,
+        now: WallTime,
+    ) -> bool {
+        match lease.take(quota, now) {
             Ok(()) => true,
             Err(Short::Full(_)) => false,
             Err(Short::Empty) => {
-                let draw = lease.draw(quota, 1, true, now_ns);
-                let dealt = store.answer(quota, &draw, nodes, now_ns);
+                let draw = lease.draw(quota, 1, true, now);
+                let dealt = store.answer(quota, &draw, nodes, now);
                 lease.deal(quota, &draw, &dealt);
                 dealt.passed == 1
             }
@@ -370,12 +381,12 @@ mod tests {
     fn two_nodes_spend_a_small_budget_to_the_last_call() {
         let (nodes, mut store) = ([QuotaLease::default(), QuotaLease::default()], Store::default());
         let quota = Quota { per_minute: 5, per_day: 0 };
-        let passed = (0..40).filter(|n| call(&nodes[n % 2], &mut store, quota, 2, 7)).count();
+        let passed = (0..40).filter(|n| call(&nodes[n % 2], &mut store, quota, 2, at(7))).count();
         assert_eq!(passed, 5);
         // A node that comes late finds nothing.
-        assert!(!call(&QuotaLease::default(), &mut store, quota, 2, 7));
+        assert!(!call(&QuotaLease::default(), &mut store, quota, 2, at(7)));
         // In the next minute one node alone gets all.
-        assert_eq!((0..9).filter(|_| call(&nodes[0], &mut store, quota, 2, 60 * S)).count(), 5);
+        assert_eq!((0..9).filter(|_| call(&nodes[0], &mut store, quota, 2, at(60))).count(), 5);
     }
 
     #[test]
@@ -384,36 +395,36 @@ mod tests {
         let quota = Quota { per_minute: 6400, per_day: 0 };
         let mut draws = 0;
         for _ in 0..6400 {
-            if lease.take(quota, 0).is_err() {
+            if lease.take(quota, at(0)).is_err() {
                 draws += 1;
-                let draw = lease.draw(quota, 1, true, 0);
-                let dealt = store.answer(quota, &draw, 1, 0);
+                let draw = lease.draw(quota, 1, true, at(0));
+                let dealt = store.answer(quota, &draw, 1, at(0));
                 assert_eq!(dealt.passed, 1);
                 lease.deal(quota, &draw, &dealt);
             }
         }
         assert!(draws < 200, "{draws}");
-        assert_eq!(lease.take(quota, 0), Err(Short::Full(Full::Minute)));
+        assert_eq!(lease.take(quota, at(0)), Err(Short::Full(Full::Minute)));
     }
 
     #[test]
     fn a_full_budget_is_known_until_its_window_ends() {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 1, per_day: 0 };
-        assert_eq!(lease.take(quota, 0), Err(Short::Empty));
-        assert!(call(&lease, &mut store, quota, 1, 0));
-        assert_eq!(lease.take(quota, 59 * S), Err(Short::Full(Full::Minute)));
-        assert_eq!(lease.take(quota, 60 * S), Err(Short::Empty));
+        assert_eq!(lease.take(quota, at(0)), Err(Short::Empty));
+        assert!(call(&lease, &mut store, quota, 1, at(0)));
+        assert_eq!(lease.take(quota, at(59)), Err(Short::Full(Full::Minute)));
+        assert_eq!(lease.take(quota, at(60)), Err(Short::Empty));
     }
 
     #[test]
     fn a_store_whose_clock_was_set_back_is_believed() {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 1, per_day: 0 };
-        let noon = 1_700_000_040 * S;
+        let noon = at(1_700_000_040);
         assert!(call(&lease, &mut store, quota, 1, noon));
         assert_eq!(lease.take(quota, noon), Err(Short::Full(Full::Minute)));
-        let back = noon - 3600 * S;
+        let back = at(1_700_000_040 - 3600);
         assert_eq!(lease.take(quota, back), Err(Short::Empty), "it may have more");
         assert_eq!(lease.standing(quota, back).minute, Some(Share { limit: 1, left: 1 }));
         assert!(lease.nudge(quota, back));
@@ -425,43 +436,43 @@ mod tests {
     fn what_is_left_of_a_minute_is_void_in_the_next() {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 0 };
-        assert!(call(&lease, &mut store, quota, 1, 0));
-        assert_eq!(lease.take(quota, 0), Ok(()));
-        assert_eq!(lease.take(quota, 60 * S), Err(Short::Empty));
+        assert!(call(&lease, &mut store, quota, 1, at(0)));
+        assert_eq!(lease.take(quota, at(0)), Ok(()));
+        assert_eq!(lease.take(quota, at(60)), Err(Short::Empty));
     }
 
     #[test]
     fn a_draw_without_an_answer_loses_nothing() {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 64_000 };
-        assert!(call(&lease, &mut store, quota, 1, 0));
+        assert!(call(&lease, &mut store, quota, 1, at(0)));
         assert!(lease.spend(70));
-        let (before, standing) = (store.minute.1, lease.standing(quota, 0));
-        let draw = lease.draw(quota, 3, true, 0);
-        assert_eq!(lease.take(quota, 0), Err(Short::Empty), "all of it is in hand");
+        let (before, standing) = (store.minute.1, lease.standing(quota, at(0)));
+        let draw = lease.draw(quota, 3, true, at(0));
+        assert_eq!(lease.take(quota, at(0)), Err(Short::Empty), "all of it is in hand");
         assert_eq!(draw.tokens, 70);
         lease.undo(&draw);
-        assert_eq!((store.minute.1, lease.standing(quota, 0)), (before, standing));
-        assert_eq!(lease.draw(quota, 0, false, 0).tokens, 70);
+        assert_eq!((store.minute.1, lease.standing(quota, at(0))), (before, standing));
+        assert_eq!(lease.draw(quota, 0, false, at(0)).tokens, 70);
     }
 
     #[test]
     fn is_nudged_when_low_or_old_and_only_once() {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 0 };
-        assert!(call(&lease, &mut store, quota, 1, S));
-        assert!(!lease.nudge(quota, S), "a full batch");
+        assert!(call(&lease, &mut store, quota, 1, at(1)));
+        assert!(!lease.nudge(quota, at(1)), "a full batch");
         for _ in 0..50 {
-            lease.take(quota, S).unwrap();
+            lease.take(quota, at(1)).unwrap();
         }
-        assert!(lease.nudge(quota, S) && !lease.nudge(quota, S));
+        assert!(lease.nudge(quota, at(1)) && !lease.nudge(quota, at(1)));
         lease.nudge_failed();
-        assert!(lease.nudge(quota, S));
-        let draw = lease.draw(quota, 0, true, S);
-        let dealt = store.answer(quota, &draw, 1, S);
+        assert!(lease.nudge(quota, at(1)));
+        let draw = lease.draw(quota, 0, true, at(1));
+        let dealt = store.answer(quota, &draw, 1, at(1));
         lease.deal(quota, &draw, &dealt);
-        assert!(!lease.nudge(quota, S));
-        assert!(lease.nudge(quota, 2 * S), "others may have used some");
+        assert!(!lease.nudge(quota, at(1)));
+        assert!(lease.nudge(quota, at(2)), "others may have used some");
     }
 
     #[test]
@@ -469,20 +480,20 @@ mod tests {
         let (lease, mut store) = (QuotaLease::default(), Store::default());
         let quota = Quota { per_minute: 6400, per_day: 3 };
         for left in [2, 1, 0] {
-            assert!(call(&lease, &mut store, quota, 1, 0));
-            let told = lease.standing(quota, 0);
+            assert!(call(&lease, &mut store, quota, 1, at(0)));
+            let told = lease.standing(quota, at(0));
             assert_eq!(told.minute, Some(Share { limit: 6400, left: 6397 + left }));
             assert_eq!(told.day, Some(Share { limit: 3, left }));
         }
-        assert!(!call(&lease, &mut store, quota, 1, 0));
-        assert_eq!(lease.standing(quota, 60 * S).minute, Some(Share { limit: 6400, left: 6400 }));
+        assert!(!call(&lease, &mut store, quota, 1, at(0)));
+        assert_eq!(lease.standing(quota, at(60)).minute, Some(Share { limit: 6400, left: 6400 }));
     }
 
     #[test]
     fn four_threads_never_spend_more_than_was_dealt() {
         let lease = QuotaLease::default();
         let quota = Quota { per_minute: 6400, per_day: 9000 };
-        let draw = lease.draw(quota, 0, true, 0);
+        let draw = lease.draw(quota, 0, true, at(0));
         let dealt = Dealt {
             given_minute: 500,
             given_day: 400,
@@ -492,7 +503,7 @@ mod tests {
         };
         lease.deal(quota, &draw, &dealt);
         let taken: usize = std::thread::scope(|scope| {
-            let tries = || (0..300).filter(|_| lease.take(quota, 0).is_ok()).count();
+            let tries = || (0..300).filter(|_| lease.take(quota, at(0)).is_ok()).count();
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(tries)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
@@ -512,10 +523,10 @@ mod tests {
             let quota = Quota { per_minute, per_day };
             let nodes: [QuotaLease; 3] = Default::default();
             let mut store = Store::default();
-            let mut now = 0;
+            let mut now = at(0);
             let (mut used_minute, mut used_day) = ((0, 0u32), (0, 0u32));
             for (node, gap_s, tries) in calls {
-                now += gap_s * S;
+                now = now + Duration::from_secs(gap_s);
                 let (minute, day) = numbers(now);
                 if used_minute.0 != minute {
                     used_minute = (minute, 0);

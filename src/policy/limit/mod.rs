@@ -8,8 +8,7 @@
 //! rate), `tally` (what each of many holds of something common). All state is atomics that every core shares,
 //! so a limit holds for the process and not for a core.
 //!
-//! Time is `now_ns`: nanoseconds since 1970, of windows by the wall's clock, of all else by the steady
-//! one (`moment`).
+//! Windows go by the wall's clock, all else by steady time (`base::clock`).
 
 pub mod client_ip;
 pub mod gate;
@@ -17,7 +16,6 @@ pub mod gcra;
 pub mod ip;
 pub mod key;
 pub mod lease;
-pub mod moment;
 pub mod passed;
 pub mod shared;
 pub mod standing;

@@ -7,10 +7,12 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::time::Duration;
 
 use super::key::{KeyRules, KeyState};
 use super::window::{Full, Quota};
+use crate::base::clock::{ClockOffset, Moment, WallTime};
 
 /// When the store is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,8 +126,8 @@ pub struct Budget {
     pub on_loss: OnLoss,
     up: AtomicBool,
     nodes: AtomicU32,
-    /// The store's clock less ours.
-    ahead_ns: AtomicI64,
+    /// By how much the store's clock is ahead of ours.
+    clock: ClockOffset,
     send: Box<HandOver>,
 }
 
@@ -147,7 +149,7 @@ impl Budget {
             on_loss,
             up: AtomicBool::new(false),
             nodes: AtomicU32::new(1),
-            ahead_ns: AtomicI64::new(0),
+            clock: ClockOffset::default(),
             send: Box::new(send),
         }
     }
@@ -181,21 +183,21 @@ impl Budget {
         self.nodes.store(nodes, Ordering::Relaxed);
     }
 
-    /// A moment of our clock by the store's.
+    /// What the store's clock shows at a moment of ours.
     #[must_use]
-    pub fn store_ns(&self, now_ns: u64) -> u64 {
-        now_ns.saturating_add_signed(self.ahead_ns.load(Ordering::Relaxed))
+    pub fn store_time(&self, now: Moment) -> WallTime {
+        self.clock.shown_at(now)
     }
 
-    /// A moment of the store's clock by ours.
+    /// The moment of ours at which the store's clock shows that.
     #[must_use]
-    pub fn local_ns(&self, store_ns: u64) -> u64 {
-        store_ns.saturating_add_signed(self.ahead_ns.load(Ordering::Relaxed).saturating_neg())
+    pub fn moment_of(&self, store: WallTime) -> Moment {
+        self.clock.moment_of(store)
     }
 
     /// Says what the store's clock shows at a moment of ours.
-    pub fn set_clock(&self, store_ns: u64, now_ns: u64) {
-        self.ahead_ns.store(store_ns.wrapping_sub(now_ns) as i64, Ordering::Relaxed);
+    pub fn set_clock(&self, store: WallTime, now: Moment) {
+        self.clock.set(store, now, Duration::ZERO);
     }
 
     /// This node's share of a quota: what it keeps to when it must count alone.
@@ -276,8 +278,9 @@ mod tests {
     fn clocks_are_brought_together_both_ways() {
         let budget = Budget::new(Mode::Lease, OnLoss::Local, Err);
         for (store, ours) in [(700, 500), (500, 700)] {
+            let (store, ours) = (WallTime::from_nanos(store), Moment::from_nanos(ours));
             budget.set_clock(store, ours);
-            assert_eq!((budget.store_ns(ours), budget.local_ns(store)), (store, ours));
+            assert_eq!((budget.store_time(ours), budget.moment_of(store)), (store, ours));
         }
     }
 }

@@ -12,8 +12,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::gcra::NS_PER_SECOND;
 use super::standing::{Share, Standing};
+use crate::base::clock::{WallTime, seconds_up};
 
 /// Seconds of a minute.
 pub const MINUTE_S: u64 = 60;
@@ -92,9 +92,9 @@ impl Windows {
     /// Charges one call to both windows, or to none.
     ///
     /// Errors: which one is full; the day, if both are, since it is the longer to wait for.
-    pub fn take(&self, quota: Quota, now_ns: u64) -> Result<Standing, Full> {
-        let (minute, day) = numbers(now_ns);
-        self.check(quota, now_ns)?;
+    pub fn take(&self, quota: Quota, now: WallTime) -> Result<Standing, Full> {
+        let (minute, day) = numbers(now);
+        self.check(quota, now)?;
         let mut standing = Standing::default();
         if quota.per_minute > 0 {
             let left = self.minute.take(minute, quota.per_minute).ok_or(Full::Minute)?;
@@ -115,8 +115,8 @@ impl Windows {
     }
 
     /// Looks whether one more call would pass; charges nothing.
-    pub fn check(&self, quota: Quota, now_ns: u64) -> Result<(), Full> {
-        let (minute, day) = numbers(now_ns);
+    pub fn check(&self, quota: Quota, now: WallTime) -> Result<(), Full> {
+        let (minute, day) = numbers(now);
         if quota.per_day > 0 && self.day.count(day) >= quota.per_day {
             return Err(Full::Day);
         }
@@ -127,15 +127,15 @@ impl Windows {
     }
 
     /// Counts a call that somebody else has let in, whatever the limits say.
-    pub fn note(&self, now_ns: u64) {
-        let (minute, day) = numbers(now_ns);
+    pub fn note(&self, now: WallTime) {
+        let (minute, day) = numbers(now);
         let _ = self.minute.take(minute, u32::MAX);
         let _ = self.day.take(day, u32::MAX);
     }
 
     /// Gives a call back that was charged to both.
-    pub fn undo(&self, quota: Quota, now_ns: u64) {
-        let (minute, day) = numbers(now_ns);
+    pub fn undo(&self, quota: Quota, now: WallTime) {
+        let (minute, day) = numbers(now);
         if quota.per_minute > 0 {
             self.minute.undo(minute);
         }
@@ -145,8 +145,8 @@ impl Windows {
     }
 
     /// What is left, for a call that was refused.
-    pub fn standing(&self, quota: Quota, now_ns: u64) -> Standing {
-        let (minute, day) = numbers(now_ns);
+    pub fn standing(&self, quota: Quota, now: WallTime) -> Standing {
+        let (minute, day) = numbers(now);
         let share = |limit: u32, count: u32| {
             (limit > 0).then(|| Share { limit, left: limit.saturating_sub(count) })
         };
@@ -157,19 +157,19 @@ impl Windows {
     }
 
     /// Seconds until a full window ends, at least 1.
-    pub fn retry_after_s(&self, full: Full, now_ns: u64) -> u32 {
-        let (minute, day) = numbers(now_ns);
+    pub fn retry_after_s(&self, full: Full, now: WallTime) -> u32 {
+        let (minute, day) = numbers(now);
         match full {
-            Full::Minute => seconds_until_end(self.minute.number(minute), MINUTE_S, now_ns),
-            Full::Day => seconds_until_end(self.day.number(day), DAY_S, now_ns),
+            Full::Minute => seconds_until_end(self.minute.number(minute), MINUTE_S, now),
+            Full::Day => seconds_until_end(self.day.number(day), DAY_S, now),
         }
     }
 }
 
 /// The numbers of the minute and of the day of now, counted from 1970.
 #[must_use]
-pub fn numbers(now_ns: u64) -> (u32, u32) {
-    let seconds = now_ns / NS_PER_SECOND;
+pub fn numbers(now: WallTime) -> (u32, u32) {
+    let seconds = now.as_secs();
     // 2^32 minutes end in the year 10136.
     let number = |seconds: u64| u32::try_from(seconds).unwrap_or(u32::MAX);
     (number(seconds / MINUTE_S), number(seconds / DAY_S))
@@ -177,10 +177,9 @@ pub fn numbers(now_ns: u64) -> (u32, u32) {
 
 /// Seconds until the window of that number ends, rounded up, at least 1.
 #[must_use]
-pub fn seconds_until_end(number: u32, window_s: u64, now_ns: u64) -> u32 {
-    let end_ns = (u64::from(number) + 1).saturating_mul(window_s).saturating_mul(NS_PER_SECOND);
-    let left = end_ns.saturating_sub(now_ns).div_ceil(NS_PER_SECOND);
-    u32::try_from(left).unwrap_or(u32::MAX).max(1)
+pub fn seconds_until_end(number: u32, window_s: u64, now: WallTime) -> u32 {
+    let end = WallTime::from_secs((u64::from(number) + 1).saturating_mul(window_s));
+    u32::try_from(seconds_up(end.since(now))).unwrap_or(u32::MAX).max(1)
 }
 
 /// Whether what was counted in the window of that number counts now: in the same window, or in the
@@ -211,28 +210,33 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::HashMap;
+    use std::time::Duration;
 
-    const S: u64 = NS_PER_SECOND;
+    fn at(seconds: u64) -> WallTime {
+        WallTime::from_secs(seconds)
+    }
+
     const RPM_5: Quota = Quota { per_minute: 5, per_day: 0 };
 
-    fn passed(windows: &Windows, quota: Quota, now_ns: u64, tries: u32) -> u32 {
-        (0..tries).map(|_| u32::from(windows.take(quota, now_ns).is_ok())).sum()
+    fn passed(windows: &Windows, quota: Quota, now: WallTime, tries: u32) -> u32 {
+        (0..tries).map(|_| u32::from(windows.take(quota, now).is_ok())).sum()
     }
 
     #[test]
     fn admits_exactly_the_limit_in_a_minute_and_again_in_the_next() {
         let windows = Windows::default();
-        let noon = 1_700_000_040 * S;
+        let noon = at(1_700_000_040);
         assert_eq!(passed(&windows, RPM_5, noon, 9), 5);
-        assert_eq!(windows.take(RPM_5, noon + 59 * S + 999_999_999), Err(Full::Minute));
-        assert_eq!(passed(&windows, RPM_5, noon + 60 * S, 9), 5);
+        let last = noon + Duration::new(59, 999_999_999);
+        assert_eq!(windows.take(RPM_5, last), Err(Full::Minute));
+        assert_eq!(passed(&windows, RPM_5, noon + Duration::from_secs(60), 9), 5);
     }
 
     #[test]
     fn tells_what_is_left_and_when_it_comes_back() {
         let windows = Windows::default();
         let quota = Quota { per_minute: 2, per_day: 3 };
-        let now = (10 * DAY_S + 61) * S + 1;
+        let now = at(10 * DAY_S + 61) + Duration::from_nanos(1);
         let share = |limit, left| Some(Share { limit, left });
         let taken = windows.take(quota, now).unwrap();
         assert_eq!(taken, Standing { minute: share(2, 1), day: share(3, 2) });
@@ -249,17 +253,17 @@ mod tests {
     fn the_day_is_named_when_both_are_full() {
         let windows = Windows::default();
         let quota = Quota { per_minute: 1, per_day: 1 };
-        windows.take(quota, 0).unwrap();
-        assert_eq!(windows.take(quota, 0), Err(Full::Day));
+        windows.take(quota, at(0)).unwrap();
+        assert_eq!(windows.take(quota, at(0)), Err(Full::Day));
     }
 
     #[test]
     fn a_rejected_call_consumes_nothing() {
         let windows = Windows::default();
         let quota = Quota { per_minute: 2, per_day: 3 };
-        assert_eq!(passed(&windows, quota, 0, 100), 2);
+        assert_eq!(passed(&windows, quota, at(0), 100), 2);
         // The 98 refused ones took nothing of the day.
-        assert_eq!(passed(&windows, quota, 60 * S, 100), 1);
+        assert_eq!(passed(&windows, quota, at(60), 100), 1);
         // Nor did those that the day refused take anything of the minute.
         assert_eq!(windows.minute.count(1), 1);
     }
@@ -267,29 +271,30 @@ mod tests {
     #[test]
     fn a_clock_that_is_behind_is_counted_in_the_later_window() {
         let windows = Windows::default();
-        assert_eq!(passed(&windows, RPM_5, 60 * S, 3), 3);
-        assert_eq!(passed(&windows, RPM_5, 60 * S - 1, 9), 2);
-        assert_eq!(windows.retry_after_s(Full::Minute, 60 * S - 1), 61);
+        let before = at(59) + Duration::from_nanos(999_999_999);
+        assert_eq!(passed(&windows, RPM_5, at(60), 3), 3);
+        assert_eq!(passed(&windows, RPM_5, before, 9), 2);
+        assert_eq!(windows.retry_after_s(Full::Minute, before), 61);
     }
 
     #[test]
     fn a_clock_that_was_set_back_does_not_leave_a_key_locked_out() {
         let quota = Quota { per_minute: 5, per_day: 9 };
-        let noon = 1_700_000_040 * S;
+        let noon = at(1_700_000_040);
         let windows = Windows::default();
         assert_eq!(passed(&windows, quota, noon, 9), 5);
         // By an hour: the minute is another one, the day is the same.
-        let back = noon - 3600 * S;
+        let back = at(1_700_000_040 - 3600);
         assert_eq!(windows.standing(quota, back).minute, Some(Share { limit: 5, left: 5 }));
         assert_eq!(passed(&windows, quota, back, 9), 4);
         assert_eq!(windows.take(quota, back), Err(Full::Day));
         // Over midnight it is counted in the later day, until that begins.
-        let midnight = noon / (DAY_S * S) * DAY_S * S;
-        assert_eq!(windows.take(quota, midnight - 1), Err(Full::Day));
-        assert!(windows.retry_after_s(Full::Day, midnight - 1) as u64 <= DAY_S + 1);
+        let before = at(noon.as_secs() / DAY_S * DAY_S - 1) + Duration::from_nanos(999_999_999);
+        assert_eq!(windows.take(quota, before), Err(Full::Day));
+        assert!(windows.retry_after_s(Full::Day, before) as u64 <= DAY_S + 1);
         // A clock that showed another year: nothing of that counts.
         let windows = Windows::default();
-        assert_eq!(passed(&windows, quota, 60 * 365 * DAY_S * S, 9), 5);
+        assert_eq!(passed(&windows, quota, at(60 * 365 * DAY_S), 9), 5);
         assert_eq!(passed(&windows, quota, noon, 9), 5);
     }
 
@@ -308,8 +313,8 @@ mod tests {
     #[test]
     fn no_limit_is_no_limit() {
         let windows = Windows::default();
-        assert_eq!(passed(&windows, Quota::default(), 0, 1000), 1000);
-        assert_eq!(windows.take(Quota::default(), 0), Ok(Standing::default()));
+        assert_eq!(passed(&windows, Quota::default(), at(0), 1000), 1000);
+        assert_eq!(windows.take(Quota::default(), at(0)), Ok(Standing::default()));
     }
 
     #[test]
@@ -319,7 +324,7 @@ mod tests {
             let quota = Quota { per_minute: 5, per_day: day };
             let count: u32 = std::thread::scope(|scope| {
                 let threads: Vec<_> =
-                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, 42 * S, 250))).collect();
+                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, at(42), 250))).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });
             assert_eq!(count, 5, "rpd {day}");
@@ -333,7 +338,7 @@ mod tests {
             let quota = Quota { per_minute: 1000, per_day: 7 };
             let count: u32 = std::thread::scope(|scope| {
                 let threads: Vec<_> =
-                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, 0, 25))).collect();
+                    (0..4).map(|_| scope.spawn(|| passed(&windows, quota, at(0), 25))).collect();
                 threads.into_iter().map(|thread| thread.join().unwrap()).sum()
             });
             assert_eq!((count, windows.minute.count(0), windows.day.count(0)), (7, 7, 7));
@@ -365,7 +370,7 @@ mod tests {
                         Ok(())
                     }
                 };
-                prop_assert_eq!(windows.take(quota, now_s * S).map(|_| ()), expected);
+                prop_assert_eq!(windows.take(quota, at(now_s)).map(|_| ()), expected);
             }
         }
     }

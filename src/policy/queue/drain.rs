@@ -7,6 +7,10 @@
 //! says nothing about the rate and is left out. Waiters that leave are not grants: the queue
 //! must not look fast because its clients lost patience.
 
+use std::time::Duration;
+
+use crate::base::clock::Moment;
+
 /// What stays of the past at each grant: 1/16 goes.
 const KEPT: f64 = 15.0 / 16.0;
 
@@ -14,38 +18,43 @@ const KEPT: f64 = 15.0 / 16.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Drain {
     grants: f64,
-    waited_ms: f64,
+    /// Nanoseconds.
+    waited: f64,
     /// Since when somebody has waited without a grant; meaningless while nobody waits.
-    from_ms: u64,
+    from: Moment,
 }
 
 impl Drain {
     /// Somebody waits where nobody did.
-    pub(super) fn begin(&mut self, now_ms: u64) {
-        self.from_ms = now_ms;
+    pub(super) fn begin(&mut self, now: Moment) {
+        self.from = now;
     }
 
     /// A slot was granted.
-    pub(super) fn record(&mut self, now_ms: u64) {
+    pub(super) fn record(&mut self, now: Moment) {
         self.grants = self.grants * KEPT + 1.0;
-        self.waited_ms = self.waited_ms * KEPT + self.pending_ms(now_ms);
-        self.from_ms = now_ms;
+        self.waited = self.waited * KEPT + self.pending(now);
+        self.from = now;
     }
 
     /// The last waiter left without a slot.
-    pub(super) fn end(&mut self, now_ms: u64) {
-        self.waited_ms += self.pending_ms(now_ms);
-        self.from_ms = now_ms;
+    pub(super) fn end(&mut self, now: Moment) {
+        self.waited += self.pending(now);
+        self.from = now;
     }
 
     /// How long `grants` more will take; `None` before the first one was seen.
-    pub(super) fn forecast_ms(&self, grants: u32, waiting: bool, now_ms: u64) -> Option<f64> {
-        let pending = if waiting { self.pending_ms(now_ms) } else { 0.0 };
-        (self.grants > 0.0).then(|| f64::from(grants) * (self.waited_ms + pending) / self.grants)
+    pub(super) fn forecast(&self, grants: u32, waiting: bool, now: Moment) -> Option<Duration> {
+        let pending = if waiting { self.pending(now) } else { 0.0 };
+        (self.grants > 0.0).then(|| {
+            let nanos = f64::from(grants) * (self.waited + pending) / self.grants;
+            // The cast saturates.
+            Duration::from_nanos(nanos.round() as u64)
+        })
     }
 
-    fn pending_ms(&self, now_ms: u64) -> f64 {
-        now_ms.saturating_sub(self.from_ms) as f64
+    fn pending(&self, now: Moment) -> f64 {
+        now.since(self.from).as_nanos() as f64
     }
 }
 
@@ -53,13 +62,17 @@ impl Drain {
 mod tests {
     use super::*;
 
+    fn ms(millis: u64) -> Moment {
+        Moment::from_millis(millis)
+    }
+
     #[test]
     fn a_steady_rate_is_measured_on_any_scale() {
         for step in [1u64, 250, 90_000] {
             let mut drain = Drain::default();
-            drain.begin(5);
-            (1..=40).for_each(|i| drain.record(5 + i * step));
-            let forecast = drain.forecast_ms(10, true, 5 + 40 * step).unwrap();
+            drain.begin(ms(5));
+            (1..=40).for_each(|i| drain.record(ms(5 + i * step)));
+            let forecast = drain.forecast(10, true, ms(5 + 40 * step)).unwrap().as_secs_f64() * 1e3;
             assert!((forecast / (10 * step) as f64 - 1.0).abs() < 1e-9, "{step}: {forecast}");
         }
     }
@@ -67,22 +80,22 @@ mod tests {
     #[test]
     fn a_change_of_rate_shows_within_a_few_dozen_grants() {
         let mut drain = Drain::default();
-        drain.begin(0);
-        (1..=1000).for_each(|i| drain.record(i));
-        (1..=48).for_each(|i| drain.record(1000 + i * 100));
-        let each = drain.forecast_ms(1, true, 1000 + 4800).unwrap();
+        drain.begin(ms(0));
+        (1..=1000).for_each(|i| drain.record(ms(i)));
+        (1..=48).for_each(|i| drain.record(ms(1000 + i * 100)));
+        let each = drain.forecast(1, true, ms(1000 + 4800)).unwrap().as_secs_f64() * 1e3;
         assert!((90.0..=100.0).contains(&each), "{each}");
     }
 
     #[test]
     fn a_stall_shows_and_an_empty_room_does_not_age() {
         let mut drain = Drain::default();
-        assert_eq!(drain.forecast_ms(1, false, 9), None);
-        drain.begin(0);
-        (1..=16).for_each(|i| drain.record(i * 10));
-        let before = drain.forecast_ms(1, true, 160).unwrap();
-        assert!(drain.forecast_ms(1, true, 60_160).unwrap() > 100.0 * before);
-        drain.end(160);
-        assert_eq!(drain.forecast_ms(1, false, 9_000_000), Some(before));
+        assert_eq!(drain.forecast(1, false, ms(9)), None);
+        drain.begin(ms(0));
+        (1..=16).for_each(|i| drain.record(ms(i * 10)));
+        let before = drain.forecast(1, true, ms(160)).unwrap();
+        assert!(drain.forecast(1, true, ms(60_160)).unwrap() > 100 * before);
+        drain.end(ms(160));
+        assert_eq!(drain.forecast(1, false, ms(9_000_000)), Some(before));
     }
 }

@@ -25,9 +25,12 @@ mod list;
 mod tests;
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use drain::Drain;
 use list::{Linked, Links, List, NIL, Slab};
+
+use crate::base::clock::{Moment, seconds_up};
 
 /// Seconds that `retry_after_s` says at most.
 pub const RETRY_AFTER_S_MAX: u32 = 3600;
@@ -101,7 +104,7 @@ struct Waiter {
     /// Changes when the place is left; odd while it is taken.
     generation: u32,
     flow: u32,
-    deadline_ms: u64,
+    deadline: Moment,
 }
 
 /// Those of one key and priority, in order of arrival.
@@ -163,14 +166,14 @@ impl Queue {
 
     /// Takes a place behind those of the same key and priority.
     ///
-    /// Units: `deadline_ms` is exclusive: at that time the wait is over. A later `weight` of a
+    /// Units: `deadline` is exclusive: at that time the wait is over. A later `weight` of a
     /// key counts for all of its waiters.
-    pub fn enqueue(&mut self, share: Share, now_ms: u64, deadline_ms: u64) -> Result<WaitId, Full> {
+    pub fn enqueue(&mut self, share: Share, now: Moment, deadline: Moment) -> Result<WaitId, Full> {
         if self.len >= self.length {
             return Err(Full);
         }
         if self.len == 0 {
-            self.drain.begin(now_ms);
+            self.drain.begin(now);
         }
         self.len += 1;
         let flow = self.flow_of(share);
@@ -179,14 +182,14 @@ impl Queue {
             in_deadlines: Links::FREE,
             generation: freed.map_or(1, |old| old.generation.wrapping_add(1)),
             flow,
-            deadline_ms,
+            deadline,
         });
         let into = self.flows.at_mut(flow);
         into.len += 1;
         into.waiters.insert(&mut self.waiters, index, NIL);
         // From the end, since a queue's waits are nearly always equally long.
         let (mut behind, mut before) = (NIL, self.deadlines.tail());
-        while before != NIL && self.waiters.at(before).deadline_ms > deadline_ms {
+        while before != NIL && self.waiters.at(before).deadline > deadline {
             (behind, before) = (before, List::<1>::before(&self.waiters, before));
         }
         self.deadlines.insert(&mut self.waiters, index, behind);
@@ -221,12 +224,12 @@ impl Queue {
     ///
     /// Every waiter in front of the one found is asked once.
     #[must_use]
-    pub fn find(&self, now_ms: u64, mut accepts: impl FnMut(WaitId) -> bool) -> Option<WaitId> {
+    pub fn find(&self, now: Moment, mut accepts: impl FnMut(WaitId) -> bool) -> Option<WaitId> {
         for (_, level) in self.order.iter(&self.levels) {
             for (_, flow) in level.flows.iter(&self.flows) {
                 for (index, waiter) in flow.waiters.iter(&self.waiters) {
                     let id = WaitId { index, generation: waiter.generation };
-                    if waiter.deadline_ms > now_ms && accepts(id) {
+                    if waiter.deadline > now && accepts(id) {
                         return Some(id);
                     }
                 }
@@ -237,11 +240,11 @@ impl Queue {
 
     /// Lets a waiter go with a slot, and counts the turn against its key; `false` when it is not
     /// in the queue.
-    pub fn grant(&mut self, id: WaitId, now_ms: u64) -> bool {
+    pub fn grant(&mut self, id: WaitId, now: Moment) -> bool {
         if !self.is_waiting(id) {
             return false;
         }
-        self.drain.record(now_ms);
+        self.drain.record(now);
         let at = self.waiters.at(id.index).flow;
         let flow = self.flows.at_mut(at);
         if flow.turns == 0 {
@@ -258,40 +261,40 @@ impl Queue {
     }
 
     /// Lets the next one in time go with a slot.
-    pub fn next(&mut self, now_ms: u64) -> Option<WaitId> {
-        let id = self.find(now_ms, |_| true)?;
-        self.grant(id, now_ms);
+    pub fn next(&mut self, now: Moment) -> Option<WaitId> {
+        let id = self.find(now, |_| true)?;
+        self.grant(id, now);
         Some(id)
     }
 
     /// Takes a waiter out that has left; `false` when it is not in the queue.
-    pub fn cancel(&mut self, id: WaitId, now_ms: u64) -> bool {
+    pub fn cancel(&mut self, id: WaitId, now: Moment) -> bool {
         if !self.is_waiting(id) {
             return false;
         }
         self.remove(id.index);
         if self.len == 0 {
-            self.drain.end(now_ms);
+            self.drain.end(now);
         }
         true
     }
 
     /// Takes one waiter out whose time is over, the longest over first; call until `None`.
-    pub fn expire(&mut self, now_ms: u64) -> Option<WaitId> {
+    pub fn expire(&mut self, now: Moment) -> Option<WaitId> {
         let index = self.deadlines.head();
-        if index == NIL || self.waiters.at(index).deadline_ms > now_ms {
+        if index == NIL || self.waiters.at(index).deadline > now {
             return None;
         }
         let id = WaitId { index, generation: self.waiters.at(index).generation };
-        self.cancel(id, now_ms);
+        self.cancel(id, now);
         Some(id)
     }
 
     /// The earliest deadline of those waiting.
     #[must_use]
-    pub fn next_deadline(&self) -> Option<u64> {
+    pub fn next_deadline(&self) -> Option<Moment> {
         let index = self.deadlines.head();
-        (index != NIL).then(|| self.waiters.at(index).deadline_ms)
+        (index != NIL).then(|| self.waiters.at(index).deadline)
     }
 
     /// Tells whether this stay goes on.
@@ -306,13 +309,12 @@ impl Queue {
     /// Shape: from the measured rate and those waiting now. Before the first grant nothing is
     /// measured; then it is the time until the next one here gives up, since that makes place.
     #[must_use]
-    pub fn retry_after_s(&self, now_ms: u64) -> u32 {
+    pub fn retry_after_s(&self, now: Moment) -> u32 {
         let newcomer = self.len.saturating_add(1);
-        let ms = self.drain.forecast_ms(newcomer, self.len > 0, now_ms).unwrap_or_else(|| {
-            self.next_deadline().map_or(0.0, |deadline| deadline.saturating_sub(now_ms) as f64)
+        let wait = self.drain.forecast(newcomer, self.len > 0, now).unwrap_or_else(|| {
+            self.next_deadline().map_or(Duration::ZERO, |deadline| deadline.since(now))
         });
-        // The cast saturates.
-        ((ms / 1000.0).ceil() as u32).clamp(1, RETRY_AFTER_S_MAX)
+        seconds_up(wait).clamp(1, RETRY_AFTER_S_MAX.into()) as u32
     }
 
     fn flow_of(&mut self, share: Share) -> u32 {

@@ -62,7 +62,7 @@ impl Attempt<'_> {
             Ok(conn) => conn,
             Err(failed) => {
                 if let Attempted::Failed { kind, .. } = &failed {
-                    self.guard.ended(*kind, exchange.settle.now_us());
+                    self.guard.ended(*kind, exchange.settle.now());
                 }
                 return failed;
             }
@@ -110,7 +110,7 @@ impl Attempt<'_> {
                 if stale {
                     exchange.settle.passed.is_taken = was_taken;
                 } else {
-                    self.guard.ended(kind, exchange.settle.now_us());
+                    self.guard.ended(kind, exchange.settle.now());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(TunnelError::Refused(407));
@@ -125,7 +125,7 @@ impl Attempt<'_> {
                 message: None,
             },
             Downloaded::Truncated(kind) => {
-                self.guard.ended(kind, exchange.settle.now_us());
+                self.guard.ended(kind, exchange.settle.now());
                 Attempted::Over(kind)
             }
             Downloaded::Upgraded(bytes) => {
@@ -147,9 +147,8 @@ impl Attempt<'_> {
             return None;
         }
         let timer = self.core.ticker.timer();
-        let spent = Duration::from_micros(settle.elapsed_us());
         // Zero would mean no limit.
-        let left = self.timeouts.total.saturating_sub(spent).max(TICK);
+        let left = self.timeouts.total.saturating_sub(settle.elapsed()).max(TICK);
         timer.arm(conn.socket().handle(), Shut::Both, left);
         Some(timer)
     }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use state::blame;
 
 use crate::base::buf::SMALL_BYTES;
+use crate::base::clock::micros;
 use crate::error::Kind;
 use crate::http::fields::{keep_alive, retry_after};
 use crate::http::head::{ResponseHead, Version};
@@ -45,13 +46,13 @@ impl Download<'_> {
             // About our credentials, not the client's (RFC 9110 §15.5.8).
             return self.no_answer(Kind::OutboundRefused, true, buffer);
         }
-        let elapsed_us = settle.elapsed_us();
-        settle.outcome.first_byte_us = Some(elapsed_us);
+        let now = settle.now();
+        settle.outcome.first_byte_us = Some(micros(now.since(settle.begun())));
         settle.outcome.status = response.status;
         let back_off_s = response.value(Name::RetryAfter, &buffer);
         let back_off_s =
-            back_off_s.and_then(|value| retry_after(value, settle.begun_unix_ms() / 1000));
-        self.guard.answered(response.status, back_off_s, settle.begun_us() + elapsed_us);
+            back_off_s.and_then(|value| retry_after(value, settle.begun_at().wall.as_secs()));
+        self.guard.answered(response.status, back_off_s, now);
         if response.status == 101 {
             if !self.upgrade_asked {
                 // No upgrade was asked for: what follows a 101 is not HTTP and cannot be relayed.

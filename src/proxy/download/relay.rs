@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::state::{Download, Downloaded, blame};
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
+use crate::base::clock::micros;
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
@@ -381,6 +382,6 @@ impl Download<'_> {
 
 fn note_token(tap: &Tap, settle: &mut Settle) {
     if settle.outcome.first_token_us.is_none() && tap.first_token_seen() {
-        settle.outcome.first_token_us = Some(settle.elapsed_us());
+        settle.outcome.first_token_us = Some(micros(settle.elapsed()));
     }
 }

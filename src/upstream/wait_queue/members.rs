@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::base::clock::Moment;
 use crate::policy::balance::Tried;
 use crate::upstream::state::UpstreamState;
 
@@ -117,10 +118,9 @@ impl Members {
 
     /// Looks for each view whether one of its members admits calls, for `admits`.
     #[cold]
-    pub(super) fn note_admissions(&mut self, now_ms: u64) {
+    pub(super) fn note_admissions(&mut self, now: Moment) {
         let Self { members, views, .. } = self;
-        let is_open =
-            |number: &usize| members.get(number).is_some_and(|one| one.state.admits(now_ms));
+        let is_open = |number: &usize| members.get(number).is_some_and(|one| one.state.admits(now));
         for view in views.iter_mut().flatten() {
             view.admits = view.numbers.iter().any(is_open);
         }

@@ -1,31 +1,35 @@
 //! The breaker: every transition by hand, all of them against a slow oracle, and threads.
 
-use super::state::EPOCH_MAX;
+use super::state::{EPOCH_MAX, UNTIL_MAX};
 use super::*;
 use proptest::prelude::*;
 use std::sync::atomic::AtomicU32;
 
 const SECOND: u64 = 1000;
 
+fn ms(millis: u64) -> Moment {
+    Moment::from_millis(millis)
+}
+
 fn policy() -> BreakerPolicy {
     BreakerPolicy::default()
 }
 
 /// One call from beginning to end at one moment; `None` when it was refused.
-fn call(breaker: &Breaker, result: CallResult, now_ms: u64) -> Option<Option<Change>> {
-    let entry = breaker.enter(now_ms)?;
-    Some(breaker.record(entry, result, now_ms))
+fn call(breaker: &Breaker, result: CallResult, now: u64) -> Option<Option<Change>> {
+    let entry = breaker.enter(ms(now))?;
+    Some(breaker.record(entry, result, ms(now)))
 }
 
-fn fail(breaker: &Breaker, times: u32, now_ms: u64) {
+fn fail(breaker: &Breaker, times: u32, now: u64) {
     for _ in 0..times {
-        call(breaker, CallResult::Failure, now_ms);
+        call(breaker, CallResult::Failure, now);
     }
 }
 
-fn succeed(breaker: &Breaker, times: u32, now_ms: u64) {
+fn succeed(breaker: &Breaker, times: u32, now: u64) {
     for _ in 0..times {
-        call(breaker, CallResult::Success, now_ms);
+        call(breaker, CallResult::Success, now);
     }
 }
 
@@ -33,10 +37,10 @@ fn name(breaker: &Breaker) -> StateName {
     breaker.state().name()
 }
 
-/// Opens a fresh breaker at `now_ms`.
-fn open(policy: BreakerPolicy, now_ms: u64) -> Breaker {
+/// Opens a fresh breaker at `now`.
+fn open(policy: BreakerPolicy, now: u64) -> Breaker {
     let breaker = Breaker::new(policy);
-    fail(&breaker, policy.consecutive, now_ms);
+    fail(&breaker, policy.consecutive, now);
     assert_eq!(name(&breaker), StateName::Open);
     breaker
 }
@@ -45,11 +49,11 @@ fn open(policy: BreakerPolicy, now_ms: u64) -> Breaker {
 fn opens_after_consecutive_failures() {
     let breaker = Breaker::new(policy());
     fail(&breaker, 4, 0);
-    assert!(breaker.admits(0));
+    assert!(breaker.admits(ms(0)));
     let change = call(&breaker, CallResult::Failure, 0).unwrap();
     assert_eq!(change, Some(Change { from: StateName::Closed, to: StateName::Open }));
-    assert!(!breaker.admits(0));
-    assert_eq!(breaker.enter(0), None);
+    assert!(!breaker.admits(ms(0)));
+    assert_eq!(breaker.enter(ms(0)), None);
 }
 
 #[test]
@@ -98,15 +102,15 @@ fn failures_older_than_the_window_do_not_count() {
 #[test]
 fn a_breaker_recovers_by_itself() {
     let breaker = open(policy(), 0);
-    assert!(!breaker.admits(30 * SECOND - 1));
-    assert_eq!(breaker.next_admission_ms(5), Some(30 * SECOND));
-    assert!(breaker.admits(30 * SECOND));
+    assert!(!breaker.admits(ms(30 * SECOND - 1)));
+    assert_eq!(breaker.next_admission(ms(5)), Some(ms(30 * SECOND)));
+    assert!(breaker.admits(ms(30 * SECOND)));
     // Nothing but picking has happened in between: no timer, no call.
-    let entry = breaker.enter(30 * SECOND).unwrap();
+    let entry = breaker.enter(ms(30 * SECOND)).unwrap();
     assert_eq!(entry.change(), Some(Change { from: StateName::Open, to: StateName::HalfOpen }));
-    let change = breaker.record(entry, CallResult::Success, 30 * SECOND + 5);
+    let change = breaker.record(entry, CallResult::Success, ms(30 * SECOND + 5));
     assert_eq!(change, Some(Change { from: StateName::HalfOpen, to: StateName::Closed }));
-    assert!(breaker.admits(30 * SECOND + 5));
+    assert!(breaker.admits(ms(30 * SECOND + 5)));
 }
 
 // An older proxy let thirty answers of 500 pass without opening.
@@ -124,14 +128,14 @@ fn one_failure_does_not_underflow_anything() {
     let breaker = Breaker::new(policy());
     fail(&breaker, 1, 0);
     assert_eq!(breaker.state(), State::Closed { consecutive: 1 });
-    assert!(breaker.admits(0));
+    assert!(breaker.admits(ms(0)));
     succeed(&breaker, 1, 1);
     assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
     // A trial of an epoch that is over has nothing to give back.
     let breaker = open(policy(), 0);
-    let first = breaker.enter(30 * SECOND).unwrap();
-    breaker.record(first, CallResult::Failure, 30 * SECOND);
-    let second = breaker.enter(90 * SECOND).unwrap();
+    let first = breaker.enter(ms(30 * SECOND)).unwrap();
+    breaker.record(first, CallResult::Failure, ms(30 * SECOND));
+    let second = breaker.enter(ms(90 * SECOND)).unwrap();
     let Entry::Trial { epoch, .. } = second else { panic!("{second:?}") };
     breaker.cancel(Entry::Trial { epoch: epoch - 2, half_opened: false });
     breaker.cancel(Entry::Trial { epoch: epoch - 1, half_opened: false });
@@ -145,14 +149,14 @@ fn one_failure_does_not_underflow_anything() {
 fn half_open_lets_only_its_trials_through() {
     let breaker = open(BreakerPolicy { trials: 2, successes: 3, ..policy() }, 0);
     let now = 30 * SECOND;
-    let (one, two) = (breaker.enter(now).unwrap(), breaker.enter(now).unwrap());
-    assert!(!breaker.admits(now) && breaker.enter(now).is_none());
-    assert_eq!(breaker.next_admission_ms(now), None);
-    assert_eq!(breaker.record(one, CallResult::Success, now), None);
-    assert!(breaker.admits(now));
-    let three = breaker.enter(now).unwrap();
-    assert_eq!(breaker.record(two, CallResult::Success, now), None);
-    assert!(breaker.record(three, CallResult::Success, now).is_some());
+    let (one, two) = (breaker.enter(ms(now)).unwrap(), breaker.enter(ms(now)).unwrap());
+    assert!(!breaker.admits(ms(now)) && breaker.enter(ms(now)).is_none());
+    assert_eq!(breaker.next_admission(ms(now)), None);
+    assert_eq!(breaker.record(one, CallResult::Success, ms(now)), None);
+    assert!(breaker.admits(ms(now)));
+    let three = breaker.enter(ms(now)).unwrap();
+    assert_eq!(breaker.record(two, CallResult::Success, ms(now)), None);
+    assert!(breaker.record(three, CallResult::Success, ms(now)).is_some());
     assert_eq!(name(&breaker), StateName::Closed);
 }
 
@@ -161,7 +165,7 @@ fn a_failed_trial_doubles_the_cooldown_up_to_eight_times() {
     let breaker = open(policy(), 0);
     let mut now = 0;
     for cooldown_s in [30, 60, 120, 240, 240, 240] {
-        assert_eq!(breaker.state(), State::Open { until_ms: now + cooldown_s * SECOND });
+        assert_eq!(breaker.state(), State::Open { until: ms(now + cooldown_s * SECOND) });
         now += cooldown_s * SECOND;
         fail(&breaker, 1, now);
     }
@@ -169,7 +173,7 @@ fn a_failed_trial_doubles_the_cooldown_up_to_eight_times() {
     now += 240 * SECOND;
     succeed(&breaker, 1, now);
     fail(&breaker, 5, now);
-    assert_eq!(breaker.state(), State::Open { until_ms: now + 30 * SECOND });
+    assert_eq!(breaker.state(), State::Open { until: ms(now + 30 * SECOND) });
 }
 
 #[test]
@@ -190,8 +194,8 @@ fn a_cancelled_trial_is_free_again() {
     let breaker = open(policy(), 0);
     let now = 30 * SECOND;
     for _ in 0..100 {
-        let entry = breaker.enter(now).unwrap();
-        assert!(breaker.enter(now).is_none());
+        let entry = breaker.enter(ms(now)).unwrap();
+        assert!(breaker.enter(ms(now)).is_none());
         breaker.cancel(entry);
     }
     assert_eq!(breaker.state(), State::HalfOpen { trials_out: 0, successes: 0 });
@@ -201,36 +205,36 @@ fn a_cancelled_trial_is_free_again() {
 fn a_dropped_pass_is_a_cancelled_trial() {
     let breaker = open(policy(), 0);
     let now = 30 * SECOND;
-    let pass = breaker.pass(now).unwrap();
+    let pass = breaker.pass(ms(now)).unwrap();
     assert!(pass.is_trial() && pass.change().is_some());
-    assert!(breaker.pass(now).is_none());
+    assert!(breaker.pass(ms(now)).is_none());
     drop(pass);
-    let pass = breaker.pass(now).unwrap();
+    let pass = breaker.pass(ms(now)).unwrap();
     assert!(pass.is_trial() && pass.change().is_none());
-    pass.record(CallResult::Success, now);
+    pass.record(CallResult::Success, ms(now));
     assert_eq!(name(&breaker), StateName::Closed);
-    drop(breaker.pass(now));
+    drop(breaker.pass(ms(now)));
     assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
 }
 
 #[test]
 fn results_of_calls_begun_before_a_change_count_for_nothing() {
     let breaker = Breaker::new(policy());
-    let mut old: Vec<Entry> = (0..20).filter_map(|_| breaker.enter(0)).collect();
+    let mut old: Vec<Entry> = (0..20).filter_map(|_| breaker.enter(ms(0))).collect();
     fail(&breaker, 5, 0);
     let opened = breaker.state();
     for entry in old.drain(..5) {
-        assert_eq!(breaker.record(entry, CallResult::Failure, SECOND), None);
+        assert_eq!(breaker.record(entry, CallResult::Failure, ms(SECOND)), None);
     }
     assert_eq!(breaker.state(), opened);
-    let trial = breaker.enter(30 * SECOND).unwrap();
+    let trial = breaker.enter(ms(30 * SECOND)).unwrap();
     for entry in old.drain(..5) {
-        assert_eq!(breaker.record(entry, CallResult::Success, 30 * SECOND), None);
+        assert_eq!(breaker.record(entry, CallResult::Success, ms(30 * SECOND)), None);
     }
     assert_eq!(breaker.state(), State::HalfOpen { trials_out: 1, successes: 0 });
-    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    breaker.record(trial, CallResult::Success, ms(30 * SECOND));
     for entry in old {
-        assert_eq!(breaker.record(entry, CallResult::Failure, 31 * SECOND), None);
+        assert_eq!(breaker.record(entry, CallResult::Failure, ms(31 * SECOND)), None);
     }
     assert_eq!(breaker.state(), State::Closed { consecutive: 0 });
 }
@@ -238,10 +242,11 @@ fn results_of_calls_begun_before_a_change_count_for_nothing() {
 #[test]
 fn a_late_trial_does_not_touch_the_next_half_open() {
     let breaker = open(BreakerPolicy { trials: 2, ..policy() }, 0);
-    let (one, late) = (breaker.enter(30 * SECOND).unwrap(), breaker.enter(30 * SECOND).unwrap());
-    breaker.record(one, CallResult::Failure, 30 * SECOND);
-    let _trial = breaker.enter(90 * SECOND).unwrap();
-    assert_eq!(breaker.record(late, CallResult::Success, 90 * SECOND), None);
+    let (one, late) =
+        (breaker.enter(ms(30 * SECOND)).unwrap(), breaker.enter(ms(30 * SECOND)).unwrap());
+    breaker.record(one, CallResult::Failure, ms(30 * SECOND));
+    let _trial = breaker.enter(ms(90 * SECOND)).unwrap();
+    assert_eq!(breaker.record(late, CallResult::Success, ms(90 * SECOND)), None);
     assert_eq!(breaker.state(), State::HalfOpen { trials_out: 1, successes: 0 });
 }
 
@@ -251,40 +256,46 @@ fn streams_that_are_cut_off_open_it() {
     for at in 0..10 {
         assert_eq!(name(&breaker), StateName::Closed);
         succeed(&breaker, 1, at);
-        breaker.record_truncated(CallResult::Failure, at);
+        breaker.record_truncated(CallResult::Failure, ms(at));
         if name(&breaker) == StateName::Open {
             assert_eq!(at, 4, "five of ten failed");
             break;
         }
     }
     let open = breaker.state();
-    assert_eq!(breaker.record_truncated(CallResult::Failure, 100), None);
+    assert_eq!(breaker.record_truncated(CallResult::Failure, ms(100)), None);
     assert_eq!(breaker.state(), open);
     // In a row they open it at once.
     let breaker = Breaker::new(policy());
     succeed(&breaker, 3, 0);
-    assert_eq!((0..5).filter_map(|_| breaker.record_truncated(CallResult::Failure, 0)).count(), 1);
+    assert_eq!(
+        (0..5).filter_map(|_| breaker.record_truncated(CallResult::Failure, ms(0))).count(),
+        1
+    );
 }
 
 #[test]
 fn goes_on_in_another_process() {
     let breaker = open(policy(), 0);
     fail(&breaker, 1, 30 * SECOND);
-    let snapshot = breaker.snapshot(40 * SECOND);
-    assert_eq!(snapshot, Snapshot { consecutive: 0, open_ms: Some(50 * SECOND), doublings: 1 });
+    let snapshot = breaker.snapshot(ms(40 * SECOND));
+    assert_eq!(
+        snapshot,
+        Snapshot { consecutive: 0, open: Some(Duration::from_secs(50)), doublings: 1 }
+    );
     // The other clock began elsewhere.
-    let other = Breaker::restore(policy(), &snapshot, 7);
-    assert!(!other.admits(50 * SECOND + 6) && other.admits(50 * SECOND + 7));
+    let other = Breaker::restore(policy(), &snapshot, ms(7));
+    assert!(!other.admits(ms(50 * SECOND + 6)) && other.admits(ms(50 * SECOND + 7)));
     fail(&other, 1, 60 * SECOND);
-    assert_eq!(other.state(), State::Open { until_ms: 180 * SECOND });
+    assert_eq!(other.state(), State::Open { until: ms(180 * SECOND) });
 
-    let _trial = breaker.enter(90 * SECOND).unwrap();
-    let half_open = breaker.snapshot(90 * SECOND);
-    assert!(Breaker::restore(policy(), &half_open, 0).admits(0));
+    let _trial = breaker.enter(ms(90 * SECOND)).unwrap();
+    let half_open = breaker.snapshot(ms(90 * SECOND));
+    assert!(Breaker::restore(policy(), &half_open, ms(0)).admits(ms(0)));
 
     let closed = Breaker::new(policy());
     fail(&closed, 4, 0);
-    let other = Breaker::restore(policy(), &closed.snapshot(0), 0);
+    let other = Breaker::restore(policy(), &closed.snapshot(ms(0)), ms(0));
     fail(&other, 1, 0);
     assert_eq!(name(&other), StateName::Open);
 }
@@ -306,7 +317,7 @@ fn threads_never_hold_more_than_the_trials() {
                 let (breaker, out, most, entered) = (&breaker, &out, &most, &entered);
                 scope.spawn(move || {
                     for at in 0..2_000u32 {
-                        let Some(pass) = breaker.pass(30 * SECOND) else {
+                        let Some(pass) = breaker.pass(ms(30 * SECOND)) else {
                             std::hint::spin_loop();
                             continue;
                         };
@@ -314,7 +325,7 @@ fn threads_never_hold_more_than_the_trials() {
                         most.fetch_max(out.fetch_add(1, Relaxed) + 1, Relaxed);
                         out.fetch_sub(1, Relaxed);
                         if (at + thread) % 64 == 0 {
-                            pass.record(CallResult::Success, 30 * SECOND);
+                            pass.record(CallResult::Success, ms(30 * SECOND));
                         }
                     }
                 });
@@ -349,7 +360,7 @@ fn threads_open_it_once_and_half_open_it_once() {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    if let Some(entry) = breaker.enter(40 * SECOND) {
+                    if let Some(entry) = breaker.enter(ms(40 * SECOND)) {
                         half_opened.fetch_add(u32::from(entry.change().is_some()), Relaxed);
                         breaker.cancel(entry);
                     }
@@ -437,7 +448,7 @@ impl Oracle {
 
     fn state(&self) -> State {
         match (self.open_until, &self.half_open) {
-            (Some(until_ms), _) => State::Open { until_ms },
+            (Some(until), _) => State::Open { until: ms(until) },
             (None, Some((out, successes))) => {
                 State::HalfOpen { trials_out: out.len() as u32, successes: *successes }
             }
@@ -447,16 +458,16 @@ impl Oracle {
 }
 
 /// One call that has nowhere else to go, from beginning to end; `None` when it was refused.
-fn last(breaker: &Breaker, result: CallResult, now_ms: u64) -> Option<Option<Change>> {
-    let entry = breaker.enter_last_resort(now_ms)?;
-    Some(breaker.record(entry, result, now_ms))
+fn last(breaker: &Breaker, result: CallResult, now: u64) -> Option<Option<Change>> {
+    let entry = breaker.enter_last_resort(ms(now))?;
+    Some(breaker.record(entry, result, ms(now)))
 }
 
 /// Opens a breaker by calls that run out of time.
-fn hung(now_ms: u64) -> Breaker {
+fn hung(now: u64) -> Breaker {
     let breaker = Breaker::new(policy());
     for _ in 0..5 {
-        call(&breaker, CallResult::TimedOut, now_ms);
+        call(&breaker, CallResult::TimedOut, now);
     }
     assert_eq!(name(&breaker), StateName::Open);
     breaker
@@ -465,13 +476,13 @@ fn hung(now_ms: u64) -> Breaker {
 #[test]
 fn a_last_resort_goes_freely_while_calls_fail_fast_and_changes_nothing() {
     let breaker = open(policy(), 0);
-    assert_eq!(breaker.enter(1), None);
-    let out: Vec<Entry> = (0..50).map(|_| breaker.enter_last_resort(1).unwrap()).collect();
+    assert_eq!(breaker.enter(ms(1)), None);
+    let out: Vec<Entry> = (0..50).map(|_| breaker.enter_last_resort(ms(1)).unwrap()).collect();
     for entry in out {
-        assert_eq!(breaker.record(entry, CallResult::Failure, 2), None);
+        assert_eq!(breaker.record(entry, CallResult::Failure, ms(2)), None);
     }
-    assert_eq!(breaker.state(), State::Open { until_ms: 30 * SECOND }, "no longer than before");
-    assert_eq!(breaker.failed_ms(), 2, "but the others are tried before it");
+    assert_eq!(breaker.state(), State::Open { until: ms(30 * SECOND) }, "no longer than before");
+    assert_eq!(breaker.failed_at(), ms(2), "but the others are tried before it");
 }
 
 #[test]
@@ -490,88 +501,88 @@ fn one_last_resort_that_works_closes_it() {
 #[test]
 fn one_last_resort_at_a_time_while_calls_hang() {
     let breaker = hung(0);
-    let first = breaker.enter_last_resort(1).unwrap();
+    let first = breaker.enter_last_resort(ms(1)).unwrap();
     assert!(matches!(first, Entry::Trial { half_opened: true, .. }), "{first:?}");
-    assert!(!breaker.admits_last_resort(2) && breaker.enter_last_resort(2).is_none());
-    breaker.record(first, CallResult::TimedOut, 10 * SECOND);
-    let second = breaker.enter_last_resort(10 * SECOND).unwrap();
-    assert_eq!(breaker.enter_last_resort(10 * SECOND), None);
+    assert!(!breaker.admits_last_resort(ms(2)) && breaker.enter_last_resort(ms(2)).is_none());
+    breaker.record(first, CallResult::TimedOut, ms(10 * SECOND));
+    let second = breaker.enter_last_resort(ms(10 * SECOND)).unwrap();
+    assert_eq!(breaker.enter_last_resort(ms(10 * SECOND)), None);
     breaker.cancel(second);
-    let third = breaker.enter_last_resort(10 * SECOND).unwrap();
+    let third = breaker.enter_last_resort(ms(10 * SECOND)).unwrap();
     // It fails, but at once: calls do not hang any more.
-    breaker.record(third, CallResult::Failure, 10 * SECOND);
-    assert!((0..9).all(|_| breaker.enter_last_resort(10 * SECOND).is_some()));
+    breaker.record(third, CallResult::Failure, ms(10 * SECOND));
+    assert!((0..9).all(|_| breaker.enter_last_resort(ms(10 * SECOND)).is_some()));
 }
 
 #[test]
 fn calls_that_are_out_in_silence_hang() {
     let breaker = open(policy(), 0);
-    let _out = breaker.enter_last_resort(SECOND).unwrap();
-    assert!(breaker.enter_last_resort(6 * SECOND).is_some(), "it may be a long prompt");
-    assert!(breaker.enter_last_resort(8 * SECOND).is_some(), "one trial");
-    assert_eq!(breaker.enter_last_resort(8 * SECOND), None);
+    let _out = breaker.enter_last_resort(ms(SECOND)).unwrap();
+    assert!(breaker.enter_last_resort(ms(6 * SECOND)).is_some(), "it may be a long prompt");
+    assert!(breaker.enter_last_resort(ms(8 * SECOND)).is_some(), "one trial");
+    assert_eq!(breaker.enter_last_resort(ms(8 * SECOND)), None);
     // A server that answers questions is slow, no more.
     let breaker = open(policy(), 0);
-    let _out = breaker.enter_last_resort(SECOND).unwrap();
-    breaker.rechecked(Sign::Bad, 7 * SECOND);
-    assert!((0..9).all(|_| breaker.enter_last_resort(8 * SECOND).is_some()));
+    let _out = breaker.enter_last_resort(ms(SECOND)).unwrap();
+    breaker.rechecked(Sign::Bad, ms(7 * SECOND));
+    assert!((0..9).all(|_| breaker.enter_last_resort(ms(8 * SECOND)).is_some()));
 }
 
 #[test]
 fn a_slow_trial_does_not_hold_up_the_others() {
     let breaker = open(policy(), 0);
-    let slow = breaker.enter(30 * SECOND).unwrap();
-    assert!(!breaker.admits(31 * SECOND) && breaker.admits_last_resort(31 * SECOND));
+    let slow = breaker.enter(ms(30 * SECOND)).unwrap();
+    assert!(!breaker.admits(ms(31 * SECOND)) && breaker.admits_last_resort(ms(31 * SECOND)));
     last(&breaker, CallResult::Success, 31 * SECOND).unwrap();
     assert_eq!(name(&breaker), StateName::Closed);
-    assert_eq!(breaker.record(slow, CallResult::Success, 90 * SECOND), None);
+    assert_eq!(breaker.record(slow, CallResult::Success, ms(90 * SECOND)), None);
 }
 
 #[test]
 fn without_last_resort_it_fails_fast() {
     let breaker = open(BreakerPolicy { last_resort: false, ..policy() }, 0);
-    assert!(!breaker.admits_last_resort(1) && breaker.enter_last_resort(1).is_none());
-    assert!(breaker.admits_last_resort(30 * SECOND), "a trial is no last resort");
+    assert!(!breaker.admits_last_resort(ms(1)) && breaker.enter_last_resort(ms(1)).is_none());
+    assert!(breaker.admits_last_resort(ms(30 * SECOND)), "a trial is no last resort");
 }
 
 #[test]
 fn a_good_recheck_half_opens_it_at_once() {
     let breaker = open(policy(), 0);
-    assert_eq!(breaker.rechecked(Sign::Bad, SECOND), None);
-    assert_eq!(breaker.rechecked(Sign::Silent, 2 * SECOND), None);
-    assert!(!breaker.admits(2 * SECOND));
-    let change = breaker.rechecked(Sign::Good, 3 * SECOND);
+    assert_eq!(breaker.rechecked(Sign::Bad, ms(SECOND)), None);
+    assert_eq!(breaker.rechecked(Sign::Silent, ms(2 * SECOND)), None);
+    assert!(!breaker.admits(ms(2 * SECOND)));
+    let change = breaker.rechecked(Sign::Good, ms(3 * SECOND));
     assert_eq!(change, Some(Change { from: StateName::Open, to: StateName::HalfOpen }));
     assert!(call(&breaker, CallResult::Success, 3 * SECOND).is_some());
     assert_eq!(name(&breaker), StateName::Closed);
-    assert_eq!(breaker.rechecked(Sign::Good, 4 * SECOND), None);
+    assert_eq!(breaker.rechecked(Sign::Good, ms(4 * SECOND)), None);
 }
 
 #[test]
 fn a_trial_lost_before_the_return_does_not_hold_up_those_after_it() {
     let breaker = hung(0);
-    let lost = breaker.enter(30 * SECOND).unwrap();
-    breaker.rechecked(Sign::Silent, 31 * SECOND);
-    assert!(!breaker.admits(31 * SECOND) && !breaker.admits_last_resort(31 * SECOND));
-    breaker.rechecked(Sign::Good, 32 * SECOND);
+    let lost = breaker.enter(ms(30 * SECOND)).unwrap();
+    breaker.rechecked(Sign::Silent, ms(31 * SECOND));
+    assert!(!breaker.admits(ms(31 * SECOND)) && !breaker.admits_last_resort(ms(31 * SECOND)));
+    breaker.rechecked(Sign::Good, ms(32 * SECOND));
     assert!(call(&breaker, CallResult::Success, 32 * SECOND).is_some());
     assert_eq!(name(&breaker), StateName::Closed);
-    assert_eq!(breaker.record(lost, CallResult::TimedOut, 600 * SECOND), None);
+    assert_eq!(breaker.record(lost, CallResult::TimedOut, ms(600 * SECOND)), None);
 }
 
 #[test]
 fn a_server_that_answers_rechecks_and_fails_trials_is_believed_once_a_cooldown() {
     let breaker = open(policy(), 0);
-    assert!(breaker.rechecked(Sign::Good, SECOND).is_some());
+    assert!(breaker.rechecked(Sign::Good, ms(SECOND)).is_some());
     call(&breaker, CallResult::Failure, SECOND).unwrap();
     for at in 2..61 {
-        assert_eq!(breaker.rechecked(Sign::Good, at * SECOND), None, "{at}");
+        assert_eq!(breaker.rechecked(Sign::Good, ms(at * SECOND)), None, "{at}");
     }
-    assert!(breaker.rechecked(Sign::Good, 61 * SECOND).is_some());
+    assert!(breaker.rechecked(Sign::Good, ms(61 * SECOND)).is_some());
     call(&breaker, CallResult::Failure, 61 * SECOND).unwrap();
     // One bad word in between, and the next good one is news again.
-    breaker.rechecked(Sign::Bad, 62 * SECOND);
-    assert!(breaker.rechecked(Sign::Good, 63 * SECOND).is_some());
+    breaker.rechecked(Sign::Bad, ms(62 * SECOND));
+    assert!(breaker.rechecked(Sign::Good, ms(63 * SECOND)).is_some());
 }
 
 proptest! {
@@ -599,8 +610,8 @@ proptest! {
             now += pause;
             let id = id as u32;
             if what <= 2 || running.is_empty() {
-                let admitted = breaker.admits(now);
-                let (entry, expected) = (breaker.enter(now), oracle.enter(id, now));
+                let admitted = breaker.admits(ms(now));
+                let (entry, expected) = (breaker.enter(ms(now)), oracle.enter(id, now));
                 prop_assert_eq!(entry.is_some(), admitted);
                 prop_assert_eq!(entry.is_some(), expected.is_some());
                 running.extend(entry.zip(expected).map(|(entry, epoch)| (id, epoch, entry)));
@@ -612,7 +623,7 @@ proptest! {
                     _ => Some(CallResult::Failure),
                 };
                 match result {
-                    Some(result) => drop(breaker.record(entry, result, now)),
+                    Some(result) => drop(breaker.record(entry, result, ms(now))),
                     None => breaker.cancel(entry),
                 }
                 oracle.end(id, epoch, result, now);
@@ -624,12 +635,12 @@ proptest! {
     #[test]
     fn the_word_keeps_every_value(
         kind in 0u8..3, doublings in 0u32..=DOUBLINGS_MAX, epoch in 0u32..=EPOCH_MAX,
-        until_ms in 0u64..=UNTIL_MAX, consecutive in any::<u32>(),
+        until in 0u64..=UNTIL_MAX, consecutive in any::<u32>(),
         trials_out in 0u32..=TRIALS_MAX, successes in 0u32..=1000,
     ) {
         let state = match kind {
             0 => State::Closed { consecutive },
-            1 => State::Open { until_ms },
+            1 => State::Open { until: ms(until) },
             _ => State::HalfOpen { trials_out, successes },
         };
         let gate = Gate { state, doublings, epoch };
@@ -638,10 +649,10 @@ proptest! {
 
     // The clock may say anything; the breaker says something and comes back.
     #[test]
-    fn no_time_is_too_late(now_ms in any::<u64>()) {
-        let breaker = open(policy(), now_ms);
-        prop_assert!(breaker.next_admission_ms(now_ms) >= Some(now_ms));
-        prop_assert!(breaker.admits(u64::MAX));
+    fn no_time_is_too_late(now in any::<u64>()) {
+        let breaker = open(policy(), now);
+        prop_assert!(breaker.next_admission(ms(now)) >= Some(ms(now)));
+        prop_assert!(breaker.admits(Moment::MAX));
     }
 }
 
@@ -651,21 +662,21 @@ fn awaits_a_trial_from_its_opening_until_it_is_closed() {
     assert!(!breaker.awaits_trial());
     let breaker = open(policy(), 0);
     assert!(breaker.awaits_trial());
-    let trial = breaker.enter(30 * SECOND).unwrap();
+    let trial = breaker.enter(ms(30 * SECOND)).unwrap();
     assert!(breaker.awaits_trial());
-    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    breaker.record(trial, CallResult::Success, ms(30 * SECOND));
     assert!(!breaker.awaits_trial());
 }
 
 #[test]
 fn a_call_from_before_a_change_is_not_present() {
     let breaker = Breaker::new(policy());
-    let old = breaker.enter(0).unwrap();
+    let old = breaker.enter(ms(0)).unwrap();
     assert!(breaker.is_present(&old));
     fail(&breaker, 5, 0);
     assert!(!breaker.is_present(&old));
-    let trial = breaker.enter(30 * SECOND).unwrap();
+    let trial = breaker.enter(ms(30 * SECOND)).unwrap();
     assert!(breaker.is_present(&trial) && !breaker.is_present(&old));
-    breaker.record(trial, CallResult::Success, 30 * SECOND);
+    breaker.record(trial, CallResult::Success, ms(30 * SECOND));
     assert!(!breaker.is_present(&old), "closed again, and another time");
 }

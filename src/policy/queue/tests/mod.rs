@@ -6,6 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn ms(millis: u64) -> Moment {
+    Moment::from_millis(millis)
+}
+
 /// The same queue, written down the way one would explain it.
 #[derive(Default)]
 struct Oracle {
@@ -118,7 +122,7 @@ proptest! {
             match op {
                 Op::Enqueue(share, wait) => {
                     let full = oracle.len() >= length as usize;
-                    match queue.enqueue(share, now, now + wait) {
+                    match queue.enqueue(share, ms(now), ms(now + wait)) {
                         Ok(id) => {
                             prop_assert!(!full && !given.contains(&id) && id.index() < 20);
                             oracle.enqueue(id, share, now + wait);
@@ -129,9 +133,9 @@ proptest! {
                             let expected = oracle.displaced(share);
                             prop_assert_eq!(queue.displaced_by(share), expected);
                             if let Some(victim) = expected {
-                                prop_assert!(queue.cancel(victim, now) && gone.insert(victim));
+                                prop_assert!(queue.cancel(victim, ms(now)) && gone.insert(victim));
                                 oracle.remove(victim);
-                                let id = queue.enqueue(share, now, now + wait).unwrap();
+                                let id = queue.enqueue(share, ms(now), ms(now + wait)).unwrap();
                                 prop_assert!(!given.contains(&id));
                                 oracle.enqueue(id, share, now + wait);
                                 given.push(id);
@@ -145,21 +149,21 @@ proptest! {
                         _ => true,
                     };
                     let expected = oracle.find(now, accepts);
-                    prop_assert_eq!(queue.find(now, accepts), expected);
+                    prop_assert_eq!(queue.find(ms(now), accepts), expected);
                     if let Some(id) = expected {
                         if matches!(op, Op::Next) {
-                            prop_assert_eq!(queue.next(now), Some(id));
+                            prop_assert_eq!(queue.next(ms(now)), Some(id));
                         } else {
-                            prop_assert!(queue.grant(id, now));
+                            prop_assert!(queue.grant(id, ms(now)));
                         }
                         oracle.grant(id);
                         prop_assert!(gone.insert(id), "granted once");
-                        prop_assert!(!queue.grant(id, now));
+                        prop_assert!(!queue.grant(id, ms(now)));
                     }
                 }
                 Op::Cancel(which) => {
                     if let Some(&id) = given.get(which % given.len().max(1)) {
-                        prop_assert_eq!(queue.cancel(id, now), !gone.contains(&id));
+                        prop_assert_eq!(queue.cancel(id, ms(now)), !gone.contains(&id));
                         oracle.remove(id);
                         gone.insert(id);
                     }
@@ -169,7 +173,7 @@ proptest! {
                     let over: HashSet<_> =
                         oracle.all().filter(|(_, end)| *end <= now).map(|(id, _)| id).collect();
                     let mut told = HashSet::new();
-                    while let Some(id) = queue.expire(now) {
+                    while let Some(id) = queue.expire(ms(now)) {
                         prop_assert!(told.insert(id) && gone.insert(id), "told once");
                         oracle.remove(id);
                     }
@@ -177,8 +181,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(queue.len() as usize, oracle.len());
-            prop_assert_eq!(queue.next_deadline(), oracle.all().map(|(_, end)| end).min());
-            prop_assert!((1..=RETRY_AFTER_S_MAX).contains(&queue.retry_after_s(now)));
+            prop_assert_eq!(queue.next_deadline(), oracle.all().map(|(_, end)| ms(end)).min());
+            prop_assert!((1..=RETRY_AFTER_S_MAX).contains(&queue.retry_after_s(ms(now))));
             for id in &given {
                 prop_assert_eq!(queue.is_waiting(*id), !gone.contains(id));
             }
@@ -194,13 +198,13 @@ proptest! {
     ) {
         let mut queue = Queue::new(u32::MAX);
         for key in arrivals.iter().map(|key| key % keys).chain((0..keys).flat_map(|k| [k; 50])) {
-            queue.enqueue(Share::of(key, 0), 0, 1).unwrap();
+            queue.enqueue(Share::of(key, 0), ms(0), ms(1)).unwrap();
         }
         let mut granted = vec![0u32; keys as usize];
         for _ in 0..keys * 50 {
-            let id = queue.find(0, |_| true).unwrap();
+            let id = queue.find(ms(0), |_| true).unwrap();
             let key = queue.flows.at(queue.waiters.at(id.index).flow).key;
-            queue.grant(id, 0);
+            queue.grant(id, ms(0));
             granted[key as usize] += 1;
             let (least, most) = (granted.iter().min().unwrap(), granted.iter().max().unwrap());
             prop_assert!(most - least <= 1, "{granted:?}");
@@ -210,24 +214,27 @@ proptest! {
 
 /// Lets everybody go and names them as they went, by what `ids` calls them.
 fn order(queue: &mut Queue, ids: &[(WaitId, &'static str)]) -> Vec<&'static str> {
-    std::iter::from_fn(|| queue.next(0))
+    std::iter::from_fn(|| queue.next(ms(0)))
         .map(|id| ids.iter().find(|(other, _)| *other == id).unwrap().1)
         .collect()
 }
 
 fn enter(queue: &mut Queue, waiters: &[(&'static str, Share)]) -> Vec<(WaitId, &'static str)> {
-    waiters.iter().map(|(name, share)| (queue.enqueue(*share, 0, 9).unwrap(), *name)).collect()
+    waiters
+        .iter()
+        .map(|(name, share)| (queue.enqueue(*share, ms(0), ms(9)).unwrap(), *name))
+        .collect()
 }
 
 #[test]
 fn one_request_of_another_key_waits_one_turn_not_a_thousand() {
     let mut queue = Queue::new(2000);
     for _ in 0..1000 {
-        queue.enqueue(Share::of(1, 0), 0, 9).unwrap();
+        queue.enqueue(Share::of(1, 0), ms(0), ms(9)).unwrap();
     }
-    let late = queue.enqueue(Share::of(2, 0), 0, 9).unwrap();
-    queue.next(0);
-    assert_eq!(queue.next(0), Some(late));
+    let late = queue.enqueue(Share::of(2, 0), ms(0), ms(9)).unwrap();
+    queue.next(ms(0));
+    assert_eq!(queue.next(ms(0)), Some(late));
 }
 
 #[test]
@@ -261,8 +268,8 @@ fn who_cannot_use_the_slot_keeps_the_place() {
     let mut queue = Queue::new(10);
     let share = Share::of(1, 0);
     let ids = enter(&mut queue, &[("a", share), ("b", share), ("c", share)]);
-    let b = queue.find(0, |id| id != ids[0].0).unwrap();
-    assert!(b == ids[1].0 && queue.grant(b, 0));
+    let b = queue.find(ms(0), |id| id != ids[0].0).unwrap();
+    assert!(b == ids[1].0 && queue.grant(b, ms(0)));
     assert_eq!(order(&mut queue, &ids), ["a", "c"]);
 }
 
@@ -273,17 +280,17 @@ fn a_full_room_makes_place_for_a_better_newcomer() {
     let ids = enter(&mut queue, &[("a", many), ("b", many), ("c", many), ("d", few)]);
     // Two and two is as even as it gets.
     assert_eq!(queue.displaced_by(few), Some(ids[2].0));
-    assert!(queue.cancel(ids[2].0, 0));
+    assert!(queue.cancel(ids[2].0, ms(0)));
     assert_eq!(queue.displaced_by(few), None, "there is a place");
-    queue.enqueue(few, 0, 9).unwrap();
+    queue.enqueue(few, ms(0), ms(9)).unwrap();
     assert_eq!((queue.displaced_by(few), queue.displaced_by(many)), (None, None));
     // A third key gets one all the same, and a fourth nothing: everybody would have one.
     let third = queue.displaced_by(Share::of(3, 0)).unwrap();
-    assert!(queue.cancel(third, 0));
-    queue.enqueue(Share::of(3, 0), 0, 9).unwrap();
+    assert!(queue.cancel(third, ms(0)));
+    queue.enqueue(Share::of(3, 0), ms(0), ms(9)).unwrap();
     let fourth = queue.displaced_by(Share::of(4, 0)).unwrap();
-    assert!(queue.cancel(fourth, 0));
-    queue.enqueue(Share::of(4, 0), 0, 9).unwrap();
+    assert!(queue.cancel(fourth, ms(0)));
+    queue.enqueue(Share::of(4, 0), ms(0), ms(9)).unwrap();
     assert_eq!(queue.displaced_by(Share::of(5, 0)), None);
     // A higher priority is better whatever it has, a lower one never.
     assert!(queue.displaced_by(Share::of(5, 1)).is_some());
@@ -293,27 +300,27 @@ fn a_full_room_makes_place_for_a_better_newcomer() {
 #[test]
 fn the_length_is_kept_and_a_left_place_is_free_at_once() {
     let mut queue = Queue::new(1);
-    let first = queue.enqueue(Share::of(1, 0), 0, 9).unwrap();
-    assert_eq!(queue.enqueue(Share::of(2, 9), 0, 9), Err(Full));
-    assert!(queue.cancel(first, 0) && !queue.cancel(first, 0));
-    let second = queue.enqueue(Share::of(2, 0), 0, 9).unwrap();
-    assert!(first.index() == second.index() && !queue.cancel(first, 0), "another stay");
-    assert_eq!(Queue::new(0).enqueue(Share::of(1, 0), 0, 9), Err(Full));
+    let first = queue.enqueue(Share::of(1, 0), ms(0), ms(9)).unwrap();
+    assert_eq!(queue.enqueue(Share::of(2, 9), ms(0), ms(9)), Err(Full));
+    assert!(queue.cancel(first, ms(0)) && !queue.cancel(first, ms(0)));
+    let second = queue.enqueue(Share::of(2, 0), ms(0), ms(9)).unwrap();
+    assert!(first.index() == second.index() && !queue.cancel(first, ms(0)), "another stay");
+    assert_eq!(Queue::new(0).enqueue(Share::of(1, 0), ms(0), ms(9)), Err(Full));
 }
 
 #[test]
 fn retry_after_follows_the_measured_rate() {
     let mut queue = Queue::new(1000);
-    assert_eq!(queue.retry_after_s(0), 1, "nothing is known");
+    assert_eq!(queue.retry_after_s(ms(0)), 1, "nothing is known");
     for _ in 0..100 {
-        queue.enqueue(Share::of(1, 0), 0, 600_000).unwrap();
+        queue.enqueue(Share::of(1, 0), ms(0), ms(600_000)).unwrap();
     }
-    assert_eq!(queue.retry_after_s(30_000), 570, "until somebody gives up");
+    assert_eq!(queue.retry_after_s(ms(30_000)), 570, "until somebody gives up");
     // Two grants a second; then 50 wait, and a newcomer is the 51st.
-    (1..=50).for_each(|i| assert!(queue.next(500 * i).is_some()));
-    assert_eq!(queue.retry_after_s(25_000), 26);
-    assert!(queue.retry_after_s(325_000) > 500, "a stall is told");
-    assert_eq!(queue.retry_after_s(u64::MAX), RETRY_AFTER_S_MAX);
+    (1..=50).for_each(|i| assert!(queue.next(ms(500 * i)).is_some()));
+    assert_eq!(queue.retry_after_s(ms(25_000)), 26);
+    assert!(queue.retry_after_s(ms(325_000)) > 500, "a stall is told");
+    assert_eq!(queue.retry_after_s(ms(u64::MAX)), RETRY_AFTER_S_MAX);
 }
 
 #[test]
@@ -321,9 +328,9 @@ fn nothing_grows_beyond_the_fullest_it_was() {
     let mut queue = Queue::new(8);
     for round in 0..1000u32 {
         for i in 0..8 {
-            queue.enqueue(Share::of(round * 8 + i, (i % 3) as i32), 0, 9).unwrap();
+            queue.enqueue(Share::of(round * 8 + i, (i % 3) as i32), ms(0), ms(9)).unwrap();
         }
-        while queue.next(0).is_some() {}
+        while queue.next(ms(0)).is_some() {}
     }
     assert!(queue.waiters.find(8).is_none() && queue.flows.find(8).is_none());
     assert!(queue.levels.find(3).is_none() && queue.known.capacity() < 64);
@@ -342,14 +349,14 @@ fn four_slots_and_two_hundred_clients_waste_nothing_and_share_evenly() {
     };
     let mut waiting: Vec<(WaitId, usize)> = Vec::new();
     for client in 0..200 {
-        let id = queue.enqueue(Share::of(key_of(client), 0), 0, u64::MAX).unwrap();
+        let id = queue.enqueue(Share::of(key_of(client), 0), ms(0), ms(u64::MAX)).unwrap();
         waiting.push((id, client));
     }
     // In service: when it ends, and whose it is.
     let (mut busy, mut served, mut idle_ms, mut now) = (Vec::new(), [0u32; 3], 0u64, 0u64);
     while now < 600_000 {
         while busy.len() < 4
-            && let Some(id) = queue.next(now)
+            && let Some(id) = queue.next(ms(now))
         {
             let at = waiting.iter().position(|(other, _)| *other == id).unwrap();
             let (_, client) = waiting.swap_remove(at);
@@ -360,7 +367,7 @@ fn four_slots_and_two_hundred_clients_waste_nothing_and_share_evenly() {
         let (ends, client) = busy.swap_remove(at);
         idle_ms += (3 - busy.len() as u64) * (ends - now);
         now = ends;
-        let id = queue.enqueue(Share::of(key_of(client), 0), now, u64::MAX).unwrap();
+        let id = queue.enqueue(Share::of(key_of(client), 0), ms(now), ms(u64::MAX)).unwrap();
         waiting.push((id, client));
     }
     let total: u32 = served.iter().sum();

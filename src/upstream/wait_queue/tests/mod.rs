@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::base::clock::AtomicMoment;
 use crate::base::rng::Rng;
 use crate::policy::balance::Tried;
 use crate::policy::breaker::{BreakerPolicy, CallResult};
@@ -15,15 +16,15 @@ mod threads;
 #[derive(Default)]
 struct Wakes {
     woken: Mutex<Vec<u32>>,
-    now_ms: AtomicU64,
+    now: AtomicMoment,
 }
 
 impl Wake<u32> for Wakes {
     fn wake(&self, token: u32) {
         self.woken.lock().unwrap().push(token);
     }
-    fn now_ms(&self) -> u64 {
-        self.now_ms.load(SeqCst)
+    fn now(&self) -> Moment {
+        self.now.load()
     }
 }
 
@@ -57,7 +58,8 @@ fn bound(queue: &Arc<WaitQueue<u32>>, members: &[&Arc<UpstreamState>]) -> GroupQ
     queue.bind(members.iter().map(|state| (*state).clone()).collect())
 }
 
-const LATE: u64 = 1_000_000;
+const LATE: Moment = Moment::from_secs(1_000);
+const THEN: Moment = Moment::from_secs(30);
 
 fn enter(queue: &GroupQueue<u32>, token: u32) -> WaitSlot<'_, u32> {
     queue.enter(Share::of(token, 0), Accepts::ALL, token, LATE).unwrap()
@@ -217,21 +219,21 @@ fn an_open_breaker_grants_nothing_and_a_closing_one_lets_all_go() {
     let (queue, wakes) = queue(&[&up], 10);
     let (first, second) = (up.try_lease(), up.try_lease());
     let _places = [enter(&queue, 1), enter(&queue, 2)];
-    let entry = up.breaker.enter(0).unwrap();
-    up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+    let entry = up.breaker.enter(Moment::ORIGIN).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Failure, Moment::ORIGIN));
     drop((first, second));
     assert_eq!((up.in_flight(), wakes.take().len()), (0, 0));
-    wakes.now_ms.store(30_000, SeqCst);
-    let entry = up.breaker.enter(30_000).unwrap();
-    up.count_change(up.breaker.record(entry, CallResult::Success, 30_000));
+    wakes.now.store(THEN);
+    let entry = up.breaker.enter(THEN).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Success, THEN));
     assert_eq!((up.in_flight(), wakes.take()), (2, vec![1, 2]));
 }
 
 #[test]
 fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
     let open = |up: &UpstreamState| {
-        let entry = up.breaker.enter(0).unwrap();
-        up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+        let entry = up.breaker.enter(Moment::ORIGIN).unwrap();
+        up.count_change(up.breaker.record(entry, CallResult::Failure, Moment::ORIGIN));
     };
     let (up, other) = (resorting(1, true), resorting(1, true));
     let (queue, wakes) = queue(&[&up, &other], 10);
@@ -251,12 +253,12 @@ fn as_a_last_resort_an_open_breaker_grants_where_there_is_nobody_else() {
 fn a_cooldown_that_is_over_lets_one_try() {
     let up = upstream(4);
     let (queue, wakes) = queue(&[&up], 10);
-    let entry = up.breaker.enter(0).unwrap();
-    up.count_change(up.breaker.record(entry, CallResult::Failure, 0));
+    let entry = up.breaker.enter(Moment::ORIGIN).unwrap();
+    up.count_change(up.breaker.record(entry, CallResult::Failure, Moment::ORIGIN));
     let _places = [enter(&queue, 1), enter(&queue, 2)];
     up.poke();
     assert_eq!(wakes.take().len(), 0, "still open");
-    wakes.now_ms.store(30_000, SeqCst);
+    wakes.now.store(THEN);
     up.poke();
     assert_eq!(wakes.take(), [1]);
 }
@@ -266,8 +268,8 @@ fn nothing_is_granted_at_the_deadline_and_the_place_counts_until_left() {
     let up = upstream(1);
     let (queue, wakes) = queue(&[&up], 1);
     let lease = up.try_lease();
-    let place = queue.enter(Share::of(1, 0), Accepts::ALL, 1, 50).unwrap();
-    wakes.now_ms.store(50, SeqCst);
+    let place = queue.enter(Share::of(1, 0), Accepts::ALL, 1, Moment::from_millis(50)).unwrap();
+    wakes.now.store(Moment::from_millis(50));
     drop(lease);
     assert_eq!((up.in_flight(), place.is_granted(), queue.len()), (0, false, 1));
     drop(place);
@@ -343,7 +345,7 @@ fn another_plan_keeps_places_order_and_rate() {
     let (mut on_a, on_b) = (a.try_lease(), b.try_lease());
     let mut places: Vec<_> = (1..=3).map(|token| enter(&before, token)).collect();
     // It measures one grant a second.
-    wakes.now_ms.store(1000, SeqCst);
+    wakes.now.store(Moment::from_secs(1));
     drop(on_a.take());
     drop(places.remove(0).take_grant());
     drop(places.remove(0).take_grant());

@@ -19,8 +19,8 @@ impl Wake<usize> for Wakes {
         *woken.lock().unwrap() = true;
         changed.notify_one();
     }
-    fn now_ms(&self) -> u64 {
-        0
+    fn now(&self) -> Moment {
+        Moment::ORIGIN
     }
 }
 
