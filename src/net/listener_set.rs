@@ -106,7 +106,6 @@ impl ListenerSet {
         }
         let address = address_of(&of.local_addr()?)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no address"))?;
-        drop(of);
         let at = self.given.iter().position(|given| given.address == address);
         let at = at.unwrap_or_else(|| {
             self.given.push(Given { address, sockets: Vec::new() });

@@ -99,6 +99,15 @@ pub fn peek(fd: RawFd) -> Peek {
     }
 }
 
+/// Whether a listening socket has a connection that waits to be accepted.
+#[must_use]
+pub fn has_waiting(fd: RawFd) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: `entry` is one live pollfd for the duration of the call, which does not wait.
+    let n = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    n == 1 && entry.revents & libc::POLLIN != 0
+}
+
 /// Tells whether the peer has hung up although unread bytes wait before the end.
 ///
 /// Source: poll(2), POLLRDHUP; `peek` cannot see an end behind pipelined bytes.

@@ -4,7 +4,9 @@
 //! handed to the least loaded core before its first byte is read.
 //!
 //! A socket is stopped by cancelling its accept and then awaiting it: a connection accepted by then
-//! is served. Only after that the socket is closed and the stop acknowledged.
+//! is served, and those that wait to be accepted are, too. Only after that the socket is closed and
+//! the stop acknowledged. Where another process accepts from the same socket, this also takes the
+//! connection of which only the cancelled accept was told: the kernel wakes one of those that wait.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -30,6 +32,8 @@ use crate::net::sys;
 const IMBALANCE_MIN: u32 = 4;
 /// Pause after an accept failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Most connections that a socket takes after it was stopped: as long as it is open, more may come.
+const WAITING_MAX: usize = 1024;
 /// The ring closes a descriptor in its next turn; after this it has.
 const CLOSE_PAUSE: Duration = Duration::from_millis(1);
 
@@ -68,6 +72,7 @@ impl Acceptors {
         let (all, core) = (self.clone(), core.clone());
         rt::spawn(async move {
             accept(&core, &acceptor, &one).await;
+            accept_waiting(&core, &acceptor, &one).await;
             drop(acceptor);
             rt::sleep(CLOSE_PAUSE).await;
             all.ending.set(all.ending.get() - 1);
@@ -103,6 +108,12 @@ impl Acceptors {
         });
     }
 
+    /// Whether no socket that was stopped is still open.
+    #[must_use]
+    pub fn have_ended(&self) -> bool {
+        self.ending.get() == 0
+    }
+
     /// Acknowledges a number as soon as every socket that was to be stopped is closed.
     pub fn acknowledge(&self, core: &Core, number: u64) {
         self.asked.set(Some(number));
@@ -133,6 +144,27 @@ async fn accept(core: &Rc<Core>, acceptor: &Acceptor, one: &AcceptLoop) {
                 }
                 rt::sleep(ACCEPT_PAUSE).await;
             }
+        }
+    }
+}
+
+/// Accepts what waited when the accepts were stopped.
+async fn accept_waiting(core: &Rc<Core>, acceptor: &Acceptor, one: &AcceptLoop) {
+    for _ in 0..WAITING_MAX {
+        if !acceptor.has_waiting() {
+            break;
+        }
+        // Another process may be faster; then there is nothing to wait for.
+        let stop = Rc::new(Stop::default());
+        let later = stop.clone();
+        rt::spawn(async move {
+            rt::sleep(CLOSE_PAUSE).await;
+            later.tell();
+        });
+        match acceptor.accept(&stop).await {
+            Ok((fd, peer)) => place(core, fd, peer, one.listener.get()),
+            Err(error) if sys::is_shortage(&error) => break,
+            Err(_) => {}
         }
     }
 }

@@ -100,7 +100,7 @@ impl Running {
     async fn until_drained(self) {
         let Self { core, acceptors, inbox, drain } = self;
         let abort = Rc::new(std::cell::Cell::new(false));
-        rt::spawn(read_mailbox(core.clone(), inbox, acceptors, abort.clone()));
+        rt::spawn(read_mailbox(core.clone(), inbox, acceptors.clone(), abort.clone()));
         let mut drained_by: Option<Instant> = None;
         for tick in 0u32.. {
             rt::sleep(TICK).await;
@@ -132,7 +132,7 @@ impl Running {
                 let by = *drained_by.get_or_insert(now + drain);
                 let Padded(active) = &core.shared.active[core.index];
                 let linked = core.h2_pool.close_all();
-                let done = active.load(Ordering::Relaxed) == 0 && !linked;
+                let done = active.load(Ordering::Relaxed) == 0 && acceptors.have_ended() && !linked;
                 let late = now >= by || abort.get();
                 if late {
                     core.ticker.end_all();

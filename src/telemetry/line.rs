@@ -4,15 +4,14 @@
 //! JSON object. Whatever a client chose is escaped in both: no value makes a second line.
 
 use super::access::write_time;
-use crate::base::clock::WallTime;
 use crate::error::Level;
 use crate::llm::quote::quote;
 
 /// What a line tells.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'l> {
-    /// When it happened.
-    pub at: WallTime,
+    /// Unix milliseconds.
+    pub unix_ms: u64,
     /// How grave it is.
     pub level: Level,
     /// What happened.
@@ -24,7 +23,7 @@ pub struct Line<'l> {
 impl Line<'_> {
     /// Appends the line for people, line break included.
     pub fn write_text(&self, out: &mut Vec<u8>) {
-        write_time(self.at, out);
+        write_time(self.unix_ms, out);
         out.push(b' ');
         out.extend_from_slice(level_name(self.level).as_bytes());
         out.extend_from_slice(b": ");
@@ -46,7 +45,7 @@ impl Line<'_> {
     /// Appends the line as one JSON object, line break included.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"ts\":\"");
-        write_time(self.at, out);
+        write_time(self.unix_ms, out);
         out.extend_from_slice(b"\",\"level\":");
         quote(level_name(self.level), out);
         out.extend_from_slice(b",\"msg\":");
@@ -77,7 +76,7 @@ mod tests {
     #[test]
     fn a_line_is_one_line_in_both_forms() {
         let line = Line {
-            at: WallTime::default(),
+            unix_ms: 0,
             level: Level::Warn,
             message: "a\nb",
             facts: &[("key", "k"), ("model", "m \"1\"\n"), ("upstream", "")],

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 
 use monoio::io::{CancelHandle, Canceller};
 use monoio::net::{TcpListener, UnixListener};
@@ -30,6 +30,15 @@ impl Acceptor {
         Ok(match socket.domain()? == socket2::Domain::UNIX {
             true => Self::Unix(UnixListener::from_std(socket.into())?),
             false => Self::Tcp(TcpListener::from_std(socket.into())?),
+        })
+    }
+
+    /// Whether a connection waits to be accepted.
+    #[must_use]
+    pub fn has_waiting(&self) -> bool {
+        sys::has_waiting(match self {
+            Acceptor::Tcp(listener) => listener.as_raw_fd(),
+            Acceptor::Unix(listener) => listener.as_raw_fd(),
         })
     }
 
