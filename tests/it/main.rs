@@ -42,6 +42,7 @@ mod health;
 mod house;
 mod late;
 mod limits;
+mod listener_swaps;
 mod listeners;
 mod meters;
 mod models;

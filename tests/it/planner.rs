@@ -1,6 +1,7 @@
 //! Plans made by a test, as the control thread makes them: one registry for all of them.
 
 use std::net::ToSocketAddrs;
+use std::os::fd::OwnedFd;
 
 use tokenring::config::Config;
 use tokenring::net::dial::Address;
@@ -43,7 +44,12 @@ impl Planner {
 
     /// Starts the proxy.
     pub(crate) fn start(&mut self, text: &str) -> Proxy {
-        let options = Options::of(&read(text)).unwrap();
+        self.start_adopting(text, Vec::new())
+    }
+
+    /// Starts the proxy with the sockets of one before.
+    pub(crate) fn start_adopting(&mut self, text: &str, adopted: Vec<(usize, OwnedFd)>) -> Proxy {
+        let options = Options { adopted, ..Options::of(&read(text)).unwrap() };
         let plan = self.plan(text);
         let mailboxes = self.mailboxes.take().expect("one proxy for each planner");
         Proxy::of(Server::start(plan, options, mailboxes).unwrap())
