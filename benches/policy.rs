@@ -19,8 +19,9 @@ use tokenring::policy::model::{Force, ModelEntry, ModelNames, ModelTable};
 use tokenring::policy::queue::{Queue, Share};
 use tokenring::policy::route::PathTable;
 use tokenring::telemetry::Outcome;
-use tokenring::telemetry::access::{AccessEntry, write_line};
+use tokenring::telemetry::access::write_line;
 use tokenring::telemetry::counters::Counters;
+use tokenring::telemetry::finished::Finished;
 
 fn routes(c: &mut Criterion) {
     let rules = (0..100).map(|i| match i % 4 {
@@ -130,7 +131,7 @@ fn records(c: &mut Criterion) {
     c.bench_function("policy/record/access", |b| {
         b.iter(|| {
             out.clear();
-            let entry = AccessEntry {
+            let entry = Finished {
                 ts_ms: 1_700_000_000_000,
                 request_id: "01HF7YAT00ABCDEFGHJKMNP",
                 client: Some([10, 0, 0, 1].into()),
@@ -138,9 +139,11 @@ fn records(c: &mut Criterion) {
                 listener: "main",
                 method: b"POST",
                 path: b"/v1/chat/completions",
-                route: "chat",
+                group: "chat",
                 model: b"llama3",
+                model_sent: b"llama3",
                 upstream: "gpu0",
+                failures: &[],
                 outcome: &outcome,
             };
             write_line(black_box(&entry), &mut out);

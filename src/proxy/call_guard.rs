@@ -61,6 +61,12 @@ impl<'a> CallGuard<'a> {
         Self { state, entry: Cell::new(Some(entry)), model, last_resort: false, begun: now }
     }
 
+    /// When the attempt was allowed.
+    #[must_use]
+    pub fn begun(&self) -> Moment {
+        self.begun
+    }
+
     /// Whether the call goes to a server whose breaker refuses, since no other member was left.
     #[must_use]
     pub fn is_last_resort(&self) -> bool {

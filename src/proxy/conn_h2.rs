@@ -181,13 +181,13 @@ async fn accept(
         // An error of the connection is the client's: `h2` has sent the GOAWAY for it.
         let Some(Ok((request, mut respond))) = accepted else { break };
         if fragments.take(respond.stream_id().as_u32()) {
-            h2_stream::refuse(core, Fault::TargetBad, &mut respond);
+            let asked = (request.method().as_str(), request.uri().path());
+            h2_stream::refuse(core, &shared.client, Fault::TargetBad, asked, &mut respond);
             continue;
         }
         let Some(open) = shared.open(core) else {
-            // This reason tells the client that the request was not looked at and may be sent
-            // again.
-            respond.send_reset(Reason::REFUSED_STREAM);
+            let asked = (request.method().as_str(), request.uri().path());
+            h2_stream::turn_away(core, &shared.client, asked, &mut respond);
             core.shared.refused.fetch_add(1, Ordering::Relaxed);
             continue;
         };

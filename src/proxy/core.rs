@@ -33,6 +33,7 @@ use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failed::Tell;
+use crate::telemetry::finished::OnFinished;
 use crate::upstream::h2_pool::H2Pool;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::pool::Pool;
@@ -89,6 +90,8 @@ pub struct Shared {
     pub tell: std::sync::OnceLock<Tell>,
     /// How far each core has come with what it was told to listen on.
     pub acknowledged: Acknowledged,
+    /// Called once with each finished exchange, on the thread of its core; unset = nobody listens.
+    pub on_finished: std::sync::OnceLock<OnFinished>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
@@ -283,6 +286,28 @@ impl Scratch {
     }
 }
 
+/// Free buffers for what a client's head says (`telemetry::record`): an exchange takes one and its
+/// end gives it back.
+#[derive(Default)]
+pub struct TextBuffers(RefCell<Vec<Vec<u8>>>);
+
+impl TextBuffers {
+    /// An empty buffer.
+    #[must_use]
+    pub fn take(&self) -> Vec<u8> {
+        self.0.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Takes a buffer back.
+    pub fn give_back(&self, mut buffer: Vec<u8>) {
+        let mut free = self.0.borrow_mut();
+        if free.len() < SCRATCHES_KEPT {
+            buffer.clear();
+            free.push(buffer);
+        }
+    }
+}
+
 /// One core.
 pub struct Core {
     /// Its number among the workers.
@@ -301,6 +326,8 @@ pub struct Core {
     pub h2_pool: Rc<H2Pool>,
     /// Empty pipes.
     pub pipes: Pipes,
+    /// Free buffers for the texts of records.
+    pub texts: TextBuffers,
     /// Free readers of usage.
     pub taps: Taps,
     /// The wake-ups that exchanges of this core wait for.
@@ -345,6 +372,7 @@ impl Core {
             pool: Pool::default(),
             h2_pool: Rc::default(),
             pipes: Pipes::default(),
+            texts: TextBuffers::default(),
             taps: Taps::default(),
             wake_table: WakeTable::new(index),
             counters: RefCell::default(),

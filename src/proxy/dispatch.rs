@@ -82,15 +82,17 @@ pub async fn dispatch(
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
-        let Picked { upstream, lease, guard, .. } =
+        let Picked { member, upstream, lease, guard } =
             match at.pick(down, request.permit, members, exchange.settle).await? {
                 Some(picked) => picked,
                 None => {
-                    exchange.settle.fault(Kind::ClientGone);
+                    exchange.settle.record.failed(Kind::ClientGone);
                     return Ok(Next::Close);
                 }
             };
         let group = &plan.groups[usize::from(at.group)];
+        let (number, _) = group.members[member];
+        exchange.settle.record.picked(at.group, number, guard.begun());
         let falls_back = !at.fallback.as_slice().is_empty();
         // The last attempt is left to the groups in `fallback`.
         let same = group.retry_same && (!falls_back || at.retries + 1 < group.retry.attempts);
@@ -112,7 +114,7 @@ pub async fn dispatch(
             fresh: false,
         };
         let (failed, after) = loop {
-            exchange.settle.outcome.attempts += 1;
+            exchange.settle.record.attempt_began();
             let attempted = attempt.run(down, exchange).await;
             let failed = match end(core, down, request, &attempt, exchange, attempted).await {
                 Ended::Next(next) => return Ok(next),
@@ -138,7 +140,7 @@ pub async fn dispatch(
             at.tried = Tried::NONE;
         }
         if !after.is_zero() && pause(down, after).await == Paused::Gone {
-            exchange.settle.fault(Kind::ClientGone);
+            exchange.settle.record.failed(Kind::ClientGone);
             return Ok(Next::Close);
         }
     }
@@ -158,7 +160,7 @@ impl<'d> Dispatch<'d> {
         down: &mut Downstream,
         permit: &Permit,
         members: &mut Vec<Member>,
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> Result<Option<Picked<'d>>, Refusal> {
         let (core, plan) = (self.core, self.plan);
         loop {
@@ -303,8 +305,7 @@ async fn end(
         Attempted::Whole { keep } => Ended::Next(if keep { Next::KeepAlive } else { Next::Linger }),
         Attempted::Refused(refusal) => Ended::Refused(refusal),
         Attempted::Over(kind) => {
-            exchange.settle.fault(kind);
-            exchange.settle.blame(&attempt.upstream.name);
+            exchange.settle.record.failed(kind);
             if kind.row().blame != Blame::Client && request.caller.version == Version::Http10 {
                 // A body that ends with its connection would look complete after a clean close.
                 down.socket.close_with_reset();
@@ -317,15 +318,16 @@ async fn end(
                 let meter = request.permit.is_metered.then(|| Metered::new(exchange.settle));
                 tunnel::run(core, down, upstream, bytes, idle, meter).await
             };
-            exchange.settle.outcome.request_bytes += carried.sent;
-            exchange.settle.outcome.response_bytes += carried.received;
+            exchange.settle.record.received(carried.sent);
+            exchange.settle.record.sent(carried.received);
             if let Some(kind) = carried.fault {
-                exchange.settle.fault(kind);
+                exchange.settle.record.failed(kind);
             }
             Ended::Next(Next::Close)
         }
         Attempted::Failed { kind, answered, reused, status, message } => {
-            exchange.settle.blame(&attempt.upstream.name);
+            let record = &exchange.settle.record;
+            record.attempt_failed(&attempt.upstream.name, kind, status.unwrap_or(0));
             Ended::Failed(Failed { kind, answered, reused, status, message })
         }
     }

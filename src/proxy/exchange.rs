@@ -10,13 +10,13 @@
 
 use std::hash::BuildHasher as _;
 use std::rc::Rc;
+use std::time::Instant;
 
 use super::admit::{self, Admitted};
 use super::attempt::ExchangeState;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::downstream::Downstream;
-use super::failure_report::report_failure;
 use super::forward::{Outgoing, Request};
 use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Unheld};
 use super::limit;
@@ -65,14 +65,18 @@ async fn live(
     let (plan, number) = core.plan_for(&down.listener);
     let listener = &plan.listeners[number];
 
-    if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch).await {
+    let client = down.peer.as_ref().map(|peer| peer.ip);
+    // When the first bytes of the head came, if its end came later.
+    let mut first = None;
+    if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch, &mut first).await
+    {
         return match end {
             Unread::Refused(refusal) => {
-                let mut settle = Settle::begin(core);
-                settle.fault(refusal.kind);
-                settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
+                let settle = Settle::begin(core, &plan, listener.number, client);
+                note_slow_head(&settle, core, first);
                 let caller = nobody(core, settle.begun_at().wall);
-                reply::refuse(core, down, &caller, &refusal, false).await
+                settle.record.named(&caller.id);
+                reply::refuse(core, down, &caller, &refusal, false, &settle).await
             }
             Unread::Gone => Next::Close,
             Unread::Nothing => {
@@ -82,10 +86,15 @@ async fn live(
         };
     }
     let path = scratch.request.normalise_path(&mut down.recv);
-    scratch.model.clear();
-    let mut settle = Settle::begin(core);
+    let mut settle = Settle::begin(core, &plan, listener.number, client);
+    if first.is_some() {
+        note_slow_head(&settle, core, first);
+    }
     let begun = settle.begun_at().wall;
     let mut caller = admit::caller(&scratch.request, &down.recv, begun, core.random_u64());
+    settle.record.named(&caller.id);
+    let method = scratch.request.method_text.of(&down.recv);
+    settle.record.head_read(method, scratch.request.path(&down.recv));
     if !listener.cors.is_off() {
         caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
     }
@@ -97,17 +106,15 @@ async fn live(
         }
         Err(fault) => Err(path_refusal(fault).into()),
     };
-    settle.outcome.request_bytes += body.data_bytes;
-    let next = match served {
+    settle.record.received(body.data_bytes);
+    match served {
         Ok(next) => next,
         Err(Unheld::Gone(kind)) => {
-            settle.fault(kind);
+            settle.record.failed(kind);
             Next::Close
         }
         Err(Unheld::Refused(refusal)) => {
             let refusal = unrouted::at_no_api(refusal, listener, &scratch.request, &down.recv);
-            settle.fault(refusal.kind);
-            settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
             // A body that is here already is skipped; one that is not ends the connection, since
             // what comes next must not be taken for a request.
             if body.end == head_bytes {
@@ -115,17 +122,21 @@ async fn live(
                 body = RequestBody::new(framing.unwrap_or(Framing::UntilClose), head_bytes);
             }
             let body_read = hold::skip(&mut body, &down.recv);
-            let next = reply::refuse(core, down, &caller, &refusal, body_read).await;
+            let next = reply::refuse(core, down, &caller, &refusal, body_read, &settle).await;
             if next == Next::KeepAlive {
                 down.recv.drain(..body.end);
             }
             next
         }
-    };
-    if settle.outcome.fault.is_some() {
-        report_failure(core, &plan, &caller, scratch, &settle);
     }
-    next
+}
+
+/// Notes that a head came in pieces, the first of them at `first`.
+#[cold]
+fn note_slow_head(settle: &Settle, core: &Core, first: Option<Instant>) {
+    if let Some(first) = first {
+        settle.record.head_came_slowly(core.shared.notifier.clock.at(first));
+    }
 }
 
 /// Why no head has been read.
@@ -138,13 +149,14 @@ enum Unread {
     Nothing,
 }
 
-/// Reads until the head is complete.
+/// Reads until the head is complete; notes in `first` when it began, should it come in pieces.
 async fn read_head(
     core: &Core,
     plan: &Plan,
     listener: &ListenerPlan,
     down: &mut Downstream,
     scratch: &mut Scratch,
+    first: &mut Option<Instant>,
 ) -> Result<(), Unread> {
     let mut armed = false;
     let mut searched = 0;
@@ -165,7 +177,9 @@ async fn read_head(
                 Ok(Parse::More) if down.served > 0 && is_empty_lines(&down.recv) => {
                     return Err(Unread::Nothing);
                 }
-                Ok(Parse::More) => {}
+                Ok(Parse::More) => {
+                    first.get_or_insert_with(Instant::now);
+                }
                 Err(fault) => {
                     return Err(Unread::Refused(head_refusal(fault, down.recv.len(), plan)));
                 }
@@ -259,6 +273,7 @@ async fn serve(
         Admitted::Permit(permit) => permit,
         other => return Ok(answer_at_once(core, plan, down, caller, settle, begin, other).await),
     };
+    settle.record.admitted(permit.key.map(|key| key.0), permit.client);
     let _vouched = match core.shared.per_ip_max {
         0 => None,
         _ => {
@@ -266,7 +281,6 @@ async fn serve(
             places::count_vouched(core, peer, permit.client).map_err(|_| too_many_connections())?
         }
     };
-    settle.key = permit.key;
     // Without a key there is nothing to charge, and no future is made.
     if permit.key.is_some() {
         settle.hold(limit::charge(core, plan, &permit, caller, now).await?);
@@ -285,8 +299,12 @@ async fn serve(
     let mut scanner = head_route.scanner(request, &down.recv, listener, &permit, scan)?;
     if !hold::is_here(core, plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
         hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
+        settle.record.body_held(settle.now());
     }
+    let in_body = scanner.model().map_or("", |found| found.name);
+    settle.record.model_named(head_route.model_named(in_body));
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
+    settle.record.routed(route.kind, route.group, route.rename.as_deref());
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let routed_by =
@@ -337,9 +355,8 @@ async fn serve(
     match ended {
         Ok(next) => Ok(next),
         Err(refusal) => {
-            settle.fault(refusal.kind);
-            settle.outcome.status = refusal.kind.row().status.unwrap_or(0);
-            Ok(reply::refuse(core, down, caller, &refusal, body.reader.is_done()).await)
+            let body_read = body.reader.is_done();
+            Ok(reply::refuse(core, down, caller, &refusal, body_read, settle).await)
         }
     }
 }
@@ -358,12 +375,13 @@ fn note_metered(
     routed_by: &RoutedBy<'_>,
     (head, bytes): (&RequestHead, &[u8]),
     body: &RequestBody,
-    settle: &mut Settle,
+    settle: &Settle,
 ) {
     let retrieves =
         matches!(head.method, Method::Get | Method::Head | Method::Options | Method::Delete);
-    settle.passed.is_retrieval = retrieves && body.reader.is_done() && body.data_bytes == 0;
-    settle.passed.prompt = limit::prompt_of(
+    let passed = &mut *settle.passed.borrow_mut();
+    passed.is_retrieval = retrieves && body.reader.is_done() && body.data_bytes == 0;
+    passed.prompt = limit::prompt_of(
         head,
         bytes,
         matches!(request_framing(head, bytes), Ok(Framing::Chunked)),
@@ -374,7 +392,7 @@ fn note_metered(
         "" => plan.groups.get(usize::from(route.group)).map_or("", |group| &group.name),
         name => name,
     };
-    settle.passed.model = foldhash::fast::FixedState::default().hash_one(name);
+    passed.model = foldhash::fast::FixedState::default().hash_one(name);
 }
 
 /// Answers what needs no upstream.
@@ -384,7 +402,7 @@ fn answer_at_once<'a>(
     plan: &'a Plan,
     down: &'a mut Downstream,
     caller: &'a Caller,
-    settle: &'a mut Settle,
+    settle: &'a Settle,
     head_bytes: usize,
     admitted: Admitted,
 ) -> PooledFuture<'a, Next> {
@@ -395,15 +413,15 @@ fn answer_at_once<'a>(
                 answer(core, down, caller, settle, head_bytes, framing, json.as_bytes()).await
             }
             Admitted::Preflight(asked, framing) => {
-                settle.outcome.status = 204;
                 let bare = matches!(framing, Framing::None | Framing::Length(0));
-                let next = reply::preflight(core, down, caller, asked, bare).await;
+                let next = reply::preflight(core, down, caller, asked, bare, settle).await;
                 if next == Next::KeepAlive {
                     down.recv.drain(..head_bytes);
                 }
                 next
             }
             Admitted::Models(permit) | Admitted::Permit(permit) => {
+                settle.record.admitted(permit.key.map(|key| key.0), permit.client);
                 let json = route::models_list(plan, &permit);
                 answer(core, down, caller, settle, head_bytes, permit.framing, &json).await
             }
@@ -417,17 +435,16 @@ fn answer<'a>(
     core: &'a Core,
     down: &'a mut Downstream,
     caller: &'a Caller,
-    settle: &'a mut Settle,
+    settle: &'a Settle,
     head_bytes: usize,
     framing: Framing,
     json: &'a [u8],
 ) -> PooledFuture<'a, Next> {
     // Pooled, as a refusal is.
     PooledFuture::with(move || async move {
-        settle.outcome.status = 200;
         // The body of a GET is not read: a connection that carries one ends.
         let bare = matches!(framing, Framing::None | Framing::Length(0));
-        let next = reply::send(core, down, caller, 200, json, bare).await;
+        let next = reply::send(core, down, caller, json, bare, settle).await;
         if next == Next::KeepAlive {
             down.recv.drain(..head_bytes);
         }

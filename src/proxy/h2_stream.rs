@@ -26,6 +26,7 @@ use super::downstream::{Client, Downstream, LINGER, LINGER_BYTES_MAX};
 use super::exchange;
 use super::settle::Settle;
 use crate::base::buf::{FRAME_BYTES, SMALL_BYTES};
+use crate::base::ids::RequestId;
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::http::method::Method;
@@ -71,7 +72,7 @@ pub async fn serve(
         Err(fault) => {
             core.give_back_scratch(scratch);
             core.buffers.give_back(head);
-            refuse(core, fault, &mut respond);
+            refuse(core, client, fault, (parts.method.as_str(), parts.uri.path()), &mut respond);
             return discard_rest(core, &mut body).await;
         }
     };
@@ -150,7 +151,15 @@ async fn discard(core: &Core, body: &mut RecvStream) {
 }
 
 /// Refuses a head that cannot be written as HTTP/1.1: by a status, or by a reset if malformed.
-pub(super) fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<Chunk>) {
+///
+/// Shape: `asked` is method and path, for the record.
+pub(super) fn refuse(
+    core: &Rc<Core>,
+    client: &Client,
+    fault: Fault,
+    asked: (&str, &str),
+    respond: &mut SendResponse<Chunk>,
+) {
     let kind = match fault {
         Fault::MethodRefused => Kind::MethodRefused,
         Fault::HeadTooLarge => Kind::HeadTooLarge,
@@ -158,8 +167,8 @@ pub(super) fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<C
         Fault::TargetTooLong => Kind::TargetTooLong,
         _ => Kind::HeadMalformed,
     };
-    let mut settle = Settle::begin(core);
-    settle.fault(kind);
+    let settle = begin_record(core, client, asked);
+    settle.record.failed(kind);
     let status = kind.row().status.and_then(|status| StatusCode::from_u16(status).ok());
     let mut answer = Response::new(());
     *answer.status_mut() = status.unwrap_or(StatusCode::BAD_REQUEST);
@@ -167,8 +176,33 @@ pub(super) fn refuse(core: &Rc<Core>, fault: Fault, respond: &mut SendResponse<C
     if kind == Kind::HeadMalformed || respond.send_response(answer, true).is_err() {
         respond.send_reset(Reason::PROTOCOL_ERROR);
     } else {
-        settle.outcome.status = kind.row().status.unwrap_or(0);
+        settle.record.answered_here(kind.row().status.unwrap_or(0), 0);
     }
+}
+
+/// Refuses a stream because the process has as many as it may. The reason tells the client that
+/// the request was not looked at and may be sent again.
+#[cold]
+pub(super) fn turn_away(
+    core: &Rc<Core>,
+    client: &Client,
+    asked: (&str, &str),
+    respond: &mut SendResponse<Chunk>,
+) {
+    let settle = begin_record(core, client, asked);
+    settle.record.failed(Kind::ConnectionsReached);
+    respond.send_reset(Reason::REFUSED_STREAM);
+}
+
+/// Begins the record of an exchange that ends with its head.
+#[cold]
+fn begin_record(core: &Rc<Core>, client: &Client, (method, path): (&str, &str)) -> Settle {
+    let (plan, number) = core.plan_for(&client.listener);
+    let number = plan.listeners[number].number;
+    let settle = Settle::begin(core, &plan, number, client.peer.as_ref().map(|peer| peer.ip));
+    settle.record.named(&RequestId::new(settle.begun_at().wall, core.random_u64()));
+    settle.record.head_read(method.as_bytes(), path.as_bytes());
+    settle
 }
 
 /// Relays the answer; resets the stream when it does not come to its end.

@@ -8,8 +8,9 @@ use std::fmt::Write as _;
 use super::core::Core;
 use super::downstream::Downstream;
 use super::refusal::{Caller, Next, Refusal};
+use super::settle::Settle;
 use crate::base::buf::SMALL_BYTES;
-use crate::error::{Connection, RETRY_AFTER_S_MAX};
+use crate::error::{Connection, Kind, RETRY_AFTER_S_MAX};
 use crate::http::head::Version;
 use crate::http1::encode;
 use crate::llm::reply::{Dialect, ErrorReply};
@@ -18,7 +19,17 @@ use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::cors;
 
-/// Sends an error; the body of the request was read to its end if `body_read`.
+/// An answer of ours, ready to be sent.
+pub struct Answer {
+    /// Head and body.
+    pub bytes: Vec<u8>,
+    /// Its status.
+    pub status: u16,
+    /// Bytes of the body.
+    pub body_bytes: u64,
+}
+
+/// Sends an error and records it as the end of the exchange; the body of the request was read to its end if `body_read`.
 #[cold]
 pub fn refuse<'a>(
     core: &'a Core,
@@ -26,23 +37,25 @@ pub fn refuse<'a>(
     caller: &'a Caller,
     refusal: &'a Refusal,
     body_read: bool,
+    settle: &'a Settle,
 ) -> PooledFuture<'a, Next> {
     // Pooled: few exchanges are refused, and else every exchange's future would have room for this.
     PooledFuture::with(move || async move {
         let row = refusal.kind.row();
+        settle.record.failed(refusal.kind);
         if row.status.is_none() {
             return Next::Close;
         }
         let keep = row.connection == Connection::Keep && body_read;
         let keep = keep && caller.persists && !core.is_leaving(&down.listener);
-        let out = refusal_bytes(core, caller, refusal, keep);
-        transmit(core, down, out, keep).await
+        let answer = refusal_answer(core, caller, refusal, keep);
+        transmit(core, down, answer, keep, settle).await
     })
 }
 
 /// Writes an error as head and body.
 #[must_use]
-pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool) -> Vec<u8> {
+pub fn refusal_answer(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool) -> Answer {
     let row = refusal.kind.row();
     let status = row.status.unwrap_or(502);
     let mut body = Vec::with_capacity(256);
@@ -82,21 +95,21 @@ pub fn refusal_bytes(core: &Core, caller: &Caller, refusal: &Refusal, keep: bool
         // A field of these SDKs, too: without it they try again as often as they are set to.
         fields.push_str("x-should-retry: false\r\n");
     }
-    answer_bytes(core, caller, status, fields.as_bytes(), &body, keep)
+    write(core, caller, status, fields.as_bytes(), &body, keep)
 }
 
-/// Sends a whole answer as JSON.
+/// Answers 200 with JSON.
 pub async fn send(
     core: &Core,
     down: &mut Downstream,
     caller: &Caller,
-    status: u16,
     body: &[u8],
     keep: bool,
+    settle: &Settle,
 ) -> Next {
     let keep = keep && caller.persists && !core.is_leaving(&down.listener);
-    let out = answer_bytes(core, caller, status, b"", body, keep);
-    transmit(core, down, out, keep).await
+    let answer = write(core, caller, 200, b"", body, keep);
+    transmit(core, down, answer, keep, settle).await
 }
 
 /// Answers a preflight: what is asked for may be done (Fetch, "CORS-preflight fetch").
@@ -107,6 +120,7 @@ pub fn preflight<'a>(
     caller: &'a Caller,
     fields_asked: Option<Vec<u8>>,
     keep: bool,
+    settle: &'a Settle,
 ) -> PooledFuture<'a, Next> {
     // Pooled, as a refusal is.
     PooledFuture::with(move || async move {
@@ -119,18 +133,19 @@ pub fn preflight<'a>(
         cors::write_preflight(fields_asked.as_deref(), &mut out);
         connection_field(&mut out, caller.version, keep);
         encode::end_of_head(&mut out);
-        transmit(core, down, out, keep).await
+        let answer = Answer { bytes: out, status: 204, body_bytes: 0 };
+        transmit(core, down, answer, keep, settle).await
     })
 }
 
-fn answer_bytes(
+fn write(
     core: &Core,
     caller: &Caller,
     status: u16,
     fields: &[u8],
     body: &[u8],
     keep: bool,
-) -> Vec<u8> {
+) -> Answer {
     let mut out = core.buffers.take(body.len() + fields.len() + 512);
     encode::status_line(&mut out, status, encode::reason_phrase(status).as_bytes());
     encode::field(&mut out, b"content-type", b"application/json");
@@ -141,17 +156,29 @@ fn answer_bytes(
     caller.standing.write(&mut out);
     connection_field(&mut out, caller.version, keep);
     encode::end_of_head(&mut out);
-    if !caller.head_only {
-        out.extend_from_slice(body);
-    }
-    out
+    let body = if caller.head_only { b"" } else { body };
+    out.extend_from_slice(body);
+    Answer { bytes: out, status, body_bytes: body.len() as u64 }
 }
 
-async fn transmit(core: &Core, down: &mut Downstream, out: Vec<u8>, keep: bool) -> Next {
+async fn transmit(
+    core: &Core,
+    down: &mut Downstream,
+    answer: Answer,
+    keep: bool,
+    settle: &Settle,
+) -> Next {
+    let Answer { bytes, status, body_bytes } = answer;
     down.timer.arm(down.socket.handle(), Shut::Both, down.write_idle);
-    let (result, out) = down.socket.send_all(Part::whole(out)).await;
+    let (result, out) = down.socket.send_all(Part::whole(bytes)).await;
+    let stalled = down.timer.expired();
     down.timer.disarm();
     core.buffers.give_back(out);
+    match &result {
+        Ok(()) => settle.record.answered_here(status, body_bytes),
+        Err(_) if stalled => settle.record.failed(Kind::ClientStalled),
+        Err(_) => settle.record.failed(Kind::ClientGone),
+    }
     match (result, keep) {
         (Err(_), _) => Next::Close,
         (Ok(()), true) => Next::KeepAlive,

@@ -24,6 +24,7 @@ use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
 use crate::policy::model::{Missing, ModelTarget};
+use crate::telemetry::outcome::RouteKind;
 
 /// Most names that a refusal lists.
 const NAMES_SHOWN_MAX: usize = 20;
@@ -31,6 +32,8 @@ const NAMES_SHOWN_MAX: usize = 20;
 /// Where a request goes.
 #[derive(Default)]
 pub struct Route {
+    /// What led there.
+    pub kind: RouteKind,
     /// The group.
     pub group: u16,
     /// The one upstream that must take it.
@@ -122,6 +125,15 @@ fn may_use_decoded(
 }
 
 impl HeadRoute {
+    /// The model as the client named it; `in_body` is the name found there, empty if none.
+    #[must_use]
+    pub fn model_named<'a>(&'a self, in_body: &'a str) -> &'a str {
+        match self {
+            HeadRoute::Target(found) => found.name(),
+            HeadRoute::Group { .. } | HeadRoute::Body | HeadRoute::Nothing => in_body,
+        }
+    }
+
     /// Chooses what looks for the model in the body.
     ///
     /// Errors: 415 for a coding, and for a type that we do not parse when the key is limited to
@@ -189,20 +201,20 @@ pub fn finish(
     scanner: &Scanner<'_>,
     permit: &Permit,
 ) -> Result<Route, Refusal> {
-    let plain = |group, strip| Route { group, strip, ..Route::default() };
+    let plain = |kind, group, strip| Route { kind, group, strip, ..Route::default() };
     let (asked, in_target) = match head_route {
-        HeadRoute::Group { group, strip } => return Ok(plain(group, strip)),
+        HeadRoute::Group { group, strip } => return Ok(plain(RouteKind::Path, group, strip)),
         HeadRoute::Nothing => {
             let group = listener.default_group.ok_or_else(|| no_route(head, bytes, permit))?;
             if permit.limited {
                 return Err(proven::refuse_nameless());
             }
-            return Ok(plain(group, 0));
+            return Ok(plain(RouteKind::Default, group, 0));
         }
         HeadRoute::Target(found) => (Some(found.name().to_owned()), Some(found)),
         HeadRoute::Body if matches!(scanner, Scanner::None) => {
             let group = listener.default_group.ok_or_else(|| no_route(head, bytes, permit))?;
-            return Ok(plain(group, 0));
+            return Ok(plain(RouteKind::Default, group, 0));
         }
         HeadRoute::Body => (None, None),
     };
@@ -211,7 +223,7 @@ pub fn finish(
         (Some(name), _) => name.as_str(),
         (None, Some(found)) => found.name,
         (None, None) => match listener.default_group {
-            Some(group) if !permit.limited => return Ok(plain(group, 0)),
+            Some(group) if !permit.limited => return Ok(plain(RouteKind::Default, group, 0)),
             _ => return Err(Refusal::because(Kind::ModelMissing, MISSING_MODEL)),
         },
     };
@@ -241,7 +253,12 @@ pub fn finish(
     {
         return Err(unknown_model(plan, permit, asked));
     }
+    let kind = match found.target.upstream_forced {
+        Some(_) => RouteKind::Upstream,
+        None => RouteKind::Model,
+    };
     Ok(Route {
+        kind,
         group: found.target.group,
         upstream: found.target.upstream_forced,
         rename: found.name_to_send.map(str::to_owned),

@@ -1,45 +1,46 @@
 //! The end of an exchange: one record, exactly once, whatever way it ends.
 //!
-//! The record is filled in as the exchange goes and told to the core's counters when the guard
-//! is dropped: by the normal end, by an abort, by a panic. So is what the key has used.
+//! The record is filled in as the exchange goes. When the guard is dropped, by the normal end, by
+//! an abort, by a panic, the record is told to the core's counters and to whoever listens to
+//! records, and the key pays for what it has used.
 
+use std::cell::RefCell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::core::Core;
+use super::core::{Core, LocalPlan};
+use super::failure_report::report_failure;
 use super::limit::Charge;
-use crate::base::clock::{Moment, Timestamp, micros};
+use crate::base::clock::{Moment, Timestamp};
 use crate::error::Kind;
-use crate::policy::keys::KeyId;
 use crate::policy::limit::passed::Passed;
-use crate::telemetry::outcome::Outcome;
+use crate::telemetry::finished::Finished;
+use crate::telemetry::record::{Facts, Record};
 
-/// The record of one exchange in the making.
+/// Holds the record of one exchange until its end.
 pub struct Settle {
     core: Rc<Core>,
-    begun: Moment,
+    plan: LocalPlan,
     /// What has become known so far.
-    pub outcome: Outcome,
+    pub record: Record,
     /// What a charge by the token goes by, as far as it is known.
-    pub passed: Passed,
-    /// The client's key, once it has been let in.
-    pub key: Option<KeyId>,
-    /// The upstream of the last attempt, if that failed.
-    pub blamed: Option<Box<str>>,
+    pub passed: RefCell<Passed>,
     charge: Option<Charge>,
 }
 
 impl Settle {
     /// Begins the record of an exchange whose head has been read.
+    ///
+    /// Shape: `listener` is its number in `plan`; `client` is the other end of the connection.
     #[must_use]
-    pub fn begin(core: &Rc<Core>) -> Self {
+    pub fn begin(core: &Rc<Core>, plan: &LocalPlan, listener: u16, client: Option<IpAddr>) -> Self {
+        let now = core.shared.notifier.clock.at(Instant::now());
         Self {
             core: core.clone(),
-            begun: core.shared.notifier.clock.at(Instant::now()),
-            outcome: Outcome::default(),
-            passed: Passed::default(),
-            key: None,
-            blamed: None,
+            plan: plan.clone(),
+            record: Record::begin(now, listener, client, core.texts.take()),
+            passed: RefCell::default(),
             charge: None,
         }
     }
@@ -47,13 +48,13 @@ impl Settle {
     /// When the head had been read.
     #[must_use]
     pub fn begun(&self) -> Moment {
-        self.begun
+        self.record.begun()
     }
 
     /// The same by both clocks.
     #[must_use]
     pub fn begun_at(&self) -> Timestamp {
-        self.core.shared.notifier.clock.both(self.begun)
+        self.core.shared.notifier.clock.both(self.begun())
     }
 
     /// Keeps the key's charge until the exchange ends, when its tokens are paid.
@@ -71,7 +72,7 @@ impl Settle {
     /// How long ago the head was read.
     #[must_use]
     pub fn elapsed(&self) -> Duration {
-        self.now().since(self.begun)
+        self.now().since(self.begun())
     }
 
     /// The moment that it is now, the same on all cores.
@@ -79,29 +80,52 @@ impl Settle {
     pub fn now(&self) -> Moment {
         self.core.shared.notifier.clock.at(Instant::now())
     }
-
-    /// Notes which upstream failed.
-    #[cold]
-    pub fn blame(&mut self, upstream: &str) {
-        self.blamed = Some(upstream.into());
-    }
-
-    /// Notes the fault that ended the exchange; the first one noted counts.
-    #[cold]
-    pub fn fault(&mut self, kind: Kind) {
-        self.outcome.fault.get_or_insert(kind.into());
-    }
 }
 
 impl Drop for Settle {
     fn drop(&mut self) {
-        let now = self.now();
-        self.outcome.duration_us = micros(now.since(self.begun));
-        if let Some(charge) = &self.charge {
-            let shared = &self.core.shared;
-            self.passed.request_bytes = self.outcome.request_bytes;
-            charge.pay(&self.passed, &shared.token_sizes, now);
+        if std::thread::panicking() {
+            self.record.failed(Kind::Internal);
         }
-        self.core.counters.borrow_mut().record(&self.outcome);
+        let now = self.now();
+        let (core, facts) = (&self.core, self.record.finish(now));
+        if let Some(charge) = &self.charge {
+            let passed = self.passed.get_mut();
+            passed.request_bytes = facts.outcome.request_bytes;
+            charge.pay(passed, &core.shared.token_sizes, now);
+        }
+        core.counters.borrow_mut().record(&facts.outcome);
+        if facts.outcome.fault.is_some() || core.shared.on_finished.get().is_some() {
+            tell(core, &self.plan, facts);
+        }
+        core.texts.give_back(self.record.take_buffer());
+    }
+}
+
+/// Tells of a finished exchange, with the names that its numbers stand for.
+#[cold]
+fn tell(core: &Core, plan: &LocalPlan, facts: &Facts) {
+    let group = facts.group.and_then(|number| plan.groups.get(usize::from(number)));
+    let upstream = facts.upstream.and_then(|number| plan.upstreams.get(usize::from(number)));
+    let key = facts.key.and_then(|number| plan.limits.get(number as usize));
+    let listener = plan.listeners.get(usize::from(facts.listener));
+    let finished = Finished {
+        ts_ms: core.shared.notifier.clock.both(facts.begun).wall.as_millis(),
+        request_id: facts.id.as_ref().map_or("", |id| id.as_str()),
+        client: facts.client,
+        key: key.map_or("", |key| &key.name),
+        listener: listener.map_or("", |listener| &listener.name),
+        method: facts.method(),
+        path: facts.path(),
+        group: group.map_or("", |group| &group.name),
+        model: facts.model(),
+        model_sent: facts.model_sent(),
+        upstream: upstream.map_or("", |upstream| &upstream.name),
+        failures: &facts.failures,
+        outcome: &facts.outcome,
+    };
+    report_failure(core, &finished);
+    if let Some(listen) = core.shared.on_finished.get() {
+        listen(&finished);
     }
 }

@@ -45,13 +45,13 @@ pub struct Carried {
 /// names it, since a tunnel may last for hours; what no count covers is paid at the end.
 pub struct Metered<'a> {
     messages: Box<Messages>,
-    settle: &'a mut Settle,
+    settle: &'a Settle,
 }
 
 impl<'a> Metered<'a> {
     /// Reads the tunnel of the exchange that `settle` records.
     #[must_use]
-    pub fn new(settle: &'a mut Settle) -> Self {
+    pub fn new(settle: &'a Settle) -> Self {
         Self { messages: Box::default(), settle }
     }
 
@@ -68,9 +68,8 @@ impl<'a> Metered<'a> {
     /// Notes what is owed, should this be the end.
     fn note(&mut self, sent: u64) {
         let said = self.messages.said();
-        self.settle.outcome.prompt_tokens = said.prompt_tokens;
-        self.settle.outcome.completion_tokens = said.completion_tokens;
-        self.settle.passed.answer = Answer::Tunnel(self.messages.uncounted(sent));
+        self.settle.record.used(said);
+        self.settle.passed.borrow_mut().answer = Answer::Tunnel(self.messages.uncounted(sent));
     }
 }
 

@@ -27,6 +27,7 @@ use super::core::Core;
 use super::hold::{RequestBody, RoutedBy, SLICE_BYTES, Scanner};
 use super::pace::BodyPace;
 use super::progress::Progress;
+use super::settle::Settle;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
@@ -49,6 +50,8 @@ const ROOM_MIN: usize = 4096;
 pub struct Upload<'a> {
     /// This core.
     pub core: &'a Core,
+    /// The record of the exchange.
+    pub settle: &'a Settle,
     /// The client.
     pub client: &'a Stream,
     /// The upstream.
@@ -221,6 +224,7 @@ impl Upload<'_> {
     }
 
     fn sent_all(&self) {
+        self.settle.record.request_sent(self.settle.now());
         self.progress.body_received.set(true);
         if !self.progress.answer_begun.get() {
             self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);

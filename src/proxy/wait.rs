@@ -14,7 +14,7 @@ use super::pick::{self, Choice, Picked};
 use super::plan::Plan;
 use super::refusal::Refusal;
 use super::settle::Settle;
-use crate::base::clock::{Moment, micros};
+use crate::base::clock::Moment;
 use crate::error::Kind;
 use crate::net::notify::WakeToken;
 use crate::net::pooled_future::PooledFuture;
@@ -76,11 +76,11 @@ impl<'p> Wait<'_, 'p> {
         &self,
         down: &mut Downstream,
         members: &mut Vec<Member>,
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> Waited<'p> {
         let entered = settle.now();
         let waited = self.in_room(down, members, settle).await;
-        settle.outcome.queue_us += micros(settle.now().since(entered)).max(1);
+        settle.record.queued(settle.now().since(entered));
         waited
     }
 

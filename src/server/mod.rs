@@ -413,6 +413,7 @@ fn shared(plan: Plan, options: &Options, copies: usize, notifier: Arc<Notifier>)
         handshakes_max: options.handshakes_max,
         handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        on_finished: std::sync::OnceLock::new(),
         tell: std::sync::OnceLock::new(),
         acknowledged: Acknowledged::new(copies),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),

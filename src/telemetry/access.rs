@@ -9,42 +9,12 @@
 //! everything is escaped (RFC 8259 §7): a line break in a model name does not make a second line.
 
 use std::io::Write;
-use std::net::IpAddr;
 
-use super::outcome::Outcome;
-
-/// Longest path or model name in a line, in bytes before escaping.
-pub const CLIENT_TEXT_BYTES_MAX: usize = 256;
-
-/// What a line tells beside the outcome. Empty text becomes `null`.
-#[derive(Clone, Copy, Debug)]
-pub struct AccessEntry<'e> {
-    /// When the request head was complete, in Unix milliseconds.
-    pub ts_ms: u64,
-    /// The exchange's id.
-    pub request_id: &'e str,
-    /// The client's address; `None` on a Unix socket.
-    pub client: Option<IpAddr>,
-    /// The name of the key; never the key.
-    pub key: &'e str,
-    /// The listener's name.
-    pub listener: &'e str,
-    /// The method.
-    pub method: &'e [u8],
-    /// The target; what follows a `?` or `#` is left out.
-    pub path: &'e [u8],
-    /// The route or group that took it.
-    pub route: &'e str,
-    /// The model, as the client named it.
-    pub model: &'e [u8],
-    /// The upstream of the last attempt.
-    pub upstream: &'e str,
-    /// What happened.
-    pub outcome: &'e Outcome,
-}
+use super::finished::Finished;
+use super::record::{CLIENT_TEXT_BYTES_MAX, truncated};
 
 /// Appends one line, line break included.
-pub fn write_line(entry: &AccessEntry<'_>, out: &mut Vec<u8>) {
+pub fn write_line(entry: &Finished<'_>, out: &mut Vec<u8>) {
     let outcome = entry.outcome;
     let path_end = memchr::memchr2(b'?', b'#', entry.path).unwrap_or(entry.path.len());
     out.extend_from_slice(b"{\"ts\":\"");
@@ -57,15 +27,15 @@ pub fn write_line(entry: &AccessEntry<'_>, out: &mut Vec<u8>) {
     }
     text(out, "key", entry.key.as_bytes());
     text(out, "listener", entry.listener.as_bytes());
-    text(out, "method", truncated(entry.method));
-    text(out, "path", truncated(&entry.path[..path_end]));
-    text(out, "route", entry.route.as_bytes());
-    text(out, "model", truncated(entry.model));
+    text(out, "method", short(entry.method));
+    text(out, "path", short(&entry.path[..path_end]));
+    text(out, "route", entry.group.as_bytes());
+    text(out, "model", short(entry.model));
     text(out, "upstream", entry.upstream.as_bytes());
     number(out, "attempts", Some(outcome.attempts.into()));
-    number(out, "status", Some(outcome.status.into()));
+    number(out, "status", Some(outcome.status_told().into()));
     number(out, "request_bytes", Some(outcome.request_bytes));
-    number(out, "response_bytes", Some(outcome.response_bytes));
+    number(out, "response_bytes", Some(outcome.sent_bytes()));
     millis(out, "queue_ms", Some(outcome.queue_us));
     millis(out, "first_byte_ms", outcome.first_byte_us);
     millis(out, "ttft_ms", outcome.first_token_us);
@@ -136,15 +106,8 @@ fn millis(out: &mut Vec<u8>, name: &str, us: Option<u64>) {
     }
 }
 
-/// Cuts what a client chose, at a character where it is text.
-fn truncated(value: &[u8]) -> &[u8] {
-    if value.len() <= CLIENT_TEXT_BYTES_MAX {
-        return value;
-    }
-    // A continuation byte right after the cut means that a character was split.
-    let splits = |at: &usize| value[*at] & 0xc0 != 0x80;
-    let low = CLIENT_TEXT_BYTES_MAX - 3;
-    &value[..(low..=CLIENT_TEXT_BYTES_MAX).rev().find(splits).unwrap_or(CLIENT_TEXT_BYTES_MAX)]
+fn short(value: &[u8]) -> &[u8] {
+    truncated(value, CLIENT_TEXT_BYTES_MAX)
 }
 
 /// Appends a moment as RFC 3339 in UTC, with milliseconds.
@@ -187,10 +150,12 @@ fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use crate::telemetry::Outcome;
     use proptest::prelude::*;
+    use std::net::IpAddr;
 
-    fn entry(outcome: &Outcome) -> AccessEntry<'_> {
-        AccessEntry {
+    fn entry(outcome: &Outcome) -> Finished<'_> {
+        Finished {
             ts_ms: 0,
             request_id: "r1",
             client: Some(IpAddr::from([127, 0, 0, 1])),
@@ -198,20 +163,22 @@ mod tests {
             listener: "main",
             method: b"POST",
             path: b"/v1/chat/completions",
-            route: "chat",
+            group: "chat",
             model: b"llama3",
+            model_sent: b"llama3",
             upstream: "gpu0",
+            failures: &[],
             outcome,
         }
     }
 
-    fn line(entry: &AccessEntry<'_>) -> String {
+    fn line(entry: &Finished<'_>) -> String {
         let mut out = Vec::new();
         write_line(entry, &mut out);
         String::from_utf8(out).unwrap()
     }
 
-    fn parsed(entry: &AccessEntry<'_>) -> serde_json::Value {
+    fn parsed(entry: &Finished<'_>) -> serde_json::Value {
         serde_json::from_str(&line(entry)).unwrap()
     }
 
@@ -254,14 +221,14 @@ mod tests {
     fn never_shows_a_query() {
         let outcome = Outcome::default();
         for path in [&b"/v1beta/models/g:generate?key=SECRET"[..], b"/v1#SECRET"] {
-            assert!(!line(&AccessEntry { path, ..entry(&outcome) }).contains("SECRET"));
+            assert!(!line(&Finished { path, ..entry(&outcome) }).contains("SECRET"));
         }
     }
 
     #[test]
     fn empty_fields_are_null() {
         let outcome = Outcome::default();
-        let line = parsed(&AccessEntry { client: None, key: "", model: b"", ..entry(&outcome) });
+        let line = parsed(&Finished { client: None, key: "", model: b"", ..entry(&outcome) });
         assert!(line["client"].is_null() && line["key"].is_null() && line["model"].is_null());
     }
 
@@ -269,7 +236,7 @@ mod tests {
     fn cuts_what_a_client_chose_between_characters() {
         let outcome = Outcome::default();
         let long = "\u{20ac}".repeat(200);
-        let line = parsed(&AccessEntry { model: long.as_bytes(), ..entry(&outcome) });
+        let line = parsed(&Finished { model: long.as_bytes(), ..entry(&outcome) });
         assert_eq!(line["model"].as_str().unwrap(), "\u{20ac}".repeat(85));
     }
 
@@ -325,7 +292,7 @@ mod tests {
             model in "\\PC{0,60}|[\"\\\\\n\r\u{7f}\u{1}]{0,9}",
         ) {
             let outcome = Outcome::default();
-            let entry = AccessEntry { path: &path, model: model.as_bytes(), ..entry(&outcome) };
+            let entry = Finished { path: &path, model: model.as_bytes(), ..entry(&outcome) };
             let text = line(&entry);
             prop_assert!(text.bytes().filter(|b| *b < 0x20 || *b == 0x7f).eq([b'\n']));
             let told = parsed(&entry);

@@ -1,11 +1,81 @@
-//! The record of one exchange, made by `settle` exactly once.
+//! How one exchange went, in numbers: what a `Record` holds at its end.
 //!
 //! Plain values, all of them measured by whoever owned the fact: the relay counts
 //! bytes, the tap sees tokens and the first of them, the attempt knows whether its
-//! connection was reused. Counters and the access log are computed from this record
+//! connection was reused. Counters and the access log are computed from these
 //! and from nothing else, so they cannot disagree.
 
 use crate::error::{Fault, Finish};
+
+/// The status of a log line for a client that left before it was sent one: nginx's number, which
+/// readers of logs know.
+pub const STATUS_CLIENT_LEFT: u16 = 499;
+
+/// What led an exchange to its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteKind {
+    /// Nothing: it was answered or refused before.
+    #[default]
+    None,
+    /// A host or path route.
+    Path,
+    /// The model.
+    Model,
+    /// One upstream of that model, by the upstream's name.
+    Upstream,
+    /// The default group.
+    Default,
+}
+
+impl RouteKind {
+    /// The word used in logs and labels.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            RouteKind::None => "none",
+            RouteKind::Path => "path",
+            RouteKind::Model => "model",
+            RouteKind::Upstream => "upstream",
+            RouteKind::Default => "default",
+        }
+    }
+}
+
+/// Who ended an exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum EndedBy {
+    /// Nobody: it came to its end.
+    Nobody,
+    /// The client left.
+    Client,
+    /// The upstream failed.
+    Upstream,
+    /// We refused it.
+    Proxy,
+    /// One of our deadlines.
+    Timeout,
+    /// The end of a drain.
+    Drain,
+}
+
+impl From<Finish> for EndedBy {
+    fn from(finish: Finish) -> EndedBy {
+        match finish {
+            Finish::Ok => EndedBy::Nobody,
+            Finish::Refused
+            | Finish::RateLimited
+            | Finish::BadRequest
+            | Finish::Unavailable
+            | Finish::Internal => EndedBy::Proxy,
+            Finish::ClientAbort => EndedBy::Client,
+            Finish::UpstreamConnect | Finish::UpstreamReset | Finish::UpstreamBad => {
+                EndedBy::Upstream
+            }
+            Finish::ClientTimeout | Finish::Timeout => EndedBy::Timeout,
+            Finish::Drained => EndedBy::Drain,
+        }
+    }
+}
 
 /// What happened in one exchange.
 ///
@@ -13,8 +83,10 @@ use crate::error::{Fault, Finish};
 /// otherwise; `_bytes` are body bytes, framing excluded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// The status that the client saw; 0 when no response head left.
+    /// The status that the client was sent; 0 when no response head left.
     pub status: u16,
+    /// The status with which the upstream of the last attempt answered; 0 = it did not.
+    pub upstream_status: u16,
     /// Why it did not end well; `None` = the client has the whole response.
     pub fault: Option<Fault>,
     /// Attempts made upstream, the one on a fresh connection included; 0 = answered here.
@@ -23,13 +95,28 @@ pub struct Outcome {
     pub reused: bool,
     /// Whether the response was a stream of events.
     pub streamed: bool,
-    /// Request body bytes read from the client.
+    /// What led to the group.
+    pub route: RouteKind,
+    /// Request body bytes read from the client, until the answer was complete.
     pub request_bytes: u64,
-    /// Response body bytes sent to the client.
+    /// Response body bytes of an upstream, sent to the client.
     pub response_bytes: u64,
+    /// Body bytes of our own, sent to the client: an error, a list, the event that tells of a
+    /// truncated stream.
+    pub own_bytes: u64,
+    /// From the first bytes of a head that came in pieces to its end.
+    pub head_us: u64,
+    /// Until enough of the body was here; `None` = it came with the head.
+    pub held_us: Option<u64>,
     /// Time spent waiting for a place at a busy group.
     pub queue_us: u64,
-    /// Until the response head of the upstream was complete; `None` = it never was.
+    /// Until the upstream of the last attempt was picked.
+    pub picked_us: Option<u64>,
+    /// Until the last attempt had its new connection; `None` = it was pooled, or there was none.
+    pub connected_us: Option<u64>,
+    /// Until the last attempt's upstream had been sent the whole request.
+    pub sent_us: Option<u64>,
+    /// Until the response head of the last attempt's upstream was complete; `None` = it never was.
     pub first_byte_us: Option<u64>,
     /// Until the first token of a stream passed; `None` = no stream or no token.
     pub first_token_us: Option<u64>,
@@ -39,6 +126,8 @@ pub struct Outcome {
     pub prompt_tokens: Option<u64>,
     /// Tokens of the completion, as the upstream reported them.
     pub completion_tokens: Option<u64>,
+    /// Those of the prompt that came from a cache.
+    pub cached_tokens: Option<u64>,
 }
 
 impl Outcome {
@@ -47,6 +136,24 @@ impl Outcome {
         match self.fault {
             None => Finish::Ok,
             Some(fault) => fault.row().finish,
+        }
+    }
+
+    /// Tells who ended the exchange.
+    pub fn ended_by(&self) -> EndedBy {
+        self.finish().into()
+    }
+
+    /// All body bytes sent to the client.
+    pub fn sent_bytes(&self) -> u64 {
+        self.response_bytes.saturating_add(self.own_bytes)
+    }
+
+    /// The status for a log line: the one that was sent, or 499 for a client that left before.
+    pub fn status_told(&self) -> u16 {
+        match (self.status, self.ended_by()) {
+            (0, EndedBy::Client) => STATUS_CLIENT_LEFT,
+            (status, _) => status,
         }
     }
 
@@ -70,6 +177,15 @@ mod tests {
     fn a_fault_names_the_end() {
         let outcome = Outcome { fault: Some(Kind::ClientGone.into()), ..Outcome::default() };
         assert_eq!(outcome.finish(), Finish::ClientAbort);
+    }
+
+    #[test]
+    fn a_client_that_left_before_its_answer_is_told_as_499() {
+        let gone = Outcome { fault: Some(Kind::ClientGone.into()), ..Outcome::default() };
+        assert_eq!((gone.status, gone.status_told()), (0, STATUS_CLIENT_LEFT));
+        assert_eq!(Outcome { status: 200, ..gone }.status_told(), 200);
+        let drained = Outcome { fault: Some(Kind::Draining.into()), ..Outcome::default() };
+        assert_eq!((drained.status_told(), drained.ended_by()), (0, EndedBy::Drain));
     }
 
     #[test]

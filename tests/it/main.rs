@@ -54,6 +54,7 @@ mod queue;
 mod ratelimits;
 mod reach;
 mod readers;
+mod records;
 mod redis_store;
 mod replaced;
 mod retry;

@@ -52,6 +52,7 @@ impl Attempt<'_> {
         let large = self.is_large(exchange.body);
         // What cannot be sent again never meets a connection that has died in the pool.
         let pooled = if large { None } else { self.take_pooled() };
+        let dials = pooled.is_none();
         let conn = match pooled {
             Some(conn) => Ok(conn),
             // Pooled: few attempts dial, and else every exchange's future would have room for this
@@ -68,21 +69,25 @@ impl Attempt<'_> {
             }
         };
         let reused = conn.reused();
-        exchange.settle.outcome.reused = reused;
+        let settle = exchange.settle;
+        if dials {
+            settle.record.connected(settle.now());
+        }
+        if reused {
+            settle.record.connection_reused();
+        }
         if !conn.is_armed() {
             conn.arm(core.buffers.take(SMALL_BYTES));
         }
         let progress = Progress::default();
         progress.body_received.set(exchange.body.reader.is_done());
         let total_timer = self.arm_total(&conn, exchange.settle);
-        let was_taken = std::mem::replace(&mut exchange.settle.passed.is_taken, true);
-        // The status of an earlier attempt says nothing of this one.
-        exchange.settle.outcome.status = 0;
+        let was_taken = std::mem::replace(&mut settle.passed.borrow_mut().is_taken, true);
         let (uploaded, downloaded) = self
             .both_ways(&mut conn, down, exchange, &progress, &up_timer, total_timer.as_ref())
             .await;
-        if turned_away(&downloaded, exchange.settle.outcome.status) {
-            exchange.settle.passed.is_taken = was_taken;
+        if turned_away(&downloaded, settle.record.upstream_status()) {
+            settle.passed.borrow_mut().is_taken = was_taken;
         }
         if let Uploaded::Broken(kind) = uploaded {
             let tell = !progress.answer_begun.get() && kind.row().status.is_some();
@@ -98,9 +103,8 @@ impl Attempt<'_> {
                 }
                 Attempted::Whole { keep: keep && uploaded == Uploaded::Sent }
             }
+            // The client has been told already (`last_word`).
             Downloaded::NoAnswer { kind, .. } if uploaded == Uploaded::Outrun => {
-                // The client has been told already (`last_word`).
-                exchange.settle.outcome.status = kind.row().status.unwrap_or(0);
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
@@ -108,9 +112,9 @@ impl Attempt<'_> {
                 let reused = conn.reused() && !self.fresh;
                 let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
                 if stale {
-                    exchange.settle.passed.is_taken = was_taken;
+                    settle.passed.borrow_mut().is_taken = was_taken;
                 } else {
-                    self.guard.ended(kind, exchange.settle.now());
+                    self.guard.ended(kind, settle.now());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(TunnelError::Refused(407));
@@ -125,7 +129,7 @@ impl Attempt<'_> {
                 message: None,
             },
             Downloaded::Truncated(kind) => {
-                self.guard.ended(kind, exchange.settle.now());
+                self.guard.ended(kind, settle.now());
                 Attempted::Over(kind)
             }
             Downloaded::Upgraded(bytes) => {
@@ -161,9 +165,11 @@ impl Attempt<'_> {
         progress: &'s Progress,
         client_timer: &'s Timer,
         up_timer: &'s Timer,
+        settle: &'s Settle,
     ) -> Upload<'s> {
         Upload {
             core: self.core,
+            settle,
             client,
             upstream,
             progress,
@@ -226,7 +232,8 @@ impl Attempt<'_> {
         let (upstream, client) = (conn.socket().clone(), down.socket.clone());
         let write_timer = core.ticker.timer();
         let (out, from) = self.encode(&exchange.held, exchange.body);
-        let upload = self.upload(&client, &upstream, progress, &down.timer, up_timer);
+        let upload =
+            self.upload(&client, &upstream, progress, &down.timer, up_timer, exchange.settle);
         let download = self.download(&client, progress, up_timer, total_timer, &write_timer);
         let held = std::mem::take(&mut exchange.held);
         let mut upload =
@@ -297,7 +304,7 @@ impl Attempt<'_> {
         let sent = match uploaded {
             Some(sent) => sent,
             None => {
-                self.last_word(&client, progress, &downloaded).await;
+                self.last_word(&client, progress, &downloaded, exchange.settle).await;
                 down.timer.arm(client.handle(), Shut::Both, DISCARD);
                 Sent { end: Uploaded::Outrun, ..upload.await }
             }
@@ -310,12 +317,21 @@ impl Attempt<'_> {
 
     /// Ends our side towards a client that is still sending: the answer is complete, or there is
     /// none and the client is told. What it still sends is thrown away by the upload.
-    async fn last_word(&self, client: &Stream, progress: &Progress, downloaded: &Downloaded) {
+    async fn last_word(
+        &self,
+        client: &Stream,
+        progress: &Progress,
+        downloaded: &Downloaded,
+        settle: &Settle,
+    ) {
         progress.answer_done.set(true);
         if let Downloaded::NoAnswer { kind, .. } = downloaded {
             let refusal = Refusal::from(*kind);
-            let out = reply::refusal_bytes(self.core, self.request.caller, &refusal, false);
-            let (_, out) = client.send_all(Part::whole(out)).await;
+            let answer = reply::refusal_answer(self.core, self.request.caller, &refusal, false);
+            let (result, out) = client.send_all(Part::whole(answer.bytes)).await;
+            if result.is_ok() {
+                settle.record.answered_here(answer.status, answer.body_bytes);
+            }
             self.core.buffers.give_back(out);
         }
         client.shutdown(Shut::Write);

@@ -83,5 +83,5 @@ pub struct ExchangeState<'a, 's> {
     /// The answer's head.
     pub response: &'a mut ResponseHead,
     /// The record of the exchange.
-    pub settle: &'a mut Settle,
+    pub settle: &'a Settle,
 }

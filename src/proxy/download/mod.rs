@@ -15,7 +15,6 @@ use std::time::Duration;
 use state::blame;
 
 use crate::base::buf::SMALL_BYTES;
-use crate::base::clock::micros;
 use crate::error::Kind;
 use crate::http::fields::{keep_alive, retry_after};
 use crate::http::head::{ResponseHead, Version};
@@ -36,7 +35,7 @@ impl Download<'_> {
         &self,
         conn: &mut UpConn,
         response: &mut ResponseHead,
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> Downloaded {
         let buffer = match self.read_head(conn, response).await {
             Ok(buffer) => buffer,
@@ -47,8 +46,7 @@ impl Download<'_> {
             return self.no_answer(Kind::OutboundRefused, true, buffer);
         }
         let now = settle.now();
-        settle.outcome.first_byte_us = Some(micros(now.since(settle.begun())));
-        settle.outcome.status = response.status;
+        settle.record.upstream_answered(response.status, now);
         let back_off_s = response.value(Name::RetryAfter, &buffer);
         let back_off_s =
             back_off_s.and_then(|value| retry_after(value, settle.begun_at().wall.as_secs()));
@@ -58,7 +56,7 @@ impl Download<'_> {
                 // No upgrade was asked for: what follows a 101 is not HTTP and cannot be relayed.
                 return self.no_answer(Kind::UpstreamBadHttp, true, buffer);
             }
-            return self.upgrade(response, buffer).await;
+            return self.upgrade(response, buffer, settle).await;
         }
         if self.retry_on.is_some_and(|on| on.has_status(response.status))
             && !self.progress.gone.get()
@@ -163,7 +161,12 @@ impl Download<'_> {
         }
     }
 
-    async fn upgrade(&self, response: &ResponseHead, mut buffer: Vec<u8>) -> Downloaded {
+    async fn upgrade(
+        &self,
+        response: &ResponseHead,
+        mut buffer: Vec<u8>,
+        settle: &Settle,
+    ) -> Downloaded {
         self.progress.answer_begun.set(true);
         let mut out = self.core.buffers.take(SMALL_BYTES);
         encode::status_line(&mut out, 101, response.reason.of(&buffer));
@@ -177,6 +180,7 @@ impl Download<'_> {
         self.core.buffers.give_back(out);
         match result {
             Ok(()) => {
+                settle.record.answer_began(101, false);
                 buffer.drain(..response.len as usize);
                 Downloaded::Upgraded(buffer)
             }

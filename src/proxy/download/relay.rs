@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::state::{Download, Downloaded, blame};
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
-use crate::base::clock::micros;
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
@@ -36,6 +35,8 @@ struct Body {
     whole: bool,
     /// Bytes of it that came with the head.
     taken: usize,
+    /// Data bytes that have gone to the client.
+    sent: u64,
     /// It is a stream of events.
     streamed: bool,
     /// A broken end can be told by one more event.
@@ -56,7 +57,7 @@ enum Stopped {
 impl Body {
     /// Frames what has come, to be sent as it is; returns how many bytes of the buffer pass.
     #[inline]
-    fn check(&mut self, buffer: &mut Vec<u8>, settle: &mut Settle) -> usize {
+    fn check(&mut self, buffer: &mut Vec<u8>, settle: &Settle) -> usize {
         let (taken, done, bad) = respond::check(&mut self.reader, buffer, &mut self.tap);
         self.came(taken < buffer.len(), done, bad.is_some());
         let mut passes = taken;
@@ -71,7 +72,7 @@ impl Body {
 
     /// Frames what has come and writes it in the client's framing; `out` is overwritten.
     #[inline]
-    fn pour(&mut self, buffer: &[u8], out: &mut Vec<u8>, settle: &mut Settle) {
+    fn pour(&mut self, buffer: &[u8], out: &mut Vec<u8>, settle: &Settle) {
         out.clear();
         let (taken, done, bad) =
             respond::pour(&mut self.reader, buffer, self.delivery, &mut self.tap, out);
@@ -97,7 +98,7 @@ impl Download<'_> {
         framing: Framing,
         persists: bool,
         mut buffer: Vec<u8>,
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> Downloaded {
         let head_bytes = response.len as usize;
         let (mut body, mut out) = self.begin(response, framing, &buffer, settle);
@@ -116,9 +117,13 @@ impl Download<'_> {
         }
         let (mut result, back) = self.send_body(Part::whole(out)).await;
         out = back;
+        if result.is_ok() {
+            settle.record.answer_began(response.status, body.streamed);
+            body.sent = body.tap.bytes();
+        }
         while result.is_ok() && !body.done && body.fault.is_none() {
             if body.delivery == Delivery::AsIs {
-                match self.splice(conn, &mut body.reader, &mut body.tap, &mut silence).await {
+                match self.splice(conn, &mut body, &mut silence).await {
                     // The splice may have moved the last byte: another receive would wait for ever.
                     Ok(()) if body.reader.is_done() => break,
                     Ok(()) => {}
@@ -175,10 +180,13 @@ impl Download<'_> {
                 body.pour(&buffer, &mut out, settle);
                 (result, out) = self.send_body(Part::whole(out)).await;
             }
+            if result.is_ok() {
+                body.sent = body.tap.bytes();
+            }
         }
         self.up_timer.disarm();
         if let (Some(kind), Ok(())) = (body.fault, result) {
-            self.tell_truncated(kind, &body, &mut out).await;
+            self.tell_truncated(kind, &body, &mut out, settle).await;
         }
         self.core.buffers.give_back(out);
         self.finish(body, result, persists, head_bytes, buffer, settle)
@@ -191,7 +199,7 @@ impl Download<'_> {
         response: &ResponseHead,
         framing: Framing,
         buffer: &[u8],
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> (Body, Vec<u8>) {
         let delivery = Delivery::of(framing, self.caller.version);
         let keep = self.caller.persists
@@ -208,7 +216,6 @@ impl Download<'_> {
         let coding = response.value(Name::ContentEncoding, buffer);
         let tells =
             streamed && coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"));
-        settle.outcome.streamed = streamed;
         let mut out = self.core.buffers.take(buffer.len() + 512);
         respond::head(&mut out, response, buffer, framing, delivery, self.caller, keep);
         let (taken, done, bad) =
@@ -223,7 +230,7 @@ impl Download<'_> {
         note_token(&tap, settle);
         #[rustfmt::skip]
         let body = Body {
-            framing, delivery, reader, tap, trailers, keep, whole, taken, streamed, tells, done, extra, fault,
+            framing, delivery, reader, tap, trailers, keep, whole, taken, sent: 0, streamed, tells, done, extra, fault,
         };
         (body, out)
     }
@@ -237,16 +244,15 @@ impl Download<'_> {
         persists: bool,
         head_bytes: usize,
         buffer: Vec<u8>,
-        settle: &mut Settle,
+        settle: &Settle,
     ) -> Downloaded {
-        let Body { tap, whole, taken, keep, streamed, extra, fault, .. } = body;
+        let Body { tap, whole, taken, keep, streamed, extra, fault, sent, .. } = body;
         let bytes = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
-        settle.outcome.response_bytes = tap.bytes();
+        settle.record.sent(sent);
         let (usage, answer) = tap.finish(&self.core.taps, bytes.unwrap_or_default());
-        settle.passed.answer = answer;
+        settle.passed.borrow_mut().answer = answer;
         self.core.buffers.give_back(buffer);
-        settle.outcome.prompt_tokens = usage.prompt_tokens;
-        settle.outcome.completion_tokens = usage.completion_tokens;
+        settle.record.used(usage);
         match (result, fault) {
             (Err(kind), _) | (Ok(()), Some(kind)) => Downloaded::Truncated(kind),
             (Ok(()), None) => {
@@ -303,10 +309,10 @@ impl Download<'_> {
     async fn splice(
         &self,
         conn: &UpConn,
-        reader: &mut BodyReader,
-        tap: &mut Tap,
+        body: &mut Body,
         silence: &mut (Duration, Kind),
     ) -> Result<(), Stopped> {
+        let Body { reader, tap, sent, .. } = body;
         let (left, tail) = (reader.length_left(), tap.tail_bytes());
         let (Some(left), Some(tail)) = (left, tail) else { return Ok(()) };
         let bytes = left.saturating_sub(tail as u64);
@@ -339,6 +345,7 @@ impl Download<'_> {
         self.write_timer.disarm();
         reader.advance(moved.get());
         tap.skip(moved.get());
+        *sent = tap.bytes();
         match result {
             Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
             Err(Ended::From(_)) => Err(Stopped::Upstream(late.unwrap_or(Kind::UpstreamTruncated))),
@@ -348,7 +355,7 @@ impl Download<'_> {
 
     /// Tells the reader of an event stream, by one more event, that the answer was truncated, where
     /// the framing still allows that.
-    async fn tell_truncated(&self, kind: Kind, body: &Body, out: &mut Vec<u8>) {
+    async fn tell_truncated(&self, kind: Kind, body: &Body, out: &mut Vec<u8>, settle: &Settle) {
         let between_chunks = match body.delivery {
             Delivery::IntoChunks => true,
             Delivery::AsIs => {
@@ -375,13 +382,16 @@ impl Download<'_> {
         .write_sse_event(self.caller.dialect, &mut event);
         out.clear();
         encode::chunk(out, &event);
-        let (_, back) = self.send(Part::whole(std::mem::take(out))).await;
+        let (result, back) = self.send(Part::whole(std::mem::take(out))).await;
+        if result.is_ok() {
+            settle.record.event_added(event.len() as u64);
+        }
         *out = back;
     }
 }
 
-fn note_token(tap: &Tap, settle: &mut Settle) {
-    if settle.outcome.first_token_us.is_none() && tap.first_token_seen() {
-        settle.outcome.first_token_us = Some(micros(settle.elapsed()));
+fn note_token(tap: &Tap, settle: &Settle) {
+    if settle.record.awaits_token() && tap.first_token_seen() {
+        settle.record.first_token(settle.now());
     }
 }
