@@ -57,6 +57,7 @@
 //! drain          no new exchanges, and an end for those that are there
 //! PooledFuture   a future in memory that is used again
 //! Notify         waits for another thread; a Notifier wakes it by its WakeToken
+//! Moment         steady time since the process began; WallTime is since 1970, a Timestamp both
 //! Plan           the config compiled for the cores; refresh_plan takes the newest
 //! ListenerSet    all that this process listens on; a ListenerId is one listener in every plan
 //! Reconciler     makes the config in force of the file and what is Observed of Monitored upstreams

@@ -339,15 +339,15 @@ impl AdminState {
 
 fn endpoint(monitored: &Monitored) -> Value {
     let checked = monitored.checked();
-    let time = |unix_ms| {
+    let time = |at| {
         let mut text = Vec::new();
-        write_time(unix_ms, &mut text);
+        write_time(at, &mut text);
         String::from_utf8_lossy(&text).into_owned()
     };
     json!({
         "healthy": monitored.standing() == Standing::Healthy,
         "state": monitored.standing().name(),
-        "lastCheck": checked.last_unix_ms.map(time),
+        "lastCheck": checked.last.map(time),
         "errorCount": checked.errors,
         "lastError": checked.last_error,
     })

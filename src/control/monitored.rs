@@ -5,14 +5,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use super::event::Event;
+use crate::base::clock::WallTime;
 use crate::config::{ModelsFrom, Upstream};
 use crate::net::dial::Address;
+use crate::net::sys;
 use crate::net::tls::TlsClient;
 use crate::policy::health::HealthState;
 use crate::upstream::identity::Identity;
@@ -77,8 +79,8 @@ pub(super) struct Facts {
 /// The record of all probes and requests for models, for the operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Checked {
-    /// When it was last asked, in milliseconds since 1970; `None` before the first time.
-    pub last_unix_ms: Option<u64>,
+    /// When it was last asked; `None` before the first time.
+    pub last: Option<WallTime>,
     /// How many times it gave no good answer.
     pub errors: u64,
     /// Why it gave none the last time; kept when it is well again.
@@ -132,7 +134,7 @@ impl Monitored {
         if !self.state.healthy() || facts.checked.unreachable {
             return Standing::Unhealthy;
         }
-        let asked = facts.checked.last_unix_ms.is_some() || self.state.attempts() > 0;
+        let asked = facts.checked.last.is_some() || self.state.attempts() > 0;
         match asked && !facts.addresses.is_empty() {
             true => Standing::Healthy,
             false => Standing::Unknown,
@@ -181,9 +183,8 @@ impl Monitored {
 
     /// Records that it was asked just now, and the error if it gave no good answer.
     pub(super) fn note(&self, error: Option<&str>) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let checked = &mut self.facts().checked;
-        checked.last_unix_ms = u64::try_from(now.as_millis()).ok();
+        checked.last = Some(sys::wall_time());
         if let Some(why) = error {
             checked.errors += 1;
             checked.last_error = Some(why.to_owned());

@@ -146,7 +146,7 @@ impl Reconciler {
             let probed = monitored.upstream.enabled && monitored.upstream.health.is_some();
             let unknown = probed && !monitored.addresses().is_empty();
             (server.asker.is_some() && !server.reported)
-                || (unknown && monitored.checked().last_unix_ms.is_none())
+                || (unknown && monitored.checked().last.is_none())
         };
         self.entries.values().any(|entry| !entry.targets.reported)
             || self.names.values().any(|known| !known.reported)

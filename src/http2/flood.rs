@@ -40,6 +40,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::base::clock::Moment;
+
 /// WINDOW_UPDATE frames that one DATA frame of ours excuses: a reader that takes 16 KiB in quarters
 /// and opens the window of stream and connection after each.
 pub const UPDATES_PER_DATA: u64 = 8;
@@ -141,23 +143,18 @@ impl FrameCounter {
     /// backwards, it counts as the latest that was seen.
     /// Errors: the first flood that was found, then and ever after.
     pub fn push(&mut self, bytes: &[u8], now: Instant) -> Result<(), Flood> {
-        self.counter.push(bytes, self.nanos(now))
+        self.counter.push(bytes, Moment::after(self.origin, now))
     }
 
     /// Takes the next bytes that went out: the peer may answer them, so they excuse frames of its.
     ///
     /// Shape: as [`push`](FrameCounter::push). Without it a peer has its bare limits.
     pub fn sent(&mut self, bytes: &[u8], now: Instant) {
-        self.counter.sent(bytes, self.nanos(now));
-    }
-
-    fn nanos(&self, now: Instant) -> u64 {
-        let since = now.saturating_duration_since(self.origin);
-        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+        self.counter.sent(bytes, Moment::after(self.origin, now));
     }
 }
 
-/// The counter, on a clock of its own: nanoseconds since it was made.
+/// The counter, on a clock of its own: its origin is when it was made.
 #[derive(Clone, Debug)]
 struct Counter {
     limits: FloodLimits,
@@ -198,8 +195,8 @@ impl Counter {
         }
     }
 
-    fn push(&mut self, bytes: &[u8], nanos: u64) -> Result<(), Flood> {
-        self.window.advance(nanos);
+    fn push(&mut self, bytes: &[u8], now: Moment) -> Result<(), Flood> {
+        self.window.advance(now);
         let mut rest = bytes;
         while self.flood.is_none()
             && let Some(frame) = self.received.next_frame(&mut rest)
@@ -209,8 +206,8 @@ impl Counter {
         self.flood.map_or(Ok(()), Err)
     }
 
-    fn sent(&mut self, bytes: &[u8], nanos: u64) {
-        self.window.advance(nanos);
+    fn sent(&mut self, bytes: &[u8], now: Moment) {
+        self.window.advance(now);
         let mut rest = bytes;
         while let Some(frame) = self.sent.next_frame(&mut rest) {
             match frame.kind {
@@ -431,8 +428,8 @@ impl Window {
     }
 
     /// Moves to the part in which this time lies, and forgets those that are too old.
-    fn advance(&mut self, nanos: u64) {
-        let slot = nanos / self.slot_nanos;
+    fn advance(&mut self, now: Moment) {
+        let slot = now.as_nanos() / self.slot_nanos;
         let steps = slot.saturating_sub(self.slot).min(SLOTS as u64);
         for _ in 0..steps {
             self.slot += 1;
@@ -476,10 +473,10 @@ pub fn fuzz(data: &[u8]) {
     let preface = if choice & 4 == 0 { &[0; PREFACE_BYTES as usize][..] } else { &[] };
     let feed = |pieces: &mut dyn Iterator<Item = &[u8]>| {
         let mut counter = Counter::new(limits, opener);
-        counter.sent(sent, 0);
-        let mut found = counter.push(preface, 0);
+        counter.sent(sent, Moment::ORIGIN);
+        let mut found = counter.push(preface, Moment::ORIGIN);
         for piece in pieces {
-            found = counter.push(piece, 0);
+            found = counter.push(piece, Moment::ORIGIN);
             assert!(counter.received.have <= HEADER_BYTES + 1);
         }
         found
@@ -510,6 +507,10 @@ mod tests {
     const END_STREAM: u8 = flag::END_STREAM;
     const END_HEADERS: u8 = flag::END_HEADERS;
 
+    fn ns(nanos: u64) -> Moment {
+        Moment::from_nanos(nanos)
+    }
+
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
         let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
         frame.extend_from_slice(&[kind, flags]);
@@ -522,8 +523,8 @@ mod tests {
     fn counter(opener: Opener) -> Counter {
         let mut counter = Counter::new(LIMITS, opener);
         match opener {
-            Opener::Peer => assert_eq!(counter.push(PREFACE, 0), Ok(())),
-            Opener::We => counter.sent(PREFACE, 0),
+            Opener::Peer => assert_eq!(counter.push(PREFACE, ns(0)), Ok(())),
+            Opener::We => counter.sent(PREFACE, ns(0)),
         }
         counter
     }
@@ -534,12 +535,12 @@ mod tests {
     fn taken(opener: Opener, flood: Flood, frames: impl Fn(u32) -> Vec<u8>) -> u32 {
         let mut counter = counter(opener);
         for turn in 0..10_000 {
-            match counter.push(&frames(turn), 0) {
+            match counter.push(&frames(turn), ns(0)) {
                 Ok(()) => {}
                 Err(found) => {
                     assert_eq!(found, flood);
                     // It stays found, whatever comes.
-                    assert_eq!(counter.push(&[], 0), Err(flood));
+                    assert_eq!(counter.push(&[], ns(0)), Err(flood));
                     return turn;
                 }
             }
@@ -574,8 +575,11 @@ mod tests {
     fn a_server_may_reset_every_stream_that_we_open() {
         let mut counter = counter(Opener::We);
         for turn in 0..1_000 {
-            counter.sent(&opening(turn), 0);
-            assert_eq!(counter.push(&frame(kind::RST_STREAM, 0, 2 * turn + 1, &[0; 4]), 0), Ok(()));
+            counter.sent(&opening(turn), ns(0));
+            assert_eq!(
+                counter.push(&frame(kind::RST_STREAM, 0, 2 * turn + 1, &[0; 4]), ns(0)),
+                Ok(())
+            );
         }
         let again = |_| frame(kind::RST_STREAM, 0, 1, &[0; 4]);
         assert_eq!(taken(Opener::We, Flood::Resets, again), LIMITS.resets);
@@ -647,11 +651,11 @@ mod tests {
         let ping = frame(kind::PING, 0, 0, &[0; 8]);
         let mut counter = counter(Opener::Peer);
         for _ in 0..100 {
-            counter.sent(&frame(kind::DATA, 0, 1, b"data: x"), 0);
-            assert_eq!(counter.push(&ping, 0), Ok(()));
+            counter.sent(&frame(kind::DATA, 0, 1, b"data: x"), ns(0));
+            assert_eq!(counter.push(&ping, ns(0)), Ok(()));
         }
-        assert_eq!(counter.push(&ping.repeat(LIMITS.pings as usize), 0), Ok(()));
-        assert_eq!(counter.push(&ping, 0), Err(Flood::Pings));
+        assert_eq!(counter.push(&ping.repeat(LIMITS.pings as usize), ns(0)), Ok(()));
+        assert_eq!(counter.push(&ping, ns(0)), Err(Flood::Pings));
     }
 
     #[test]
@@ -659,12 +663,12 @@ mod tests {
         let update = frame(kind::WINDOW_UPDATE, 0, 0, &[0, 0, 0, 1]);
         let mut counter = counter(Opener::Peer);
         for _ in 0..100 {
-            counter.sent(&frame(kind::DATA, 0, 1, b"data: x"), 0);
-            assert_eq!(counter.push(&update.repeat(UPDATES_PER_DATA as usize), 0), Ok(()));
+            counter.sent(&frame(kind::DATA, 0, 1, b"data: x"), ns(0));
+            assert_eq!(counter.push(&update.repeat(UPDATES_PER_DATA as usize), ns(0)), Ok(()));
         }
         let most = LIMITS.window_updates as usize;
-        assert_eq!(counter.push(&update.repeat(most), 0), Ok(()));
-        assert_eq!(counter.push(&update, 0), Err(Flood::WindowUpdates));
+        assert_eq!(counter.push(&update.repeat(most), ns(0)), Ok(()));
+        assert_eq!(counter.push(&update, ns(0)), Err(Flood::WindowUpdates));
     }
 
     #[test]
@@ -682,15 +686,15 @@ mod tests {
         let most = ping.repeat(LIMITS.pings as usize);
         for window in 0..5 {
             let now = window * 4 * second;
-            assert_eq!(counter.push(&most, now), Ok(()), "{window}");
+            assert_eq!(counter.push(&most, ns(now)), Ok(()), "{window}");
         }
         let last = 16 * second;
         // Three quarters later it is still remembered, and a clock that runs backwards helps not.
         let later = last + 4 * second - 1;
-        assert_eq!(counter.clone().push(&ping, later), Err(Flood::Pings));
-        assert_eq!(counter.clone().push(&ping, 0), Err(Flood::Pings));
-        assert_eq!(counter.clone().push(&ping, last + 4 * second), Ok(()));
-        assert_eq!(counter.push(&most, u64::MAX), Ok(()));
+        assert_eq!(counter.clone().push(&ping, ns(later)), Err(Flood::Pings));
+        assert_eq!(counter.clone().push(&ping, ns(0)), Err(Flood::Pings));
+        assert_eq!(counter.clone().push(&ping, ns(last + 4 * second)), Ok(()));
+        assert_eq!(counter.push(&most, ns(u64::MAX)), Ok(()));
     }
 
     #[test]
@@ -712,7 +716,7 @@ mod tests {
     fn a_window_of_no_length_and_limits_of_zero_do_not_panic() {
         let limits = FloodLimits { pings: 0, window: Duration::ZERO, ..LIMITS };
         let mut counter = Counter::new(limits, Opener::We);
-        assert_eq!(counter.push(&frame(kind::PING, 0, 0, &[0; 8]), 3), Err(Flood::Pings));
+        assert_eq!(counter.push(&frame(kind::PING, 0, 0, &[0; 8]), ns(3)), Err(Flood::Pings));
     }
 
     #[test]
@@ -851,8 +855,8 @@ mod tests {
                 let cut = cuts[index % cuts.len()].min(bytes.len());
                 for piece in [&bytes[..cut], &bytes[cut..]] {
                     if sample.by_us {
-                        counter.sent(piece, sample.nanos);
-                    } else if let Err(flood) = counter.push(piece, sample.nanos) {
+                        counter.sent(piece, ns(sample.nanos));
+                    } else if let Err(flood) = counter.push(piece, ns(sample.nanos)) {
                         found = found.or(Some((index, flood)));
                     }
                 }
@@ -873,7 +877,7 @@ mod tests {
                 }
                 sent.push(now);
                 let ping = frame(kind::PING, 0, 0, &[0; 8]);
-                prop_assert_eq!(counter.push(&ping, now * 1_000_000), Ok(()));
+                prop_assert_eq!(counter.push(&ping, ns(now * 1_000_000)), Ok(()));
             }
         }
 
@@ -886,11 +890,11 @@ mod tests {
             let mut counter = counter(Opener::Peer);
             let mut now = start;
             let ping = frame(kind::PING, 0, 0, &[0; 8]);
-            prop_assert_eq!(counter.push(&ping, now * 1_000_000), Ok(()));
+            prop_assert_eq!(counter.push(&ping, ns(now * 1_000_000)), Ok(()));
             let mut last = Ok(());
             for step in steps {
                 now += step;
-                last = counter.push(&ping, now * 1_000_000);
+                last = counter.push(&ping, ns(now * 1_000_000));
             }
             prop_assert!(now - start <= 3_000);
             prop_assert_eq!(last, Err(Flood::Pings));

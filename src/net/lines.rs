@@ -4,6 +4,8 @@
 //! end, leaves from anywhere and is found at the front, each with a few stores and no allocation
 //! of its own. A slot is in one line at most; the caller remembers in which.
 
+use crate::base::clock::Moment;
+
 /// Which queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -29,11 +31,11 @@ pub(super) struct Lines {
 struct Link {
     before: usize,
     behind: usize,
-    since_ns: u64,
+    since: Moment,
     tag: u64,
 }
 
-const UNLINKED: Link = Link { before: NOBODY, behind: NOBODY, since_ns: 0, tag: 0 };
+const UNLINKED: Link = Link { before: NOBODY, behind: NOBODY, since: Moment::ORIGIN, tag: 0 };
 
 #[derive(Clone, Copy)]
 struct Ends {
@@ -50,7 +52,7 @@ impl Default for Ends {
 
 impl Lines {
     /// Puts a slot that is in no line at the end of one; `tag` is given back by `walk`.
-    pub(super) fn join(&mut self, line: Line, index: usize, since_ns: u64, tag: u64) {
+    pub(super) fn join(&mut self, line: Line, index: usize, since: Moment, tag: u64) {
         if self.links.len() <= index {
             self.links.resize(index + 1, UNLINKED);
         }
@@ -61,7 +63,7 @@ impl Lines {
             Some(link) => link.behind = index,
             None => ends.first = index,
         }
-        self.links[index] = Link { before, behind: NOBODY, since_ns, tag };
+        self.links[index] = Link { before, behind: NOBODY, since, tag };
     }
 
     /// Takes a slot out of `line`, in which it must be.
@@ -80,10 +82,10 @@ impl Lines {
         }
     }
 
-    /// The slot that has been longest in a line, and since when (the `since_ns` of its `join`).
-    pub(super) fn first(&self, line: Line) -> Option<(usize, u64)> {
+    /// The slot that has been longest in a line, and since when (the `since` of its `join`).
+    pub(super) fn first(&self, line: Line) -> Option<(usize, Moment)> {
         let index = self.ends[line as usize].first;
-        self.links.get(index).map(|link| (index, link.since_ns))
+        self.links.get(index).map(|link| (index, link.since))
     }
 
     /// How many slots are in a line.
@@ -122,7 +124,7 @@ mod tests {
                 }
                 if let Some(line) = [Line::Idle, Line::Shaking].get(to) {
                     lists[to].push(index);
-                    lines.join(*line, index, time as u64, 10 + index as u64);
+                    lines.join(*line, index, Moment::from_nanos(time as u64), 10 + index as u64);
                 }
                 for (line, list) in [Line::Idle, Line::Shaking].into_iter().zip(&lists) {
                     let walked: Vec<_> = lines.walk(line).collect();

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::lines::{Line, Lines};
 use super::stream::Handle;
 use super::sys::Shut;
+use crate::base::clock::Moment;
 use crate::base::listener_id::ListenerId;
 
 /// Time between two walks. All timeouts of the config are seconds; tests use less.
@@ -31,15 +32,15 @@ pub struct Ticker {
     free: RefCell<Vec<usize>>,
     began: Instant,
     now: Cell<Instant>,
-    /// `now`, as nanoseconds since `began`.
-    now_ns: Cell<u64>,
+    /// `now`, with `began` as the origin, as all moments here.
+    at: Cell<Moment>,
     ended: Cell<bool>,
     lines: RefCell<Lines>,
 }
 
 struct Slot {
-    /// Nanoseconds since `Ticker::began`, or `NEVER`.
-    deadline_ns: u64,
+    /// `NEVER` while there is none.
+    deadline: Moment,
     /// The stream to shut down; `None` while the slot is disarmed or free.
     stream: Option<Handle>,
     how: Shut,
@@ -53,10 +54,10 @@ struct Slot {
     line: Option<Line>,
 }
 
-const NEVER: u64 = u64::MAX;
+const NEVER: Moment = Moment::MAX;
 
 const DISARMED: Slot = Slot {
-    deadline_ns: NEVER,
+    deadline: NEVER,
     stream: None,
     how: Shut::Both,
     expired: false,
@@ -83,7 +84,7 @@ impl Ticker {
             free: RefCell::default(),
             began: now,
             now: Cell::new(now),
-            now_ns: Cell::new(0),
+            at: Cell::new(Moment::ORIGIN),
             ended: Cell::new(false),
             lines: RefCell::default(),
         })
@@ -98,12 +99,12 @@ impl Ticker {
     /// Looks at every slot: streams whose deadline has come, or whose peer has hung up while a
     /// watcher waits, are shut down. Called once per tick.
     pub fn walk(&self, now: Instant) {
-        let now_ns = nanoseconds(now.saturating_duration_since(self.began));
+        let at = Moment::after(self.began, now);
         self.now.set(now);
-        self.now_ns.set(now_ns);
+        self.at.set(at);
         for slot in self.slots.borrow_mut().iter_mut() {
-            if slot.deadline_ns <= now_ns {
-                slot.deadline_ns = NEVER;
+            if slot.deadline <= at {
+                slot.deadline = NEVER;
                 slot.expired = true;
                 slot.end(slot.how);
             } else if slot.watcher.is_some() && slot.stream.as_ref().is_some_and(Handle::hung_up) {
@@ -133,7 +134,7 @@ impl Ticker {
     pub fn end_all(&self) {
         self.ended.set(true);
         for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.stream.is_some()) {
-            slot.deadline_ns = NEVER;
+            slot.deadline = NEVER;
             slot.expired = true;
             slot.end(Shut::Both);
         }
@@ -149,8 +150,8 @@ impl Ticker {
     #[must_use]
     pub fn idle(&self) -> (u32, Option<Instant>) {
         let lines = self.lines.borrow();
-        let since = lines.first(Line::Idle).map(|(_, since_ns)| since_ns);
-        (lines.len(Line::Idle), since.map(|ns| self.began + Duration::from_nanos(ns)))
+        let since = lines.first(Line::Idle).map(|(_, since)| since.since(Moment::ORIGIN));
+        (lines.len(Line::Idle), since.map(|passed| self.began + passed))
     }
 
     /// Ends the connection that has idled longest; false when no connection idles.
@@ -165,7 +166,7 @@ impl Ticker {
             slot.line = None;
             // A connection whose deadline has come is ending already, and frees no further place.
             if !std::mem::replace(&mut slot.expired, true) {
-                slot.deadline_ns = NEVER;
+                slot.deadline = NEVER;
                 slot.end(Shut::Read);
                 return true;
             }
@@ -186,7 +187,7 @@ impl Ticker {
         let Some((_, index)) = worst else { return false };
         self.lines.borrow_mut().leave(Line::Shaking, index);
         if let Some(slot) = self.slots.borrow_mut().get_mut(index) {
-            (slot.line, slot.expired, slot.deadline_ns) = (None, true, NEVER);
+            (slot.line, slot.expired, slot.deadline) = (None, true, NEVER);
             slot.end(Shut::Both);
         }
         true
@@ -216,14 +217,12 @@ impl Timer {
     ///
     /// A timeout of zero means none.
     pub fn arm(&self, stream: Handle, how: Shut, timeout: Duration) {
-        // `now_ns` is up to a tick old; one tick more keeps a deadline from coming early.
-        let deadline_ns = match nanoseconds(timeout) {
-            0 => NEVER,
-            timeout => {
-                self.ticker.now_ns.get().saturating_add(timeout).saturating_add(nanoseconds(TICK))
-            }
+        // `at` is up to a tick old; one tick more keeps a deadline from coming early.
+        let deadline = match timeout.is_zero() {
+            true => NEVER,
+            false => self.ticker.at.get() + timeout + TICK,
         };
-        let armed = Slot { deadline_ns, stream: Some(stream), how, ..DISARMED };
+        let armed = Slot { deadline, stream: Some(stream), how, ..DISARMED };
         let line = self.with(|slot| {
             let line = slot.line;
             *slot = armed;
@@ -256,7 +255,7 @@ impl Timer {
 
     fn join(&self, line: Line, tag: u64) {
         self.with(|slot| slot.line = Some(line));
-        self.ticker.lines.borrow_mut().join(line, self.index, self.ticker.now_ns.get(), tag);
+        self.ticker.lines.borrow_mut().join(line, self.index, self.ticker.at.get(), tag);
     }
 
     fn leave(&self, line: Option<Line>) {
@@ -284,13 +283,10 @@ impl Timer {
     pub fn left(&self) -> Option<Duration> {
         let slots = self.ticker.slots.borrow();
         let slot = slots.get(self.index).filter(|slot| slot.stream.is_some())?;
-        Some(match slot.deadline_ns {
+        Some(match slot.deadline {
             NEVER => Duration::ZERO,
-            deadline_ns => {
-                let left_ns = deadline_ns.saturating_sub(self.ticker.now_ns.get());
-                // Without the tick that `arm` has added: it will add one again.
-                Duration::from_nanos(left_ns).saturating_sub(TICK).max(TICK)
-            }
+            // Without the tick that `arm` has added: it will add one again.
+            deadline => deadline.since(self.ticker.at.get()).saturating_sub(TICK).max(TICK),
         })
     }
 
@@ -328,11 +324,6 @@ impl Drop for Timer {
         self.disarm();
         self.ticker.free.borrow_mut().push(self.index);
     }
-}
-
-/// As `Duration::as_nanos`, saturating: `u64` holds 584 years, which is as good as never.
-const fn nanoseconds(duration: Duration) -> u64 {
-    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(duration.subsec_nanos() as u64)
 }
 
 #[cfg(test)]

@@ -29,31 +29,26 @@ pub const RESPONSE_TIME_START_US: u32 = 2_000_000;
 /// The share of successes never falls below this: a server must be able to come back.
 pub const SUCCESS_MIN: f32 = 0.01;
 /// Time in which a peak loses 63 % of its height, at least.
-pub const PEAK_DECAY: Duration = Duration::from_secs(10);
+const PEAK_DECAY: Duration = Duration::from_secs(10);
 
 /// Compare-and-swaps before a sample is let go.
 const TRIES: u32 = 64;
 
 /// Smoothed time to the response head, of successes.
 #[derive(Debug)]
-pub struct ResponseTime {
+struct ResponseTime {
     /// Bits of an `f32` in microseconds.
     bits: AtomicU32,
 }
 
 impl ResponseTime {
     /// Begins at `RESPONSE_TIME_START_US`.
-    pub fn new() -> ResponseTime {
+    fn new() -> ResponseTime {
         ResponseTime { bits: AtomicU32::new((RESPONSE_TIME_START_US as f32).to_bits()) }
     }
 
-    /// Counts the time of one success.
-    pub fn record(&self, took: Duration) {
-        self.record_faded(took, 0);
-    }
-
-    /// As `record`, when what was known has halved so often since.
-    fn record_faded(&self, took: Duration, halvings: u32) {
+    /// Counts the time of one success, when what was known has halved so often since.
+    fn record(&self, took: Duration, halvings: u32) {
         let (sample, kept) = (sample(took), 1.0 / (1u32 << halvings) as f32);
         let mut seen = self.bits.load(Relaxed);
         for _ in 0..TRIES {
@@ -66,7 +61,7 @@ impl ResponseTime {
     }
 
     /// Reads the average, microseconds.
-    pub fn read(&self) -> u32 {
+    fn read(&self) -> u32 {
         f32::from_bits(self.bits.load(Relaxed)) as u32
     }
 
@@ -83,19 +78,19 @@ impl Default for ResponseTime {
 
 /// Smoothed share of successes, and when the last call ended.
 #[derive(Debug)]
-pub struct SuccessRate {
+struct SuccessRate {
     /// `pack`ed value and stamp.
     word: AtomicU64,
 }
 
 impl SuccessRate {
     /// Begins at 1.0.
-    pub fn new() -> SuccessRate {
+    fn new() -> SuccessRate {
         SuccessRate { word: AtomicU64::new(pack(1.0, Stamp(0))) }
     }
 
     /// Counts one call.
-    pub fn record(&self, result: CallResult, now: Moment) {
+    fn record(&self, result: CallResult, now: Moment) {
         let sample = match result {
             CallResult::Success => 1.0,
             CallResult::Failure | CallResult::TimedOut => 0.0,
@@ -104,12 +99,12 @@ impl SuccessRate {
     }
 
     /// Reads the average, `SUCCESS_MIN..=1.0`.
-    pub fn share(&self) -> f32 {
+    fn share(&self) -> f32 {
         unpack(self.word.load(Relaxed)).0
     }
 
     /// Reads how long ago the last call ended.
-    pub fn idle(&self, now: Moment) -> Duration {
+    fn idle(&self, now: Moment) -> Duration {
         unpack(self.word.load(Relaxed)).1.age(now)
     }
 
@@ -129,19 +124,19 @@ impl Default for SuccessRate {
 /// Unlike the other two it also falls while nothing is recorded: a peak is a fear,
 /// and fades.
 #[derive(Debug)]
-pub struct PeakEwma {
+struct PeakEwma {
     /// `pack`ed value and stamp; a value of 0 = nothing known.
     word: AtomicU64,
 }
 
 impl PeakEwma {
     /// Begins with nothing known.
-    pub const fn new() -> PeakEwma {
+    const fn new() -> PeakEwma {
         PeakEwma { word: AtomicU64::new(0) }
     }
 
     /// Counts the time of one success.
-    pub fn record(&self, took: Duration, now: Moment) {
+    fn record(&self, took: Duration, now: Moment) {
         let sample = sample(took);
         update(
             &self.word,
@@ -158,7 +153,7 @@ impl PeakEwma {
 
     /// Counts the time of one failure: it may raise the peak, never lowers it and ends its
     /// fading, since to fail fast is not to be fast.
-    pub fn record_failure(&self, took: Duration, now: Moment) {
+    fn record_failure(&self, took: Duration, now: Moment) {
         let sample = sample(took);
         let known = |value: f32| if value == 0.0 { RESPONSE_TIME_START_US as f32 } else { value };
         update(&self.word, |value, _| sample.max(known(value)), now);
@@ -170,7 +165,7 @@ impl PeakEwma {
 
     /// Reads the peak as it has faded by now, microseconds; 0 = nothing known, or so long
     /// ago that it says nothing.
-    pub fn read(&self, now: Moment) -> u32 {
+    fn read(&self, now: Moment) -> u32 {
         let (value, stamp) = unpack(self.word.load(Relaxed));
         let kept = kept(value, stamp.age(now));
         if kept < FORGOTTEN { 0 } else { (value * kept) as u32 }
@@ -219,7 +214,7 @@ impl Measures {
 
     /// Counts one call that succeeded; `took` is the time to its response head.
     pub fn record_success(&self, took: Duration, now: Moment) {
-        self.response_time.record_faded(took, self.halvings(now));
+        self.response_time.record(took, self.halvings(now));
         self.peak.record(took, now);
         self.success.record(CallResult::Success, now);
     }
@@ -342,7 +337,7 @@ mod tests {
     fn response_time_begins_at_two_seconds_and_moves_by_fifteen_percent() {
         let rt = ResponseTime::new();
         assert_eq!(rt.read(), 2_000_000);
-        rt.record(length(1_000_000));
+        rt.record(length(1_000_000), 0);
         assert_eq!(rt.read(), 1_850_000);
     }
 

@@ -39,8 +39,8 @@ pub enum Admitted {
 /// Reads what every answer needs to know of the request; never fails, so that every refusal has an
 /// id, a dialect and a version.
 ///
-/// Units: `unix_ms` since 1970; with `chance`, a random draw, it makes the id of a request that
-/// brings no valid `X-Request-Id`.
+/// Shape: `now` and `chance`, a random draw, make the id of a request that brings no valid
+/// `X-Request-Id`.
 #[must_use]
 pub fn caller(head: &RequestHead, bytes: &[u8], now: WallTime, chance: u64) -> Caller {
     let sent = head.value(Name::XRequestId, bytes);

@@ -9,10 +9,11 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use crate::config;
 use crate::error::Level;
+use crate::net::sys::wall_time;
 use crate::telemetry::line::Line;
 
 /// Lines that may wait to be written.
@@ -94,7 +95,7 @@ impl Log {
         if !self.writes(level) {
             return;
         }
-        let second = unix_ms() / 1000;
+        let second = wall_time().as_secs();
         if self.counts.second.swap(second, Ordering::Relaxed) != second {
             self.counts.written.store(0, Ordering::Relaxed);
         }
@@ -107,7 +108,7 @@ impl Log {
 }
 
 fn written(level: Level, message: &str, facts: &[(&str, &str)], json: bool) -> Vec<u8> {
-    let line = Line { unix_ms: unix_ms(), level, message, facts };
+    let line = Line { at: wall_time(), level, message, facts };
     let mut out = Vec::with_capacity(256);
     match json {
         true => line.write_json(&mut out),
@@ -137,11 +138,6 @@ fn write_lines(
             return;
         }
     }
-}
-
-fn unix_ms() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(now.as_millis()).unwrap_or(0)
 }
 
 #[cfg(test)]

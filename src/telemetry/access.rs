@@ -12,13 +12,14 @@ use std::io::Write;
 
 use super::finished::Finished;
 use super::record::{CLIENT_TEXT_BYTES_MAX, truncated};
+use crate::base::clock::WallTime;
 
 /// Appends one line, line break included.
 pub fn write_line(entry: &Finished<'_>, out: &mut Vec<u8>) {
     let outcome = entry.outcome;
     let path_end = memchr::memchr2(b'?', b'#', entry.path).unwrap_or(entry.path.len());
     out.extend_from_slice(b"{\"ts\":\"");
-    write_time(entry.ts_ms, out);
+    write_time(WallTime::from_millis(entry.ts_ms), out);
     out.push(b'"');
     text(out, "request_id", entry.request_id.as_bytes());
     match entry.client {
@@ -111,8 +112,8 @@ fn short(value: &[u8]) -> &[u8] {
 }
 
 /// Appends a moment as RFC 3339 in UTC, with milliseconds.
-pub fn write_time(unix_ms: u64, out: &mut Vec<u8>) {
-    let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
+pub fn write_time(at: WallTime, out: &mut Vec<u8>) {
+    let (days, ms) = (at.as_millis() / 86_400_000, at.as_millis() % 86_400_000);
     let (year, month, day) = civil(days);
     let (hour, minute) = (ms / 3_600_000, ms / 60_000 % 60);
     let (second, ms) = (ms / 1000 % 60, ms % 1000);
@@ -253,7 +254,7 @@ mod tests {
     fn writes_dates_of_the_calendar() {
         let check = |s: u64, expected: &str| {
             let mut out = Vec::new();
-            write_time(s * 1000 + 7, &mut out);
+            write_time(WallTime::from_millis(s * 1000 + 7), &mut out);
             assert_eq!(String::from_utf8(out).unwrap(), expected);
         };
         check(951_782_400, "2000-02-29T00:00:00.007Z");

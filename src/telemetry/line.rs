@@ -4,14 +4,15 @@
 //! JSON object. Whatever a client chose is escaped in both: no value makes a second line.
 
 use super::access::write_time;
+use crate::base::clock::WallTime;
 use crate::error::Level;
 use crate::llm::quote::quote;
 
 /// What a line tells.
 #[derive(Clone, Copy, Debug)]
 pub struct Line<'l> {
-    /// Unix milliseconds.
-    pub unix_ms: u64,
+    /// When it happened.
+    pub at: WallTime,
     /// How grave it is.
     pub level: Level,
     /// What happened.
@@ -23,7 +24,7 @@ pub struct Line<'l> {
 impl Line<'_> {
     /// Appends the line for people, line break included.
     pub fn write_text(&self, out: &mut Vec<u8>) {
-        write_time(self.unix_ms, out);
+        write_time(self.at, out);
         out.push(b' ');
         out.extend_from_slice(level_name(self.level).as_bytes());
         out.extend_from_slice(b": ");
@@ -45,7 +46,7 @@ impl Line<'_> {
     /// Appends the line as one JSON object, line break included.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"ts\":\"");
-        write_time(self.unix_ms, out);
+        write_time(self.at, out);
         out.extend_from_slice(b"\",\"level\":");
         quote(level_name(self.level), out);
         out.extend_from_slice(b",\"msg\":");
@@ -76,7 +77,7 @@ mod tests {
     #[test]
     fn a_line_is_one_line_in_both_forms() {
         let line = Line {
-            unix_ms: 0,
+            at: WallTime::default(),
             level: Level::Warn,
             message: "a\nb",
             facts: &[("key", "k"), ("model", "m \"1\"\n"), ("upstream", "")],

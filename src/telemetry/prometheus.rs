@@ -7,6 +7,7 @@
 //! Source: prometheus.io, "Exposition formats", text-based format.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::counters::{Counters, Histogram};
 use crate::error::Finish;
@@ -234,18 +235,18 @@ impl Text {
         let mut below = 0;
         for (bound, count) in histogram.buckets().filter(|(bound, _)| *bound != u64::MAX) {
             below += count;
-            let le = seconds(bound);
+            let le = seconds(Duration::from_micros(bound));
             self.sample(&format!("{name}_bucket"), &[("le", &le)], below);
         }
         let count = histogram.count();
         self.sample(&format!("{name}_bucket"), &[("le", "+Inf")], count);
-        self.sample(&format!("{name}_sum"), &[], seconds(histogram.sum()));
+        self.sample(&format!("{name}_sum"), &[], seconds(Duration::from_micros(histogram.sum())));
         self.sample(&format!("{name}_count"), &[], count);
     }
 }
 
-fn seconds(us: u64) -> String {
-    format!("{}.{:06}", us / 1_000_000, us % 1_000_000)
+fn seconds(length: Duration) -> String {
+    format!("{}.{:06}", length.as_secs(), length.subsec_micros())
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@
 //! 3. Register a `Notify`, then `enter` with its token and the earlier of its own deadline and
 //!    `queue.wait`; `Full` is 503 with `retry_after_s`.
 //! 4. Ask `take_grant` first: entering may have granted at once.
-//! 5. Wait for the notification, the deadline, the client's leaving, and the `next_admission_ms` of
+//! 5. Wait for the notification, the deadline, the client's leaving, and the `next_admission` of
 //!    breakers that are open.
 //! 6. After any wake-up ask `take_grant`: the member and its lease, or not yet; and `is_displaced`:
 //!    a newcomer has got the place, which is 503 with `retry_after_s`.

@@ -69,18 +69,23 @@ fn functions(source: &Source) -> Vec<Function<'_>> {
 }
 
 /// Where a function's body begins, behind its brace; `None` when it has none.
-fn body_at(signature: &str) -> Option<usize> {
+fn body_at(rest: &str) -> Option<usize> {
+    let end = signature_end(rest);
+    rest[end..].starts_with('{').then_some(end + 1)
+}
+
+/// Where a function's signature ends: at the brace of its body, or at the semicolon.
+pub(super) fn signature_end(rest: &str) -> usize {
     let mut depth = 0;
-    for (at, c) in signature.char_indices() {
+    for (at, c) in rest.char_indices() {
         match c {
             '(' | '[' => depth += 1,
             ')' | ']' => depth -= 1,
-            '{' if depth == 0 => return Some(at + 1),
-            ';' if depth == 0 => return None,
+            '{' | ';' if depth == 0 => return at,
             _ => {}
         }
     }
-    None
+    rest.len()
 }
 
 /// Where what has been opened closes. An arrow closes nothing.
