@@ -17,9 +17,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::event::{Event, Listed};
 use super::fetch::{FetchError, Question, fetch};
-use super::monitored::Monitored;
+use super::monitored::{Monitored, is_asked};
 use super::task::Task;
-use crate::config::{HeaderAction, HeaderOp, ModelsFrom, Protocol, Upstream};
+use crate::config::{HeaderAction, HeaderOp, Protocol, Upstream};
 
 /// How long a server may take to list its models.
 pub const LIST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,7 +37,7 @@ const AGAIN_AWAY_MAX: Duration = Duration::from_secs(1);
 /// Asks for as long as the task lives; `None` for an upstream that is disabled or whose models are
 /// listed in the config.
 pub(super) fn keep_listing(monitored: &Arc<Monitored>, interval: Duration) -> Option<Task> {
-    if monitored.upstream.models != ModelsFrom::Discover || !monitored.upstream.enabled {
+    if !is_asked(&monitored.upstream) {
         return None;
     }
     let monitored = monitored.clone();

@@ -66,7 +66,7 @@ impl Standing {
 }
 
 /// What the control thread has found out about it.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
     pub(super) addresses: Vec<Address>,
     /// The counts of its probes; `None` without `health`.
@@ -104,8 +104,7 @@ impl Monitored {
         state.set_healthy(true);
         state.set_away(false);
         state.set_late(false);
-        let asked = upstream.models == ModelsFrom::Discover && upstream.enabled;
-        state.set_unheard(asked);
+        state.set_unheard(is_asked(&upstream));
         Arc::new(Self {
             identity: Identity::of(&upstream),
             upstream,
@@ -114,6 +113,46 @@ impl Monitored {
             poke: Notify::new(),
             reached: AtomicBool::new(true),
             events,
+            facts: Mutex::new(facts),
+        })
+    }
+
+    /// The same upstream by other settings.
+    ///
+    /// Shape: what was found out stays, such as that it is down, with other thresholds for what
+    /// follows; only what nobody looks at any more is forgotten.
+    pub(super) fn renewed(
+        &self,
+        upstream: Upstream,
+        tls: Result<Option<Arc<TlsClient>>, String>,
+    ) -> Arc<Self> {
+        let mut facts = self.facts().clone();
+        facts.health = upstream.health.as_ref().map(|health| match facts.health.take() {
+            Some(mut known) => {
+                known.adopt(health.fall, health.rise);
+                known
+            }
+            None => HealthState::new(health.fall, health.rise),
+        });
+        if facts.health.is_none() || !upstream.enabled {
+            self.state.set_healthy(true);
+            facts.health = upstream.health.as_ref().map(|h| HealthState::new(h.fall, h.rise));
+        }
+        if !is_asked(&upstream) {
+            facts.checked.unreachable = false;
+            self.state.set_late(false);
+            self.state.set_unheard(false);
+        } else if !is_asked(&self.upstream) {
+            self.state.set_unheard(true);
+        }
+        Arc::new(Self {
+            identity: self.identity.clone(),
+            upstream,
+            tls,
+            state: self.state.clone(),
+            poke: Notify::new(),
+            reached: AtomicBool::new(self.reached.load(Ordering::Relaxed)),
+            events: self.events.clone(),
             facts: Mutex::new(facts),
         })
     }
@@ -197,17 +236,61 @@ impl Monitored {
     }
 }
 
+/// Whether it is asked for its models.
+pub(super) fn is_asked(upstream: &Upstream) -> bool {
+    upstream.models == ModelsFrom::Discover && upstream.enabled
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Config;
+    use crate::policy::health::HealthChange;
+
+    fn entry(more: &str) -> Upstream {
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             [[upstream]]\nname = \"u\"\nurl = \"http://h\"\n{more}"
+        );
+        let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
+        config.upstreams[0].clone()
+    }
+
+    #[test]
+    fn other_settings_keep_what_was_found_out() {
+        let first = entry("health = { fall = 2, rise = 9 }\n");
+        let state = Arc::new(UpstreamState::new(first.breaker, first.concurrency));
+        let (events, _inbox) = mpsc::channel(1);
+        let monitored = Monitored::new(first, Ok(None), state.clone(), Vec::new(), events);
+        let probed = |monitored: &Monitored, ok: bool| {
+            monitored.note((!ok).then_some("refused"));
+            let change = monitored.facts().health.as_mut().and_then(|health| health.record(ok));
+            change.into_iter().for_each(|change| state.set_healthy(change == HealthChange::Rose));
+        };
+        (0..2).for_each(|_| probed(&monitored, false));
+        state.set_unheard(false);
+        assert!(!state.healthy());
+        // Other thresholds: it is as down as before, and two good probes are enough now.
+        let renewed = monitored.renewed(entry("health = { fall = 1, rise = 2 }\n"), Ok(None));
+        assert!(!renewed.healthy() && renewed.checked() == monitored.checked());
+        probed(&renewed, true);
+        assert!(!state.healthy());
+        probed(&renewed, true);
+        assert!(state.healthy() && !state.unheard(), "nor has it anything to list anew");
+        probed(&renewed, false);
+        assert!(!state.healthy(), "one bad one is enough");
+        // Without probes nobody would ever find it up again.
+        let without = renewed.renewed(entry(""), Ok(None));
+        assert!(without.healthy() && without.facts().health.is_none());
+        let listed = without.renewed(entry("models = [\"m\"]\n"), Ok(None));
+        assert!(!state.unheard());
+        listed.renewed(entry(""), Ok(None));
+        assert!(state.unheard(), "it is asked for its models from now on");
+    }
 
     #[test]
     fn one_that_comes_back_is_unknown_and_counts_as_healthy() {
-        let text = "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
-                    [[upstream]]\nname = \"u\"\nurl = \"http://h\"\nhealth = { fall = 1 }\n";
-        let config = Config::from_toml_str(text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-        let upstream = config.upstreams[0].clone();
+        let upstream = entry("health = { fall = 1 }\n");
         let state = Arc::new(UpstreamState::new(upstream.breaker, upstream.concurrency));
         // An exchange of the old plan holds the state in which the probes left it.
         state.set_healthy(false);

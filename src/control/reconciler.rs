@@ -403,6 +403,10 @@ impl Reconciler {
                 let monitored = Monitored::new(entry, tls, state, places, events);
                 Server::new(monitored)
             });
+            if !server.monitored.upstream.is_set_as(upstream) {
+                let tls = self.tls.client(upstream);
+                server.renew(server.monitored.renewed(upstream.clone(), tls));
+            }
             if server.monitored.moved_to(addresses) {
                 server.monitored.poke.notify_one();
             }
@@ -421,9 +425,11 @@ impl Reconciler {
                 server.prober = keep_probing(&server.monitored, &mut self.rng);
             }
             // Without an address it cannot be asked.
-            if server.asker.is_none() && !addresses.is_empty() {
-                let interval = config.discovery.interval(upstream.health.as_ref());
-                server.asker = keep_listing(&server.monitored, interval);
+            let interval = config.discovery.interval(upstream.health.as_ref());
+            let asks = server.asker.as_ref().is_some_and(|(known, _)| *known == interval);
+            if !asks && !addresses.is_empty() {
+                let asker = keep_listing(&server.monitored, interval);
+                server.asker = asker.map(|task| (interval, task));
             }
             table.push(server.monitored.clone());
             self.servers.insert(identity, server);
@@ -456,6 +462,95 @@ fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::notify::WakeToken;
+    use crate::upstream::wait_queue::Wake;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// How long a test waits before it calls it a hang.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Wakes nobody.
+    struct Nobody;
+
+    impl Wake<WakeToken> for Nobody {
+        fn wake(&self, _: WakeToken) {}
+        fn now_ms(&self) -> u64 {
+            0
+        }
+    }
+
+    /// A server that answers well for `/good` only, and the paths that it was asked for.
+    async fn server() -> (SocketAddr, mpsc::Receiver<String>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (seen, asked) = mpsc::channel(64);
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") && client.read_buf(&mut head).await.unwrap() > 0
+                {
+                }
+                let head = String::from_utf8(head).unwrap();
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let status = if path == "/good" { "200 OK" } else { "503 Busy" };
+                let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                client.write_all(answer.as_bytes()).await.unwrap();
+                let _ = seen.send(path).await;
+            }
+        });
+        (address, asked)
+    }
+
+    fn config(address: SocketAddr, more: &str) -> Config {
+        let text = format!(
+            "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             [[upstream]]\nname = \"u\"\nurl = \"http://{address}\"\nmodels = []\n{more}"
+        );
+        Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"))
+    }
+
+    #[test]
+    fn another_entry_is_in_force_at_once_and_what_was_found_out_stays() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let test = async {
+            let (address, mut asked) = server().await;
+            let bad = "health = { path = \"/bad\", fall = 1, rise = 1 }\n";
+            let mut reconciler = Reconciler::new(
+                config(address, bad),
+                Registry::new(Arc::new(Nobody)),
+                Resolver::new(None).unwrap(),
+                Arc::default(),
+                UpstreamTable::default(),
+                1,
+            );
+            let state = reconciler.carry().sites[0].state.clone();
+            let event = reconciler.inbox.recv().await.unwrap();
+            reconciler.take(event);
+            assert!(!state.healthy() && asked.recv().await.unwrap() == "/bad");
+            // Another place to ask: asked at once, and down until it has answered.
+            reconciler.base =
+                config(address, &bad.replace("/bad", "/good").replace('\n', "\nconcurrency = 3\n"));
+            reconciler.rebuild();
+            assert!(!state.healthy());
+            let event = reconciler.inbox.recv().await.unwrap();
+            reconciler.take(event);
+            assert!(state.healthy() && asked.recv().await.unwrap() == "/good");
+            let told: Vec<String> = reconciler.complaints.drain(..).collect();
+            assert_eq!(told, ["upstream u is down: status 503", "upstream u is up"]);
+            let site = &reconciler.carry().sites[0];
+            assert!(Arc::ptr_eq(&site.state, &state), "one upstream all the while");
+            // The same entry once more: nobody is asked again.
+            reconciler.rebuild();
+            let servers = || reconciler.servers.values();
+            assert!(servers().all(|server| server.prober.is_some()));
+            reconciler.base = config(address, "");
+            reconciler.rebuild();
+            assert!(reconciler.servers.values().all(|server| server.prober.is_none()));
+            assert!(asked.try_recv().is_err());
+        };
+        runtime.block_on(async { timeout(LIMIT, test).await.expect("in time") });
+    }
 
     #[test]
     fn another_order_of_addresses_is_no_change() {

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::entry::Listing;
 use super::event::Listed;
-use super::monitored::Monitored;
+use super::monitored::{Monitored, is_asked};
 use super::recheck::{BreakerClock, Recheck};
 use super::task::Task;
 use crate::config::ModelsFrom;
@@ -41,7 +41,9 @@ pub(super) struct Server {
     breaker_seen: [u64; 3],
     /// The rechecks of the current outage, while its breaker is not closed.
     recheck: Option<Recheck>,
-    pub(super) asker: Option<Task>,
+    /// Asks for its models, at this interval.
+    pub(super) asker: Option<(Duration, Task)>,
+    /// Probes it.
     pub(super) prober: Option<Task>,
 }
 
@@ -63,6 +65,17 @@ impl Server {
             prober: None,
             monitored,
         }
+    }
+
+    /// Takes other settings: what was found out stays, and its tasks end, to be begun anew.
+    pub(super) fn renew(&mut self, monitored: Arc<Monitored>) {
+        self.monitored = monitored;
+        (self.asker, self.prober) = (None, None);
+        if !is_asked(&self.monitored.upstream) {
+            (self.dead, self.failed) = (false, false);
+        }
+        self.monitored.state.set_away(self.dead || self.departed);
+        self.note_away(Instant::now());
     }
 
     /// Takes the outcome of a request for its models, and sets `changed` when the config follows

@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use subtle::ConstantTimeEq;
+
 /// Bytes of a credential; prints as `***`.
 #[derive(Clone)]
 pub struct Secret(Box<[u8]>);
@@ -22,6 +24,15 @@ impl Secret {
         &self.0
     }
 }
+
+impl PartialEq for Secret {
+    /// In constant time, whoever compares it with what.
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Eq for Secret {}
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,5 +56,6 @@ mod tests {
         assert_eq!(format!("{secret} {secret:?} {:#?}", Some(&secret)).matches("***").count(), 3);
         assert!(!format!("{secret} {secret:?}").contains("very"));
         assert_eq!(secret.expose(), b"sk-very-secret");
+        assert!(secret == secret.clone() && secret != Secret::new("sk-very-secreT"));
     }
 }

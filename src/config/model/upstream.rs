@@ -9,7 +9,7 @@ use crate::policy::base_path::BasePath;
 pub use crate::policy::breaker::BreakerPolicy;
 
 /// One LLM server and how to speak with it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Upstream {
     /// Unique among upstreams; `name-PORT` when `ports` expanded it.
     pub name: String,
@@ -58,6 +58,13 @@ pub struct Upstream {
 }
 
 impl Upstream {
+    /// Whether all settings of another entry are these; the numbers of groups, which each config
+    /// gives anew, are none.
+    #[must_use]
+    pub fn is_set_as(&self, other: &Upstream) -> bool {
+        Upstream { group: other.group, ..self.clone() } == *other
+    }
+
     /// Whom connections are made to: the proxy, else the server itself.
     ///
     /// Shape: name or address, and port; for a Unix socket its path and 0.
@@ -208,7 +215,7 @@ pub enum Protocol {
 }
 
 /// The credential an upstream gets.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UpstreamAuth {
     /// None; the client's is removed.
     None,
@@ -235,7 +242,7 @@ pub enum UpstreamAuth {
 }
 
 /// One of several credentials.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ApiKey {
     /// The credential.
     pub key: Secret,
@@ -293,7 +300,7 @@ pub enum HostRule {
 }
 
 /// An outbound proxy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboundProxy {
     /// Name or address.
     pub host: String,
@@ -361,7 +368,7 @@ pub enum Reuse {
 }
 
 /// Active health check.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     /// Path and query asked for, begins with `/`.
     pub path: String,
