@@ -462,6 +462,7 @@ fn same_set(a: &[IpAddr], b: &[IpAddr]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::clock::Moment;
     use crate::net::notify::WakeToken;
     use crate::upstream::wait_queue::Wake;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -475,8 +476,8 @@ mod tests {
 
     impl Wake<WakeToken> for Nobody {
         fn wake(&self, _: WakeToken) {}
-        fn now_ms(&self) -> u64 {
-            0
+        fn now(&self) -> Moment {
+            Moment::ORIGIN
         }
     }
 

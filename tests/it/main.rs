@@ -40,6 +40,7 @@ mod h2_server;
 mod h2_upstream;
 mod health;
 mod house;
+mod kept;
 mod late;
 mod limits;
 mod listener_swaps;
