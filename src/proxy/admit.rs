@@ -105,30 +105,10 @@ pub fn admit(
         let message = format!("Too many options in Connection: over {OPTIONS_MAX}.");
         return Err(Refusal::because(Kind::FieldsTooMany, message));
     }
-    let framing = request_framing(head, bytes).map_err(|fault| {
-        Refusal::because(Kind::FramingAmbiguous, format!("Ambiguous message framing: {fault}."))
-    })?;
-    if let Framing::Length(length) = framing
-        && length > plan.body_bytes_max
-    {
-        return Err(too_large(length, plan.body_bytes_max));
-    }
-    let expects_continue = match head.value(Name::Expect, bytes) {
-        None => false,
-        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => {
-            head.version == Version::Http11
-        }
-        Some(_) => return Err(Kind::ExpectationFailed.into()),
-    };
-    let is_get = matches!(head.method, Method::Get | Method::Head);
-    let path = head.path(bytes);
-    match path {
-        b"/health" if is_get => return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#, framing)),
-        b"/healthz" if is_get => return Ok(Admitted::BuiltIn(r#"{"ok":true}"#, framing)),
-        b"/" if is_get && unrouted::root_is_ours(listener, head, bytes, certified) => {
-            return Ok(Admitted::BuiltIn(r#"{"status":"ok"}"#, framing));
-        }
-        _ => {}
+    let framing = bounded_framing(plan, head, bytes)?;
+    let expects_continue = expects_continue(head, bytes)?;
+    if let Some(json) = built_in(listener, head, bytes, certified) {
+        return Ok(Admitted::BuiltIn(json, framing));
     }
     let client = peer
         .map(|peer| client_ip(peer.ip, head.values(Name::XForwardedFor, bytes), &listener.trusted));
@@ -173,10 +153,62 @@ pub fn admit(
         is_metered: limit.is_some_and(|limit| limit.rules.tokens_per_minute > 0),
         key_was_ours: listener.keys_required,
     };
-    if path == b"/v1/models" && is_get {
+    if head.path(bytes) == b"/v1/models" && is_get(head) {
         return Ok(Admitted::Models(permit));
     }
     Ok(Admitted::Permit(permit))
+}
+
+/// How the body is delimited.
+///
+/// Errors: 400 where that is not certain, 413 where the length is over the limit.
+fn bounded_framing(plan: &Plan, head: &RequestHead, bytes: &[u8]) -> Result<Framing, Refusal> {
+    let framing = request_framing(head, bytes).map_err(|fault| {
+        Refusal::because(Kind::FramingAmbiguous, format!("Ambiguous message framing: {fault}."))
+    })?;
+    match framing {
+        Framing::Length(length) if length > plan.body_bytes_max => {
+            Err(too_large(length, plan.body_bytes_max))
+        }
+        framing => Ok(framing),
+    }
+}
+
+/// Whether the client waits for a 100 before it sends its body.
+///
+/// Errors: 417.
+fn expects_continue(head: &RequestHead, bytes: &[u8]) -> Result<bool, Refusal> {
+    match head.value(Name::Expect, bytes) {
+        None => Ok(false),
+        Some(value) if value.eq_ignore_ascii_case(b"100-continue") => {
+            Ok(head.version == Version::Http11)
+        }
+        Some(_) => Err(Kind::ExpectationFailed.into()),
+    }
+}
+
+fn is_get(head: &RequestHead) -> bool {
+    matches!(head.method, Method::Get | Method::Head)
+}
+
+/// The JSON that is answered to anybody, before a key is looked at.
+fn built_in(
+    listener: &ListenerPlan,
+    head: &RequestHead,
+    bytes: &[u8],
+    certified: Option<&str>,
+) -> Option<&'static str> {
+    if !is_get(head) {
+        return None;
+    }
+    match head.path(bytes) {
+        b"/health" => Some(r#"{"status":"ok"}"#),
+        b"/healthz" => Some(r#"{"ok":true}"#),
+        b"/" if unrouted::root_is_ours(listener, head, bytes, certified) => {
+            Some(r#"{"status":"ok"}"#)
+        }
+        _ => None,
+    }
 }
 
 fn authenticate(

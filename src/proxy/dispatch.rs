@@ -8,7 +8,8 @@
 
 use std::time::Duration;
 
-use super::attempt::{Attempt, Attempted, ExchangeState};
+use super::attempt::{Attempt, Attempted, ExchangeState, Failed};
+use super::call_guard::CallGuard;
 use super::core::Core;
 use super::downstream::Downstream;
 use super::forward::Request;
@@ -27,7 +28,7 @@ use crate::net::pooled_future::PooledFuture;
 use crate::net::race::{First, race};
 use crate::net::rt;
 use crate::policy::balance::{Member, Tried};
-use crate::policy::retry::{self, Failure, RetryDecision};
+use crate::policy::retry::RetryDecision;
 
 /// One exchange on its way from member to member.
 struct Dispatch<'d> {
@@ -50,6 +51,14 @@ struct Dispatch<'d> {
     failed: Option<Refusal>,
 }
 
+/// Which attempts may follow one that fails.
+struct Chances {
+    /// On the same member: the group has no other.
+    same: bool,
+    /// On any member.
+    another: bool,
+}
+
 /// Serves a routed request.
 ///
 /// Errors: what to tell the client, which has been sent nothing yet.
@@ -62,23 +71,7 @@ pub async fn dispatch(
     members: &mut Vec<Member>,
     exchange: &mut ExchangeState<'_, '_>,
 ) -> Result<Next, Refusal> {
-    let mut at = Dispatch {
-        core,
-        plan,
-        group: route.group,
-        first: route.group,
-        // A request that names one upstream wants that one or none.
-        fallback: match route.upstream {
-            Some(_) => [].iter(),
-            None => plan.groups[usize::from(route.group)].fallback.iter(),
-        },
-        forced: route.upstream,
-        by_target: route.by_target,
-        model: route.model_sent(request.routed_by.name),
-        tried: Tried::NONE,
-        retries: 0,
-        failed: None,
-    };
+    let mut at = Dispatch::begin(core, plan, request, route);
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
@@ -93,14 +86,8 @@ pub async fn dispatch(
         let group = &plan.groups[usize::from(at.group)];
         let (number, _) = group.members[member];
         exchange.settle.record.picked(at.group, number, guard.begun());
-        let falls_back = !at.fallback.as_slice().is_empty();
-        // The last attempt is left to the groups in `fallback`.
-        let same = group.retry_same && (!falls_back || at.retries + 1 < group.retry.attempts);
-        let another = same
-            || falls_back
-            || pick::another(members, &at.tried)
-            || (guard.is_last_resort()
-                && at.has_last_resort(request.permit, exchange.settle.now()));
+        let Chances { same, another } =
+            at.chances(request.permit, members, &guard, exchange.settle);
         let may_retry = another && at.retries < group.retry.attempts;
         let mut attempt = Attempt {
             core,
@@ -153,6 +140,46 @@ fn take_retry(core: &Core, group: u16) -> bool {
 }
 
 impl<'d> Dispatch<'d> {
+    /// Begins with the route's group.
+    fn begin(core: &'d Core, plan: &'d Plan, request: &'d Request<'_>, route: &'d Route) -> Self {
+        Self {
+            core,
+            plan,
+            group: route.group,
+            first: route.group,
+            // A request that names one upstream wants that one or none.
+            fallback: match route.upstream {
+                Some(_) => [].iter(),
+                None => plan.groups[usize::from(route.group)].fallback.iter(),
+            },
+            forced: route.upstream,
+            by_target: route.by_target,
+            model: route.model_sent(request.routed_by.name),
+            tried: Tried::NONE,
+            retries: 0,
+            failed: None,
+        }
+    }
+
+    /// Which attempts may follow one that fails.
+    fn chances(
+        &self,
+        permit: &Permit,
+        members: &[Member],
+        guard: &CallGuard<'_>,
+        settle: &Settle,
+    ) -> Chances {
+        let group = &self.plan.groups[usize::from(self.group)];
+        let falls_back = !self.fallback.as_slice().is_empty();
+        // The last attempt is left to the groups in `fallback`.
+        let same = group.retry_same && (!falls_back || self.retries + 1 < group.retry.attempts);
+        let another = same
+            || falls_back
+            || pick::another(members, &self.tried)
+            || (guard.is_last_resort() && self.has_last_resort(permit, settle.now()));
+        Chances { same, another }
+    }
+
     /// The next member: of this group, waiting for it if need be, then of those it falls back
     /// to; `None` when the client has left.
     async fn pick(
@@ -255,33 +282,6 @@ impl<'d> Dispatch<'d> {
     }
 }
 
-/// A failed attempt: the client has been sent nothing.
-struct Failed {
-    kind: Kind,
-    answered: bool,
-    reused: bool,
-    status: Option<u16>,
-    message: Option<String>,
-}
-
-impl From<Failed> for Refusal {
-    #[cold]
-    fn from(failed: Failed) -> Self {
-        Self { message: failed.message, ..failed.kind.into() }
-    }
-}
-
-impl Failed {
-    fn at(&self, retries: u32, resendable: bool) -> retry::Attempt {
-        let (reused, answered) = (self.reused, self.answered);
-        retry::Attempt { retries, reused, answered, resendable, response_started: false }
-    }
-
-    fn why(&self) -> Failure {
-        self.status.map_or(Failure::Fault(self.kind.row().retry), Failure::Status)
-    }
-}
-
 /// What an attempt leads to.
 enum Ended {
     /// The exchange is over.
@@ -325,10 +325,10 @@ async fn end(
             }
             Ended::Next(Next::Close)
         }
-        Attempted::Failed { kind, answered, reused, status, message } => {
-            let record = &exchange.settle.record;
-            record.attempt_failed(&attempt.upstream.name, kind, status.unwrap_or(0));
-            Ended::Failed(Failed { kind, answered, reused, status, message })
+        Attempted::Failed(failed) => {
+            let (record, status) = (&exchange.settle.record, failed.status.unwrap_or(0));
+            record.attempt_failed(&attempt.upstream.name, failed.kind, status);
+            Ended::Failed(failed)
         }
     }
 }

@@ -18,9 +18,10 @@ use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::downstream::Downstream;
 use super::forward::{Outgoing, Request};
-use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Unheld};
+use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Scanner, Unheld};
 use super::limit;
-use super::places;
+use super::permit::Permit;
+use super::places::{self, Counted};
 use super::plan::{ListenerPlan, Plan};
 use super::refusal::{Caller, CorsLines, Next, Refusal};
 use super::rename;
@@ -276,10 +277,7 @@ async fn serve(
     settle.record.admitted(permit.key.map(|key| key.0), permit.client);
     let _vouched = match core.shared.per_ip_max {
         0 => None,
-        _ => {
-            let peer = permit.peer.as_ref().map(|peer| peer.ip);
-            places::count_vouched(core, peer, permit.client).map_err(|_| too_many_connections())?
-        }
+        _ => count_vouched(core, &permit)?,
     };
     // Without a key there is nothing to charge, and no future is made.
     if permit.key.is_some() {
@@ -309,23 +307,19 @@ async fn serve(
     model.push_str(scanner.model().map_or("", |found| found.name));
     let routed_by =
         RoutedBy { name: model, renamed: route.rename.is_some(), limited: permit.limited };
-    let mut outgoing = Outgoing::AsCame;
-    if let Some(name) = &route.rename {
-        if permit.chunked && !body.reader.is_done() {
-            hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
-            if !routed_by.still_holds(&scanner) {
-                return Err(Refusal::from(Kind::ModelChanged).into());
+    let outgoing = match &route.rename {
+        None => Outgoing::AsCame,
+        Some(name) => {
+            if permit.chunked && !body.reader.is_done() {
+                // Only a body that is whole can go on with a length.
+                hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
+                if !routed_by.still_holds(&scanner) {
+                    return Err(Refusal::from(Kind::ModelChanged).into());
+                }
             }
+            rename_in_body(core, down, body, &scanner, name, permit.chunked).await
         }
-        let chunked = permit.chunked;
-        outgoing = match body.end - body.begin > SLICE_BYTES {
-            false => rename::at_once(core, down, body, &scanner, name, chunked),
-            true => {
-                PooledFuture::with(|| rename::in_slices(core, down, body, &scanner, name, chunked))
-                    .await
-            }
-        };
-    }
+    };
     target.clear();
     route.write_target(target, request, &down.recv);
     if permit.is_metered {
@@ -361,9 +355,32 @@ async fn serve(
     }
 }
 
-#[cold]
-fn too_many_connections() -> Refusal {
-    Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
+/// Puts the name that the server is to read into the body.
+async fn rename_in_body(
+    core: &Core,
+    down: &mut Downstream,
+    body: &mut RequestBody,
+    scanner: &Scanner<'_>,
+    name: &str,
+    chunked: bool,
+) -> Outgoing {
+    match body.end - body.begin > SLICE_BYTES {
+        false => rename::at_once(core, down, body, scanner, name, chunked),
+        // Pooled: few bodies are that large.
+        true => {
+            PooledFuture::with(|| rename::in_slices(core, down, body, scanner, name, chunked)).await
+        }
+    }
+}
+
+/// Counts the connection to the client's address, where a proxy before us vouches for it.
+///
+/// Errors: 429.
+fn count_vouched(core: &Core, permit: &Permit) -> Result<Option<Counted>, Refusal> {
+    let peer = permit.peer.as_ref().map(|peer| peer.ip);
+    places::count_vouched(core, peer, permit.client).map_err(|_| {
+        Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
+    })
 }
 
 /// Notes what tokens are charged by: the model, how the prompt is carried, and whether the request

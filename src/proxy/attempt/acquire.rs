@@ -8,7 +8,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use super::state::{Attempt, Attempted};
+use super::state::{Attempt, Attempted, Failed};
 use crate::error::Kind;
 use crate::net::dial;
 use crate::net::pooled_future::PooledFuture;
@@ -170,16 +170,7 @@ impl Attempt<'_> {
     #[cold]
     fn no_connection(&self, error: DialError) -> Attempted {
         let (kind, message) = match error {
-            DialError::Ours => {
-                let (kind, message) = (Kind::Shortage, None);
-                return Attempted::Failed {
-                    kind,
-                    answered: false,
-                    reused: false,
-                    status: None,
-                    message,
-                };
-            }
+            DialError::Ours => return Attempted::Failed(Failed::unconnected(Kind::Shortage, None)),
             DialError::Unreachable => (Kind::UpstreamConnect, None),
             DialError::Late => (Kind::UpstreamConnectTimeout, None),
             DialError::Tls(HandshakeError { why, plain }) => {
@@ -192,7 +183,7 @@ impl Attempt<'_> {
         // The control thread checks whether the server is gone, so that no more requests are sent
         // there.
         self.upstream.state.suspect();
-        Attempted::Failed { kind, answered: false, reused: false, status: None, message }
+        Attempted::Failed(Failed::unconnected(kind, message))
     }
 
     /// What the operator and the client are told of the outbound proxy.

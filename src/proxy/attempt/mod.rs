@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-pub use state::{Attempt, Attempted, ExchangeState};
+pub use state::{Attempt, Attempted, ExchangeState, Failed};
 
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
@@ -59,21 +59,20 @@ impl Attempt<'_> {
             // one.
             None => PooledFuture::with(|| self.acquire_new(down, &up_timer)).await,
         };
+        let settle = exchange.settle;
         let mut conn = match conn {
             Ok(conn) => conn,
-            Err(failed) => {
-                if let Attempted::Failed { kind, .. } = &failed {
-                    self.guard.ended(*kind, exchange.settle.now());
+            Err(attempted) => {
+                if let Attempted::Failed(failed) = &attempted {
+                    self.guard.ended(failed.kind, settle.now());
                 }
-                return failed;
+                return attempted;
             }
         };
-        let reused = conn.reused();
-        let settle = exchange.settle;
         if dials {
             settle.record.connected(settle.now());
         }
-        if reused {
+        if conn.reused() {
             settle.record.connection_reused();
         }
         if !conn.is_armed() {
@@ -81,23 +80,37 @@ impl Attempt<'_> {
         }
         let progress = Progress::default();
         progress.body_received.set(exchange.body.reader.is_done());
-        let total_timer = self.arm_total(&conn, exchange.settle);
+        let total_timer = self.arm_total(&conn, settle);
         let was_taken = std::mem::replace(&mut settle.passed.borrow_mut().is_taken, true);
         let (uploaded, downloaded) = self
             .both_ways(&mut conn, down, exchange, &progress, &up_timer, total_timer.as_ref())
             .await;
-        if turned_away(&downloaded, settle.record.upstream_status()) {
+        if self.is_untaken(&conn, uploaded, &downloaded, settle.record.upstream_status()) {
             settle.passed.borrow_mut().is_taken = was_taken;
         }
-        if let Uploaded::Broken(kind) = uploaded {
-            let tell = !progress.answer_begun.get() && kind.row().status.is_some();
-            return if tell { Attempted::Refused(kind.into()) } else { Attempted::Over(kind) };
+        match uploaded {
+            Uploaded::Broken(kind) if progress.answer_begun.get() => Attempted::Over(kind),
+            Uploaded::Broken(kind) if kind.row().status.is_none() => Attempted::Over(kind),
+            Uploaded::Broken(kind) => Attempted::Refused(kind.into()),
+            uploaded => self.conclude(conn, uploaded, downloaded, large, settle),
         }
+    }
+
+    /// Tells what the attempt has come to, and reports a failure to the guard; the connection goes
+    /// back to the pool or ends.
+    fn conclude(
+        &self,
+        conn: UpConn,
+        uploaded: Uploaded,
+        downloaded: Downloaded,
+        large: bool,
+        settle: &Settle,
+    ) -> Attempted {
         match downloaded {
             Downloaded::Whole { reusable, keep, streamed } => {
                 // A large request always dials: if the pool kept each such connection it would only
                 // grow.
-                let spare = large && core.pool.idle(conn.pool) > 0;
+                let spare = large && self.core.pool.idle(conn.pool) > 0;
                 if reusable && !spare && uploaded == Uploaded::Sent {
                     self.give_back(conn, streamed);
                 }
@@ -108,26 +121,22 @@ impl Attempt<'_> {
                 Attempted::Over(kind)
             }
             Downloaded::NoAnswer { kind, answered } => {
-                // Excused once: a server that refuses every stream is no stale connection.
-                let reused = conn.reused() && !self.fresh;
-                let stale = reused && !answered && kind.row().retry == RetryClass::Reset;
-                if stale {
-                    settle.passed.borrow_mut().is_taken = was_taken;
-                } else {
+                if !self.is_stale(&conn, kind, answered) {
                     self.guard.ended(kind, settle.now());
                 }
                 // Of an answer only a 407 is known to be the proxy's own.
                 let refused = (kind == Kind::OutboundRefused).then_some(TunnelError::Refused(407));
                 let message = self.proxy_message(refused);
-                Attempted::Failed { kind, answered, reused, status: None, message }
+                let reused = conn.reused() && !self.fresh;
+                Attempted::Failed(Failed { kind, answered, reused, status: None, message })
             }
-            Downloaded::Elsewhere { status } => Attempted::Failed {
+            Downloaded::Elsewhere { status } => Attempted::Failed(Failed {
                 kind: Kind::NobodyAvailable,
                 answered: true,
-                reused,
+                reused: conn.reused(),
                 status: Some(status),
                 message: None,
-            },
+            }),
             Downloaded::Truncated(kind) => {
                 self.guard.ended(kind, settle.now());
                 Attempted::Over(kind)
@@ -135,6 +144,34 @@ impl Attempt<'_> {
             Downloaded::Upgraded(bytes) => {
                 Attempted::Upgraded { upstream: conn.socket().clone(), bytes }
             }
+        }
+    }
+
+    /// Whether the connection had died in the pool. Excused once: a server that refuses every
+    /// stream is no stale connection.
+    fn is_stale(&self, conn: &UpConn, kind: Kind, answered: bool) -> bool {
+        conn.reused() && !self.fresh && !answered && kind.row().retry == RetryClass::Reset
+    }
+
+    /// Whether no server worked on the request: the connection was stale, the server said that it
+    /// is overloaded, or the outbound proxy refused.
+    fn is_untaken(
+        &self,
+        conn: &UpConn,
+        uploaded: Uploaded,
+        downloaded: &Downloaded,
+        status: u16,
+    ) -> bool {
+        let is_overloaded = |status: u16| matches!(status, 429 | 503 | 529);
+        match downloaded {
+            Downloaded::Whole { .. } | Downloaded::Truncated(_) => is_overloaded(status),
+            Downloaded::Elsewhere { status } => is_overloaded(*status),
+            Downloaded::NoAnswer { kind: Kind::OutboundRefused, .. } => true,
+            Downloaded::NoAnswer { kind, answered } => {
+                matches!(uploaded, Uploaded::Sent | Uploaded::Refused)
+                    && self.is_stale(conn, *kind, *answered)
+            }
+            Downloaded::Upgraded(_) => false,
         }
     }
 
@@ -371,17 +408,5 @@ impl Attempt<'_> {
         if conn.lifetime.until.is_none_or(|until| now < until) {
             self.core.pool.put(conn, self.core.buffers.take(SMALL_BYTES), now);
         }
-    }
-}
-
-/// Whether no server worked on the request: the server said that it is overloaded, or the outbound
-/// proxy refused.
-fn turned_away(downloaded: &Downloaded, status: u16) -> bool {
-    let is_overloaded = |status: u16| matches!(status, 429 | 503 | 529);
-    match downloaded {
-        Downloaded::Whole { .. } | Downloaded::Truncated(_) => is_overloaded(status),
-        Downloaded::Elsewhere { status } => is_overloaded(*status),
-        Downloaded::NoAnswer { kind, .. } => *kind == Kind::OutboundRefused,
-        Downloaded::Upgraded(_) => false,
     }
 }

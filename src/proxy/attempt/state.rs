@@ -3,7 +3,7 @@
 use crate::error::Kind;
 use crate::http::head::ResponseHead;
 use crate::net::stream::Stream;
-use crate::policy::retry::RetryOn;
+use crate::policy::retry::{self, Failure, RetryOn};
 use crate::proxy::call_guard::CallGuard;
 use crate::proxy::core::Core;
 use crate::proxy::forward::Request;
@@ -21,18 +21,7 @@ pub enum Attempted {
         keep: bool,
     },
     /// The client has been sent nothing, and the body is held again.
-    Failed {
-        /// The fault.
-        kind: Kind,
-        /// Whether any byte of an answer came.
-        answered: bool,
-        /// Whether the connection came out of the pool.
-        reused: bool,
-        /// The status of a complete head, if that status is to be tried elsewhere.
-        status: Option<u16>,
-        /// A more exact message than the kind's.
-        message: Option<String>,
-    },
+    Failed(Failed),
     /// The request broke before the answer began: the client can still be told.
     Refused(Refusal),
     /// Nothing more can be said to the client.
@@ -44,6 +33,49 @@ pub enum Attempted {
         /// Bytes that came behind its head.
         bytes: Vec<u8>,
     },
+}
+
+/// A failed attempt: the client has been sent nothing.
+pub struct Failed {
+    /// The fault.
+    pub kind: Kind,
+    /// Whether any byte of an answer came.
+    pub answered: bool,
+    /// Whether the connection came out of the pool.
+    pub reused: bool,
+    /// The status of a complete head, if that status is to be tried elsewhere.
+    pub status: Option<u16>,
+    /// A more exact message than the kind's.
+    pub message: Option<String>,
+}
+
+impl Failed {
+    /// There was no connection.
+    #[must_use]
+    #[cold]
+    pub fn unconnected(kind: Kind, message: Option<String>) -> Self {
+        Self { kind, answered: false, reused: false, status: None, message }
+    }
+
+    /// What the retry policy asks of the attempt.
+    #[must_use]
+    pub fn at(&self, retries: u32, resendable: bool) -> retry::Attempt {
+        let (reused, answered) = (self.reused, self.answered);
+        retry::Attempt { retries, reused, answered, resendable, response_started: false }
+    }
+
+    /// Why it failed, in the retry policy's words.
+    #[must_use]
+    pub fn why(&self) -> Failure {
+        self.status.map_or(Failure::Fault(self.kind.row().retry), Failure::Status)
+    }
+}
+
+impl From<Failed> for Refusal {
+    #[cold]
+    fn from(failed: Failed) -> Self {
+        Self { message: failed.message, ..failed.kind.into() }
+    }
 }
 
 /// What one attempt works on.
