@@ -8,7 +8,7 @@
 //!
 //! A group that the file does not name goes by its members, and those change when a server comes or
 //! goes. So that its queue is not lost then, such a group follows the one of which it has most
-//! members, if that one is gone.
+//! members, if models led to that one and do so no more.
 //!
 //! Nothing here changes what is in force: `carry` finds and makes, and the settings of a plan are
 //! applied when it is put in force. The registry belongs to the control thread; cores never see it.
@@ -21,7 +21,7 @@ use super::endpoint::{Endpoint, PoolId};
 use super::identity::{GroupIdentity, Identity};
 use super::state::UpstreamState;
 use super::wait_queue::{GroupQueue, WaitQueue, Wake};
-use crate::config::{Config, Group, Listener, Upstream};
+use crate::config::{Config, Group, GroupId, Listener, Model, Upstream};
 use crate::net::dial::Address;
 use crate::net::notify::WakeToken;
 use crate::policy::limit::ip::IpTable;
@@ -84,6 +84,8 @@ pub struct Registry {
 struct KnownGroup {
     state: Weak<GroupState>,
     members: HashSet<Identity>,
+    /// Whether a model led to it.
+    is_led: bool,
 }
 
 impl Registry {
@@ -165,49 +167,77 @@ impl Registry {
     }
 
     fn groups(&mut self, config: &Config, sites: &[Site]) -> Vec<CarriedGroup> {
-        let present: HashSet<GroupIdentity> = config.groups.iter().map(GroupIdentity::of).collect();
-        let carry = |group: &Group| {
-            let members = group.members.iter().map(|member| usize::from(member.upstream.0));
-            let identities = members.clone().map(|at| Identity::of(&config.upstreams[at]));
-            let state = self.group(group, identities.collect(), &present);
+        let led: HashSet<GroupId> = config.models.iter().flat_map(Model::groups).collect();
+        let is_led = |at: usize| u16::try_from(at).is_ok_and(|at| led.contains(&GroupId(at)));
+        let now: HashMap<GroupIdentity, bool> = config
+            .groups
+            .iter()
+            .enumerate()
+            .map(|(at, group)| (GroupIdentity::of(group), is_led(at)))
+            .collect();
+        // First those that may follow another, of which each follows one at most: those that serve
+        // before those that stand in. What they take the others do not find any more.
+        let main: HashSet<GroupId> = config.models.iter().map(|model| model.group).collect();
+        let is_main = |at: usize| u16::try_from(at).is_ok_and(|at| main.contains(&GroupId(at)));
+        let mut order: Vec<usize> = (0..config.groups.len()).collect();
+        order.sort_by_key(|at| (!is_main(*at), !is_led(*at)));
+        let mut states: Vec<Option<Arc<GroupState>>> = vec![None; order.len()];
+        for at in order {
+            states[at] = Some(self.group(config, &config.groups[at], &now));
+        }
+        let carry = |(group, state): (&Group, Arc<GroupState>)| {
             let queue = (group.queue.length > 0).then(|| {
+                let members = group.members.iter().map(|member| usize::from(member.upstream.0));
                 let states = members.map(|at| sites[at].state.clone());
                 state.queue.bind(states.collect())
             });
             CarriedGroup { state, queue }
         };
-        config.groups.iter().map(carry).collect()
+        config.groups.iter().zip(states.into_iter().flatten()).map(carry).collect()
     }
 
+    /// What all plans share of a group; `now` tells of each group of the config whether a model
+    /// leads to it.
     fn group(
         &mut self,
+        config: &Config,
         group: &Group,
-        members: HashSet<Identity>,
-        present: &HashSet<GroupIdentity>,
+        now: &HashMap<GroupIdentity, bool>,
     ) -> Arc<GroupState> {
         let identity = GroupIdentity::of(group);
-        let known = self.groups.get(&identity).and_then(|known| known.state.upgrade());
-        let known = known.or_else(|| self.predecessor(&identity, &members, present));
+        let is_led = now.get(&identity) == Some(&true);
+        let members =
+            group.members.iter().map(|member| &config.upstreams[usize::from(member.upstream.0)]);
+        let members: HashSet<Identity> = members.map(Identity::of).collect();
+        let follows = identity.implicit
+            && is_led
+            && !self.groups.get(&identity).is_some_and(|known| known.is_led);
+        let before = follows.then(|| self.predecessor(&members, now)).flatten();
+        let known =
+            before.or_else(|| self.groups.get(&identity).and_then(|known| known.state.upgrade()));
         let state = known.unwrap_or_else(|| {
             self.groups_given += 1;
             let queue = WaitQueue::new(group.queue.length, self.wake.clone());
             Arc::new(GroupState { number: self.groups_given, queue })
         });
-        self.groups.insert(identity, KnownGroup { state: Arc::downgrade(&state), members });
+        let known = KnownGroup { state: Arc::downgrade(&state), members, is_led };
+        self.groups.insert(identity, known);
         state
     }
 
-    /// Takes out the group that an unknown group of no name in the file follows.
+    /// Takes out the group whose place one with these members takes: models led to it, and none
+    /// does now.
     fn predecessor(
         &mut self,
-        identity: &GroupIdentity,
         members: &HashSet<Identity>,
-        present: &HashSet<GroupIdentity>,
+        now: &HashMap<GroupIdentity, bool>,
     ) -> Option<Arc<GroupState>> {
-        let gone = |known: &GroupIdentity| known.implicit && !present.contains(known);
-        let gone = self.groups.iter().filter(|(known, _)| identity.implicit && gone(known));
+        let is_left = |(identity, known): &(&GroupIdentity, &KnownGroup)| {
+            identity.implicit && known.is_led && now.get(*identity) != Some(&true)
+        };
+        let left = self.groups.iter().filter(is_left);
         let common =
-            gone.map(|(known, group)| (group.members.intersection(members).count(), known));
+            left.map(|(known, group)| (group.members.intersection(members).count(), known));
         // Of equals always the same one, whatever the order of the map.
         let (_, known) = common.filter(|(count, _)| *count > 0).max()?;
         let known = known.clone();
@@ -431,6 +461,15 @@ mod tests {
         let is = numbers(&second, &after);
         assert_eq!(is["a+b+c"], was["a+b"], "one more lists the model");
         assert_eq!((is["a"], is["b"]), (was["a"], was["b"]));
+        // To one server: by its own name it was there before, but no model led there.
+        let one = listing([&["m"], &[], &[]]);
+        let alone = registry.carry(&one, &[]);
+        let is = numbers(&alone, &one);
+        assert_eq!(is["a"], was["a+b"]);
+        let second = registry.carry(&after, &[]);
+        let is = numbers(&second, &after);
+        assert_eq!(is["a+b+c"], was["a+b"], "and back");
+        assert_ne!(is["a"], was["a+b"], "a queue of one group");
         // Where the old one stays the new one is another.
         let both = listing([&["m", "n"], &["m", "n"], &["m"]]);
         let third = registry.carry(&both, &[]);

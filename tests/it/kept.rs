@@ -1,11 +1,14 @@
 //! rules §14: what outlives a plan goes on with the next one: places in a queue, breakers, windows.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use loadtest::mock::Mock;
+use loadtest::mock::{Mock, MockConfig};
+use tokenring::control::Options;
 use tokenring::error::RETRY_AFTER_S_MAX;
 use tokenring::policy::breaker::{State, StateName};
 
+use super::fake::{NameServer, Records};
 use super::house::{LIMIT, Proxy, mock_with, wait_until};
 use super::planner::Planner;
 use super::ratelimits::fresh_minute;
@@ -130,6 +133,66 @@ fn a_new_address_keeps_those_who_wait_and_the_measured_rate() {
     assert_eq!(sent_to(&a), ["0", "1", "2"]);
     drop(busy);
     waiting(&proxy, "chat", 0);
+}
+
+/// Two servers of one model on one port, at two addresses.
+fn pair() -> (Mock, Mock, u16) {
+    let at = |name: &str, ip: Ipv4Addr, port| {
+        let bind = SocketAddr::from((ip, port));
+        let models = vec!["x".to_owned()];
+        Mock::start(MockConfig { name: name.to_owned(), bind, models, ..MockConfig::default() })
+    };
+    for _ in 0..100 {
+        let a = at("a", ONE_IP, 0).expect("port 0 is free");
+        let port = a.addr().port();
+        if let Ok(b) = at("b", TWO_IP, port) {
+            return (a, b, port);
+        }
+    }
+    panic!("no port that is free on both");
+}
+
+const ONE_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 1);
+const TWO_IP: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
+#[test]
+fn a_server_that_discovery_adds_leaves_the_queue_of_its_models_as_it_is() {
+    let (a, b, port) = pair();
+    let records =
+        |ips: Vec<Ipv4Addr>| Records { addresses: vec![("all.test", ips)], ..Records::default() };
+    let names = NameServer::start(records(vec![ONE_IP]));
+    let text = format!(
+        "[process]\ncores = 2\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+         [group_defaults]\nqueue = {{ length = 9, wait = \"60s\" }}\n\
+         [[upstream]]\nname = \"many\"\nurl = \"http://all.test\"\n\
+         discover = \"dns:all.test:{port}\"\nconcurrency = 1\n"
+    );
+    let options = Options { name_server: Some(names.addr()), ..Options::default() };
+    let proxy = Proxy::start_with(&text, options);
+    let one = format!("many-127.0.0.1-{port}");
+    let held = hold(&proxy, &a, "x");
+    let mut places = Vec::new();
+    for number in 0..3 {
+        waiting(&proxy, &one, number);
+        places.push(begin(&proxy, "x", &who(number)));
+    }
+    waiting(&proxy, &one, 3);
+    names.set(|now| *now = records(vec![ONE_IP, TWO_IP]));
+    wait_until("the other is there", || proxy.plan().upstreams.len() == 2);
+    // A model that both list belongs to the entry's own group from now on.
+    wait_until("its models are known", || {
+        let plan = proxy.plan();
+        let many = plan.groups.iter().find(|group| group.name == "many");
+        many.and_then(|group| group.queue.as_ref()).is_some_and(|queue| queue.len() == 3)
+    });
+    waiting(&proxy, &one, 0);
+    let busy = hold(&proxy, &b, "x");
+    places.push(begin(&proxy, "x", &who(3)));
+    waiting(&proxy, "many", 4);
+    drop(held);
+    places.iter_mut().for_each(|client| assert_eq!(client.answer().status, 200));
+    assert_eq!(sent_to(&a), ["0", "1", "2", "3"]);
+    drop(busy);
 }
 
 #[test]
