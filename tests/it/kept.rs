@@ -333,7 +333,7 @@ fn whatever_comes_goes_and_moves_nobody_is_lost_or_led_astray() {
                 of_chat.push(name);
             }
         }
-        if turn % 2 == 0 {
+        if turn.is_multiple_of(2) {
             of_chat.reverse();
         }
         let mut groups: Vec<(&str, &[&str])> = vec![("chat", &of_chat), ("only", &["c"])];
