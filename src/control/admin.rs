@@ -1,13 +1,14 @@
 //! The operator's HTTP interface (`[admin]`, rules §12), on its own address.
 //!
-//! It answers `GET /health`, `GET /ready`, `POST /health/force-check` and `GET /metrics`. A
+//! It answers `GET /health`, `GET /ready`, `POST /health/force-check`, `GET /metrics`, and reloads
+//! the config on `POST /config/reload` and `/admin/reload`. A
 //! connection from an address outside `allow` is closed at once; with a token every request must
-//! carry it. It reads the `UpstreamTable` and the server's closures; the one thing that it can
-//! cause is a probe.
+//! carry it. It reads the `UpstreamTable` and the server's closures; what it can cause is a probe or
+//! a reload.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -29,7 +30,9 @@ use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
 use super::monitored::{Monitored, Standing};
 use super::reconciler::UpstreamTable;
+use super::reload::{Commit, ReloadStatus, Reloader};
 use super::task::Task;
+use crate::base::units::counted;
 use crate::config::{self, Bind};
 use crate::net::dial::Address;
 use crate::net::listener::{self, Listening};
@@ -49,9 +52,35 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct AdminListener {
     /// Where it listens, the port resolved.
     pub address: Address,
+    wanted: Bind,
     listening: Listening,
+    rules: Rules,
+}
+
+/// Who may ask; a reload replaces them.
+#[derive(Clone, Debug)]
+struct Rules {
     allow: Vec<IpNet>,
+    /// SHA-256 of the token; `None` = none is needed.
     token: Option<[u8; 32]>,
+}
+
+impl Rules {
+    fn of(admin: &config::Admin) -> Self {
+        let token = admin.token.as_ref().map(|token| Sha256::digest(token.expose()).into());
+        Self { allow: admin.allow.clone(), token }
+    }
+}
+
+/// What the interface shows, and the reloads that it can cause.
+pub(super) struct Shows {
+    pub(super) table: UpstreamTable,
+    pub(super) counters: Count,
+    pub(super) live: AskLive,
+    pub(super) draining: Draining,
+    pub(super) certificates: Arc<Reloads>,
+    pub(super) reloads: Arc<ReloadStatus>,
+    pub(super) reloader: Reloader,
 }
 
 type Count = Box<dyn Fn() -> Counters + Send + Sync>;
@@ -60,12 +89,8 @@ type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What the handlers of all requests share.
 struct AdminState {
-    table: UpstreamTable,
-    counters: Count,
-    live: AskLive,
-    draining: Draining,
-    reloads: Arc<Reloads>,
-    token: Option<[u8; 32]>,
+    shows: Arc<Shows>,
+    rules: Arc<RwLock<Rules>>,
     /// The address is not a Unix socket, so a web page can make a browser send requests to it.
     is_tcp: bool,
 }
@@ -87,38 +112,81 @@ impl AdminListener {
             Listening::Unix(socket) => socket.set_nonblocking(true),
         }
         .map_err(told)?;
-        let token = admin.token.as_ref().map(|token| Sha256::digest(token.expose()).into());
-        Ok(Self { address, listening, allow: admin.allow.clone(), token })
+        Ok(Self { address, wanted: admin.bind.clone(), listening, rules: Rules::of(admin) })
     }
 
     /// Accepts and answers for as long as the task lives.
-    pub fn open(
-        self,
-        table: UpstreamTable,
-        counters: Count,
-        live: AskLive,
-        draining: Draining,
-        reloads: Arc<Reloads>,
-    ) -> Task {
-        let token = self.token;
+    fn open(self, shows: Arc<Shows>) -> Open {
         let is_tcp = matches!(self.listening, Listening::Tcp(_));
-        let state =
-            Arc::new(AdminState { table, counters, live, draining, reloads, token, is_tcp });
+        let rules = Arc::new(RwLock::new(self.rules));
+        let state = Arc::new(AdminState { shows, rules: rules.clone(), is_tcp });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
             .route("/ready", get(ready))
             .route("/metrics", get(metrics))
+            .route("/admin/reload", get(reload).post(reload))
+            .route("/config/reload", post(reload_config))
             .fallback(nothing_here)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(state.clone(), check_token))
             .with_state(state);
-        Task::of(tokio::spawn(accept(self.listening, self.allow, router)))
+        let task = Task::of(tokio::spawn(accept(self.listening, rules.clone(), router)));
+        Open { wanted: self.wanted, rules, _task: task }
     }
 }
 
+/// An interface that answers, until this is dropped.
+struct Open {
+    /// The address of the config.
+    wanted: Bind,
+    rules: Arc<RwLock<Rules>>,
+    _task: Task,
+}
+
+/// The operator's interface through all reloads.
+pub(super) struct AdminServer {
+    shows: Arc<Shows>,
+    open: Arc<Mutex<Option<Open>>>,
+}
+
+impl AdminServer {
+    /// Opens the interface that is bound already, if there is one.
+    pub(super) fn new(shows: Shows, listener: Option<AdminListener>) -> Self {
+        let shows = Arc::new(shows);
+        let open = listener.map(|listener| listener.open(shows.clone()));
+        Self { shows, open: Arc::new(Mutex::new(open)) }
+    }
+
+    /// Prepares the interface of another config; its address is bound now if it is another one.
+    ///
+    /// Errors: the address cannot be bound; nothing has changed.
+    pub(super) fn prepare(&mut self, config: &config::Config) -> Result<Commit, String> {
+        let (open, shows) = (self.open.clone(), self.shows.clone());
+        let Some(admin) = &config.admin else {
+            return Ok(Box::new(move || *lock(&open) = None));
+        };
+        let stays = lock(&open).as_ref().is_some_and(|now| now.wanted == admin.bind);
+        let rules = Rules::of(admin);
+        if stays {
+            return Ok(Box::new(move || {
+                if let Some(now) = &*lock(&open) {
+                    *now.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+                }
+            }));
+        }
+        let listener = AdminListener::bind(admin)?;
+        Ok(Box::new(move || *lock(&open) = Some(listener.open(shows))))
+    }
+}
+
+fn lock(open: &Mutex<Option<Open>>) -> MutexGuard<'_, Option<Open>> {
+    // Stored whole: a thread that panicked meanwhile left nothing half done.
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Accepts connections; those of TCP from outside `allow` are closed at once.
-async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
+async fn accept(listening: Listening, rules: Arc<RwLock<Rules>>, router: Router) {
     let connections = Connections::new(CONNECTIONS_MAX);
     let listener = match listening {
         Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
@@ -131,9 +199,9 @@ async fn accept(listening: Listening, allow: Vec<IpNet>, router: Router) {
         let accepted = match &listener {
             Either::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
                 let ip = peer.ip().to_canonical();
-                if allow.iter().any(|net| net.contains(&ip))
-                    && let Some(connection) = connections.open()
-                {
+                let allows = |rules: &Rules| rules.allow.iter().any(|net| net.contains(&ip));
+                let allowed = allows(&rules.read().unwrap_or_else(PoisonError::into_inner));
+                if allowed && let Some(connection) = connections.open() {
                     tokio::spawn(serve(TokioIo::new(stream), router, connection));
                 }
             }),
@@ -188,8 +256,8 @@ async fn check_token(
         let why = "sent by a page of another origin, or to a name that is not this address";
         return fault(StatusCode::FORBIDDEN, "forbidden", why);
     }
-    let Some(token) = &state.token else { return next.run(request).await };
-    if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(token))) {
+    let Some(token) = state.token() else { return next.run(request).await };
+    if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(&token))) {
         return next.run(request).await;
     }
     let mut answer = fault(StatusCode::UNAUTHORIZED, "unauthorized", "a bearer token is needed");
@@ -242,7 +310,7 @@ async fn health(State(state): State<Arc<AdminState>>) -> Response {
 
 async fn ready(State(state): State<Arc<AdminState>>) -> Response {
     let somebody = state.rows().iter().any(|monitored| monitored.can_serve());
-    let why = match (state.draining)() {
+    let why = match (state.shows.draining)() {
         true => Some("draining"),
         false => (!somebody).then_some("no healthy upstream"),
     };
@@ -255,12 +323,12 @@ async fn ready(State(state): State<Arc<AdminState>>) -> Response {
 }
 
 async fn force_check(State(state): State<Arc<AdminState>>) -> Response {
-    probe_now(&state.table).await;
+    probe_now(&state.shows.table).await;
     body(StatusCode::OK, &state.health())
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
-    let counters = (state.counters)();
+    let counters = (state.shows.counters)();
     let row = |monitored: &Arc<Monitored>| UpstreamRow {
         name: monitored.upstream.name.clone(),
         healthy: monitored.standing() == Standing::Healthy,
@@ -275,11 +343,52 @@ async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
         breaker_changes: monitored.state.breaker_changes(),
     };
     let upstreams = state.rows().iter().map(row).collect();
-    let reloads = state.reloads.counts();
+    let certificates = state.shows.certificates.counts();
+    let reloads = state.shows.reloads.counts();
     let version = env!("CARGO_PKG_VERSION");
-    let live = (state.live)();
-    let text = render(&Snapshot { version, counters: &counters, upstreams, live, reloads });
+    let live = (state.shows.live)();
+    let text =
+        render(&Snapshot { version, counters: &counters, upstreams, live, certificates, reloads });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+}
+
+/// Reloads the config, for scripts that know `/admin/reload`.
+async fn reload(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
+    // A GET that does something must not come from a page of another origin either.
+    if !state.is_at_home(&headers) {
+        let why = "sent by a page of another origin, or to a name that is not this address";
+        return fault(StatusCode::FORBIDDEN, "forbidden", why);
+    }
+    match state.shows.reloader.reload().await {
+        Ok(_) => body(StatusCode::OK, &json!({ "status": "reloaded" })),
+        Err(why) => {
+            let told = json!({ "status": "error", "message": why.trim_end() });
+            body(StatusCode::BAD_REQUEST, &told)
+        }
+    }
+}
+
+/// Reloads the config, for scripts that know `/config/reload`.
+async fn reload_config(State(state): State<Arc<AdminState>>) -> Response {
+    match state.shows.reloader.reload().await {
+        Ok(done) => {
+            let message = counted(done.changes.len(), "change");
+            let changes: Vec<String> = done.changes.iter().map(ToString::to_string).collect();
+            let told = json!({
+                "success": true,
+                "message": format!("reloaded: {message}"),
+                "changes": changes,
+                "warnings": done.warnings,
+                "endpoints": done.endpoints,
+                "models": done.models,
+            });
+            body(StatusCode::OK, &told)
+        }
+        Err(why) => {
+            let told = json!({ "success": false, "message": why.trim_end() });
+            body(StatusCode::BAD_REQUEST, &told)
+        }
+    }
 }
 
 async fn nothing_here() -> Response {
@@ -305,12 +414,16 @@ pub async fn probe_now(table: &UpstreamTable) {
 
 impl AdminState {
     fn is_at_home(&self, headers: &HeaderMap) -> bool {
-        is_of_this_address(headers, self.token.is_some() || !self.is_tcp)
+        is_of_this_address(headers, self.token().is_some() || !self.is_tcp)
+    }
+
+    fn token(&self) -> Option<[u8; 32]> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).token
     }
 
     /// The enabled upstreams.
     fn rows(&self) -> Vec<Arc<Monitored>> {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.shows.table.lock().unwrap_or_else(PoisonError::into_inner);
         table.iter().filter(|monitored| monitored.upstream.enabled).cloned().collect()
     }
 

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::event::EntryNumber;
 use super::observed::Observed;
 use super::task::Task;
 use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
@@ -42,6 +43,8 @@ pub(super) enum Listing {
 
 /// The targets of one entry of the file: the newest, those in force, those that leave.
 pub(super) struct Entry {
+    /// By which facts about it are told from those about another.
+    pub(super) number: EntryNumber,
     /// The newest answer of discovery, in force or not.
     pub(super) targets: Observed<Vec<Target>>,
     /// The targets of the newest answer whose names have been looked up: in force.
@@ -54,9 +57,9 @@ pub(super) struct Entry {
 
 impl Entry {
     /// An entry without targets, until `task` reports some.
-    pub(super) fn by(task: Task) -> Self {
+    pub(super) fn by(number: EntryNumber, task: Task) -> Self {
         let (named, leaving, departed) = (Vec::new(), Vec::new(), Vec::new());
-        Self { targets: Observed::by(task), named, leaving, departed }
+        Self { number, targets: Observed::by(task), named, leaving, departed }
     }
 
     /// The targets that requests go to.
@@ -159,7 +162,7 @@ mod tests {
         );
         let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let entry = Entry::by(Task::of(runtime.spawn(async {})));
+        let entry = Entry::by(EntryNumber(0), Task::of(runtime.spawn(async {})));
         Case { upstream: config.upstreams[0].clone(), entry, now: Instant::now() }
     }
 

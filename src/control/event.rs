@@ -8,11 +8,16 @@ use crate::upstream::identity::Identity;
 /// Most events that wait for the reconciler; a task that sends one more waits.
 pub const EVENTS_MAX: usize = 1024;
 
+/// The number of an entry with `discover`; never given twice, so that a fact about one that a reload
+/// has removed is taken for no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EntryNumber(pub u64);
+
 /// One fact, as a task found it out.
 #[derive(Debug)]
 pub enum Event {
     /// The targets that discovery found for an entry of the file, or why none could be asked for.
-    Targets(UpstreamId, Result<Vec<Target>, String>),
+    Targets(EntryNumber, Result<Vec<Target>, String>),
     /// The addresses of a host name, or why it could not be resolved.
     Addresses(String, Result<Vec<IpAddr>, String>),
     /// What a server answered when asked for its models.

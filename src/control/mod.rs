@@ -27,6 +27,7 @@ pub mod probe;
 mod recheck;
 pub mod reconciler;
 pub mod redis;
+pub mod reload;
 pub mod resolve;
 mod say;
 mod server;
@@ -48,9 +49,10 @@ use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::registry::{Carried, Registry};
-use admin::AdminListener;
-use certs::{Reloads, keep_watch};
+use admin::{AdminListener, AdminServer, Shows};
+use certs::Reloads;
 use reconciler::{Publish, Reconciler, UpstreamTable};
+use reload::{Certificates, Prepare, Reload, ReloadHooks, ReloadStatus, Reloader, Request};
 use resolve::Resolver;
 
 pub use recheck::BreakerClock;
@@ -65,11 +67,13 @@ pub struct Options {
     pub say: Say,
     /// Seed of the random spread of probes.
     pub seed: u64,
+    /// What it takes to reload the whole config; none = only certificates are read again.
+    pub reload: Option<ReloadHooks>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name_server: None, say: Arc::new(|_| {}), seed: 1 }
+        Self { name_server: None, say: Arc::new(|_| {}), seed: 1, reload: None }
     }
 }
 
@@ -77,6 +81,8 @@ impl Default for Options {
 pub struct ServerHooks {
     /// Puts a config in force.
     pub publish: Publish,
+    /// Prepares what of a reload the server keeps outside its plans, and tries what could fail.
+    pub prepare: Prepare,
     /// Returns the counters of all cores, added up.
     pub counters: Box<dyn Fn() -> Counters + Send + Sync>,
     /// Returns what the cores have in use at the moment, such as connections.
@@ -104,6 +110,8 @@ pub struct Control {
     pub admin: Option<Address>,
     /// Notified to have all certificates read again.
     reload: Arc<Notify>,
+    /// Asks for the whole config to be read again; `None` without `Options::reload`.
+    reloader: Option<Reloader>,
     hooks: Option<oneshot::Sender<ServerHooks>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
@@ -152,39 +160,27 @@ impl Control {
         let store = open_store(config, &handle, &mut registry, options.say.clone())?;
         let (hooks, hooked) = oneshot::channel();
         let (begin, begun) = mpsc::channel();
-        let table = UpstreamTable::default();
-        let config = config.clone();
         let reload = Arc::new(Notify::new());
-        let asked = reload.clone();
-        handle.spawn(async move {
-            let reloads = Arc::new(Reloads::default());
-            let files = config.clone();
-            let mut reconciler = Reconciler::new(
-                config,
-                registry,
-                resolver,
-                tls.clone(),
-                table.clone(),
-                options.seed,
-            );
-            reconciler.first_answers().await;
-            let first = Begun {
-                config: reconciler.config.clone(),
-                carried: reconciler.carry(),
-                warnings: std::mem::take(&mut reconciler.complaints),
-            };
-            // An error means that the start has failed meanwhile, and `Control` is gone.
-            let _ = begin.send(first);
-            let Ok(hooks) = hooked.await else { return };
-            let ServerHooks { publish, counters, live, clock, draining } = hooks;
-            let (say, events) = (options.say.clone(), reconciler.events());
-            let _certs = keep_watch(&files, tls, asked, reloads.clone(), events, say);
-            let _admin =
-                listener.map(|listener| listener.open(table, counters, live, draining, reloads));
-            reconciler.run(publish, clock, &*options.say).await;
-        });
+        let (reloader, requests) = Reloader::channel();
+        let whole = options.reload.is_some();
+        let life = Life {
+            config: config.clone(),
+            registry,
+            resolver,
+            tls,
+            options,
+            listener,
+            asked: reload.clone(),
+            reloader: reloader.clone(),
+            requests,
+            begin,
+            hooked,
+        };
+        handle.spawn(life.run());
         let (stop, thread) = run(runtime)?;
-        let control = Self { handle, admin, reload, hooks: Some(hooks), stop: Some(stop), thread };
+        let reloader = whole.then_some(reloader);
+        let control =
+            Self { handle, admin, reload, reloader, hooks: Some(hooks), stop: Some(stop), thread };
         let mut begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
         begun.warnings.extend(store.and_then(StoreAnswer::wait));
         Ok((control, begun))
@@ -198,9 +194,14 @@ impl Control {
         }
     }
 
-    /// Has all certificates read again, soon and in the background.
+    /// Has the config read again, or its certificates alone where it has no file, soon and in the
+    /// background.
     pub fn reload(&self) {
-        self.reload.notify_one();
+        match &self.reloader {
+            // Whoever is to know is told by `ReloadHooks::told`.
+            Some(reloader) => drop(reloader.begin()),
+            None => self.reload.notify_one(),
+        }
     }
 
     /// A handle that spawns tasks on the control thread.
@@ -220,6 +221,75 @@ impl Drop for Control {
             let _ = thread.join();
         }
     }
+}
+
+/// What the control thread begins with.
+struct Life {
+    config: Config,
+    registry: Registry,
+    resolver: Resolver,
+    tls: Arc<Store>,
+    options: Options,
+    listener: Option<AdminListener>,
+    /// Notified to read all certificates again.
+    asked: Arc<Notify>,
+    reloader: Reloader,
+    requests: tokio::sync::mpsc::Receiver<Request>,
+    begin: mpsc::Sender<Begun>,
+    hooked: oneshot::Receiver<ServerHooks>,
+}
+
+impl Life {
+    /// Finds out what the start waits for, then publishes configs and answers the operator for ever.
+    async fn run(self) {
+        let Options { say, seed, reload: outside, .. } = self.options;
+        let table = UpstreamTable::default();
+        let (resolver, tls) = (self.resolver, self.tls.clone());
+        let mut reconciler =
+            Reconciler::new(self.config, self.registry, resolver, tls, table.clone(), seed);
+        reconciler.first_answers().await;
+        let first = Begun {
+            config: reconciler.config.clone(),
+            carried: reconciler.carry(),
+            warnings: std::mem::take(&mut reconciler.complaints),
+        };
+        // An error means that the start has failed meanwhile, and `Control` is gone.
+        let _ = self.begin.send(first);
+        let Ok(hooks) = self.hooked.await else { return };
+        let ServerHooks { publish, prepare, counters, live, clock, draining } = hooks;
+        let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
+        let shows = Shows {
+            table,
+            counters,
+            live,
+            draining,
+            certificates: counts.clone(),
+            reloads: status.clone(),
+            reloader: self.reloader,
+        };
+        let admin = AdminServer::new(shows, self.listener);
+        let reload = Reload {
+            requests: self.requests,
+            outside,
+            prepare: with_admin(prepare, admin),
+            status,
+            certificates: Certificates { store: self.tls, asked: self.asked, counts, task: None },
+            say: say.clone(),
+            pending: None,
+        };
+        reconciler.run(publish, clock, &*say, reload).await;
+    }
+}
+
+/// Prepares the operator's interface beside what the server prepares.
+fn with_admin(mut server: Prepare, mut admin: AdminServer) -> Prepare {
+    Box::new(move |config, carried| {
+        let (server, admin) = (server(config, carried)?, admin.prepare(config)?);
+        Ok(Box::new(move || {
+            server();
+            admin();
+        }))
+    })
 }
 
 /// The first word of the store that nodes share.
@@ -243,9 +313,7 @@ fn open_store(
     registry: &mut Registry,
     say: Say,
 ) -> Result<Option<StoreAnswer>, String> {
-    // A number that nobody has chosen.
-    let node = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8);
-    let Some(opened) = redis::open_telling(&config.ratelimit_store, node, say)? else {
+    let Some(opened) = redis::open_telling(&config.ratelimit_store, redis::node(), say)? else {
         return Ok(None);
     };
     registry.share(opened.budget);

@@ -19,12 +19,13 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::entry::{Entry, Listing, is_name};
-use super::event::{EVENTS_MAX, Event, Renewed};
+use super::event::{EVENTS_MAX, EntryNumber, Event, Renewed};
 use super::model_list::keep_listing;
 use super::monitored::Monitored;
 use super::observed::Observed;
 use super::probe::keep_probing;
 use super::recheck::BreakerClock;
+use super::reload::{Pending, Reload, Request};
 use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
@@ -57,6 +58,7 @@ pub struct Reconciler {
     events: mpsc::Sender<Event>,
     inbox: mpsc::Receiver<Event>,
     entries: HashMap<UpstreamId, Entry>,
+    entries_given: u64,
     names: HashMap<String, Observed<Vec<IpAddr>>>,
     servers: HashMap<Identity, Server>,
     registry: Registry,
@@ -91,6 +93,7 @@ impl Reconciler {
             events,
             inbox,
             entries: HashMap::new(),
+            entries_given: 0,
             names: HashMap::new(),
             servers: HashMap::new(),
             registry,
@@ -101,15 +104,42 @@ impl Reconciler {
             running: false,
             base,
         };
-        for (index, entry) in reconciler.base.upstreams.iter().enumerate() {
-            let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
-            let (resolver, events) = (reconciler.resolver.clone(), reconciler.events.clone());
-            if let Some(task) = source::targets(id, entry, resolver, events) {
-                reconciler.entries.insert(id, Entry::by(task));
-            }
-        }
+        reconciler.keep_entries(&reconciler.base.clone());
         reconciler.rebuild();
         reconciler
+    }
+
+    /// Keeps one entry with its task for each upstream of the file's config with `discover`: those of
+    /// the config before that look in the same place, and new ones.
+    fn keep_entries(&mut self, before: &Config) {
+        let mut known = std::mem::take(&mut self.entries);
+        for (index, upstream) in self.base.upstreams.iter().enumerate() {
+            let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
+            let same = |had: &Upstream| {
+                let of = |one: &Upstream| (one.name.clone(), one.discover.clone(), one.url.port);
+                of(had) == of(upstream)
+            };
+            let had = known.keys().copied().find(|had| same(before.upstream(*had)));
+            let entry = had.and_then(|had| known.remove(&had)).or_else(|| {
+                let number = EntryNumber(self.entries_given);
+                let (resolver, events) = (self.resolver.clone(), self.events.clone());
+                let task = source::targets(number, upstream, resolver, events)?;
+                self.entries_given += 1;
+                Some(Entry::by(number, task))
+            });
+            if let Some(entry) = entry {
+                self.entries.insert(id, entry);
+            }
+        }
+    }
+
+    /// Takes another config of the file in place of the one before, which is returned. What both
+    /// have keeps its tasks and facts; nothing is published.
+    fn rebase(&mut self, base: Config) -> Config {
+        let before = std::mem::replace(&mut self.base, base);
+        self.keep_entries(&before);
+        self.rebuild();
+        before
     }
 
     /// The channel into which tasks send facts.
@@ -172,17 +202,28 @@ impl Reconciler {
     }
 
     /// Takes facts for ever, and publishes a new config when one of them has changed.
-    pub async fn run(
+    pub(super) async fn run(
         &mut self,
         mut publish: Publish,
         clock: BreakerClock,
         say: &(dyn Fn(&str) + Send + Sync),
+        mut reload: Reload,
     ) {
         self.running = true;
+        reload.watch(&self.base, self.events());
         loop {
-            // The channel never closes: this side holds a sender.
-            if let Ok(Some(event)) = timeout(POLL_INTERVAL, self.inbox.recv()).await {
-                self.take(event);
+            let mut asked = None;
+            tokio::select! {
+                // The channel never closes: this side holds a sender.
+                event = timeout(POLL_INTERVAL, self.inbox.recv()) => {
+                    if let Ok(Some(event)) = event {
+                        self.take(event);
+                    }
+                }
+                Some(request) = reload.next() => asked = Some(request),
+            }
+            if let Some(request) = asked {
+                self.begin_reload(&mut reload, request).await;
             }
             while let Ok(event) = self.inbox.try_recv() {
                 self.take(event);
@@ -203,11 +244,69 @@ impl Reconciler {
             if std::mem::take(&mut self.changed) {
                 self.rebuild();
                 let carried = self.carry();
-                if let Err(why) = publish(&self.config, carried) {
+                // While a reload asks about its config, the cores serve by the one before.
+                if reload.pending.is_none()
+                    && let Err(why) = publish(&self.config, carried)
+                {
                     say(&format!("what was discovered cannot be used: {why}"));
                 }
             }
+            self.end_reload(&mut reload, &mut publish);
             self.complaints.drain(..).for_each(|complaint| say(&complaint));
+        }
+    }
+
+    /// Reads the config again and begins to ask about what it names anew.
+    async fn begin_reload(&mut self, reload: &mut Reload, request: Request) {
+        let (config, reloaded) = match reload.read(&self.base).await {
+            Ok(read) => read,
+            Err(why) => return reload.tell(request.reply, Err(why)),
+        };
+        // What was found out about the config before is about its numbers.
+        while let Ok(event) = self.inbox.try_recv() {
+            self.take(event);
+        }
+        let carried = self.registry.carry(&config, &[]);
+        let (commit, budget) = match reload.prepare(&config, carried, &reloaded) {
+            Ok(prepared) => prepared,
+            Err(why) => return reload.tell(request.reply, Err(why)),
+        };
+        let before = self.rebase(config);
+        reload.watch(&self.base, self.events());
+        let by = Instant::now() + FIRST_WAIT;
+        reload.pending =
+            Some(Pending { before, by, commit, budget, reloaded, reply: request.reply });
+    }
+
+    /// Puts the config of a reload in force, once all that is new in it has answered or has been
+    /// waited for long enough.
+    fn end_reload(&mut self, reload: &mut Reload, publish: &mut Publish) {
+        let waits = self.is_incomplete();
+        let is_due = |pending: &mut Pending| !waits || pending.by <= Instant::now();
+        let Some(pending) = reload.pending.take_if(|pending| is_due(pending)) else { return };
+        if waits {
+            self.complain_of_silence();
+        }
+        let Pending { before, commit, budget, mut reloaded, reply, .. } = pending;
+        let budget_before = budget.map(|budget| self.registry.replace_budget(budget));
+        let carried = self.carry();
+        match publish(&self.config, carried) {
+            Ok(()) => {
+                commit();
+                reloaded.endpoints = self.config.upstreams.len();
+                reloaded.models = self.config.models.len();
+                reload.tell(reply, Ok(reloaded));
+            }
+            Err(why) => {
+                if let Some(budget) = budget_before {
+                    self.registry.replace_budget(budget);
+                }
+                self.rebase(before);
+                reload.watch(&self.base, self.events());
+                // The next turn publishes what has been found out meanwhile.
+                self.changed = true;
+                reload.tell(reply, Err(why));
+            }
         }
     }
 
@@ -218,9 +317,11 @@ impl Reconciler {
 
     fn take(&mut self, event: Event) {
         match event {
-            Event::Targets(id, found) => {
-                let Some(Entry { targets, .. }) = self.entries.get_mut(&id) else { return };
-                let entry = &self.base.upstream(id).name;
+            Event::Targets(number, found) => {
+                let mut entries = self.entries.iter_mut();
+                let found_by = entries.find(|(_, entry)| entry.number == number);
+                let Some((id, Entry { targets, .. })) = found_by else { return };
+                let entry = &self.base.upstream(*id).name;
                 let complaint = |why| format!("upstream {entry}: discover: {why}");
                 targets.learn(
                     found,

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::event::Event;
+use super::event::{EntryNumber, Event};
 use super::resolve::Resolver;
 use super::task::Task;
-use crate::config::{Discover, Target, Upstream, UpstreamId, parse_file_sd};
+use crate::config::{Discover, Target, Upstream, parse_file_sd};
 
 /// Time from one read of a file to the next.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Ta
 /// Looks up the targets of an entry for as long as the task lives, and sends each result; `None`
 /// for an entry without `discover`, or with a kind of it that has no task.
 pub fn targets(
-    id: UpstreamId,
+    id: EntryNumber,
     entry: &Upstream,
     resolver: Resolver,
     events: mpsc::Sender<Event>,
@@ -59,7 +59,7 @@ pub fn targets(
 }
 
 async fn records(
-    id: UpstreamId,
+    id: EntryNumber,
     source: Discover,
     resolver: Resolver,
     events: mpsc::Sender<Event>,
@@ -95,7 +95,7 @@ fn of_addresses(addresses: &[std::net::IpAddr], port: u16) -> Vec<Target> {
     one_kind.map(|ip| Target { host: ip.to_string(), port, weight: 1 }).collect()
 }
 
-async fn file(id: UpstreamId, path: PathBuf, port: u16, events: mpsc::Sender<Event>) {
+async fn file(id: EntryNumber, path: PathBuf, port: u16, events: mpsc::Sender<Event>) {
     let mut last = None;
     loop {
         let from = path.clone();

@@ -20,14 +20,14 @@ pub const TIGHT_BYTES: usize = 2 << 10;
 #[derive(Debug)]
 pub struct UnsentTotal {
     bytes: AtomicU64,
-    bytes_max: u64,
+    bytes_max: AtomicU64,
 }
 
 impl UnsentTotal {
     /// A total of `bytes_max` bytes, besides the 64 KiB that each connection has without asking.
     #[must_use]
     pub fn new(bytes_max: u64) -> Arc<Self> {
-        Arc::new(Self { bytes: AtomicU64::new(0), bytes_max })
+        Arc::new(Self { bytes: AtomicU64::new(0), bytes_max: AtomicU64::new(bytes_max) })
     }
 
     /// Bytes that are taken now, in steps of 64 KiB.
@@ -36,9 +36,14 @@ impl UnsentTotal {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// Sets the total; what is taken stays taken.
+    pub fn set_max(&self, bytes_max: u64) {
+        self.bytes_max.store(bytes_max, Ordering::Relaxed);
+    }
+
     fn take(&self, more: u64) -> bool {
         let before = self.bytes.fetch_add(more, Ordering::Relaxed);
-        let fits = before.saturating_add(more) <= self.bytes_max;
+        let fits = before.saturating_add(more) <= self.bytes_max.load(Ordering::Relaxed);
         if !fits {
             self.give_back(more);
         }

@@ -94,6 +94,7 @@ pub fn compile(
         body_rate_min: config.limits.body_rate_min,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pools: pools(config, &sites),
+        drain: config.process.drain,
         loaded_unix_s,
     })
 }

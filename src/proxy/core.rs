@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::bounds::Bounds;
 use super::idle::Idle;
 use super::leaving::Leaving;
 use super::listeners::{CoreListener, CoreListeners};
@@ -54,8 +55,8 @@ pub struct Shared {
     pub mailboxes: Vec<Sender>,
     /// Client connections of the process.
     pub connections: AtomicU32,
-    /// Most client connections the process takes.
-    pub connections_max: u32,
+    /// How many connections and handshakes the process takes.
+    pub bounds: Bounds,
     /// Held body bytes of the process.
     pub held: HeldBudget,
     /// Bytes of answers that wait to be sent to HTTP/2 clients, process-wide.
@@ -66,20 +67,16 @@ pub struct Shared {
     pub idle: Vec<Padded<Idle>>,
     /// Connections of each client address.
     pub per_ip: Tally,
-    /// Most connections of one address; 0 = no limit.
-    pub per_ip_max: u32,
     /// TLS handshakes of each client address.
     pub shaking: Tally,
     /// Bytes per token of each model as measured, for keys that pay by the token.
     pub token_sizes: TokenSizes,
     /// Panics caught, one per connection lost.
     pub panics: AtomicU64,
-    /// Connections refused because of `connections_max`, `per_ip_max` or `handshakes_max`.
+    /// Connections refused because of `bounds`.
     pub refused: AtomicU64,
     /// TLS handshakes under way.
     pub handshakes: AtomicU32,
-    /// Most TLS handshakes under way at once.
-    pub handshakes_max: u32,
     /// TLS handshakes that failed.
     pub handshakes_failed: AtomicU64,
     /// Set when the process drains.

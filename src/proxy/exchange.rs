@@ -275,7 +275,7 @@ async fn serve(
         other => return Ok(answer_at_once(core, plan, down, caller, settle, begin, other).await),
     };
     settle.record.admitted(permit.key.map(|key| key.0), permit.client);
-    let _vouched = match core.shared.per_ip_max {
+    let _vouched = match core.shared.bounds.per_ip_max() {
         0 => None,
         _ => count_vouched(core, &permit)?,
     };

@@ -20,6 +20,7 @@
 pub mod accept;
 pub mod admit;
 pub mod attempt;
+pub mod bounds;
 pub mod call_guard;
 pub mod compile;
 pub mod conn;

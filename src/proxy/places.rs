@@ -56,13 +56,13 @@ impl Drop for Counted {
 pub fn make_place(core: &Core) -> bool {
     let shared = &core.shared;
     let taken = shared.connections.load(Relaxed) + shared.streams.load(Relaxed);
-    taken < shared.connections_max || take_idle_place(core, taken)
+    taken < shared.bounds.connections_max() || take_idle_place(core, taken)
 }
 
 #[cold]
 fn take_idle_place(core: &Core, taken: u32) -> bool {
     let shared = &core.shared;
-    if taken >= shared.connections_max.saturating_add(LEAVING_MAX) {
+    if taken >= shared.bounds.connections_max().saturating_add(LEAVING_MAX) {
         return false;
     }
     let own = core.ticker.idle().1.map(|since| shared.notifier.clock.at(since));
@@ -99,10 +99,10 @@ pub fn publish(core: &Core) {
 #[must_use]
 pub fn is_full(core: &Core, peer: Option<SocketAddr>, listener: &CoreListener) -> bool {
     let shared = &core.shared;
-    shared.per_ip_max > 0
+    shared.bounds.per_ip_max() > 0
         && counted_ip(core, peer, listener).is_some_and(|ip| {
             let held = shared.per_ip.count(shared.per_ip.holder_at(ip));
-            held >= u64::from(shared.per_ip_max)
+            held >= u64::from(shared.bounds.per_ip_max())
         })
 }
 
@@ -114,7 +114,7 @@ pub fn count_connection(
     peer: Option<SocketAddr>,
     listener: &CoreListener,
 ) -> Result<Option<Counted>, TooMany> {
-    match core.shared.per_ip_max {
+    match core.shared.bounds.per_ip_max() {
         0 => Ok(None),
         _ => counted_ip(core, peer, listener).map(|ip| count(core, ip)).transpose(),
     }
@@ -140,7 +140,7 @@ pub fn count_vouched(
 fn count(core: &Core, ip: IpAddr) -> Result<Counted, TooMany> {
     let holder = core.shared.per_ip.holder_at(ip);
     let (counted, held) = Counted::add(&core.shared, |shared| &shared.per_ip, holder);
-    if held > u64::from(core.shared.per_ip_max) { Err(TooMany) } else { Ok(counted) }
+    if held > u64::from(core.shared.bounds.per_ip_max()) { Err(TooMany) } else { Ok(counted) }
 }
 
 /// The address that a connection counts for; `None` for a trusted proxy, behind which are many
@@ -175,7 +175,7 @@ impl Shaking {
             let held = shared.shaking.count(Holder::numbered(u32::try_from(tag).unwrap_or(0)));
             (held > own).then_some(held)
         };
-        let fits = others < shared.handshakes_max || core.ticker.end_handshake(worse);
+        let fits = others < shared.bounds.handshakes_max() || core.ticker.end_handshake(worse);
         fits.then_some(shaking)
     }
 

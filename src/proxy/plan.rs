@@ -74,6 +74,8 @@ pub struct Plan {
     pub tcp_keepalive: Duration,
     /// Pools of all endpoints, sorted, and how long an idle connection stays in each.
     pub pools: Vec<(PoolId, Duration)>,
+    /// How long a drain may last.
+    pub drain: Duration,
     /// When the config was loaded, seconds since 1970; `created` of the models listed.
     pub loaded_unix_s: u64,
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::accept::{self, Acceptors};
 use super::core::{Core, Padded, Shared};
@@ -38,8 +38,6 @@ pub struct Worker {
     pub listening: Vec<ListeningSocket>,
     /// Its mailbox.
     pub inbox: Inbox,
-    /// How long a drain may last.
-    pub drain: Duration,
     /// Seed of its random source.
     pub seed: u64,
 }
@@ -84,7 +82,7 @@ impl Worker {
             acceptors.listen(&core, bound, listener, socket)?;
         }
         let inbox = self.inbox.open()?;
-        Ok(Running { core, acceptors, inbox, drain: self.drain })
+        Ok(Running { core, acceptors, inbox })
     }
 }
 
@@ -92,13 +90,12 @@ struct Running {
     core: Rc<Core>,
     acceptors: Rc<Acceptors>,
     inbox: crate::net::mailbox::Receiver,
-    drain: Duration,
 }
 
 impl Running {
     /// Ticks and reads the mailbox until the drain is over.
     async fn until_drained(self) {
-        let Self { core, acceptors, inbox, drain } = self;
+        let Self { core, acceptors, inbox } = self;
         let abort = Rc::new(std::cell::Cell::new(false));
         rt::spawn(read_mailbox(core.clone(), inbox, acceptors.clone(), abort.clone()));
         let mut drained_by: Option<Instant> = None;
@@ -129,7 +126,7 @@ impl Running {
                 buffers::trim();
             }
             if core.draining.get() {
-                let by = *drained_by.get_or_insert(now + drain);
+                let by = *drained_by.get_or_insert_with(|| now + core.plan().drain);
                 let Padded(active) = &core.shared.active[core.index];
                 let linked = core.h2_pool.close_all();
                 let done = active.load(Ordering::Relaxed) == 0 && acceptors.have_ended() && !linked;

@@ -51,7 +51,7 @@ pub fn banner(started: &Started) -> String {
     let _ = writeln!(
         out,
         "  limits     {} client connections, {} open files, {} MiB of held bodies",
-        server.shared().connections_max,
+        server.shared().bounds.connections_max(),
         sys::raise_open_files(),
         server.shared().held.total() >> 20
     );

@@ -76,6 +76,13 @@ impl Listeners {
         Self { shared, set: Mutex::new(set) }
     }
 
+    /// Tries whether the addresses of a plan can be had; changes nothing.
+    ///
+    /// Errors: as `apply`.
+    pub fn check(&self, plan: &Plan) -> Result<(), String> {
+        self.set().prepare(&demands(plan)).map(drop).map_err(|error| error.to_string())
+    }
+
     /// Puts a plan in force with the sockets that its listeners want.
     ///
     /// An exchange keeps the plan it began with. Connections of a listener that has gone end in

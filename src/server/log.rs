@@ -7,7 +7,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::Duration;
 
@@ -26,10 +26,32 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// Where lines go; clones are the same log.
 #[derive(Clone)]
 pub struct Log {
-    level: config::Level,
-    json: bool,
+    settings: Arc<Settings>,
     lines: SyncSender<Vec<u8>>,
     counts: Arc<Counts>,
+}
+
+/// `[log]` as it is in force; a reload may change it.
+struct Settings {
+    level: AtomicU8,
+    json: AtomicBool,
+}
+
+impl Settings {
+    fn of(said: &config::Log) -> Self {
+        let settings = Self { level: AtomicU8::new(0), json: AtomicBool::new(false) };
+        settings.set(said);
+        settings
+    }
+
+    fn set(&self, said: &config::Log) {
+        self.level.store(said.level as u8, Ordering::Relaxed);
+        self.json.store(said.format == config::LogFormat::Json, Ordering::Relaxed);
+    }
+
+    fn json(&self) -> bool {
+        self.json.load(Ordering::Relaxed)
+    }
 }
 
 #[derive(Default)]
@@ -52,13 +74,18 @@ impl Log {
 
     fn start_into(said: &config::Log, write: impl FnMut(&[u8]) + Send + 'static) -> Self {
         let (lines, waiting) = sync_channel(LINES_MAX);
-        let json = said.format == config::LogFormat::Json;
-        let log = Self { level: said.level, json, lines, counts: Arc::default() };
+        let settings = Arc::new(Settings::of(said));
+        let log = Self { settings: settings.clone(), lines, counts: Arc::default() };
         let counts = log.counts.clone();
         let thread = std::thread::Builder::new().name("log".to_owned());
         // Without this thread every line is left out: the queue has no reader.
-        let _ = thread.spawn(move || write_lines(&waiting, &counts, json, write));
+        let _ = thread.spawn(move || write_lines(&waiting, &counts, &settings, write));
         log
+    }
+
+    /// Writes by these settings from now on.
+    pub fn set(&self, said: &config::Log) {
+        self.settings.set(said);
     }
 
     /// Whether lines of that level are written.
@@ -70,14 +97,14 @@ impl Log {
             Level::Info => config::Level::Info,
             Level::Debug => config::Level::Debug,
         };
-        self.level >= least
+        self.settings.level.load(Ordering::Relaxed) >= least as u8
     }
 
     /// One line, or nothing when its level is not written.
     #[must_use]
     pub fn line(&self, level: Level, message: &str, facts: &[(&str, &str)]) -> Vec<u8> {
         match self.writes(level) {
-            true => written(level, message, facts, self.json),
+            true => written(level, message, facts, self.settings.json()),
             false => Vec::new(),
         }
     }
@@ -120,7 +147,7 @@ fn written(level: Level, message: &str, facts: &[(&str, &str)], json: bool) -> V
 fn write_lines(
     lines: &Receiver<Vec<u8>>,
     counts: &Counts,
-    json: bool,
+    settings: &Settings,
     mut write: impl FnMut(&[u8]),
 ) {
     loop {
@@ -132,7 +159,12 @@ fn write_lines(
         let left_out = if idle { counts.left_out.swap(0, Ordering::Relaxed) } else { 0 };
         if left_out > 0 {
             let count = left_out.to_string();
-            write(&written(Level::Warn, "lines were left out", &[("count", &count)], json));
+            write(&written(
+                Level::Warn,
+                "lines were left out",
+                &[("count", &count)],
+                settings.json(),
+            ));
         }
         if line == Err(RecvTimeoutError::Disconnected) {
             return;

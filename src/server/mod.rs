@@ -11,6 +11,7 @@ pub mod listeners;
 pub mod log;
 pub mod log_sink;
 pub mod serve;
+pub mod systemd;
 
 use std::hash::RandomState;
 use std::io;
@@ -18,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use self::listeners::{Applied, Listeners};
 use crate::base::listener_id::ListenerId;
@@ -33,6 +34,7 @@ use crate::net::tls::Store;
 use crate::net::unsent::UnsentTotal;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
+use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
@@ -67,16 +69,28 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
     warnings.extend(amiss);
-    let plan_of = move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs());
+    let plan_of =
+        Arc::new(move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs()));
     let plan = plan_of(&config, carried)?;
     let mut server = Server::start(plan, options, mailboxes).map_err(|error| error.to_string())?;
     let shared = || server.shared.clone();
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
-    let clocked = shared();
+    let (clocked, bounded, planned, tried) =
+        (shared(), shared(), plan_of.clone(), listeners.clone());
     control.hook(ServerHooks {
         publish: Box::new(move |config, carried| {
             listeners.apply(plan_of(config, carried)?).map(|_| ())
+        }),
+        prepare: Box::new(move |config, carried| {
+            let options = Options::of(config)?;
+            tried.check(&planned(config, carried)?)?;
+            let shared = bounded.clone();
+            Ok(Box::new(move || {
+                shared.bounds.set(options.bounds);
+                shared.held.set_total(options.held_total_bytes);
+                shared.unsent.set_max(options.held_total_bytes);
+            }))
         }),
         counters: Box::new(move || counted.counters_sum()),
         live: Box::new(move || {
@@ -121,14 +135,8 @@ pub struct Options {
     pub cores: Vec<Option<usize>>,
     /// Which driver.
     pub io: Wanted,
-    /// How long a drain may last.
-    pub drain: Duration,
-    /// Most client connections.
-    pub connections_max: u32,
-    /// Most client connections of one address; 0 = any number.
-    pub per_ip_max: u32,
-    /// Most TLS handshakes at a time.
-    pub handshakes_max: u32,
+    /// How many connections and handshakes it takes.
+    pub bounds: BoundsWanted,
     /// Most held body bytes.
     pub held_total_bytes: u64,
     /// Listening sockets of a process before, each with its position among those of its address.
@@ -186,12 +194,13 @@ impl Options {
                 Io::IoUring => Wanted::Uring,
                 Io::Epoll => Wanted::Epoll,
             },
-            drain: config.process.drain,
-            connections_max,
-            per_ip_max: config.limits.connections_per_ip,
-            handshakes_max: match config.limits.handshakes {
-                0 => (connections_max / 4).max(1),
-                wanted => wanted,
+            bounds: BoundsWanted {
+                connections_max,
+                per_ip_max: config.limits.connections_per_ip,
+                handshakes_max: match config.limits.handshakes {
+                    0 => (connections_max / 4).max(1),
+                    wanted => wanted,
+                },
             },
             held_total_bytes: config.limits.held_total,
             adopted: Vec::new(),
@@ -235,7 +244,6 @@ impl Server {
                 shared: shared.clone(),
                 listening,
                 inbox,
-                drain: options.drain,
                 seed: options.seed.wrapping_add(index as u64),
             };
             let ready = ready.clone();
@@ -398,19 +406,17 @@ fn shared(plan: Plan, options: &Options, copies: usize, notifier: Arc<Notifier>)
         mailboxes: notifier.mailboxes().to_vec(),
         notifier,
         connections: AtomicU32::new(0),
-        connections_max: options.connections_max,
+        bounds: options.bounds.into(),
         held: HeldBudget::new(options.held_total_bytes),
         unsent: UnsentTotal::new(options.held_total_bytes),
         streams: AtomicU32::new(0),
         idle: (0..copies).map(|_| Padded::default()).collect(),
         per_ip: Tally::new(RandomState::new()),
-        per_ip_max: options.per_ip_max,
         shaking: Tally::new(RandomState::new()),
         token_sizes: TokenSizes::default(),
         panics: AtomicU64::new(0),
         refused: AtomicU64::new(0),
         handshakes: AtomicU32::new(0),
-        handshakes_max: options.handshakes_max,
         handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
         on_finished: std::sync::OnceLock::new(),

@@ -11,10 +11,12 @@ use clap::Args;
 
 use super::banner::{banner, hazards};
 use super::log::Log;
+use super::systemd;
 use super::{Started, start_with};
 use crate::base::units::counted;
 use crate::config::{Config, Loaded, LogFormat, Report, WithoutFile};
 use crate::control;
+use crate::control::reload::{ReloadHooks, Reloaded};
 use crate::control::signals::Ending;
 use crate::error::Level;
 use crate::load::{self, CONFIG_PATH};
@@ -55,31 +57,14 @@ impl ServeArgs {
 
 /// Runs the proxy until it is told to end.
 pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
-    let config = if args.backends.is_empty() {
-        let path = args.file().unwrap_or(Path::new(CONFIG_PATH));
-        match load::load(path) {
-            Ok(Loaded { config, report }) => {
-                say(err, &report.to_string());
-                config
-            }
-            Err(fault) => {
-                say(err, &fault.to_string());
-                if args.file().is_none() && !path.exists() {
-                    say(err, "hint: give a file with -c FILE, or servers with --backend URL\n");
-                }
-                return ExitCode::FAILURE;
-            }
+    let config = match load_wanted(args) {
+        Ok(Loaded { config, report }) => {
+            say(err, &report.to_string());
+            config
         }
-    } else {
-        match load_said(args) {
-            Ok(Loaded { config, report }) => {
-                say(err, &report.to_string());
-                config
-            }
-            Err(report) => {
-                say(err, &report.to_string());
-                return ExitCode::FAILURE;
-            }
+        Err(report) => {
+            say(err, &report);
+            return ExitCode::FAILURE;
         }
     };
     // Caught before the workers start: they inherit the mask, and no signal is missed.
@@ -93,7 +78,11 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let log = Log::start(&config.log);
     let tell = log.clone();
     let say_line = move |line: &str| tell.say(Level::Warn, line, &[]);
-    let differs = control::Options { say: Arc::new(say_line), ..control::Options::default() };
+    let differs = control::Options {
+        say: Arc::new(say_line),
+        reload: Some(reload_hooks(args, &log)),
+        ..control::Options::default()
+    };
     let started = match start_with(&config, differs) {
         Ok(started) => started,
         Err(error) => {
@@ -105,8 +94,10 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let tell = log.clone();
     // Nobody else sets it.
     let _ = started.server.shared().tell.set(Box::new(move |failed| tell_failed(&tell, failed)));
+    systemd::ready("serving");
     let signal = ending.wait(|| started.server.reload());
-    let drain = started.config.process.drain;
+    let drain = started.server.shared().slot.plan().0.drain;
+    systemd::stopping(drain);
     let told = format!("{signal}: draining, at most {} s; again to cut", drain.as_secs());
     write(err, &log.line(Level::Info, &told, &[]));
     ending.on_next(started.server.aborter());
@@ -116,6 +107,66 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let told = format!("ended after {}", counted(exchanges, "exchange"));
     write(err, &log.line(Level::Info, &told, &[]));
     ExitCode::SUCCESS
+}
+
+/// The config that the command line asks for.
+///
+/// Errors: a report for the operator.
+fn load_wanted(args: &ServeArgs) -> Result<Loaded, String> {
+    if !args.backends.is_empty() {
+        return load_said(args).map_err(|report| report.to_string());
+    }
+    let path = args.file().unwrap_or(Path::new(CONFIG_PATH));
+    load::load(path).map_err(|fault| {
+        let hint = match args.file().is_none() && !path.exists() {
+            true => "hint: give a file with -c FILE, or servers with --backend URL\n",
+            false => "",
+        };
+        format!("{fault}{hint}")
+    })
+}
+
+/// What a reload does besides the plan: the log, and what is told of it.
+fn reload_hooks(args: &ServeArgs, log: &Log) -> ReloadHooks {
+    let (args, set, told) = (args.clone(), log.clone(), log.clone());
+    ReloadHooks {
+        load: Arc::new(move || {
+            systemd::reloading();
+            load_wanted(&args)
+        }),
+        prepare: Arc::new(move |config| {
+            let (log, said) = (set.clone(), config.log.clone());
+            Ok(Box::new(move || log.set(&said)))
+        }),
+        told: Arc::new(move |how| {
+            tell_reload(&told, how);
+            systemd::ready("serving");
+        }),
+    }
+}
+
+fn tell_reload(log: &Log, how: &Result<Reloaded, String>) {
+    match how {
+        Ok(done) => {
+            let endpoints = done.endpoints.to_string();
+            let models = done.models.to_string();
+            let facts = [("upstreams", endpoints.as_str()), ("models", &models)];
+            let message = format!("config reloaded: {}", counted(done.changes.len(), "change"));
+            log.say(Level::Info, &message, &facts);
+            for change in &done.changes {
+                log.say(Level::Info, &format!("config: {change}"), &[]);
+            }
+            for warning in &done.warnings {
+                log.say(Level::Warn, warning, &[]);
+            }
+        }
+        Err(why) => {
+            log.say(Level::Error, "config not reloaded: what was in force stays", &[]);
+            for line in why.lines().filter(|line| !line.is_empty()) {
+                log.say(Level::Error, line, &[]);
+            }
+        }
+    }
 }
 
 /// The config that a command line with `--backend` says.

@@ -30,7 +30,22 @@ pub struct Snapshot<'a> {
     /// What the process has at the moment.
     pub live: Live,
     /// Certificates that were replaced while running, and attempts that failed.
-    pub reloads: (u64, u64),
+    pub certificates: (u64, u64),
+    /// Reloads of the config.
+    pub reloads: ReloadCounts,
+}
+
+/// How reloads of the config went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReloadCounts {
+    /// Whether the last one succeeded; true before the first.
+    pub succeeded: bool,
+    /// When the config in force was loaded, seconds since 1970.
+    pub at_unix_s: u64,
+    /// Reloads that came into force.
+    pub done: u64,
+    /// Reloads that were refused.
+    pub failed: u64,
 }
 
 /// What is asked of the cores at a scrape.
@@ -81,6 +96,7 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     times(&mut out, snapshot.counters);
     upstreams(&mut out, &snapshot.upstreams);
     live(&mut out, &snapshot.live);
+    certificates(&mut out, snapshot.certificates);
     reloads(&mut out, snapshot.reloads);
     out.0
 }
@@ -108,7 +124,19 @@ fn live(out: &mut Text, live: &Live) {
     out.sample("panics_total", &[], live.panics);
 }
 
-fn reloads(out: &mut Text, (done, failed): (u64, u64)) {
+fn reloads(out: &mut Text, reloads: ReloadCounts) {
+    let help = "Whether the last reload of the config came into force; 1 before the first.";
+    out.family("config_reload_success", "gauge", help);
+    out.sample("config_reload_success", &[], u8::from(reloads.succeeded));
+    let name = "config_loaded_timestamp_seconds";
+    out.family(name, "gauge", "When the config in force was loaded, seconds since 1970.");
+    out.sample(name, &[], reloads.at_unix_s);
+    out.family("config_reloads_total", "counter", "Reloads of the config, by what became of them.");
+    out.sample("config_reloads_total", &[("result", "done")], reloads.done);
+    out.sample("config_reloads_total", &[("result", "refused")], reloads.failed);
+}
+
+fn certificates(out: &mut Text, (done, failed): (u64, u64)) {
     out.family("tls_reloads_total", "counter", "New certificates put in force while running.");
     out.sample("tls_reloads_total", &[], done);
     let name = "tls_reload_failures_total";
@@ -270,8 +298,9 @@ mod tests {
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
         let live = Live { queues: vec![("chat".to_owned(), 9)], panics: 2, ..Live::default() };
-        let (version, reloads) = ("1.2.3", (6, 8));
-        render(&Snapshot { version, counters: &counters, upstreams, live, reloads })
+        let (version, certificates) = ("1.2.3", (6, 8));
+        let reloads = ReloadCounts { done: 3, at_unix_s: 9, ..ReloadCounts::default() };
+        render(&Snapshot { version, counters: &counters, upstreams, live, certificates, reloads })
     }
 
     #[test]
@@ -286,6 +315,9 @@ mod tests {
             "tokenring_in_flight{upstream=\"gpu0\"} 2",
             "tokenring_queue_length{group=\"chat\"} 9",
             "tokenring_tls_reloads_total 6",
+            "tokenring_config_reload_success 0",
+            "tokenring_config_loaded_timestamp_seconds 9",
+            "tokenring_config_reloads_total{result=\"done\"} 3",
             "tokenring_tls_reload_failures_total 8",
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",

@@ -44,7 +44,7 @@ const BYTES: u64 = EVICTED - 1;
 #[derive(Debug)]
 pub struct HeldBudget {
     taken: AtomicU64,
-    total: u64,
+    total: AtomicU64,
     /// Bytes held by each key, or by each address where there is no key.
     shares: Tally,
     addresses: Tally,
@@ -77,7 +77,7 @@ impl HeldBudget {
     pub fn new(total: u64) -> Self {
         Self {
             taken: AtomicU64::new(0),
-            total,
+            total: AtomicU64::new(total),
             shares: Tally::new(RandomState::new()),
             addresses: Tally::new(RandomState::new()),
             receiving: (0..RECEIVING_MAX).map(|_| Receiving::default()).collect(),
@@ -94,7 +94,12 @@ impl HeldBudget {
     /// The budget itself.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.total
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Sets the budget; what is held stays held.
+    pub fn set_total(&self, total: u64) {
+        self.total.store(total, Ordering::Relaxed);
     }
 
     /// Takes from the budget and from both shares, or nothing.
@@ -104,8 +109,8 @@ impl HeldBudget {
         let address = owner.address.map_or(0, |address| self.addresses.add(address, more));
         let taken = before.saturating_add(more);
         // A share that is alone may take the whole budget.
-        let too_much = |held: u64| held > self.total / 2 && held < taken;
-        let lacking = match taken > self.total {
+        let too_much = |held: u64| held > self.total() / 2 && held < taken;
+        let lacking = match taken > self.total() {
             true => Lacking::Space,
             false if too_much(share) || too_much(address) => Lacking::Share,
             false => return Ok(()),

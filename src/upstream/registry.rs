@@ -111,6 +111,11 @@ impl Registry {
         self.budget = Some(budget);
     }
 
+    /// Has all plans from now on use another budget, or none; returns the one before.
+    pub fn replace_budget(&mut self, budget: Option<Arc<Budget>>) -> Option<Arc<Budget>> {
+        std::mem::replace(&mut self.budget, budget)
+    }
+
     /// What all cores share about an upstream.
     pub fn upstream(&mut self, upstream: &Upstream) -> Arc<UpstreamState> {
         self.upstreams.find_or(Identity::of(upstream), || {

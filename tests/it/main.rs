@@ -57,6 +57,7 @@ mod reach;
 mod readers;
 mod records;
 mod redis_store;
+mod reload;
 mod replaced;
 mod retry;
 mod rights;

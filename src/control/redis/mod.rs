@@ -81,6 +81,12 @@ pub fn open(
     open_telling(store, node, Arc::new(|_| {}))
 }
 
+/// The number of a node that nobody has chosen.
+#[must_use]
+pub fn node() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8)
+}
+
 /// As `open`, and tells the operator when the store is lost and when it is back.
 pub fn open_telling(
     store: &RatelimitStore,
