@@ -180,6 +180,12 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The kind of this number, as `as u8` gives it.
+    #[must_use]
+    pub fn numbered(number: u8) -> Option<Kind> {
+        TABLE.get(usize::from(number)).map(|row| row.kind)
+    }
+
     /// Every kind, in the order of the table.
     pub fn all() -> impl Iterator<Item = Kind> {
         TABLE.iter().map(|row| row.kind)

@@ -36,8 +36,6 @@ use Off::{BalanceIs, K8s, Present, Unless, Untranslated};
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("process.control_socket", Unless("\"\"")),
-    ("log.access", Unless("\"off\"")),
-    ("log.access_sample", Unless("1.0")),
     ("upstream.protocol", Untranslated),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),

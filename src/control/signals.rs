@@ -1,6 +1,5 @@
 //! Signals: SIGTERM and SIGINT begin the drain, a second one aborts what is still in flight; SIGHUP
-//! has certificates read again; SIGUSR1, by which scripts that rotate logs have them opened again,
-//! is caught and does nothing here, since no log file is written.
+//! has the config read again; SIGUSR1 has the access log opened again, by scripts that rotate it.
 
 use std::io;
 
@@ -8,7 +7,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 /// The caught signals: SIGTERM, SIGINT, SIGHUP and SIGUSR1. If SIGUSR1 were not caught, it would
-/// end the process, which no script that rotates logs wants.
+/// end the process.
 pub struct Ending(Signals);
 
 impl Ending {
@@ -17,12 +16,13 @@ impl Ending {
         Ok(Self(Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?))
     }
 
-    /// Waits for SIGTERM or SIGINT and returns its name; calls `reload` at each SIGHUP before it.
-    pub fn wait(&mut self, reload: impl Fn()) -> &'static str {
+    /// Waits for SIGTERM or SIGINT and returns its name; calls `reload` at each SIGHUP before it and
+    /// `reopen` at each SIGUSR1.
+    pub fn wait(&mut self, reload: impl Fn(), reopen: impl Fn()) -> &'static str {
         loop {
             match self.0.forever().next() {
                 Some(SIGHUP) => reload(),
-                Some(SIGUSR1) => {}
+                Some(SIGUSR1) => reopen(),
                 Some(SIGINT) => return "SIGINT",
                 _ => return "SIGTERM",
             }

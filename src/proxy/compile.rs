@@ -17,8 +17,8 @@ use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
 use crate::base::listener_id::ListenerId;
 use crate::config::{
-    self, Balance, Bind, Config, Forwarded, HeaderAction, HostRule, ListenerAuth, ListenersAllowed,
-    ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
+    self, AccessLog, Balance, Bind, Config, Forwarded, HeaderAction, HostRule, ListenerAuth,
+    ListenersAllowed, ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::connect;
 use crate::http1::parse::HeadLimits;
@@ -94,6 +94,7 @@ pub fn compile(
         body_rate_min: config.limits.body_rate_min,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pools: pools(config, &sites),
+        access_sample: (config.log.access != AccessLog::Off).then_some(config.log.access_sample),
         drain: config.process.drain,
         loaded_unix_s,
     })

@@ -32,9 +32,11 @@ use crate::policy::balance::{Member, PickState};
 use crate::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
+use crate::telemetry::access_record::encode;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failed::Tell;
-use crate::telemetry::finished::OnFinished;
+use crate::telemetry::finished::{Finished, OnFinished};
+use crate::telemetry::ring::RecordWriter;
 use crate::upstream::h2_pool::H2Pool;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::pool::Pool;
@@ -89,6 +91,10 @@ pub struct Shared {
     pub acknowledged: Acknowledged,
     /// Called once with each finished exchange, on the thread of its core; unset = nobody listens.
     pub on_finished: std::sync::OnceLock<OnFinished>,
+    /// Lines of the access log that found no room on their way to its thread.
+    pub access_lost: AtomicU64,
+    /// The rings to that thread, until each core has taken its own.
+    pub access_rings: Mutex<Vec<Option<RecordWriter>>>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
 }
@@ -144,6 +150,12 @@ impl Shared {
             }
         }
         sum
+    }
+
+    /// The ring of a core to the thread that writes the access log; once.
+    fn take_ring(&self, core: usize) -> Option<RecordWriter> {
+        let mut rings = self.access_rings.lock().unwrap_or_else(PoisonError::into_inner);
+        rings.get_mut(core).and_then(Option::take)
     }
 
     /// Says that a core serves by the plan of this version.
@@ -341,8 +353,16 @@ pub struct Core {
     pub draining: Cell<bool>,
     /// HTTP/2 connections to wake when the core drains or a listener goes.
     pub leaving: Rc<Leaving>,
+    access: RefCell<AccessRing>,
     /// What all cores share.
     pub shared: Arc<Shared>,
+}
+
+/// Where a core puts the records of finished exchanges.
+struct AccessRing {
+    ring: Option<RecordWriter>,
+    /// Holds a record while it is made.
+    record: Vec<u8>,
 }
 
 impl Core {
@@ -377,8 +397,29 @@ impl Core {
             scratches: RefCell::default(),
             draining: Cell::new(false),
             leaving: Rc::default(),
+            access: RefCell::new(AccessRing { ring: shared.take_ring(index), record: Vec::new() }),
             shared,
         })
+    }
+
+    /// Puts a finished exchange on its way to the access log; one that finds no room is counted.
+    pub fn log_access(&self, finished: &Finished<'_>) {
+        let AccessRing { ring, record } = &mut *self.access.borrow_mut();
+        record.clear();
+        encode(finished, record);
+        if !ring.as_mut().is_some_and(|ring| ring.push(record)) {
+            self.shared.access_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the access log has a line for an exchange that ended so.
+    pub fn logs_access(&self, sample: Option<f64>, well: bool) -> bool {
+        match sample {
+            None => false,
+            Some(share) if share >= 1.0 || !well => true,
+            // 53 bits, as many as a float holds.
+            Some(share) => ((self.random_u64() >> 11) as f64) < share * (1u64 << 53) as f64,
+        }
     }
 
     /// This core's plan; an exchange keeps the one it began with.

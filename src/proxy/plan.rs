@@ -74,6 +74,9 @@ pub struct Plan {
     pub tcp_keepalive: Duration,
     /// Pools of all endpoints, sorted, and how long an idle connection stays in each.
     pub pools: Vec<(PoolId, Duration)>,
+    /// The share of exchanges that ended well and are logged, 0.0..=1.0; those that did not always
+    /// are. `None` = there is no access log.
+    pub access_sample: Option<f64>,
     /// How long a drain may last.
     pub drain: Duration,
     /// When the config was loaded, seconds since 1970; `created` of the models listed.

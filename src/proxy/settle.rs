@@ -95,16 +95,18 @@ impl Drop for Settle {
             charge.pay(passed, &core.shared.token_sizes, now);
         }
         core.counters.borrow_mut().record(&facts.outcome);
-        if facts.outcome.fault.is_some() || core.shared.on_finished.get().is_some() {
-            tell(core, &self.plan, facts);
+        let failed = facts.outcome.fault.is_some();
+        let logged = core.logs_access(self.plan.access_sample, !failed);
+        if failed || logged || core.shared.on_finished.get().is_some() {
+            tell(core, &self.plan, facts, logged);
         }
         core.texts.give_back(self.record.take_buffer());
     }
 }
 
 /// Tells of a finished exchange, with the names that its numbers stand for.
-#[cold]
-fn tell(core: &Core, plan: &LocalPlan, facts: &Facts) {
+#[inline(never)]
+fn tell(core: &Core, plan: &LocalPlan, facts: &Facts, logged: bool) {
     let group = facts.group.and_then(|number| plan.groups.get(usize::from(number)));
     let upstream = facts.upstream.and_then(|number| plan.upstreams.get(usize::from(number)));
     let key = facts.key.and_then(|number| plan.limits.get(number as usize));
@@ -124,6 +126,9 @@ fn tell(core: &Core, plan: &LocalPlan, facts: &Facts) {
         failures: &facts.failures,
         outcome: &facts.outcome,
     };
+    if logged {
+        core.log_access(&finished);
+    }
     report_failure(core, &finished);
     if let Some(listen) = core.shared.on_finished.get() {
         listen(&finished);

@@ -4,9 +4,9 @@
 //! Cores wait for nothing here. While the sink is stuck their rings fill, and what finds no room is
 //! left out and counted; so is what the sink lost. Without a log the thread sleeps.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::log_sink::{Flushed, Sink};
@@ -33,6 +33,8 @@ pub type Format = fn(&[u8], &mut Vec<u8>);
 pub struct AccessLog {
     orders: Sender<Order>,
     lost: Arc<AtomicU64>,
+    /// Where lines go.
+    to: Arc<Mutex<config::AccessLog>>,
 }
 
 enum Order {
@@ -68,7 +70,7 @@ impl AccessLog {
         thread
             .spawn(move || writer.run(&inbox))
             .map_err(|error| format!("log.access: no thread for it: {error}"))?;
-        Ok(AccessLog { orders, lost })
+        Ok(AccessLog { orders, lost, to: Arc::new(Mutex::new(to.clone())) })
     }
 
     /// Opens the file again.
@@ -77,13 +79,25 @@ impl AccessLog {
         let _ = self.orders.send(Order::Reopen);
     }
 
-    /// Has lines written elsewhere: those of whatever is recorded once this has returned.
+    /// Opens another place for lines; the function that is returned has them written there, those
+    /// of whatever is recorded once it has returned.
     ///
-    /// Errors: a message for the operator; lines go where they went.
-    pub fn redirect(&self, to: &config::AccessLog) -> Result<(), String> {
-        let sink = open(to)?;
-        self.order(|done| Order::To(sink, done));
-        Ok(())
+    /// Errors: a message for the operator; nothing has changed.
+    pub fn prepare(&self, to: &config::AccessLog) -> Result<impl FnOnce() + Send + use<>, String> {
+        let stays = *self.to() == *to;
+        let sink = if stays { None } else { Some(open(to)?) };
+        let (log, to) = (self.clone(), to.clone());
+        Ok(move || {
+            if let Some(sink) = sink {
+                log.order(|done| Order::To(sink, done));
+                *log.to() = to;
+            }
+        })
+    }
+
+    fn to(&self) -> MutexGuard<'_, config::AccessLog> {
+        // Stored whole: a thread that panicked meanwhile left nothing half done.
+        self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lines that could not be written, since the start; what found its ring full is not in it.
@@ -170,11 +184,8 @@ impl Writer {
 
     /// Writes what the rings hold, until they are empty or the sink has been stuck for `limit`.
     fn write_all(&mut self, limit: Duration) {
-        let Some(sink) = &mut self.sink else {
-            // What was recorded before the log was switched off.
-            while self.rings.iter_mut().any(|ring| ring.pop(&mut self.record)) {}
-            return;
-        };
+        // Without a log the cores record nothing; what they do while it is switched on is kept.
+        let Some(sink) = &mut self.sink else { return };
         loop {
             let mut more = false;
             if !sink.is_pending() {
@@ -291,8 +302,8 @@ mod tests {
         wait_until("it is opened again", || folder.0.join("a").exists());
         assert!(core.push(b"2"));
         wait_until("the second is written", || folder.read("a") == "2\n");
-        assert!(log.redirect(&config::AccessLog::File(Path::new("/nowhere/log").into())).is_err());
-        log.redirect(&folder.log("b")).unwrap();
+        assert!(log.prepare(&config::AccessLog::File(Path::new("/nowhere/log").into())).is_err());
+        log.prepare(&folder.log("b")).unwrap()();
         assert!(core.push(b"3"));
         log.end();
         assert_eq!(
@@ -303,14 +314,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_recorded_while_the_log_is_off_is_not_written_later() {
+    fn what_is_recorded_while_the_log_is_switched_on_is_not_lost() {
         let folder = Folder::new("off");
         let (log, mut core, _) = start(&config::AccessLog::Off);
-        assert!(core.push(b"1"));
-        log.redirect(&folder.log("a")).unwrap();
+        let switch = log.prepare(&folder.log("a")).unwrap();
+        assert!(core.push(b"1"), "a core has the new plan already");
+        switch();
+        log.prepare(&folder.log("a")).unwrap()();
         assert!(core.push(b"2"));
         log.end();
-        assert_eq!(folder.read("a"), "2\n");
+        assert_eq!(folder.read("a"), "1\n2\n");
     }
 
     #[test]
@@ -321,7 +334,7 @@ mod tests {
             assert!(core.push(b"1"));
             wait_until("it is lost", || log.lost() == lost);
         }
-        log.redirect(&folder.log("a")).unwrap();
+        log.prepare(&folder.log("a")).unwrap()();
         assert!(core.push(b"2"));
         log.end();
         assert_eq!(folder.read("a"), "2\n");
@@ -344,7 +357,7 @@ mod tests {
         while core.push(&record) || begun.elapsed() < Duration::from_millis(100) {
             assert!(begun.elapsed() < Duration::from_secs(20), "nobody reads: its ring fills");
         }
-        log.redirect(&folder.log("a")).unwrap();
+        log.prepare(&folder.log("a")).unwrap()();
         wait_until("the order is obeyed all the same", || folder.read("a").len() > 1000);
         log.end();
         drop(reader);

@@ -17,10 +17,11 @@ use std::hash::RandomState;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use self::access_log::AccessLog;
 use self::listeners::{Applied, Listeners};
 use crate::base::listener_id::ListenerId;
 use crate::config::{Config, Cores, Io};
@@ -39,8 +40,10 @@ use crate::proxy::compile::compile;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::{GroupPlan, Plan};
 use crate::proxy::worker::Worker;
+use crate::telemetry::access_record::write_record;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
+use crate::telemetry::ring::{RecordReader, RecordWriter, ring};
 use crate::upstream::held::HeldBudget;
 use crate::upstream::registry::Registry;
 use crate::upstream::wait_queue::Wake as _;
@@ -64,6 +67,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let mailboxes =
         Mailboxes::open(options.cores.len().max(1)).map_err(|error| error.to_string())?;
     let registry = Registry::new(mailboxes.notifier.clone());
+    let say = differs.say.clone();
     let (mut control, begun) = Control::begin(config, registry, tls.clone(), differs)?;
     let Begun { config, carried, warnings } = begun;
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -73,6 +77,11 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         Arc::new(move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs()));
     let plan = plan_of(&config, carried)?;
     let mut server = Server::start(plan, options, mailboxes).map_err(|error| error.to_string())?;
+    let rings = server.rings.get_mut().unwrap_or_else(PoisonError::into_inner);
+    let rings = std::mem::take(rings);
+    let access_log = AccessLog::start(&config.log.access, rings, write_record, say)?;
+    server.access_log = Some(access_log.clone());
+    let lost = access_log.clone();
     let shared = || server.shared.clone();
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
@@ -85,8 +94,10 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         prepare: Box::new(move |config, carried| {
             let options = Options::of(config)?;
             tried.check(&planned(config, carried)?)?;
+            let redirect = access_log.prepare(&config.log.access)?;
             let shared = bounded.clone();
             Ok(Box::new(move || {
+                redirect();
                 shared.bounds.set(options.bounds);
                 shared.held.set_total(options.held_total_bytes);
                 shared.unsent.set_max(options.held_total_bytes);
@@ -105,6 +116,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
                 connections_refused: queued.refused.load(Ordering::Relaxed),
                 handshakes_failed: queued.handshakes_failed.load(Ordering::Relaxed),
                 panics: queued.panics.load(Ordering::Relaxed),
+                access_lines_lost: queued.access_lost.load(Ordering::Relaxed) + lost.lost(),
             }
         }),
         clock: Arc::new(move || clocked.notifier.now()),
@@ -148,6 +160,10 @@ pub struct Options {
 /// Descriptors kept for everything that is neither a client's connection nor one made for it:
 /// probes, discovery, the operator's interface, logs. Of few descriptors a quarter.
 const FDS_RESERVED: u64 = 128;
+
+/// Bytes of the records of one core that wait for the access log: some thousand exchanges. Untouched
+/// memory costs nothing.
+const ACCESS_RING_BYTES: usize = 1 << 20;
 
 /// The processor of each worker; `None` = any.
 ///
@@ -215,6 +231,9 @@ pub struct Server {
     shared: Arc<Shared>,
     /// Dropped last: it looks at the cores to the end.
     control: Option<Control>,
+    access_log: Option<AccessLog>,
+    /// The cores' records of finished exchanges, until the access log takes them.
+    rings: Mutex<Vec<RecordReader>>,
     listeners: Arc<Listeners>,
     /// The driver of each core.
     pub drivers: Vec<Driver>,
@@ -232,7 +251,8 @@ impl Server {
         debug_assert_eq!(inboxes.len(), copies);
         let adopted = std::mem::take(&mut options.adopted);
         let (set, sockets) = listeners::bind(&plan, copies, adopted)?;
-        let shared = shared(plan, &options, copies, notifier);
+        let (ring_ends, rings) = (0..copies).map(|_| ring(ACCESS_RING_BYTES)).unzip();
+        let shared = shared(plan, &options, copies, notifier, ring_ends);
         let listeners = Arc::new(Listeners::new(shared.clone(), set));
         let (ready, started) = mpsc::channel();
         let mut workers = Vec::new();
@@ -256,7 +276,9 @@ impl Server {
             })?);
         }
         drop(ready);
-        let mut server = Self { workers, shared, control: None, listeners, drivers: Vec::new() };
+        let (drivers, rings) = (Vec::new(), Mutex::new(rings));
+        let (control, access_log) = (None, None);
+        let mut server = Self { workers, shared, control, access_log, rings, listeners, drivers };
         let mut drivers = vec![None; copies];
         let mut failed = None;
         for (index, result) in started.iter().take(copies) {
@@ -322,6 +344,13 @@ impl Server {
         self.control.as_ref().map(Control::handle)
     }
 
+    /// Has the file of the access log opened again, because a script has moved it.
+    pub fn reopen_logs(&self) {
+        if let Some(log) = &self.access_log {
+            log.reopen();
+        }
+    }
+
     /// Has all certificates read again, soon and in the background.
     pub fn reload(&self) {
         if let Some(control) = &self.control {
@@ -365,6 +394,9 @@ impl Server {
             let _ = worker.join();
         }
         self.listeners.remove_files();
+        if let Some(log) = self.access_log.take() {
+            log.end();
+        }
     }
 
     fn tell(&self, message: impl Fn() -> Message) {
@@ -396,7 +428,13 @@ impl Drop for Server {
     }
 }
 
-fn shared(plan: Plan, options: &Options, copies: usize, notifier: Arc<Notifier>) -> Arc<Shared> {
+fn shared(
+    plan: Plan,
+    options: &Options,
+    copies: usize,
+    notifier: Arc<Notifier>,
+    rings: Vec<RecordWriter>,
+) -> Arc<Shared> {
     plan.enforce();
     Arc::new(Shared {
         slot: PlanSlot::new(plan),
@@ -422,6 +460,8 @@ fn shared(plan: Plan, options: &Options, copies: usize, notifier: Arc<Notifier>)
         on_finished: std::sync::OnceLock::new(),
         tell: std::sync::OnceLock::new(),
         acknowledged: Acknowledged::new(copies),
+        access_lost: AtomicU64::new(0),
+        access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }

@@ -95,7 +95,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     // Nobody else sets it.
     let _ = started.server.shared().tell.set(Box::new(move |failed| tell_failed(&tell, failed)));
     systemd::ready("serving");
-    let signal = ending.wait(|| started.server.reload());
+    let signal = ending.wait(|| started.server.reload(), || started.server.reopen_logs());
     let drain = started.server.shared().slot.plan().0.drain;
     systemd::stopping(drain);
     let told = format!("{signal}: draining, at most {} s; again to cut", drain.as_secs());

@@ -11,7 +11,7 @@
 use std::io::Write;
 
 use super::finished::Finished;
-use super::record::{CLIENT_TEXT_BYTES_MAX, truncated};
+use super::record::{CLIENT_TEXT_BYTES_MAX, FailedAttempt, truncated};
 use crate::base::clock::WallTime;
 
 /// Appends one line, line break included.
@@ -31,21 +31,62 @@ pub fn write_line(entry: &Finished<'_>, out: &mut Vec<u8>) {
     text(out, "method", short(entry.method));
     text(out, "path", short(&entry.path[..path_end]));
     text(out, "route", entry.group.as_bytes());
+    text(out, "route_by", outcome.route.name().as_bytes());
     text(out, "model", short(entry.model));
+    text(out, "model_sent", short(entry.model_sent));
     text(out, "upstream", entry.upstream.as_bytes());
     number(out, "attempts", Some(outcome.attempts.into()));
+    failed(out, entry.failures);
     number(out, "status", Some(outcome.status_told().into()));
+    number(out, "upstream_status", known(outcome.upstream_status));
+    flag(out, "stream", outcome.streamed);
+    flag(out, "reused", outcome.reused);
     number(out, "request_bytes", Some(outcome.request_bytes));
     number(out, "response_bytes", Some(outcome.sent_bytes()));
+    millis(out, "head_ms", Some(outcome.head_us));
+    millis(out, "held_ms", outcome.held_us);
     millis(out, "queue_ms", Some(outcome.queue_us));
+    millis(out, "picked_ms", outcome.picked_us);
+    millis(out, "connected_ms", outcome.connected_us);
+    millis(out, "sent_ms", outcome.sent_us);
     millis(out, "first_byte_ms", outcome.first_byte_us);
     millis(out, "ttft_ms", outcome.first_token_us);
     millis(out, "duration_ms", Some(outcome.duration_us));
     number(out, "prompt_tokens", outcome.prompt_tokens);
     number(out, "completion_tokens", outcome.completion_tokens);
+    number(out, "cached_tokens", outcome.cached_tokens);
     text(out, "finish", outcome.finish().name().as_bytes());
+    text(out, "ended_by", outcome.ended_by().name().as_bytes());
     text(out, "fault", outcome.fault.map_or("", |fault| fault.row().log).as_bytes());
     out.extend_from_slice(b"}\n");
+}
+
+/// Appends the attempts that failed, `[]` for none.
+fn failed(out: &mut Vec<u8>, failures: &[FailedAttempt]) {
+    field(out, "failed");
+    out.push(b'[');
+    for (at, failure) in failures.iter().enumerate() {
+        if at > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(b"{\"upstream\":\"");
+        escape(&failure.upstream, out);
+        out.extend_from_slice(b"\"");
+        text(out, "fault", failure.kind.row().log.as_bytes());
+        number(out, "status", known(failure.status));
+        out.push(b'}');
+    }
+    out.push(b']');
+}
+
+/// A status that was given.
+fn known(status: u16) -> Option<u64> {
+    (status > 0).then_some(status.into())
+}
+
+fn flag(out: &mut Vec<u8>, name: &str, value: bool) {
+    field(out, name);
+    out.extend_from_slice(if value { b"true" } else { b"false" });
 }
 
 /// Appends a field of text; empty text is `null`.
@@ -200,11 +241,14 @@ mod tests {
             concat!(
                 r#"{"ts":"1970-01-01T00:00:00.000Z","request_id":"r1","client":"127.0.0.1","#,
                 r#""key":"my-app","listener":"main","method":"POST","#,
-                r#""path":"/v1/chat/completions","route":"chat","model":"llama3","#,
-                r#""upstream":"gpu0","attempts":1,"status":200,"request_bytes":10,"#,
-                r#""response_bytes":20,"queue_ms":0.000,"first_byte_ms":1.500,"ttft_ms":null,"#,
-                r#""duration_ms":2000.007,"prompt_tokens":3,"completion_tokens":null,"#,
-                r#""finish":"ok","fault":null}"#,
+                r#""path":"/v1/chat/completions","route":"chat","route_by":"none","#,
+                r#""model":"llama3","model_sent":"llama3","upstream":"gpu0","attempts":1,"#,
+                r#""failed":[],"status":200,"upstream_status":null,"stream":false,"#,
+                r#""reused":false,"request_bytes":10,"response_bytes":20,"head_ms":0.000,"#,
+                r#""held_ms":null,"queue_ms":0.000,"picked_ms":null,"connected_ms":null,"#,
+                r#""sent_ms":null,"first_byte_ms":1.500,"ttft_ms":null,"duration_ms":2000.007,"#,
+                r#""prompt_tokens":3,"completion_tokens":null,"cached_tokens":null,"#,
+                r#""finish":"ok","ended_by":null,"fault":null}"#,
                 "\n"
             )
         );

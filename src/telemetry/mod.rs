@@ -6,6 +6,7 @@
 //! the record, and whoever owns a file or a socket writes the bytes.
 
 pub mod access;
+pub mod access_record;
 pub mod counters;
 pub mod failed;
 pub mod finished;

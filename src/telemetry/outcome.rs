@@ -28,6 +28,19 @@ pub enum RouteKind {
 }
 
 impl RouteKind {
+    /// The kind of this number, as `as u16` gives it; `None` for any other.
+    #[must_use]
+    pub fn numbered(number: u16) -> RouteKind {
+        let all = [
+            RouteKind::None,
+            RouteKind::Path,
+            RouteKind::Model,
+            RouteKind::Upstream,
+            RouteKind::Default,
+        ];
+        all.get(usize::from(number)).copied().unwrap_or_default()
+    }
+
     /// The word used in logs and labels.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -56,6 +69,21 @@ pub enum EndedBy {
     Timeout,
     /// The end of a drain.
     Drain,
+}
+
+impl EndedBy {
+    /// The word used in logs; empty where nobody did.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            EndedBy::Nobody => "",
+            EndedBy::Client => "client",
+            EndedBy::Upstream => "upstream",
+            EndedBy::Proxy => "proxy",
+            EndedBy::Timeout => "timeout",
+            EndedBy::Drain => "drain",
+        }
+    }
 }
 
 impl From<Finish> for EndedBy {

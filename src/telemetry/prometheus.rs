@@ -53,6 +53,8 @@ pub struct ReloadCounts {
 pub struct Live {
     /// How many wait in the queue of each group that has one; no name twice.
     pub queues: Vec<(String, u32)>,
+    /// Lines of the access log that were not written.
+    pub access_lines_lost: u64,
     /// Client connections.
     pub connections: u32,
     /// Bytes of request bodies that are held, as `limits.held_total` counts them.
@@ -106,6 +108,9 @@ fn live(out: &mut Text, live: &Live) {
     for (group, waiting) in &live.queues {
         out.sample("queue_length", &[("group", group)], waiting);
     }
+    let (name, help) = ("access_log_lines_lost_total", "Lines of the access log not written.");
+    out.family(name, "counter", help);
+    out.sample(name, &[], live.access_lines_lost);
     out.family("client_connections", "gauge", "Client connections.");
     out.sample("client_connections", &[], live.connections);
     let help = "Bytes of request bodies held, out of limits.held_total.";

@@ -12,6 +12,7 @@
 
 mod abort;
 mod abuse;
+mod access_log;
 mod auth;
 mod blame;
 mod bodies;

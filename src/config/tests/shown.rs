@@ -48,8 +48,8 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     let text = BASE.replace("models = ", "discover=\"k8s:a/b\"\nhealth={}\nmodels = ");
     let ignored = "upstream.gpu0.discover: k8s: is not implemented yet; the url counts";
     assert_eq!(warnings(&text), [ignored]);
-    let text = with("[log]\nformat=\"json\"\naccess=\"stdout\"");
-    assert_eq!(warnings(&text), ["log.access: not implemented yet; has no effect"]);
+    let text = with("[process]\ncontrol_socket=\"/run/t\"");
+    assert_eq!(warnings(&text), ["process.control_socket: not implemented yet; has no effect"]);
 }
 
 /// Text made of pieces that mean something to the loader.
