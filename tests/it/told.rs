@@ -2,7 +2,8 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use super::house::{LIMIT, mock, wait_until};
 use super::redis_store::Redis;
-use super::wire::{Client, chat};
+use super::wire::{Client, chat, post};
 
 /// A process of the proxy; it ends with the test.
 struct Run {
@@ -28,6 +29,11 @@ fn folder(name: &str) -> PathBuf {
 impl Run {
     /// Serves what `text` describes.
     fn start(name: &str, text: &str) -> Run {
+        Run::start_with(name, text, &[])
+    }
+
+    /// As `start`, with these variables in its environment.
+    fn start_with(name: &str, text: &str, variables: &[(&str, &Path)]) -> Run {
         let dir = folder(name);
         std::fs::create_dir_all(&dir).unwrap();
         let file = dir.join("c.toml");
@@ -35,6 +41,7 @@ impl Run {
         let mut child = Command::new(env!("CARGO_BIN_EXE_tokenring"))
             .args(["serve", "-c"])
             .arg(&file)
+            .envs(variables.iter().copied())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -47,6 +54,12 @@ impl Run {
             }
         });
         Run { child, dir, lines }
+    }
+
+    /// Sends it a signal, by the name that kill(1) knows.
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// All lines so far.
@@ -183,4 +196,66 @@ fn the_loss_of_the_store_is_one_line_and_its_return_another() {
     let lost = "ratelimit_store: lost; on_error holds until it is back";
     let both = [lost, "ratelimit_store: back"].map(|line| ("warn".to_owned(), line.to_owned()));
     assert_eq!(told(), [both.clone(), both].concat());
+}
+
+#[test]
+fn signals_reload_and_reopen_and_the_service_manager_is_told() {
+    let (mock, name) = (mock(), "signals");
+    let dir = folder(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    let manager = dir.join("notify");
+    let told = UnixDatagram::bind(&manager).unwrap();
+    told.set_read_timeout(Some(LIMIT)).unwrap();
+    let next = || {
+        let mut message = [0; 512];
+        let bytes = told.recv(&mut message).expect("the manager is told");
+        String::from_utf8_lossy(&message[..bytes]).into_owned()
+    };
+    let log = dir.join("access.log");
+    let config = |models: &str| {
+        format!(
+            "[process]\ncores = 1\ndrain = \"3s\"\n[log]\naccess = \"{}\"\n\
+             [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             [[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = [{models}]\n",
+            log.display(),
+            mock.url()
+        )
+    };
+    let mut run = Run::start_with(name, &config("\"m\""), &[("NOTIFY_SOCKET", &manager)]);
+    assert!(next().contains("READY=1"));
+    let addr = address(&run.behind("listener   main on "));
+    let ask = |model: &str| {
+        let body = format!("{{\"model\":\"{model}\",\"messages\":[]}}");
+        Client::connect(addr).send(post("/v1/chat/completions", "", body)).answer().status
+    };
+    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    assert_eq!((ask("m"), ask("n")), (200, 404));
+    wait_until("both are logged", || lines() == 2);
+
+    std::fs::rename(&log, dir.join("access.log.1")).unwrap();
+    run.signal("USR1");
+    wait_until("the log is opened again", || log.exists());
+    assert_eq!(ask("m"), 200);
+    wait_until("its line is in the new file", || lines() == 1);
+
+    std::fs::write(dir.join("c.toml"), config("\"m\", \"n\"")).unwrap();
+    run.signal("HUP");
+    let reloading = next();
+    assert!(reloading.contains("RELOADING=1") && reloading.contains("MONOTONIC_USEC="));
+    assert!(next().contains("READY=1"));
+    assert_eq!((ask("m"), ask("n")), (200, 200));
+    assert!(run.behind("info: config reloaded: ").starts_with("1 change"));
+    assert!(run.behind("info: config: ~ upstream a: ").starts_with("models: "));
+
+    std::fs::write(dir.join("c.toml"), "[[listener]]\n").unwrap();
+    run.signal("HUP");
+    assert!(next().contains("RELOADING=1") && next().contains("READY=1"));
+    run.behind("error: config not reloaded: what was in force stays");
+    assert_eq!((ask("m"), ask("n")), (200, 200));
+
+    run.signal("TERM");
+    let stopping = next();
+    assert!(stopping.contains("STOPPING=1"), "{stopping}");
+    assert!(stopping.contains("EXTEND_TIMEOUT_USEC=8000000"), "{stopping}");
+    assert!(run.child.wait().unwrap().success());
 }
