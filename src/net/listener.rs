@@ -66,7 +66,9 @@ pub fn bind(address: &Address, copies: usize) -> io::Result<(Address, Vec<Listen
             Address::Unix(path) => format!("unix:{}", path.display()),
         };
         let hint = match error.kind() {
-            io::ErrorKind::AddrInUse => " (another process listens there)",
+            io::ErrorKind::AddrInUse => {
+                " (another process listens there, or this one on an address that overlaps)"
+            }
             _ => "",
         };
         io::Error::new(error.kind(), format!("cannot listen on {shown}: {error}{hint}"))

@@ -77,6 +77,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         Arc::new(move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs()));
     let plan = plan_of(&config, carried)?;
     let mut server = Server::start(plan, options, mailboxes).map_err(|error| error.to_string())?;
+    let told = say.clone();
     let rings = server.rings.get_mut().unwrap_or_else(PoisonError::into_inner);
     let rings = std::mem::take(rings);
     let access_log = AccessLog::start(&config.log.access, rings, write_record, say)?;
@@ -89,7 +90,11 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         (shared(), shared(), plan_of.clone(), listeners.clone());
     control.hook(ServerHooks {
         publish: Box::new(move |config, carried| {
-            listeners.apply(plan_of(config, carried)?).map(|_| ())
+            let Applied { late } = listeners.apply(plan_of(config, carried)?)?;
+            if !late.is_empty() {
+                told(&format!("a change of the config has not reached cores {late:?} in time"));
+            }
+            Ok(())
         }),
         prepare: Box::new(move |config, carried| {
             let options = Options::of(config)?;
@@ -104,21 +109,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
             }))
         }),
         counters: Box::new(move || counted.counters_sum()),
-        live: Box::new(move || {
-            let (plan, _) = queued.slot.plan();
-            let waiting =
-                |group: &GroupPlan| Some((group.name.clone(), group.queue.as_ref()?.len()));
-            Live {
-                queues: plan.groups.iter().filter_map(waiting).collect(),
-                connections: queued.connections.load(Ordering::Relaxed),
-                held_bytes: queued.held.taken(),
-                unsent_bytes: queued.unsent.bytes(),
-                connections_refused: queued.refused.load(Ordering::Relaxed),
-                handshakes_failed: queued.handshakes_failed.load(Ordering::Relaxed),
-                panics: queued.panics.load(Ordering::Relaxed),
-                access_lines_lost: queued.access_lost.load(Ordering::Relaxed) + lost.lost(),
-            }
-        }),
+        live: Box::new(move || live(&queued, &lost)),
         clock: Arc::new(move || clocked.notifier.now()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     });
@@ -129,6 +120,22 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
 /// A number that nobody has chosen.
 fn random() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8)
+}
+
+/// What the cores and the log have in use at the moment.
+fn live(shared: &Shared, log: &AccessLog) -> Live {
+    let (plan, _) = shared.slot.plan();
+    let waiting = |group: &GroupPlan| Some((group.name.clone(), group.queue.as_ref()?.len()));
+    Live {
+        queues: plan.groups.iter().filter_map(waiting).collect(),
+        connections: shared.connections.load(Ordering::Relaxed),
+        held_bytes: shared.held.taken(),
+        unsent_bytes: shared.unsent.bytes(),
+        connections_refused: shared.refused.load(Ordering::Relaxed),
+        handshakes_failed: shared.handshakes_failed.load(Ordering::Relaxed),
+        panics: shared.panics.load(Ordering::Relaxed),
+        access_lines_lost: shared.access_lost.load(Ordering::Relaxed) + log.lost(),
+    }
 }
 
 /// What `start` gives.

@@ -337,7 +337,7 @@ fn reloads_under_load_cost_no_exchange() {
             }
         };
         let loads: Vec<_> = [false, false, true].map(|fresh| scope.spawn(load(fresh))).into();
-        for turn in 1..=40 {
+        for turn in 1..=200 {
             let broken = turn % 10 == 0;
             let text = text(turn) + if broken { "[[listener]]\nname = \"stays\"\n" } else { "" };
             let before = served.load(Relaxed);
