@@ -561,4 +561,5 @@ fn print_admin(out: &mut Out, admin: &Admin) {
     out.list("allow", admin.allow.iter().map(ToString::to_string));
     out.raw("dashboard", admin.dashboard);
     out.raw("persist", admin.persist);
+    out.text("metrics_prefix", &admin.metrics_prefix);
 }

@@ -57,18 +57,19 @@ pub struct AdminListener {
     rules: Rules,
 }
 
-/// Who may ask; a reload replaces them.
+/// Who may ask, and how metrics are called; a reload replaces them.
 #[derive(Clone, Debug)]
 struct Rules {
     allow: Vec<IpNet>,
     /// SHA-256 of the token; `None` = none is needed.
     token: Option<[u8; 32]>,
+    metrics_prefix: String,
 }
 
 impl Rules {
     fn of(admin: &config::Admin) -> Self {
         let token = admin.token.as_ref().map(|token| Sha256::digest(token.expose()).into());
-        Self { allow: admin.allow.clone(), token }
+        Self { allow: admin.allow.clone(), token, metrics_prefix: admin.metrics_prefix.clone() }
     }
 }
 
@@ -341,14 +342,18 @@ async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
             Breaker::HalfOpen { .. } => 2,
         },
         breaker_changes: monitored.state.breaker_changes(),
+        breaker_calls: monitored.state.breaker_calls(),
     };
     let upstreams = state.rows().iter().map(row).collect();
     let certificates = state.shows.certificates.counts();
     let reloads = state.shows.reloads.counts();
     let version = env!("CARGO_PKG_VERSION");
     let live = (state.shows.live)();
+    let prefix = state.rules.read().unwrap_or_else(PoisonError::into_inner).metrics_prefix.clone();
+    let prefix = &*prefix;
+    let counters = &counters;
     let text =
-        render(&Snapshot { version, counters: &counters, upstreams, live, certificates, reloads });
+        render(&Snapshot { prefix, version, counters, upstreams, live, certificates, reloads });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

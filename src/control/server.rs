@@ -38,7 +38,7 @@ pub(super) struct Server {
     /// When the operator was last told of a complaint of the cores.
     complained_at: Option<Instant>,
     /// The counts of changes of its breaker when the operator was last told of one.
-    breaker_seen: [u64; 3],
+    breaker_seen: [[u64; 3]; 3],
     /// The rechecks of the current outage, while its breaker is not closed.
     recheck: Option<Recheck>,
     /// Asks for its models, at this interval.

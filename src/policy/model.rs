@@ -42,8 +42,9 @@ pub struct Found<'n> {
     /// The name by which rights are checked and metrics are kept: the model's, as it is
     /// listed, or the client's where it is not.
     pub name: Cow<'n, str>,
-    /// Whether `name` is a configured or discovered one, hence safe as a label.
-    pub known: bool,
+    /// The place in the table of the model named `name`, if it is a configured or discovered one,
+    /// hence safe as a label.
+    pub known: Option<u32>,
     /// The value to send instead of the client's; `None` = leave the body alone.
     pub name_to_send: Option<&'n str>,
 }
@@ -85,6 +86,8 @@ pub struct ModelEntry {
     pub upstream_model: String,
     /// A line for people, shown in the list of models.
     pub description: String,
+    /// Its place among the table's entries; set by `ModelTable::new`.
+    pub number: u32,
 }
 
 impl ModelEntry {
@@ -181,6 +184,9 @@ impl ModelTable {
                 table.entries.push(entry);
             }
         }
+        for (number, entry) in (0..).zip(&mut table.entries) {
+            entry.number = number;
+        }
         table.available = table.entries.iter().map(|entry| entry.name.as_str().into()).collect();
         table.available.sort_unstable();
         Ok(table)
@@ -222,7 +228,7 @@ impl ModelTable {
         }
         let group = default.ok_or(not_listed)?;
         let target = ModelTarget { group, upstream_forced: None };
-        Ok(Found { target, name: Cow::Borrowed(asked), known: false, name_to_send: None })
+        Ok(Found { target, name: Cow::Borrowed(asked), known: None, name_to_send: None })
     }
 
     /// Lists the names of all models, sorted, for the message of a 404.
@@ -329,7 +335,7 @@ impl ModelTable {
             return Some(Found {
                 target,
                 name: Cow::Borrowed(model),
-                known: false,
+                known: None,
                 name_to_send: Some(model),
             });
         }
@@ -348,14 +354,16 @@ impl ModelTable {
             true => Cow::Owned(format!("{place}:{sent}")),
             false => Cow::Borrowed(sent),
         };
-        let known = self.known(&name).is_some_and(|entry| entry.name == *name);
+        let known = self.known(&name).filter(|entry| entry.name == *name);
+        let known = known.map(|entry| entry.number);
         Some(Found { target, name, known, name_to_send: (sent != asked).then_some(sent) })
     }
 
     fn found<'n>(&'n self, entry: &'n ModelEntry, target: ModelTarget, asked: &str) -> Found<'n> {
         let at_server = at_server(entry);
         let name = Cow::Borrowed(entry.name.as_str());
-        Found { target, name, known: true, name_to_send: (at_server != asked).then_some(at_server) }
+        let known = Some(entry.number);
+        Found { target, name, known, name_to_send: (at_server != asked).then_some(at_server) }
     }
 
     fn upstreams_in(&self, group: u16) -> &[u16] {
@@ -652,7 +660,7 @@ mod tests {
         let table = table();
         let find = |asked, default| table.find_or(asked, default, Force::Listed, everywhere);
         let found = find("what?", Some(42)).unwrap();
-        assert_eq!((found.target.group, found.name_to_send, found.known), (42, None, false));
+        assert_eq!((found.target.group, found.name_to_send, found.known), (42, None, None));
         assert_eq!(find("llama3", Some(42)).unwrap().target.group, 1);
         assert_eq!(find("what?", None), Err(Missing::Unknown));
     }
@@ -709,7 +717,8 @@ mod tests {
                 let configured = table.entries().any(|e| e.name == send || e.upstream_model == send);
                 prop_assert!(configured || asked.contains(send));
                 prop_assert_ne!(found.name_to_send, Some(asked.as_str()));
-                prop_assert!(!found.known || table.entries().any(|e| e.name == found.name));
+                let known = found.known.map(|number| table.entries().nth(number as usize).unwrap());
+                prop_assert!(known.is_none_or(|entry| entry.name == found.name));
             }
         }
     }

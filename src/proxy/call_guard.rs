@@ -135,6 +135,7 @@ impl<'a> CallGuard<'a> {
     }
 
     fn report(&self, result: CallResult, now: Moment) -> Option<Change> {
+        self.state.count_call(result);
         let change = match self.entry.take() {
             Some(entry) => self.state.breaker.record(entry, result, now),
             // The verdict has been given: all that can follow is that the answer was truncated.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use base64::Engine as _;
 
 use super::plan::{
-    ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, PathPlan, Plan, ProxyMode,
-    Reuse, RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan,
+    ClientTimeouts, Credential, GroupPlan, ListedModel, ListenerPlan, OwnCertificate, PathPlan,
+    Plan, ProxyMode, Reuse, RouteTarget, UpstreamPlan, UpstreamTimeouts, ViaPlan,
 };
 use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
@@ -24,6 +24,7 @@ use crate::http1::connect;
 use crate::http1::parse::HeadLimits;
 use crate::net::dial::Address;
 use crate::net::tls::Store;
+use crate::pki::facts;
 use crate::policy::auth::Carrier;
 use crate::policy::balance::Strategy;
 use crate::policy::cors::Cors;
@@ -36,6 +37,7 @@ use crate::policy::model::{ModelEntry, ModelNames, ModelTable, ModelTarget, Qual
 use crate::policy::reach::Reach;
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::{RouteTable, Rule};
+use crate::telemetry::labels::{LabelId, PlanLabels};
 use crate::upstream::endpoint::PoolId;
 use crate::upstream::registry::{Carried, CarriedGroup, Site};
 
@@ -55,10 +57,11 @@ pub fn compile(
     let keys = KeyTable::new(config.keys.iter().map(key).collect())
         .map_err(|twice| format!("keys {} and {} are the same", twice.first, twice.second))?;
     let reaches = reaches(config);
-    let Carried { sites, keys: states, address_tables, groups, budget } = carried;
+    let Carried { sites, keys: states, address_tables, groups, budget, labels } = carried;
     let groups = config.groups.iter().zip(reaches.groups).zip(groups);
     let groups = groups.map(|((one, reach), carried)| group(one, reach, carried)).collect();
     let models = model_table(config)?;
+    let labels = Arc::new(with_model_labels(config, labels, &models));
     Ok(Plan {
         listeners: config
             .listeners
@@ -71,6 +74,8 @@ pub fn compile(
         limits: config.keys.iter().zip(states).map(|(key, state)| key_limit(key, state)).collect(),
         budget,
         models,
+        labels,
+        certificates: certificates(config),
         listed: listed(config),
         groups,
         upstreams: config
@@ -404,6 +409,7 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
             elsewhere: model.elsewhere.iter().map(|group| group.0).collect(),
             upstream_model: model.upstream_model.clone().unwrap_or_default(),
             description: model.description.clone(),
+            number: 0,
         })
     };
     let number = |index: usize| u16::try_from(index).unwrap_or(u16::MAX);
@@ -433,6 +439,33 @@ fn model_table(config: &Config) -> Result<ModelTable, String> {
         prefixed: config.discovery.prefix,
     })
     .map_err(|twice| format!("models.{}: named twice", twice.name))
+}
+
+/// The certificates of listeners and, for upstreams that want one, of ours as a client.
+fn certificates(config: &Config) -> Vec<OwnCertificate> {
+    let own = |side, name: &str, pair: &config::CertPair| {
+        let not_after = pair.loaded.own().and_then(facts)?.not_after;
+        let file = pair.cert.display().to_string();
+        Some(OwnCertificate { side, name: name.to_owned(), file, not_after })
+    };
+    let of_listener = |listener: &config::Listener| {
+        let pairs = listener.tls.iter().flat_map(|tls| &tls.pairs);
+        pairs.filter_map(|pair| own("listener", &listener.name, pair)).collect::<Vec<_>>()
+    };
+    let of_upstream = |upstream: &config::Upstream| {
+        upstream.tls.client.as_ref().and_then(|pair| own("upstream", &upstream.name, pair))
+    };
+    let listeners = config.listeners.iter().flat_map(of_listener);
+    listeners.chain(config.upstreams.iter().filter_map(of_upstream)).collect()
+}
+
+/// Puts the labels of models into the order of the table.
+fn with_model_labels(config: &Config, mut labels: PlanLabels, table: &ModelTable) -> PlanLabels {
+    let names = config.models.iter().map(|model| &*model.name);
+    let by_name: HashMap<&str, LabelId> = names.zip(labels.models).collect();
+    let label = |name: &str| by_name.get(name).copied().unwrap_or(LabelId::OTHER);
+    labels.models = table.entries().map(|entry| label(&entry.name)).collect();
+    labels
 }
 
 /// Names that upstreams list and that the config leads elsewhere, with those upstreams.

@@ -36,7 +36,10 @@ use crate::telemetry::access_record::encode;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failed::Tell;
 use crate::telemetry::finished::{Finished, OnFinished};
+use crate::telemetry::labels::PlanLabels;
+use crate::telemetry::meters::Meters;
 use crate::telemetry::ring::RecordWriter;
+use crate::telemetry::series::{CoreRows, RowSums};
 use crate::upstream::h2_pool::H2Pool;
 use crate::upstream::held::HeldBudget;
 use crate::upstream::pool::Pool;
@@ -97,6 +100,10 @@ pub struct Shared {
     pub access_rings: Mutex<Vec<Option<RecordWriter>>>,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
+    /// What each core counts by label; read at any time.
+    pub rows: Vec<Arc<CoreRows>>,
+    /// Idle connections to upstreams on each core, as of its last tick.
+    pub pool_idle: Vec<Padded<AtomicU32>>,
 }
 
 /// Where a new plan is put and each core finds it.
@@ -156,6 +163,14 @@ impl Shared {
     fn take_ring(&self, core: usize) -> Option<RecordWriter> {
         let mut rings = self.access_rings.lock().unwrap_or_else(PoisonError::into_inner);
         rings.get_mut(core).and_then(Option::take)
+    }
+
+    /// All that is counted by label, as of now, and the names of the labels.
+    #[must_use]
+    pub fn rows_sum(&self) -> (RowSums, Arc<PlanLabels>) {
+        let mut sums = RowSums::default();
+        self.rows.iter().for_each(|rows| sums.add(rows));
+        (sums, self.slot.plan().0.labels.clone())
     }
 
     /// Says that a core serves by the plan of this version.
@@ -343,6 +358,8 @@ pub struct Core {
     pub wake_table: Rc<WakeTable>,
     /// What has been counted on this core.
     pub counters: RefCell<Counters>,
+    /// The same by label.
+    pub meters: RefCell<Meters>,
     rng: RefCell<Rng>,
     picks: RefCell<Vec<PickState>>,
     budgets: RefCell<Vec<RetryBudget>>,
@@ -374,6 +391,8 @@ impl Core {
         let plan = Rc::new(plan);
         let now = Instant::now();
         let listeners = CoreListeners::default();
+        let rows = shared.rows.get(index).cloned().unwrap_or_default();
+        let labels = plan.labels.clone();
         listeners.follow(&plan, &plan, now);
         Rc::new(Self {
             index,
@@ -393,6 +412,7 @@ impl Core {
             taps: Taps::default(),
             wake_table: WakeTable::new(index),
             counters: RefCell::default(),
+            meters: RefCell::new(Meters::new(rows, labels)),
             rng: RefCell::new(Rng::new(seed)),
             scratches: RefCell::default(),
             draining: Cell::new(false),
@@ -441,6 +461,7 @@ impl Core {
         if self.listeners.follow(&before, &next, self.ticker.now()) {
             self.leaving.wake();
         }
+        self.meters.borrow_mut().follow(&next.labels);
         self.shared.took_plan(self.index, version);
     }
 
@@ -543,6 +564,13 @@ impl Core {
     pub fn wake_lost(&self) {
         if self.shared.notifier.lost[self.index].swap(false, Ordering::Acquire) {
             self.wake_table.wake_all();
+        }
+    }
+
+    /// Tells the other threads how many connections to upstreams idle here; called at every tick.
+    pub fn publish_idle(&self) {
+        if let Some(Padded(idle)) = self.shared.pool_idle.get(self.index) {
+            idle.store(self.pool.idle_all(), Ordering::Relaxed);
         }
     }
 

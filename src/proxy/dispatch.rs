@@ -326,8 +326,9 @@ async fn end(
             Ended::Next(Next::Close)
         }
         Attempted::Failed(failed) => {
-            let (record, status) = (&exchange.settle.record, failed.status.unwrap_or(0));
-            record.attempt_failed(&attempt.upstream.name, failed.kind, status);
+            let (settle, status) = (exchange.settle, failed.status.unwrap_or(0));
+            settle.record.attempt_failed(&attempt.upstream.name, failed.kind, status);
+            settle.meter_failed(failed.error(), attempt.guard.begun());
             Ended::Failed(failed)
         }
     }

@@ -95,7 +95,8 @@ async fn live(
     let mut caller = admit::caller(&scratch.request, &down.recv, begun, core.random_u64());
     settle.record.named(&caller.id);
     let method = scratch.request.method_text.of(&down.recv);
-    settle.record.head_read(method, scratch.request.path(&down.recv));
+    let kind = scratch.request.method;
+    settle.record.head_read(kind, method, scratch.request.path(&down.recv));
     if !listener.cors.is_off() {
         caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
     }
@@ -302,7 +303,7 @@ async fn serve(
     let in_body = scanner.model().map_or("", |found| found.name);
     settle.record.model_named(head_route.model_named(in_body));
     let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
-    settle.record.routed(route.kind, route.group, route.rename.as_deref());
+    settle.record.routed(route.kind, route.group, route.model, route.rename.as_deref());
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let routed_by =

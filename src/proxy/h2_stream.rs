@@ -201,7 +201,8 @@ fn begin_record(core: &Rc<Core>, client: &Client, (method, path): (&str, &str)) 
     let number = plan.listeners[number].number;
     let settle = Settle::begin(core, &plan, number, client.peer.as_ref().map(|peer| peer.ip));
     settle.record.named(&RequestId::new(settle.begun_at().wall, core.random_u64()));
-    settle.record.head_read(method.as_bytes(), path.as_bytes());
+    let kind = Method::of(method.as_bytes());
+    settle.record.head_read(kind, method.as_bytes(), path.as_bytes());
     settle
 }
 

@@ -32,6 +32,8 @@ use crate::policy::model::{Force, ModelTable};
 use crate::policy::reach::{Asker, Reach};
 use crate::policy::retry::RetryPolicy;
 use crate::policy::routes::RouteTable;
+use crate::telemetry::labels::PlanLabels;
+use crate::telemetry::prometheus::CertificateRow;
 use crate::upstream::endpoint::{Endpoint, PoolId};
 use crate::upstream::registry::GroupState;
 use crate::upstream::state::UpstreamState;
@@ -54,6 +56,10 @@ pub struct Plan {
     pub budget: Option<Arc<Budget>>,
     /// Models and what they map to.
     pub models: ModelTable,
+    /// By what metrics tell all these apart.
+    pub labels: Arc<PlanLabels>,
+    /// Our own certificates.
+    pub certificates: Vec<OwnCertificate>,
     /// The models shown by `/v1/models`, sorted by id.
     pub listed: Vec<ListedModel>,
     /// Groups, as numbered in the config.
@@ -149,6 +155,31 @@ impl IpLimit {
     pub fn take(&self, ip: IpAddr, now: Moment) -> Result<(), Refusal> {
         let taken = self.table.take(ip, &self.pace, now);
         taken.map_err(|wait| Over::after(Kind::RateSecond, wait).into())
+    }
+}
+
+/// A certificate that we show to clients or to an upstream.
+pub struct OwnCertificate {
+    /// `listener` or `upstream`.
+    pub side: &'static str,
+    /// The name of that listener or upstream.
+    pub name: String,
+    /// The file that holds it.
+    pub file: String,
+    /// Unix second of its end.
+    pub not_after: u64,
+}
+
+impl OwnCertificate {
+    /// What metrics tell of it.
+    #[must_use]
+    pub fn row(&self, now_s: u64) -> CertificateRow {
+        CertificateRow {
+            side: self.side,
+            name: self.name.clone(),
+            certificate: self.file.clone(),
+            seconds_left: self.not_after.cast_signed() - now_s.cast_signed(),
+        }
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Route {
     pub group: u16,
     /// The one upstream that must take it.
     pub upstream: Option<u16>,
+    /// The place of the model in the plan's table, if it is known there.
+    pub model: Option<u32>,
     /// The name to put in place of the client's.
     pub rename: Option<String>,
     /// The model is named in the target alone, and the key is limited to some.
@@ -261,6 +263,7 @@ pub fn finish(
         kind,
         group: found.target.group,
         upstream: found.target.upstream_forced,
+        model: found.known,
         rename: found.name_to_send.map(str::to_owned),
         by_target,
         strip: 0,

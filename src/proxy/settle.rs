@@ -16,6 +16,8 @@ use crate::base::clock::{Moment, Timestamp};
 use crate::error::Kind;
 use crate::policy::limit::passed::Passed;
 use crate::telemetry::finished::Finished;
+use crate::telemetry::labels::{LabelId, PlanLabels, label_at};
+use crate::telemetry::meters::{ErrorLabel, ExchangeLabels};
 use crate::telemetry::record::{Facts, Record};
 
 /// Holds the record of one exchange until its end.
@@ -75,6 +77,15 @@ impl Settle {
         self.now().since(self.begun())
     }
 
+    /// Counts an attempt that began at `begun` and failed; `None` = by nobody's fault.
+    #[cold]
+    pub fn meter_failed(&self, error: Option<ErrorLabel>, begun: Moment) {
+        let labels = self.record.with(|facts| labels(&self.plan.labels, facts));
+        let took = self.now().since(begun);
+        let mut meters = self.core.meters.borrow_mut();
+        meters.attempt_failed((labels.group, labels.upstream), error, took);
+    }
+
     /// The moment that it is now, the same on all cores.
     #[must_use]
     pub fn now(&self) -> Moment {
@@ -95,12 +106,31 @@ impl Drop for Settle {
             charge.pay(passed, &core.shared.token_sizes, now);
         }
         core.counters.borrow_mut().record(&facts.outcome);
+        let (labels, method) = (labels(&self.plan.labels, facts), facts.method_kind as usize);
+        let last_is_told = facts.failed_attempts >= facts.outcome.attempts;
+        core.meters.borrow_mut().exchange(&labels, method, &facts.outcome, last_is_told);
         let failed = facts.outcome.fault.is_some();
         let logged = core.logs_access(self.plan.access_sample, !failed);
         if failed || logged || core.shared.on_finished.get().is_some() {
             tell(core, &self.plan, facts, logged);
         }
         core.texts.give_back(self.record.take_buffer());
+    }
+}
+
+/// The labels of an exchange.
+fn labels(plan: &PlanLabels, facts: &Facts) -> ExchangeLabels {
+    let at = |list: &[LabelId], number: Option<usize>| {
+        number.map_or(LabelId::NONE, |number| label_at(list, number))
+    };
+    let is_named = !facts.model().is_empty();
+    let unknown = if is_named { LabelId::OTHER } else { LabelId::NONE };
+    ExchangeLabels {
+        listener: label_at(&plan.listeners, usize::from(facts.listener)),
+        group: at(&plan.groups, facts.group.map(usize::from)),
+        upstream: at(&plan.upstreams, facts.upstream.map(usize::from)),
+        model: facts.model_known.map_or(unknown, |number| label_at(&plan.models, number as usize)),
+        key: at(&plan.keys, facts.key.map(|number| number as usize)),
     }
 }
 

@@ -116,6 +116,7 @@ impl Running {
             };
             core.pool.sweep(idle_max, &core.buffers, now);
             core.h2_pool.sweep(idle_max, now);
+            core.publish_idle();
             core.shared.panics.fetch_add(core.h2_pool.take_panics(), Ordering::Relaxed);
             drop(plan);
             if tick % PUBLISH_TICKS == 0 {

@@ -125,6 +125,9 @@ fn random() -> u64 {
 /// What the cores and the log have in use at the moment.
 fn live(shared: &Shared, log: &AccessLog) -> Live {
     let (plan, _) = shared.slot.plan();
+    let (rows, labels) = shared.rows_sum();
+    let idle = |Padded(idle): &Padded<AtomicU32>| idle.load(Ordering::Relaxed);
+    let now_s = sys::unix_s();
     let waiting = |group: &GroupPlan| Some((group.name.clone(), group.queue.as_ref()?.len()));
     Live {
         queues: plan.groups.iter().filter_map(waiting).collect(),
@@ -135,6 +138,10 @@ fn live(shared: &Shared, log: &AccessLog) -> Live {
         handshakes_failed: shared.handshakes_failed.load(Ordering::Relaxed),
         panics: shared.panics.load(Ordering::Relaxed),
         access_lines_lost: shared.access_lost.load(Ordering::Relaxed) + log.lost(),
+        pool_idle: shared.pool_idle.iter().map(idle).sum(),
+        certificates: plan.certificates.iter().map(|one| one.row(now_s)).collect(),
+        rows,
+        labels,
     }
 }
 
@@ -469,6 +476,8 @@ fn shared(
         acknowledged: Acknowledged::new(copies),
         access_lost: AtomicU64::new(0),
         access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
+        rows: (0..copies).map(|_| Arc::default()).collect(),
+        pool_idle: (0..copies).map(|_| Padded::default()).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
 }

@@ -5,6 +5,8 @@
 //! connection was reused. Counters and the access log are computed from these
 //! and from nothing else, so they cannot disagree.
 
+use std::time::Duration;
+
 use crate::error::{Fault, Finish};
 
 /// The status of a log line for a client that left before it was sent one: nginx's number, which
@@ -185,6 +187,16 @@ impl Outcome {
         }
     }
 
+    /// Our own time before the upstream was picked, from the last byte of the request that had to be
+    /// here; waits in a queue left out.
+    ///
+    /// Shape: `None` where nobody was picked, and after a retry, whose first attempt stands between.
+    pub fn overhead(&self) -> Option<Duration> {
+        let waited = self.held_us.unwrap_or(0).saturating_add(self.queue_us);
+        let picked = self.picked_us.filter(|_| self.attempts == 1)?;
+        Some(Duration::from_micros(picked.saturating_sub(waited)))
+    }
+
     /// Returns the attempts beyond the first.
     pub fn retries(&self) -> u32 {
         self.attempts.saturating_sub(1)
@@ -214,6 +226,20 @@ mod tests {
         assert_eq!(Outcome { status: 200, ..gone }.status_told(), 200);
         let drained = Outcome { fault: Some(Kind::Draining.into()), ..Outcome::default() };
         assert_eq!((drained.status_told(), drained.ended_by()), (0, EndedBy::Drain));
+    }
+
+    #[test]
+    fn our_own_time_is_that_before_the_pick_less_what_was_waited_for() {
+        let outcome = Outcome {
+            attempts: 1,
+            held_us: Some(500),
+            queue_us: 200,
+            picked_us: Some(730),
+            ..Outcome::default()
+        };
+        assert_eq!(outcome.overhead(), Some(Duration::from_micros(30)));
+        assert_eq!(Outcome { attempts: 2, ..outcome }.overhead(), None);
+        assert_eq!(Outcome { picked_us: None, ..outcome }.overhead(), None);
     }
 
     #[test]

@@ -1,26 +1,31 @@
 //! The counters as Prometheus text, version 0.0.4.
 //!
 //! One function from a snapshot to text: every family once, with HELP and TYPE, its samples
-//! below. Only configured names become labels, so the number of series is bounded. Histograms
-//! keep their buckets of powers of two; times are given in seconds, as is the custom.
+//! below. Only configured names become labels, so the number of series is bounded. Times are given
+//! in seconds, as is the custom.
 //!
 //! Source: prometheus.io, "Exposition formats", text-based format.
 
-use std::fmt::Write as _;
-use std::time::Duration;
+use std::sync::Arc;
 
-use super::counters::{Counters, Histogram};
+use super::counters::Counters;
+use super::exposition::{Text, Unit};
+use super::families;
+use super::histogram::TIMES_US;
+use super::labels::PlanLabels;
+use super::series::RowSums;
 use crate::error::Finish;
-
-/// Put before every name.
-const PREFIX: &str = "tokenring_";
 
 /// The states of a breaker, as labels.
 const BREAKER: [&str; 3] = ["closed", "open", "half_open"];
+/// What a breaker is told of calls, as labels.
+const CALLS: [&str; 3] = ["success", "failure", "timeout"];
 
 /// All that is shown.
 #[derive(Debug)]
 pub struct Snapshot<'a> {
+    /// Put before the name of every family of ours.
+    pub prefix: &'a str,
     /// Version of the program.
     pub version: &'a str,
     /// The sums of all cores.
@@ -67,6 +72,27 @@ pub struct Live {
     pub handshakes_failed: u64,
     /// Panics caught; each cost one connection or stream.
     pub panics: u64,
+    /// Idle connections to upstreams.
+    pub pool_idle: u32,
+    /// The certificates in use.
+    pub certificates: Vec<CertificateRow>,
+    /// What has been counted by label.
+    pub rows: RowSums,
+    /// The names of the labels.
+    pub labels: Arc<PlanLabels>,
+}
+
+/// One certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateRow {
+    /// `listener` or `upstream`.
+    pub side: &'static str,
+    /// The name of that listener or upstream.
+    pub name: String,
+    /// The file that holds it.
+    pub certificate: String,
+    /// Seconds until its end; negative once that has passed.
+    pub seconds_left: i64,
 }
 
 /// One upstream.
@@ -84,26 +110,30 @@ pub struct UpstreamRow {
     pub attempts: u64,
     /// Its breaker: closed, open, half open.
     pub breaker: usize,
-    /// How often the breaker has gone to each of these.
-    pub breaker_changes: [u64; BREAKER.len()],
+    /// How often the breaker has gone from each of these to each of these.
+    pub breaker_changes: [[u64; BREAKER.len()]; BREAKER.len()],
+    /// How often the breaker was told of a success, a failure, a timeout.
+    pub breaker_calls: [u64; CALLS.len()],
 }
 
 /// Writes the text.
 #[must_use]
 pub fn render(snapshot: &Snapshot<'_>) -> String {
-    let mut out = Text(String::new());
+    let mut out = Text::new(snapshot.prefix);
     out.family("build_info", "gauge", "The program that runs.");
     out.sample("build_info", &[("version", snapshot.version)], "1");
     exchanges(&mut out, snapshot.counters);
     times(&mut out, snapshot.counters);
+    families::write(&mut out, &snapshot.live.rows, &snapshot.live.labels);
     upstreams(&mut out, &snapshot.upstreams);
+    breakers(&mut out, &snapshot.upstreams, &snapshot.live.labels);
     live(&mut out, &snapshot.live);
     certificates(&mut out, snapshot.certificates);
     reloads(&mut out, snapshot.reloads);
-    out.0
+    out.into_string()
 }
 
-fn live(out: &mut Text, live: &Live) {
+fn live(out: &mut Text<'_>, live: &Live) {
     out.family("queue_length", "gauge", "Requests that wait for a place in a group.");
     for (group, waiting) in &live.queues {
         out.sample("queue_length", &[("group", group)], waiting);
@@ -127,9 +157,17 @@ fn live(out: &mut Text, live: &Live) {
     out.sample("tls_handshakes_failed_total", &[], live.handshakes_failed);
     out.family("panics_total", "counter", "Panics caught, each at the cost of a connection.");
     out.sample("panics_total", &[], live.panics);
+    out.family("pool_idle", "gauge", "Idle connections to upstreams.");
+    out.sample("pool_idle", &[], live.pool_idle);
+    let name = "certificate_remaining_seconds";
+    out.family(name, "gauge", "Seconds to the end of a certificate; negative once it has passed.");
+    for row in &live.certificates {
+        let labels = [("side", row.side), ("name", &*row.name), ("certificate", &*row.certificate)];
+        out.sample(name, &labels, row.seconds_left);
+    }
 }
 
-fn reloads(out: &mut Text, reloads: ReloadCounts) {
+fn reloads(out: &mut Text<'_>, reloads: ReloadCounts) {
     let help = "Whether the last reload of the config came into force; 1 before the first.";
     out.family("config_reload_success", "gauge", help);
     out.sample("config_reload_success", &[], u8::from(reloads.succeeded));
@@ -141,7 +179,7 @@ fn reloads(out: &mut Text, reloads: ReloadCounts) {
     out.sample("config_reloads_total", &[("result", "refused")], reloads.failed);
 }
 
-fn certificates(out: &mut Text, (done, failed): (u64, u64)) {
+fn certificates(out: &mut Text<'_>, (done, failed): (u64, u64)) {
     out.family("tls_reloads_total", "counter", "New certificates put in force while running.");
     out.sample("tls_reloads_total", &[], done);
     let name = "tls_reload_failures_total";
@@ -149,7 +187,7 @@ fn certificates(out: &mut Text, (done, failed): (u64, u64)) {
     out.sample(name, &[], failed);
 }
 
-fn exchanges(out: &mut Text, counters: &Counters) {
+fn exchanges(out: &mut Text<'_>, counters: &Counters) {
     out.family("exchanges_total", "counter", "Exchanges that ended, by status class.");
     let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
     for (class, count) in classes.iter().zip(counters.by_class) {
@@ -167,12 +205,6 @@ fn exchanges(out: &mut Text, counters: &Counters) {
         ("streams_total", "Exchanges answered with a stream of events.", counters.streamed),
         ("request_bytes_total", "Bytes of request bodies.", counters.request_bytes),
         ("response_bytes_total", "Bytes of response bodies.", counters.response_bytes),
-        ("prompt_tokens_total", "Prompt tokens, where reported.", counters.prompt_tokens),
-        (
-            "completion_tokens_total",
-            "Completion tokens, where reported.",
-            counters.completion_tokens,
-        ),
         (
             "client_aborts_total",
             "Exchanges whose client went away.",
@@ -184,19 +216,22 @@ fn exchanges(out: &mut Text, counters: &Counters) {
     }
 }
 
-fn times(out: &mut Text, counters: &Counters) {
+fn times(out: &mut Text<'_>, counters: &Counters) {
     for (name, help, histogram) in [
         ("queue_wait_seconds", "Waits for a place at a busy group.", &counters.queue_us),
         ("time_to_first_byte_seconds", "Times to the response head.", &counters.first_byte_us),
-        ("time_to_first_token_seconds", "Times to the first token.", &counters.first_token_us),
-        ("http_request_duration_seconds", "Durations of exchanges.", &counters.duration_us),
+        (
+            "proxy_overhead_seconds",
+            "Our own time from a request's last byte needed to the pick, without waits.",
+            &counters.overhead_us,
+        ),
     ] {
         out.family(name, "histogram", help);
-        out.histogram(name, histogram);
+        out.histogram(name, &[], (&TIMES_US, Unit::Micros), histogram.values());
     }
 }
 
-fn upstreams(out: &mut Text, rows: &[UpstreamRow]) {
+fn upstreams(out: &mut Text<'_>, rows: &[UpstreamRow]) {
     type Value = fn(&UpstreamRow) -> u64;
     let families: [(&str, &str, &str, Value); 4] = [
         ("upstream_healthy", "gauge", "1 = it has answered and is not known to be down.", |r| {
@@ -221,71 +256,39 @@ fn upstreams(out: &mut Text, rows: &[UpstreamRow]) {
             out.sample("breaker_state", &labels, u8::from(row.breaker == at));
         }
     }
-    let name = "circuitbreaker_state_changes_total";
-    out.family(name, "counter", "How often the breaker has gone to a state.");
-    for row in rows {
-        for (state, count) in BREAKER.iter().zip(row.breaker_changes) {
-            out.sample(name, &[("upstream", row.name.as_str()), ("to", state)], count);
-        }
-    }
 }
 
-/// The text, with a method for each kind of line.
-struct Text(String);
-
-impl Text {
-    fn family(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a string cannot fail.
-        let _ = writeln!(self.0, "# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}");
-    }
-
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl std::fmt::Display) {
-        self.0.push_str(PREFIX);
-        self.0.push_str(name);
-        for (at, (label, text)) in labels.iter().enumerate() {
-            let _ = write!(self.0, "{}{label}=\"", if at == 0 { '{' } else { ',' });
-            self.escaped(text);
-            self.0.push('"');
-        }
-        let end = if labels.is_empty() { "" } else { "}" };
-        let _ = writeln!(self.0, "{end} {value}");
-    }
-
-    /// A label's value: backslash, quote and line feed are escaped.
-    fn escaped(&mut self, text: &str) {
-        for c in text.chars() {
-            match c {
-                '\\' => self.0.push_str("\\\\"),
-                '"' => self.0.push_str("\\\""),
-                '\n' => self.0.push_str("\\n"),
-                c => self.0.push(c),
+/// What breakers did. An upstream has one, whatever the group that calls it: the label is the first
+/// group that has it.
+fn breakers(out: &mut Text<'_>, rows: &[UpstreamRow], labels: &PlanLabels) {
+    let group = |row: &UpstreamRow| labels.group_of.get(&row.name).map_or("", String::as_str);
+    let name = "circuitbreaker_state_changes_total";
+    out.family(name, "counter", "How often a breaker has gone from a state to another.");
+    for row in rows {
+        for (from, counts) in BREAKER.iter().zip(row.breaker_changes) {
+            for (to, count) in BREAKER.iter().zip(counts).filter(|(to, _)| *to != from) {
+                let labels = [("group", group(row)), ("upstream", &*row.name)];
+                out.sample(name, &[labels[0], labels[1], ("from", from), ("to", to)], count);
             }
         }
     }
-
-    /// Microseconds inside, seconds outside; the buckets are cumulative.
-    fn histogram(&mut self, name: &str, histogram: &Histogram) {
-        let mut below = 0;
-        for (bound, count) in histogram.buckets().filter(|(bound, _)| *bound != u64::MAX) {
-            below += count;
-            let le = seconds(Duration::from_micros(bound));
-            self.sample(&format!("{name}_bucket"), &[("le", &le)], below);
+    let name = "circuitbreaker_calls_total";
+    out.family(name, "counter", "Calls of which a breaker was told, by how they ended.");
+    for row in rows {
+        for (result, count) in CALLS.iter().zip(row.breaker_calls) {
+            let labels = [("group", group(row)), ("upstream", &*row.name), ("result", result)];
+            out.sample(name, &labels, count);
         }
-        let count = histogram.count();
-        self.sample(&format!("{name}_bucket"), &[("le", "+Inf")], count);
-        self.sample(&format!("{name}_sum"), &[], seconds(Duration::from_micros(histogram.sum())));
-        self.sample(&format!("{name}_count"), &[], count);
     }
-}
-
-fn seconds(length: Duration) -> String {
-    format!("{}.{:06}", length.as_secs(), length.subsec_micros())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::telemetry::Outcome;
+    use crate::telemetry::labels::{LabelId, LabelKind, LabelNames};
+    use crate::telemetry::meters::{ExchangeLabels, Meters};
+    use crate::telemetry::series::CoreRows;
     use std::collections::HashSet;
 
     fn text() -> String {
@@ -299,13 +302,41 @@ mod tests {
             in_flight: 2,
             attempts: 7,
             breaker: 1,
-            breaker_changes: [3, 4, 5],
+            breaker_changes: [[0, 3, 0], [0, 0, 4], [5, 6, 0]],
+            breaker_calls: [7, 8, 9],
         };
         let upstreams = vec![row("gpu0", true), row("a\"b\\c\nd", false)];
-        let live = Live { queues: vec![("chat".to_owned(), 9)], panics: 2, ..Live::default() };
+        let mut labels = PlanLabels::default();
+        let mut names = LabelNames::default();
+        let listener = names.label(LabelKind::Listener, ["main"].into_iter(), &mut labels)[0];
+        let rows = Arc::new(CoreRows::default());
+        let labels = Arc::new(labels);
+        let mut meters = Meters::new(rows.clone(), labels.clone());
+        let of = |listener| ExchangeLabels { listener, ..ExchangeLabels::default() };
+        let outcome = Outcome { status: 200, duration_us: 1_500_000, ..Outcome::default() };
+        meters.exchange(&of(listener), 2, &outcome, false);
+        meters.exchange(&of(LabelId(77)), 2, &outcome, false);
+        let mut sums = RowSums::default();
+        sums.add(&rows);
+        let certificate = CertificateRow {
+            side: "listener",
+            name: "main".to_owned(),
+            certificate: "a.pem".to_owned(),
+            seconds_left: -129_600,
+        };
+        let live = Live {
+            queues: vec![("chat".to_owned(), 9)],
+            panics: 2,
+            certificates: vec![certificate],
+            rows: sums,
+            labels,
+            ..Live::default()
+        };
         let (version, certificates) = ("1.2.3", (6, 8));
         let reloads = ReloadCounts { done: 3, at_unix_s: 9, ..ReloadCounts::default() };
-        render(&Snapshot { version, counters: &counters, upstreams, live, certificates, reloads })
+        let counters = &counters;
+        let prefix = "tokenring_";
+        render(&Snapshot { prefix, version, counters, upstreams, live, certificates, reloads })
     }
 
     #[test]
@@ -327,15 +358,15 @@ mod tests {
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"open\"} 1",
-            "tokenring_circuitbreaker_state_changes_total{upstream=\"gpu0\",to=\"half_open\"} 5",
-            "tokenring_http_request_duration_seconds_bucket{le=\"0.000003\"} 1",
-            "tokenring_http_request_duration_seconds_bucket{le=\"2.097151\"} 2",
-            "tokenring_http_request_duration_seconds_bucket{le=\"+Inf\"} 2",
-            "tokenring_http_request_duration_seconds_sum 1.500003",
-            "tokenring_http_request_duration_seconds_count 2",
+            "tokenring_circuitbreaker_state_changes_total{group=\"\",upstream=\"gpu0\",from=\"half_open\",to=\"closed\"} 5",
+            "tokenring_circuitbreaker_calls_total{group=\"\",upstream=\"gpu0\",result=\"timeout\"} 9",
+            "tokenring_certificate_remaining_seconds{side=\"listener\",name=\"main\",certificate=\"a.pem\"} -129600",
+            "tokenring_http_requests_total{forward=\"main\",method=\"POST\"} 1",
+            "tokenring_http_request_duration_seconds_sum{forward=\"main\"} 1.5",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n{text}");
         }
+        assert_eq!(text.matches("tokenring_http_requests_total{").count(), 1, "no name, no row");
     }
 
     #[test]

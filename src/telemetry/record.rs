@@ -16,6 +16,7 @@ use super::outcome::{Outcome, RouteKind};
 use crate::base::clock::{Moment, micros};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
+use crate::http::method::Method;
 use crate::llm::usage::Usage;
 
 /// Longest text of a client's choice that a record keeps (path, model), in bytes.
@@ -48,6 +49,12 @@ pub struct Facts {
     pub group: Option<u16>,
     /// The number of the last attempt's upstream.
     pub upstream: Option<u16>,
+    /// The method, told apart; `Other` where no head could be read.
+    pub method_kind: Method,
+    /// The place of the model in the plan's table; `None` = it names none of them.
+    pub model_known: Option<u32>,
+    /// How many attempts failed before the client had an answer.
+    pub failed_attempts: u32,
     /// The attempts that failed, `FAILURES_MAX` of them.
     pub failures: Vec<FailedAttempt>,
     texts: Texts,
@@ -100,6 +107,9 @@ impl Record {
             key: None,
             group: None,
             upstream: None,
+            method_kind: Method::Other,
+            model_known: None,
+            failed_attempts: 0,
             failures: Vec::new(),
             texts,
         };
@@ -125,8 +135,10 @@ impl Record {
     }
 
     /// A head has been read; `path` is without its query.
-    pub fn head_read(&self, method: &[u8], path: &[u8]) {
-        let texts = &mut self.facts.borrow_mut().texts;
+    pub fn head_read(&self, kind: Method, method: &[u8], path: &[u8]) {
+        let facts = &mut *self.facts.borrow_mut();
+        facts.method_kind = kind;
+        let texts = &mut facts.texts;
         texts.method = texts.keep(method, METHOD_BYTES_MAX);
         texts.path = texts.keep(path, CLIENT_TEXT_BYTES_MAX);
     }
@@ -150,10 +162,11 @@ impl Record {
         texts.model_sent = texts.model.clone();
     }
 
-    /// A route has been found; `renamed` is what the server will read instead of the model's name.
-    pub fn routed(&self, route: RouteKind, group: u16, renamed: Option<&str>) {
+    /// A route has been found, by the `model` at this place in the plan's table; `renamed` is what
+    /// the server will read instead of the model's name.
+    pub fn routed(&self, route: RouteKind, group: u16, model: Option<u32>, renamed: Option<&str>) {
         let facts = &mut *self.facts.borrow_mut();
-        (facts.outcome.route, facts.group) = (route, Some(group));
+        (facts.outcome.route, facts.group, facts.model_known) = (route, Some(group), model);
         if let Some(name) = renamed {
             facts.texts.model_sent = facts.texts.keep(name.as_bytes(), CLIENT_TEXT_BYTES_MAX);
         }
@@ -266,6 +279,7 @@ impl Record {
     #[cold]
     pub fn attempt_failed(&self, upstream: &str, kind: Kind, status: u16) {
         let facts = &mut *self.facts.borrow_mut();
+        facts.failed_attempts += 1;
         if facts.failures.len() < FAILURES_MAX {
             facts.failures.push(FailedAttempt { upstream: upstream.into(), kind, status });
         }
@@ -275,6 +289,11 @@ impl Record {
     #[cold]
     pub fn failed(&self, kind: Kind) {
         self.facts.borrow_mut().outcome.fault.get_or_insert(kind.into());
+    }
+
+    /// Reads what has been written so far.
+    pub fn with<T>(&self, read: impl FnOnce(&Facts) -> T) -> T {
+        read(&self.facts.borrow())
     }
 
     /// Ends the record.
@@ -388,9 +407,9 @@ mod tests {
     fn texts_of_a_client_are_bounded_and_end_at_a_character() {
         let mut record = record();
         let long = "\u{20ac}".repeat(200);
-        record.head_read(b"POST", long.as_bytes());
+        record.head_read(Method::Post, b"POST", long.as_bytes());
         record.model_named(&long);
-        record.routed(RouteKind::Model, 0, Some("b"));
+        record.routed(RouteKind::Model, 0, None, Some("b"));
         let facts = record.finish(at(0));
         assert_eq!(facts.path(), "\u{20ac}".repeat(85).as_bytes());
         assert_eq!((facts.method(), facts.model()), (&b"POST"[..], facts.path()));

@@ -107,6 +107,12 @@ impl Pool {
         idle.into_values().flatten().for_each(|conn| self.bury(conn));
     }
 
+    /// How many connections idle.
+    #[must_use]
+    pub fn idle_all(&self) -> u32 {
+        u32::try_from(self.idle.borrow().values().map(Vec::len).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
     /// How many connections to one address idle.
     #[must_use]
     pub fn idle(&self, pool: PoolId) -> usize {

@@ -27,6 +27,7 @@ use crate::net::notify::WakeToken;
 use crate::policy::limit::ip::IpTable;
 use crate::policy::limit::key::KeyState;
 use crate::policy::limit::shared::Budget;
+use crate::telemetry::labels::{LabelKind, LabelNames, PlanLabels};
 
 /// What a plan has in common with others; each list in the order of its config.
 pub struct Carried {
@@ -40,6 +41,8 @@ pub struct Carried {
     pub groups: Vec<CarriedGroup>,
     /// The budget that nodes share; `None` = every node counts by itself.
     pub budget: Option<Arc<Budget>>,
+    /// By what metrics tell all these apart.
+    pub labels: PlanLabels,
 }
 
 /// An upstream: what is known of it, and where it is.
@@ -75,6 +78,7 @@ pub struct Registry {
     address_tables: Kept<String, IpTable>,
     groups: HashMap<GroupIdentity, KnownGroup>,
     budget: Option<Arc<Budget>>,
+    labels: LabelNames,
     pools_given: u64,
     keys_given: u32,
     groups_given: u64,
@@ -100,6 +104,7 @@ impl Registry {
             address_tables: Kept::default(),
             groups: HashMap::new(),
             budget: None,
+            labels: LabelNames::default(),
             pools_given: 0,
             keys_given: 0,
             groups_given: 0,
@@ -145,7 +150,32 @@ impl Registry {
         });
         let keys = keys.collect();
         let groups = self.groups(config, &sites);
-        Carried { sites, keys, address_tables, groups, budget: self.budget.clone() }
+        let (budget, labels) = (self.budget.clone(), self.labels(config));
+        Carried { sites, keys, address_tables, groups, budget, labels }
+    }
+
+    fn labels(&mut self, config: &Config) -> PlanLabels {
+        let (names, mut labels) = (&mut self.labels, PlanLabels::default());
+        let listeners = config.listeners.iter().map(|listener| &*listener.name);
+        labels.listeners = names.label(LabelKind::Listener, listeners, &mut labels);
+        let groups = config.groups.iter().map(|group| &*group.name);
+        labels.groups = names.label(LabelKind::Group, groups, &mut labels);
+        let upstreams = config.upstreams.iter().map(|upstream| &*upstream.name);
+        labels.upstreams = names.label(LabelKind::Upstream, upstreams, &mut labels);
+        let keys = config.keys.iter().map(|key| &*key.name);
+        labels.keys = names.label(LabelKind::Key, keys, &mut labels);
+        let models = config.models.iter().map(|model| &*model.name);
+        labels.models = names.label(LabelKind::Model, models, &mut labels);
+        let (declared, implicit): (Vec<_>, Vec<_>) =
+            config.groups.iter().partition(|group| !group.implicit);
+        for group in declared.into_iter().chain(implicit) {
+            for member in &group.members {
+                let upstream = &config.upstreams[usize::from(member.upstream.0)].name;
+                let known = labels.group_of.entry(upstream.clone());
+                known.or_insert_with(|| group.name.clone());
+            }
+        }
+        labels
     }
 
     fn forget_unused(&mut self) {

@@ -12,7 +12,7 @@ use super::slots::Slots;
 use crate::base::clock::{AtomicMoment, Moment};
 use crate::error::Kind;
 use crate::policy::breaker::models::{ModelMarks, model_hash};
-use crate::policy::breaker::{Breaker, BreakerPolicy, Change, State, StateName};
+use crate::policy::breaker::{Breaker, BreakerPolicy, CallResult, Change, State, StateName};
 use crate::policy::ewma::Measures;
 
 /// Probes say that it is down; an upstream that was never probed counts as healthy.
@@ -37,6 +37,11 @@ pub enum Failure {
     Fault(Kind),
 }
 
+/// States of a breaker.
+pub const STATES: usize = 3;
+/// Results of a call, as a breaker sees them.
+pub const RESULTS: usize = 3;
+
 /// Shared counters of one upstream.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -54,8 +59,10 @@ pub struct UpstreamState {
     failure: AtomicU32,
     /// Until when it asked to be left alone (`Retry-After`).
     back_off_until: AtomicMoment,
-    /// Changes of the breaker to Closed, Open and HalfOpen.
-    breaker_changes: [AtomicU64; 3],
+    /// Changes of the breaker, by the state before and the state after.
+    breaker_changes: [[AtomicU64; STATES]; STATES],
+    /// Results that the breaker was told, by `CallResult`.
+    breaker_calls: [AtomicU64; RESULTS],
     /// Decides whether calls are let through.
     pub breaker: Breaker,
     /// Which of its models fail while others of it work.
@@ -77,6 +84,7 @@ impl UpstreamState {
             failure: AtomicU32::new(0),
             back_off_until: AtomicMoment::default(),
             breaker_changes: Default::default(),
+            breaker_calls: Default::default(),
             breaker: Breaker::new(breaker),
             models: ModelMarks::default(),
             measures: Measures::new(),
@@ -120,17 +128,30 @@ impl UpstreamState {
     /// Counts a change of the breaker.
     pub fn count_change(&self, change: Option<Change>) {
         if let Some(change) = change {
-            self.breaker_changes[change.to as usize].fetch_add(1, Ordering::Relaxed);
+            let (from, to) = (change.from as usize, change.to as usize);
+            self.breaker_changes[from][to].fetch_add(1, Ordering::Relaxed);
             if change.to != StateName::Open {
                 self.poke();
             }
         }
     }
 
-    /// How often the breaker has gone to Closed, Open and HalfOpen.
+    /// How often the breaker has gone from Closed, Open and HalfOpen to each of these.
     #[must_use]
-    pub fn breaker_changes(&self) -> [u64; 3] {
-        self.breaker_changes.each_ref().map(|count| count.load(Ordering::Relaxed))
+    pub fn breaker_changes(&self) -> [[u64; STATES]; STATES] {
+        let all = self.breaker_changes.each_ref();
+        all.map(|to| to.each_ref().map(|count| count.load(Ordering::Relaxed)))
+    }
+
+    /// Counts a result that the breaker was told.
+    pub fn count_call(&self, result: CallResult) {
+        self.breaker_calls[result as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often the breaker was told of a success, a failure and a timeout.
+    #[must_use]
+    pub fn breaker_calls(&self) -> [u64; RESULTS] {
+        self.breaker_calls.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// Requests dispatched to this upstream and not yet ended, over all cores.

@@ -598,7 +598,7 @@ fn a_breaker_counts_nothing_before_there_is_an_address() {
         ask(&mut proxy.client(), "late") == (200, "a".to_owned())
     });
     let state = proxy.plan().upstreams[0].state.clone();
-    assert_eq!(state.breaker_changes(), [0; 3]);
+    assert_eq!(state.breaker_changes(), [[0; 3]; 3]);
 }
 
 #[test]

@@ -308,7 +308,8 @@ impl Fleet {
     fn is_tried_in_vain(&self, at: usize) {
         let before = self.attempts(at);
         let changes = || {
-            self.proxy.plan().upstreams[at].state.breaker_changes()[StateName::HalfOpen as usize]
+            let all = self.proxy.plan().upstreams[at].state.breaker_changes();
+            all.iter().map(|to| to[StateName::HalfOpen as usize]).sum::<u64>()
         };
         let trials = changes();
         wait_until("it is tried again", || changes() > trials);

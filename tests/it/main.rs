@@ -47,6 +47,7 @@ mod limits;
 mod listener_swaps;
 mod listeners;
 mod meters;
+mod metrics;
 mod models;
 mod paths;
 mod planner;

@@ -16,14 +16,14 @@ use super::house::{Proxy, mock_with, wait_until};
 use super::wire::{Client, chat, get, post};
 
 /// A proxy whose config can be written anew.
-struct Live {
-    proxy: Proxy,
+pub(crate) struct Live {
+    pub(crate) proxy: Proxy,
     text: Arc<Mutex<String>>,
     told: Arc<Mutex<Vec<Result<Reloaded, String>>>>,
 }
 
 impl Live {
-    fn start(text: &str) -> Live {
+    pub(crate) fn start(text: &str) -> Live {
         let written = Arc::new(Mutex::new(text.to_owned()));
         let told = Arc::new(Mutex::new(Vec::new()));
         let (reads, tells) = (written.clone(), told.clone());
@@ -40,7 +40,7 @@ impl Live {
     }
 
     /// Writes another config and reloads it.
-    fn reload(&self, text: &str) -> Result<Reloaded, String> {
+    pub(crate) fn reload(&self, text: &str) -> Result<Reloaded, String> {
         text.clone_into(&mut self.text.lock().unwrap());
         let before = self.told.lock().unwrap().len();
         self.proxy.reload();

@@ -145,5 +145,5 @@ impl Drop for Held<'_> {
 }
 
 fn changes(state: &UpstreamState) -> u64 {
-    state.breaker_changes().iter().sum()
+    state.breaker_changes().as_flattened().iter().sum()
 }

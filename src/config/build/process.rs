@@ -277,7 +277,22 @@ pub(crate) fn admin(raw: &RawConfig, r: &mut Reader<'_>) -> Option<Admin> {
         None => ["127.0.0.1/32", "::1/128"].iter().filter_map(|net| net.parse().ok()).collect(),
     };
     let persist = value(&raw.persist, false);
-    Some(Admin { bind, token, allow, dashboard: value(&raw.dashboard, true), persist })
+    let metrics_prefix = metrics_prefix(r, raw.metrics_prefix.as_ref());
+    let dashboard = value(&raw.dashboard, true);
+    Some(Admin { bind, token, allow, dashboard, persist, metrics_prefix })
+}
+
+/// What is put before the names of metrics.
+fn metrics_prefix(r: &mut Reader<'_>, said: Option<&At<String>>) -> String {
+    let Some(said) = said else { return Admin::METRICS_PREFIX.to_owned() };
+    let mut bytes = said.value.bytes();
+    let letter = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    let first = bytes.next().is_none_or(letter);
+    if !first || !bytes.all(|byte| letter(byte) || byte.is_ascii_digit()) {
+        let message = "takes letters, digits and `_`, and no digit at its beginning";
+        r.draft.fault(&said.spot, message);
+    }
+    said.value.clone()
 }
 
 /// `persist` keeps its edits somewhere.

@@ -253,6 +253,11 @@ impl Discovery {
     }
 }
 
+impl Admin {
+    /// What names of metrics begin with by default.
+    pub const METRICS_PREFIX: &'static str = "tokenring_";
+}
+
 /// `[admin]`.
 #[derive(Debug, Clone)]
 pub struct Admin {
@@ -266,4 +271,6 @@ pub struct Admin {
     pub dashboard: bool,
     /// Whether edits are kept in `state_dir`.
     pub persist: bool,
+    /// Put before the names of metrics; what Prometheus takes as a name, or empty.
+    pub metrics_prefix: String,
 }

@@ -142,5 +142,7 @@ mirror! {
         dashboard: bool,
         /// Edits are kept in state_dir.
         persist: bool,
+        /// Put before the names of metrics; letters, digits and `_`, no digit first.
+        metrics_prefix: String,
     }
 }

@@ -1,6 +1,6 @@
 //! What an attempt works on, and how it can end.
 
-use crate::error::Kind;
+use crate::error::{Blame, Kind, RetryClass};
 use crate::http::head::ResponseHead;
 use crate::net::stream::Stream;
 use crate::policy::retry::{self, Failure, RetryOn};
@@ -11,6 +11,7 @@ use crate::proxy::hold::{RequestBody, Scanner};
 use crate::proxy::plan::{Plan, UpstreamPlan, UpstreamTimeouts};
 use crate::proxy::refusal::Refusal;
 use crate::proxy::settle::Settle;
+use crate::telemetry::meters::ErrorLabel;
 use crate::upstream::held::Held;
 
 /// How an attempt ended.
@@ -62,6 +63,18 @@ impl Failed {
     pub fn at(&self, retries: u32, resendable: bool) -> retry::Attempt {
         let (reused, answered) = (self.reused, self.answered);
         retry::Attempt { retries, reused, answered, resendable, response_started: false }
+    }
+
+    /// What metrics count it under; `None` when the connection had died in the pool, and when the
+    /// upstream is not to blame.
+    #[must_use]
+    pub fn error(&self) -> Option<ErrorLabel> {
+        let row = self.kind.row();
+        let stale = self.reused && !self.answered && row.retry == RetryClass::Reset;
+        match self.status {
+            Some(status) => Some(ErrorLabel::Status(status)),
+            None => (row.blame == Blame::Upstream && !stale).then_some(ErrorLabel::Fault(row.kind)),
+        }
     }
 
     /// Why it failed, in the retry policy's words.
