@@ -6,8 +6,11 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tokenring::{
-    http::{Method, RequestHead, ResponseHead},
+use tokenring::testing::{
+    http::{
+        head::{RequestHead, ResponseHead},
+        method::Method,
+    },
     http1::{
         body::{BodyReader, drain_data},
         encode,

@@ -8,20 +8,20 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use tokenring::base::clock::Moment;
-use tokenring::base::rng::Rng;
-use tokenring::policy::balance::{self, Member, PickState, Strategy, Tried};
-use tokenring::policy::breaker::{Breaker, BreakerPolicy, CallResult};
-use tokenring::policy::ewma::Measures;
-use tokenring::policy::host::HostTable;
-use tokenring::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
-use tokenring::policy::model::{Force, ModelEntry, ModelNames, ModelTable};
-use tokenring::policy::queue::{Queue, Share};
-use tokenring::policy::route::PathTable;
-use tokenring::telemetry::Outcome;
-use tokenring::telemetry::access::write_line;
-use tokenring::telemetry::counters::Counters;
-use tokenring::telemetry::finished::Finished;
+use tokenring::testing::base::clock::Moment;
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::policy::balance::{self, Member, PickState, Strategy, Tried};
+use tokenring::testing::policy::breaker::{Breaker, BreakerPolicy, CallResult};
+use tokenring::testing::policy::ewma::Measures;
+use tokenring::testing::policy::host::HostTable;
+use tokenring::testing::policy::keys::{Key, KeyDigest, KeyTable, ModelRights};
+use tokenring::testing::policy::model::{Force, ModelEntry, ModelNames, ModelTable};
+use tokenring::testing::policy::queue::{Queue, Share};
+use tokenring::testing::policy::route::PathTable;
+use tokenring::testing::telemetry::access::write_line;
+use tokenring::testing::telemetry::counters::Counters;
+use tokenring::testing::telemetry::finished::Finished;
+use tokenring::testing::telemetry::outcome::Outcome;
 
 fn routes(c: &mut Criterion) {
     let rules = (0..100).map(|i| match i % 4 {

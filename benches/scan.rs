@@ -12,8 +12,8 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use tokenring::base::rng::Rng;
-use tokenring::llm::scan::ModelScan;
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::llm::scan::ModelScan;
 
 fn main_bench(c: &mut Criterion) {
     let bodies = [

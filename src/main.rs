@@ -4,7 +4,7 @@ use std::io::{stderr, stdout};
 use std::process::ExitCode;
 
 use tokenring::cli::{self, Command};
-use tokenring::server::{demo::demo, serve::serve};
+use tokenring::{demo, serve};
 
 fn main() -> ExitCode {
     let (mut out, mut err) = (stdout(), stderr());

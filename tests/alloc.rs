@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::config::Config;
-use tokenring::net::dial::Address;
+use tokenring::testing::config::Config;
+use tokenring::testing::net::dial::Address;
 
 /// Requests for memory by the cores while counting is on.
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
@@ -129,7 +129,7 @@ fn a_proxied_request_allocates_nothing() {
         mock.url()
     );
     let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
-    let server = tokenring::server::start(&config).unwrap().server;
+    let server = tokenring::testing::server::start(&config).unwrap().server;
     let Some(Address::Tcp(addr)) = server.address() else { panic!("no TCP listener") };
     let mut stream = TcpStream::connect(addr).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::base::units::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::base::units::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::base::units::fuzz(data);
+    tokenring::testing::base::units::fuzz(data);
 });

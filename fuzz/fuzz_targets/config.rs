@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::config::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::config::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::config::fuzz(data);
+    tokenring::testing::config::fuzz(data);
 });

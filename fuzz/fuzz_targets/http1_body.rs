@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http1::body::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http1::body::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http1::body::fuzz(data);
+    tokenring::testing::http1::body::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http1::framing::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http1::framing::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http1::framing::fuzz(data);
+    tokenring::testing::http1::framing::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http1::parse::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http1::parse::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http1::parse::fuzz(data);
+    tokenring::testing::http1::parse::fuzz(data);
 });

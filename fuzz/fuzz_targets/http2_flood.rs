@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http2::flood::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http2::flood::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http2::flood::fuzz(data);
+    tokenring::testing::http2::flood::fuzz(data);
 });

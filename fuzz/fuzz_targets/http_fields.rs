@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http::fields::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http::fields::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http::fields::fuzz(data);
+    tokenring::testing::http::fields::fuzz(data);
 });

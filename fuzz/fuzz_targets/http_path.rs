@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::http::path::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::http::path::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::http::path::fuzz(data);
+    tokenring::testing::http::path::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::content::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::content::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::content::fuzz(data);
+    tokenring::testing::llm::content::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::messages::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::messages::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::messages::fuzz(data);
+    tokenring::testing::llm::messages::fuzz(data);
 });

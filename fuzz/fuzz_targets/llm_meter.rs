@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::meter::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::meter::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::meter::fuzz(data);
+    tokenring::testing::llm::meter::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::multipart::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::multipart::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::multipart::fuzz(data);
+    tokenring::testing::llm::multipart::fuzz(data);
 });

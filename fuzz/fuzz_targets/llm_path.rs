@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::path::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::path::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::path::fuzz(data);
+    tokenring::testing::llm::path::fuzz(data);
 });

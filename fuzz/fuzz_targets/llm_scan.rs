@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::scan::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::scan::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::scan::fuzz(data);
+    tokenring::testing::llm::scan::fuzz(data);
 });

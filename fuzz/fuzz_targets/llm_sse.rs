@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::sse::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::sse::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::sse::fuzz(data);
+    tokenring::testing::llm::sse::fuzz(data);
 });

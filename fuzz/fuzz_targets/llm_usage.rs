@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::llm::usage::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::llm::usage::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::llm::usage::fuzz(data);
+    tokenring::testing::llm::usage::fuzz(data);
 });

@@ -1,8 +1,8 @@
-//! Feeds libFuzzer's inputs to `tokenring::policy::route::fuzz`.
+//! Feeds libFuzzer's inputs to `tokenring::testing::policy::route::fuzz`.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    tokenring::policy::route::fuzz(data);
+    tokenring::testing::policy::route::fuzz(data);
 });

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokenring::base::rng::Rng;
+use tokenring::testing::base::rng::Rng;
 
 use super::house::{LIMIT, Setup, house, wait_until};
 use super::wire::{chat, get, post, post_chunked};

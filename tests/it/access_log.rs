@@ -161,7 +161,9 @@ fn a_fifo_that_nobody_reads_costs_lines_and_no_request() {
     let mock = mock();
     let proxy = start(&folder, "[admin]\nbind = \"127.0.0.1:0\"\n", "", &[&mock]);
     let mut client = proxy.client();
-    let Some(tokenring::net::dial::Address::Tcp(admin)) = proxy.admin() else { panic!("none") };
+    let Some(tokenring::testing::net::dial::Address::Tcp(admin)) = proxy.admin() else {
+        panic!("none")
+    };
     let admin = *admin;
     for _ in 0..50 {
         assert_eq!(client.send(chat("", false)).answer().status, 200);

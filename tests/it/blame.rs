@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
-use tokenring::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::StateName;
 
 use super::fake::Fake;
 use super::house::{Proxy, mock, wait_until};
@@ -70,7 +70,7 @@ fn the_operator_is_told_of_each_change_of_a_breaker_and_why() {
     let server = mock();
     let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::<String>::new()));
     let lines = told.clone();
-    let differs = tokenring::control::Options {
+    let differs = tokenring::testing::control::Options {
         say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
         ..Default::default()
     };

@@ -13,11 +13,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls::{HandshakeKind, StreamOwned};
-use tokenring::control;
-use tokenring::load;
-use tokenring::net::dial::Address;
-use tokenring::net::tls::{client_name, provider};
-use tokenring::server::{self, Started};
+use tokenring::testing::control;
+use tokenring::testing::load;
+use tokenring::testing::net::dial::Address;
+use tokenring::testing::net::tls::{client_name, provider};
+use tokenring::testing::server::{self, Started};
 
 use super::house::{LIMIT, Proxy, wait_until};
 use super::wire::{Client, get};

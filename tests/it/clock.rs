@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use tokenring::base::clock::WallTime;
-use tokenring::net::sys::wall_time;
+use tokenring::testing::base::clock::WallTime;
+use tokenring::testing::net::sys::wall_time;
 
 use super::house::{Proxy, Setup, mock, wait_until};
 use super::wire::get;

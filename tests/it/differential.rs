@@ -12,17 +12,17 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use base64::Engine as _;
-use tokenring::base::clock::{Timestamp, WallTime};
-use tokenring::base::rng::Rng;
-use tokenring::http::head::RequestHead;
-use tokenring::http1::body::{BodyReader, drain_data};
-use tokenring::http1::encode;
-use tokenring::http1::parse::{Parse, parse_request};
-use tokenring::llm::scan::ModelScan;
-use tokenring::proxy::admit::{Admitted, admit};
-use tokenring::proxy::hold::Scanner;
-use tokenring::proxy::plan::{PathPlan, Plan};
-use tokenring::proxy::route;
+use tokenring::testing::base::clock::{Timestamp, WallTime};
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::http::head::RequestHead;
+use tokenring::testing::http1::body::{BodyReader, drain_data};
+use tokenring::testing::http1::encode;
+use tokenring::testing::http1::parse::{Parse, parse_request};
+use tokenring::testing::llm::scan::ModelScan;
+use tokenring::testing::proxy::admit::{Admitted, admit};
+use tokenring::testing::proxy::hold::Scanner;
+use tokenring::testing::proxy::plan::{PathPlan, Plan};
+use tokenring::testing::proxy::route;
 
 use super::house::Proxy;
 use super::readers::Got;

@@ -297,7 +297,7 @@ fn a_server_that_never_lists_its_models_holds_the_old_one_for_leave_max() {
     wait_until("both are in force", || upstreams(&proxy) == 2);
     assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
     let took = wait_until("the old one has left", || upstreams(&proxy) == 1);
-    let limit = tokenring::control::entry::LEAVE_MAX;
+    let limit = tokenring::testing::control::entry::LEAVE_MAX;
     assert!(took > limit / 2 && took < limit + Duration::from_secs(2), "{took:?}");
     assert_eq!(ask(&mut proxy.client(), "x").0, 503, "the new one has not said yet what it has");
 }
@@ -309,7 +309,7 @@ fn models_of_an_entry_that_finds_nobody_any_more_stay_known_for_the_grace() {
     file.list(&[&a]);
     let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let lines = told.clone();
-    let hears = tokenring::control::Options {
+    let hears = tokenring::testing::control::Options {
         say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
         ..Default::default()
     };
@@ -392,7 +392,7 @@ fn a_broken_file_keeps_the_last_good_one_and_is_told_once() {
     file.list(&[&a]);
     let told = std::sync::Arc::new(std::sync::Mutex::new(Vec::new()));
     let lines = told.clone();
-    let differs = tokenring::control::Options {
+    let differs = tokenring::testing::control::Options {
         say: std::sync::Arc::new(move |line: &str| lines.lock().unwrap().push(line.to_owned())),
         ..Default::default()
     };
@@ -428,8 +428,8 @@ fn weights_of_a_file_are_those_of_the_members() {
 }
 
 /// Asks this name server and no other.
-fn asking(server: &NameServer) -> tokenring::control::Options {
-    tokenring::control::Options { name_server: Some(server.addr()), ..Default::default() }
+fn asking(server: &NameServer) -> tokenring::testing::control::Options {
+    tokenring::testing::control::Options { name_server: Some(server.addr()), ..Default::default() }
 }
 
 /// Two servers on one port of two addresses of this machine.
@@ -609,7 +609,7 @@ fn the_start_does_not_wait_long_for_a_server_that_is_silent() {
     let text = format!("{LISTENER}{}{}", upstream("s", &url, ""), upstream("a", &a.url(), ""));
     let begun = Instant::now();
     let proxy = Proxy::start(&text);
-    let limit = tokenring::control::reconciler::FIRST_WAIT + Duration::from_secs(2);
+    let limit = tokenring::testing::control::reconciler::FIRST_WAIT + Duration::from_secs(2);
     assert!(begun.elapsed() < limit, "{:?}", begun.elapsed());
     assert_eq!(ask(&mut proxy.client(), "x"), (200, "a".to_owned()));
 }

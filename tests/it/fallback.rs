@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
-use tokenring::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::StateName;
 
 use super::house::{LIMIT, Proxy, mock, wait_until};
 use super::wire::{Answer, Client, chat, post, sha256};

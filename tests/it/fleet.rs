@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::StateName;
 
 use super::house::{LIMIT, Proxy, Setup, wait_until};
 use super::wire::{Client, chat};

@@ -3,8 +3,8 @@
 //! The seeds are good messages of each grammar, harmed a little; random bytes alone rarely get
 //! past the first rule. Replay with `TOKENRING_FUZZ_SEED` and `TOKENRING_FUZZ_ITERATIONS`.
 
-use tokenring::base::rng::Rng;
-use tokenring::{base, config, http, http1, http2, llm, policy};
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::{base, config, http, http1, http2, llm, policy};
 
 const ITERATIONS: u64 = 2_000;
 

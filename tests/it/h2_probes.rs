@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use tokenring::net::dial::Address;
+use tokenring::testing::net::dial::Address;
 
 use super::h2_server::{H2Server, MODEL, Ways};
 use super::house::{Proxy, Setup, mock, wait_until};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::fake::Fake;
 use super::house::{Proxy, wait_until};
 use super::wire::{Answer, Client, get, post};
-use tokenring::net::dial::Address;
+use tokenring::testing::net::dial::Address;
 
 const HEAD: &str =
     "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n";
@@ -240,8 +240,8 @@ fn metrics_are_in_the_form_of_prometheus() {
 fn an_admin_address_that_is_taken_ends_the_start() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let text = format!("{HEAD}[admin]\nbind = \"{}\"\n", taken.local_addr().unwrap());
-    let config = tokenring::config::Config::from_toml_str(&text, &|_| None).unwrap();
-    let why = tokenring::server::start(&config).err().expect("refused");
+    let config = tokenring::testing::config::Config::from_toml_str(&text, &|_| None).unwrap();
+    let why = tokenring::testing::server::start(&config).err().expect("refused");
     assert!(why.starts_with("admin: cannot listen on 127.0.0.1:"), "{why}");
 }
 

@@ -11,13 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::config::{self, Loaded, Outside, Report};
-use tokenring::control;
-use tokenring::load;
-use tokenring::net::dial::Address;
-use tokenring::proxy::plan::Plan;
-use tokenring::server::listeners::Applied;
-use tokenring::server::{self, Server};
+use tokenring::testing::config::{self, Loaded, Outside, Report};
+use tokenring::testing::control;
+use tokenring::testing::load;
+use tokenring::testing::net::dial::Address;
+use tokenring::testing::proxy::plan::Plan;
+use tokenring::testing::server::listeners::Applied;
+use tokenring::testing::server::{self, Server};
 
 use super::wire::Client;
 

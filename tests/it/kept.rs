@@ -4,9 +4,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::control::Options;
-use tokenring::error::RETRY_AFTER_S_MAX;
-use tokenring::policy::breaker::{State, StateName};
+use tokenring::testing::control::Options;
+use tokenring::testing::error::RETRY_AFTER_S_MAX;
+use tokenring::testing::policy::breaker::{State, StateName};
 
 use super::fake::{NameServer, Records};
 use super::house::{LIMIT, Proxy, mock_with, wait_until};

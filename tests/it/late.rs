@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use tokenring::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::StateName;
 
 use super::house::Setup;
 use super::scripted::{OK, Scripted};

@@ -10,10 +10,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use loadtest::mock::Mock;
-use tokenring::base::listener_id::ListenerId;
-use tokenring::net::dial::Address;
-use tokenring::proxy::plan::Plan;
-use tokenring::server::listeners::Applied;
+use tokenring::testing::base::listener_id::ListenerId;
+use tokenring::testing::net::dial::Address;
+use tokenring::testing::proxy::plan::Plan;
+use tokenring::testing::server::listeners::Applied;
 
 use super::h2_client::{self, H2Client};
 use super::house::{LIMIT, Proxy, mock_with, wait_until};

@@ -68,7 +68,7 @@ fn listens_on_several_addresses() {
     let proxy = Setup { listener: &listener, ..Setup::default() }.start(&[&mock]);
     assert_eq!(proxy.addresses().len(), 3);
     for (_, address) in &proxy.addresses() {
-        if let tokenring::net::dial::Address::Tcp(addr) = address {
+        if let tokenring::testing::net::dial::Address::Tcp(addr) = address {
             assert_eq!(Client::connect(*addr).send(chat("", false)).answer().status, 200);
         }
     }
@@ -83,8 +83,8 @@ fn a_port_that_is_taken_ends_the_start_with_a_message() {
          [[upstream]]\nname = \"a\"\nurl = \"http://127.0.0.1:9\"\nmodels = []\n",
         taken.local_addr().unwrap()
     );
-    let config = tokenring::config::Config::from_toml_str(&text, &|_| None).unwrap();
-    let why = tokenring::server::start(&config).err().expect("the port is taken");
+    let config = tokenring::testing::config::Config::from_toml_str(&text, &|_| None).unwrap();
+    let why = tokenring::testing::server::start(&config).err().expect("the port is taken");
     assert!(!why.is_empty());
 }
 

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokenring::base::clock::{Moment, seconds_up};
+use tokenring::testing::base::clock::{Moment, seconds_up};
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::wire::{Client, get, post};

@@ -171,7 +171,7 @@ fn a_route_that_no_normal_path_reaches_is_a_fault() {
         let listener = format!("[[listener.route]]\n{route}\ngroup = \"chat\"");
         let setup = Setup { listener: &listener, ..Setup::default() };
         let text = setup.text(&["http://127.0.0.1:1".to_owned()]);
-        let loaded = tokenring::load::load_text("config.toml", &text);
+        let loaded = tokenring::testing::load::load_text("config.toml", &text);
         match loaded {
             Ok(_) => assert!(good, "{route}"),
             Err(report) => {

@@ -3,14 +3,14 @@
 use std::net::ToSocketAddrs;
 use std::os::fd::OwnedFd;
 
-use tokenring::config::Config;
-use tokenring::net::dial::Address;
-use tokenring::net::tls::Store;
-use tokenring::proxy::compile::compile;
-use tokenring::proxy::core::Mailboxes;
-use tokenring::proxy::plan::Plan;
-use tokenring::server::{Options, Server};
-use tokenring::upstream::registry::Registry;
+use tokenring::testing::config::Config;
+use tokenring::testing::net::dial::Address;
+use tokenring::testing::net::tls::Store;
+use tokenring::testing::proxy::compile::compile;
+use tokenring::testing::proxy::core::Mailboxes;
+use tokenring::testing::proxy::plan::Plan;
+use tokenring::testing::server::{Options, Server};
+use tokenring::testing::upstream::registry::Registry;
 
 use super::house::Proxy;
 

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokenring::control;
+use tokenring::testing::control;
 
 use super::fake::{Fake, NameServer, Records};
 use super::h2_server::{H2Server, Ways};

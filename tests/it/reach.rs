@@ -4,7 +4,7 @@ use super::fake::Fake;
 use super::house::{Proxy, Setup, mock, mock_with, wait_until};
 use super::wire::{Client, get, post};
 use loadtest::mock::Mock;
-use tokenring::net::dial::Address;
+use tokenring::testing::net::dial::Address;
 
 const CHAT: &str = "/v1/chat/completions";
 const LIMITED: &str = "Authorization: Bearer sk-small\r\n";

@@ -9,9 +9,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::Reason;
 use loadtest::mock::Mock;
-use tokenring::error::Kind;
-use tokenring::telemetry::finished::Finished;
-use tokenring::telemetry::outcome::{EndedBy, Outcome, RouteKind};
+use tokenring::testing::error::Kind;
+use tokenring::testing::telemetry::finished::Finished;
+use tokenring::testing::telemetry::outcome::{EndedBy, Outcome, RouteKind};
 
 use super::h2_client::H2Client;
 use super::house::{LIMIT, Proxy, Setup, house, mock, wait_until};

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
-use tokenring::control::redis::CALL_TIMEOUT;
-use tokenring::policy::limit::shared::Budget;
+use tokenring::testing::control::redis::CALL_TIMEOUT;
+use tokenring::testing::policy::limit::shared::Budget;
 
 use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::ratelimits::{fresh_minute, thousand, thousand_with_store};

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use loadtest::mock::Mock;
-use tokenring::base::listener_id::ListenerId;
-use tokenring::control::Options;
-use tokenring::control::reload::{ReloadHooks, Reloaded};
-use tokenring::load;
-use tokenring::net::dial::Address;
+use tokenring::testing::base::listener_id::ListenerId;
+use tokenring::testing::control::Options;
+use tokenring::testing::control::reload::{ReloadHooks, Reloaded};
+use tokenring::testing::load;
+use tokenring::testing::net::dial::Address;
 
 use super::fake::Fake;
 use super::house::{Proxy, mock_with, wait_until};

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use loadtest::mock::Mock;
-use tokenring::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::StateName;
 
 use super::house::{LIMIT, Proxy, Setup, mock, mock_with, wait_until};
 use super::wire::{Client, chat, post};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokenring::net::dial::Address;
+use tokenring::testing::net::dial::Address;
 
 use super::h2_server::{H2Server, Ways};
 use super::house::{LIMIT, Proxy, Setup, wait_until};

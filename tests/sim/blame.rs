@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use tokenring::policy::balance::Strategy;
-use tokenring::policy::breaker::BreakerPolicy;
+use tokenring::testing::policy::balance::Strategy;
+use tokenring::testing::policy::breaker::BreakerPolicy;
 
 use crate::clock::{MS, SECOND};
 use crate::report::{Ended, Report};

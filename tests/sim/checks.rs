@@ -4,10 +4,10 @@
 //! holds a trial of which half-open period, who has ended. A decider that loses count
 //! differs from the books at the next event.
 
-use tokenring::policy::balance::Strategy;
-use tokenring::policy::breaker::State;
-use tokenring::policy::queue::RETRY_AFTER_S_MAX;
-use tokenring::upstream::state::UpstreamState;
+use tokenring::testing::policy::balance::Strategy;
+use tokenring::testing::policy::breaker::State;
+use tokenring::testing::policy::queue::RETRY_AFTER_S_MAX;
+use tokenring::testing::upstream::state::UpstreamState;
 
 use crate::clock::{Event, SECOND};
 use crate::fleet::Held;

@@ -6,8 +6,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use tokenring::base::clock::Moment;
-use tokenring::policy::breaker::Sign;
+use tokenring::testing::base::clock::Moment;
+use tokenring::testing::policy::breaker::Sign;
 
 /// One second, in the microseconds of this clock.
 pub(crate) const SECOND: u64 = 1_000_000;

@@ -6,10 +6,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use tokenring::base::clock::{AtomicMoment, Moment};
-use tokenring::policy::breaker::{CallResult, Entry, StateName};
-use tokenring::upstream::state::{Lease, UpstreamState};
-use tokenring::upstream::wait_queue::{GroupQueue, WaitQueue, Wake};
+use tokenring::testing::base::clock::{AtomicMoment, Moment};
+use tokenring::testing::policy::breaker::{CallResult, Entry, StateName};
+use tokenring::testing::upstream::state::{Lease, UpstreamState};
+use tokenring::testing::upstream::wait_queue::{GroupQueue, WaitQueue, Wake};
 
 use crate::setup::Setup;
 

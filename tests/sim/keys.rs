@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use tokenring::base::clock::{Timestamp, WallTime};
-use tokenring::error::Kind;
-use tokenring::policy::limit::gcra::Pace;
-use tokenring::policy::limit::key::{KeyRules, KeyState, Over};
-use tokenring::policy::limit::window::Quota;
+use tokenring::testing::base::clock::{Timestamp, WallTime};
+use tokenring::testing::error::Kind;
+use tokenring::testing::policy::limit::gcra::Pace;
+use tokenring::testing::policy::limit::key::{KeyRules, KeyState, Over};
+use tokenring::testing::policy::limit::window::Quota;
 
 use crate::clock::SECOND;
 use crate::setup::KeySetup;

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-use tokenring::error::RetryClass;
-use tokenring::policy::balance::{self, Member, Tried};
-use tokenring::policy::breaker::{CallResult, StateName};
-use tokenring::policy::retry::{Attempt, Failure, RetryDecision};
+use tokenring::testing::error::RetryClass;
+use tokenring::testing::policy::balance::{self, Member, Tried};
+use tokenring::testing::policy::breaker::{CallResult, StateName};
+use tokenring::testing::policy::retry::{Attempt, Failure, RetryDecision};
 
 use crate::clock::Event;
 use crate::fleet::Held;
@@ -34,7 +34,8 @@ impl<'a> Sim<'a> {
             return;
         }
         self.next_arrival(key);
-        let vary = |rng: &mut tokenring::base::rng::Rng, us: u64| us / 2 + rng.below(us + 1);
+        let vary =
+            |rng: &mut tokenring::testing::base::rng::Rng, us: u64| us / 2 + rng.below(us + 1);
         let exchange = self.exchanges.len();
         let (head_us, body_us) =
             (vary(&mut self.rng, self.setup.head_us), vary(&mut self.rng, self.setup.body_us));

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use tokenring::policy::balance::Strategy;
-use tokenring::policy::breaker::BreakerPolicy;
-use tokenring::policy::retry::RetryPolicy;
+use tokenring::testing::policy::balance::Strategy;
+use tokenring::testing::policy::breaker::BreakerPolicy;
+use tokenring::testing::policy::retry::RetryPolicy;
 
 use crate::clock::{MS, SECOND};
 use crate::report::{Ended, Report};

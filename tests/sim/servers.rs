@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use tokenring::base::rng::Rng;
+use tokenring::testing::base::rng::Rng;
 
 use crate::clock::{Clock, Event, MS};
 

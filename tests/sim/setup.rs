@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use tokenring::base::rng::Rng;
-use tokenring::policy::balance::Strategy;
-use tokenring::policy::breaker::BreakerPolicy;
-use tokenring::policy::retry::{RetryOn, RetryPolicy};
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::policy::balance::Strategy;
+use tokenring::testing::policy::breaker::BreakerPolicy;
+use tokenring::testing::policy::retry::{RetryOn, RetryPolicy};
 
 use crate::clock::{MS, SECOND};
 use crate::servers::Mode;

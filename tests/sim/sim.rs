@@ -5,13 +5,13 @@
 
 use std::time::{Duration, Instant};
 
-use tokenring::base::clock::Moment;
-use tokenring::base::rng::Rng;
-use tokenring::policy::balance::{Member, PickState, Tried};
-use tokenring::policy::breaker::Sign;
-use tokenring::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
-use tokenring::policy::health::HealthState;
-use tokenring::upstream::wait_queue;
+use tokenring::testing::base::clock::Moment;
+use tokenring::testing::base::rng::Rng;
+use tokenring::testing::policy::balance::{Member, PickState, Tried};
+use tokenring::testing::policy::breaker::Sign;
+use tokenring::testing::policy::budget::{MILLIS_PER_SECOND, RetryBudget};
+use tokenring::testing::policy::health::HealthState;
+use tokenring::testing::upstream::wait_queue;
 
 use crate::checks::Checks;
 use crate::clock::{Clock, Event, SECOND};

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use tokenring::upstream::wait_queue::{Accepts, Share};
+use tokenring::testing::upstream::wait_queue::{Accepts, Share};
 
 use crate::clock::Event;
 use crate::fleet::Held;

@@ -1,6 +1,6 @@
 //! Runs with a name, about waiting: who gets the next slot, and what those are told who do not.
 
-use tokenring::policy::breaker::BreakerPolicy;
+use tokenring::testing::policy::breaker::BreakerPolicy;
 
 use crate::clock::{MS, SECOND};
 use crate::report::Ended;
