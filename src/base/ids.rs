@@ -48,7 +48,8 @@ impl RequestId {
         Some(RequestId { bytes, len: sent.len() as u8 })
     }
 
-    /// Takes the client's id where it has a good one, and makes one where not.
+    /// Takes the client's id where it has a good one, and makes one where not; `chance` is a random
+    /// draw.
     pub fn accept(sent: Option<&[u8]>, now: WallTime, chance: u64) -> RequestId {
         sent.and_then(RequestId::parse).unwrap_or_else(|| RequestId::new(now, chance))
     }

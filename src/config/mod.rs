@@ -28,8 +28,8 @@ mod values;
 mod tests;
 
 pub use discovered::WithoutFile;
-pub use expanded::{TARGETS_MAX, Target, distinct_targets};
-pub use fault::{Fault, Report};
+pub use expanded::{Target, distinct_targets};
+pub use fault::Report;
 pub use file_sd::parse_file_sd;
 pub use model::*;
 pub use reader::Outside;

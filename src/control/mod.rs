@@ -313,7 +313,7 @@ fn open_store(
     registry: &mut Registry,
     say: Say,
 ) -> Result<Option<StoreAnswer>, String> {
-    let Some(opened) = redis::open_telling(&config.ratelimit_store, redis::node(), say)? else {
+    let Some(opened) = redis::open(&config.ratelimit_store, redis::node(), say)? else {
         return Ok(None);
     };
     registry.share(opened.budget);

@@ -261,7 +261,7 @@ impl Reload {
     /// Opens the store of a config, and connects to it in the background.
     fn open_store(&self, config: &Config) -> Result<Option<Arc<Budget>>, String> {
         let node = super::redis::node();
-        let opened = super::redis::open_telling(&config.ratelimit_store, node, self.say.clone())?;
+        let opened = super::redis::open(&config.ratelimit_store, node, self.say.clone())?;
         Ok(opened.map(|opened| {
             // Ends with the last plan that has its budget.
             drop(tokio::spawn(opened.run));

@@ -11,7 +11,3 @@ pub mod head;
 pub mod method;
 pub mod name;
 pub mod path;
-
-pub use head::{Field, RequestHead, ResponseHead, Span, Version};
-pub use method::Method;
-pub use name::Name;

@@ -215,7 +215,7 @@ fn assert_reads_back(
         framing::{Framing, response_framing},
         parse::{Parse, parse_response},
     };
-    let mut head = crate::http::ResponseHead::new();
+    let mut head = crate::http::head::ResponseHead::new();
     let parsed = parse_response(wire, &mut 0, limits, &mut head);
     assert_eq!(parsed, Ok(Parse::Done), "{}", wire.escape_ascii());
     assert_eq!((head.len as usize, head.status), (wire.len(), status.as_u16()));

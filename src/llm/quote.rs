@@ -42,6 +42,7 @@ pub fn quote_inner(text: &str, out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::scan::ModelScan;
     use proptest::prelude::*;
 
     fn quoted(text: &str) -> String {
@@ -61,6 +62,22 @@ mod tests {
         #[test]
         fn a_parser_reads_back_what_was_written(text in any::<String>()) {
             prop_assert_eq!(serde_json::from_str::<String>(&quoted(&text)).unwrap(), text);
+        }
+
+        #[test]
+        fn a_new_name_for_the_old_one_is_what_a_server_reads(old in any::<String>(), new in "[^\0]{0,60}", rest in any::<String>()) {
+            prop_assume!(old.len() <= 256 && new.len() <= 256);
+            let rest = serde_json::Value::from(rest);
+            let body = format!(r#"{{"a":{rest},"model":{},"b":[{rest}]}}"#, serde_json::Value::from(old));
+            let mut scan = ModelScan::new();
+            scan.push(body.as_bytes()).and_then(|()| scan.finish()).unwrap();
+            let span = scan.model().unwrap().span;
+            let (before, after) = (&body[..span.start as usize], &body[span.end as usize..]);
+            let got: serde_json::Value =
+                serde_json::from_str(&[before, &quoted(&new), after].concat()).unwrap();
+            prop_assert_eq!(&got["model"], &serde_json::Value::from(new));
+            prop_assert_eq!(&got["a"], &rest);
+            prop_assert_eq!(&got["b"][0], &rest);
         }
     }
 }

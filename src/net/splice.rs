@@ -27,12 +27,12 @@ pub struct Pipes {
 /// Which side ended a transfer.
 #[derive(Debug)]
 pub enum Ended {
-    /// The socket that is read ended (`None`) or failed before all bytes had come.
-    From(Option<io::Error>),
+    /// The socket that is read ended or failed before all bytes had come.
+    From,
     /// The socket that is written failed.
-    To(io::Error),
+    To,
     /// No pipe could be made; nothing has been read, so the caller can copy instead.
-    NoPipe(io::Error),
+    NoPipe,
 }
 
 /// How far a transfer is.
@@ -59,7 +59,7 @@ impl Pipes {
     ) -> Result<(), Ended> {
         let pipe = match self.free.borrow_mut().pop() {
             Some(pipe) => pipe,
-            None => sys::pipe(PIPE_BYTES).map_err(Ended::NoPipe)?,
+            None => sys::pipe(PIPE_BYTES).map_err(|_| Ended::NoPipe)?,
         };
         // On a blocking socket splice(2) would stop this core, even with SPLICE_F_NONBLOCK.
         let _plain = (NonBlocking::new(from), NonBlocking::new(to));
@@ -68,10 +68,9 @@ impl Pipes {
             let step = usize::try_from(left).unwrap_or(usize::MAX).min(PIPE_BYTES as usize);
             match sys::splice_now(from.fd(), pipe.1.as_raw_fd(), step) {
                 Ok(None) => from.readable().await,
-                Ok(Some(0)) => return Err(Ended::From(None)),
-                Err(error) => return Err(Ended::From(Some(error))),
+                Ok(Some(0)) | Err(_) => return Err(Ended::From),
                 Ok(Some(n)) => {
-                    drain(&pipe.0, to, n, || tell(Step::Waits)).await.map_err(Ended::To)?;
+                    drain(&pipe.0, to, n, || tell(Step::Waits)).await.map_err(|_| Ended::To)?;
                     left -= n as u64;
                     tell(Step::Moved(n as u64));
                 }

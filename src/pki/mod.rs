@@ -13,7 +13,7 @@ mod pair;
 mod roots;
 
 pub use facts::{Facts, client_name, facts};
-pub use pair::{Pair, PairFault};
+pub use pair::Pair;
 pub use roots::Roots;
 
 use std::sync::{Arc, OnceLock};

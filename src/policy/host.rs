@@ -79,7 +79,7 @@ impl<T> HostTable<T> {
     /// Finds the rule for a request, and how many bytes of its path to strip.
     ///
     /// Shape: `host` is the value of `Host`, port and all; `path` is the path, with or without
-    /// what follows it. Nothing is allocated. `strip` takes the bytes away.
+    /// what follows it. Nothing is allocated. The rest may lack the slash at its beginning.
     pub fn find(&self, host: &[u8], path: &[u8]) -> Option<(&T, usize)> {
         self.find_map(host, path, |value, strip| Some((value, strip)))
     }
@@ -108,15 +108,6 @@ impl<T> HostTable<T> {
     pub fn is_empty(&self) -> bool {
         self.hosts.is_empty()
     }
-}
-
-/// Takes `strip_len` bytes off a path: returns what to write before the rest, and the rest.
-///
-/// Shape: the first part is `"/"` where the rest would not begin with one, else empty.
-pub fn strip(path: &[u8], strip_len: usize) -> (&'static [u8], &[u8]) {
-    let rest = path.get(strip_len..).unwrap_or_default();
-    let slash: &[u8] = if rest.first() == Some(&b'/') { b"" } else { b"/" };
-    (slash, rest)
 }
 
 /// Tells whether `prefix` is all of `path` up to a boundary.
@@ -164,8 +155,8 @@ mod tests {
         let table = HostTable::new(rules.iter().map(|rule| (*rule, *rule))).unwrap();
         for (host, path, expected) in cases {
             let found = table.find(host.as_bytes(), path.as_bytes()).map(|(rule, len)| {
-                let (slash, rest) = strip(path.as_bytes(), len);
-                (*rule, String::from_utf8([slash, rest].concat()).unwrap())
+                let rest = &path[len..];
+                (*rule, if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") })
             });
             let expected = expected.map(|(rule, rest)| (rule, rest.to_owned()));
             assert_eq!(found, expected, "{host} {path}");

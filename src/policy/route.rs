@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use super::pattern::{Rank, Segment, parse};
 
-pub use super::pattern::{PatternWhy, SEGMENTS_MAX, is_normal};
+pub use super::pattern::{PatternWhy, is_normal};
 
 /// Path patterns, each with a value.
 #[derive(Clone, Debug)]

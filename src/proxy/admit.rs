@@ -44,10 +44,8 @@ pub enum Admitted {
 #[must_use]
 pub fn caller(head: &RequestHead, bytes: &[u8], now: WallTime, chance: u64) -> Caller {
     let sent = head.value(Name::XRequestId, bytes);
-    let accepted = sent.and_then(RequestId::parse);
     Caller {
-        id_sent: accepted.is_some(),
-        id: accepted.unwrap_or_else(|| RequestId::new(now, chance)),
+        id: RequestId::accept(sent, now, chance),
         dialect: Dialect::of_path(head.path(bytes)),
         version: head.version,
         persists: head.connection(bytes).persists(head.version),

@@ -244,7 +244,6 @@ fn path_refusal(fault: PathFault) -> Refusal {
 fn nobody(core: &Core, now: WallTime) -> Caller {
     Caller {
         id: RequestId::new(now, core.random_u64()),
-        id_sent: false,
         dialect: Dialect::OpenAi,
         version: Version::Http11,
         persists: false,

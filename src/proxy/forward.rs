@@ -24,8 +24,6 @@ pub enum Outgoing {
     AsCame,
     /// With this length: the body was changed.
     Length(u64),
-    /// In chunks: the body was changed and its end is not known.
-    Chunked,
 }
 
 /// A checked request: what every attempt needs of it.
@@ -104,7 +102,6 @@ pub fn head(
         }
         Outgoing::AsCame => {}
         Outgoing::Length(bytes) => encode::field_number(out, b"Content-Length", bytes),
-        Outgoing::Chunked => encode::field(out, b"Transfer-Encoding", b"chunked"),
     }
     if permit.upgrade {
         encode::field(out, b"Connection", b"Upgrade");

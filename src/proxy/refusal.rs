@@ -15,8 +15,6 @@ use crate::policy::limit::standing::Standing;
 pub struct Caller {
     /// The request's id, the client's own or a new one.
     pub id: RequestId,
-    /// Whether the id was the client's.
-    pub id_sent: bool,
     /// The shape of error bodies.
     pub dialect: Dialect,
     /// The client's HTTP version.

@@ -11,7 +11,7 @@ use super::forward::Outgoing;
 use super::hold::{RequestBody, SLICE_BYTES, Scanner, copy_in_slices};
 use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
-use crate::llm::splice::replace_model;
+use crate::llm::quote::quote;
 use crate::net::race::yield_now;
 
 /// Bytes to spare for the quotes and escapes of a name; most names need no more.
@@ -149,7 +149,7 @@ impl<'n> Renamed<'n> {
 
     fn write_value(&mut self) {
         match self.value.take() {
-            Some(Value::Json(name)) => replace_model(name, &mut self.out),
+            Some(Value::Json(name)) => quote(name, &mut self.out),
             Some(Value::Form(name)) => self.out.extend_from_slice(name.as_bytes()),
             None => {}
         }

@@ -181,7 +181,6 @@ mod tests {
         assert_eq!(parse_response(bytes, &mut 0, &limits, &mut response), Ok(Parse::Done));
         let caller = Caller {
             id: RequestId::new(WallTime::default(), 0),
-            id_sent: false,
             dialect: Dialect::OpenAi,
             version: Version::Http11,
             persists: true,

@@ -497,9 +497,9 @@ impl Upload<'_> {
                 self.await_upstream();
                 Some(Uploaded::Sent)
             }
-            Err(Ended::NoPipe(_)) => None,
-            Err(Ended::To(_)) => Some(Uploaded::Refused),
-            Err(Ended::From(_)) => {
+            Err(Ended::NoPipe) => None,
+            Err(Ended::To) => Some(Uploaded::Refused),
+            Err(Ended::From) => {
                 let late = expired || slow.get();
                 let kind = if late { Kind::BodyTimeout } else { Kind::ClientGone };
                 Some(Uploaded::Broken(kind))

@@ -192,7 +192,7 @@ fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
 mod tests {
     use super::*;
     use crate::error::Kind;
-    use crate::telemetry::Outcome;
+    use crate::telemetry::outcome::Outcome;
     use proptest::prelude::*;
     use std::net::IpAddr;
 

@@ -23,5 +23,3 @@ pub mod prometheus;
 pub mod record;
 pub mod ring;
 pub mod series;
-
-pub use outcome::Outcome;

@@ -285,9 +285,9 @@ fn breakers(out: &mut Text<'_>, rows: &[UpstreamRow], labels: &PlanLabels) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::Outcome;
     use crate::telemetry::labels::{LabelId, LabelKind, LabelNames};
     use crate::telemetry::meters::{ExchangeLabels, Meters};
+    use crate::telemetry::outcome::Outcome;
     use crate::telemetry::series::CoreRows;
     use std::collections::HashSet;
 

@@ -17,7 +17,6 @@ use super::endpoint::PoolId;
 use crate::net::pooled_future::PooledFuture;
 use crate::net::race::poll_idle;
 use crate::net::stream::Stream;
-use crate::net::sys::Shut;
 
 /// How long and how often an upstream said that a connection may be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,11 +137,5 @@ impl UpConn {
     /// Polls the receive of an idle connection: if it has completed, the connection is stale.
     pub fn poll_stale(&mut self) -> Poll<Received> {
         self.poll_recv(&mut Context::from_waker(std::task::Waker::noop()))
-    }
-
-    /// Ends the connection and waits until no receive is in flight; returns its buffer.
-    pub async fn close(mut self) -> Option<Vec<u8>> {
-        self.socket.shutdown(Shut::Both);
-        if self.armed.is_some() { Some(self.recv().await.1) } else { None }
     }
 }

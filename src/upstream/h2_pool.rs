@@ -251,12 +251,6 @@ impl H2Pool {
             .fold(false, |any, entry| any | !std::mem::take(&mut entry.live).is_empty())
     }
 
-    /// How many links to one address are listed, for new exchanges to use.
-    #[must_use]
-    pub fn live(&self, pool: PoolId) -> usize {
-        self.entries.borrow().get(&pool).map_or(0, |entry| entry.live.len())
-    }
-
     /// Panics since the last call.
     #[must_use]
     pub fn take_panics(&self) -> u64 {
@@ -413,6 +407,6 @@ mod tests {
         assert_eq!(poll_idle(pin!(waiting.ended())), Poll::Ready(DialOutcome::AskAgain));
         drop(leader(&h2_pool));
         h2_pool.sweep(|_| None, Instant::now());
-        assert_eq!((h2_pool.entries.borrow().len(), h2_pool.live(POOL)), (0, 0));
+        assert!(h2_pool.entries.borrow().is_empty());
     }
 }

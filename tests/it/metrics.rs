@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
-use tokenring::net::dial::Address;
+use tokenring::testing::net::dial::Address;
 
 use super::house::{Proxy, Setup, mock, mock_with, wait_until};
 use super::ratelimits::fresh_minute;

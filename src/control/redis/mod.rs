@@ -70,25 +70,18 @@ pub struct Opened<F> {
     pub first: std_mpsc::Receiver<Result<(), String>>,
 }
 
-/// Makes the store that the config names; `None` when the counters are kept in this process. `node`
-/// identifies this process among the nodes.
-///
-/// Errors: the URL is no valid URL of Redis; its text is not quoted, since it may hold a password.
-pub fn open(
-    store: &RatelimitStore,
-    node: u64,
-) -> Result<Option<Opened<impl Future<Output = ()> + Send + 'static>>, String> {
-    open_telling(store, node, Arc::new(|_| {}))
-}
-
 /// The number of a node that nobody has chosen.
 #[must_use]
 pub fn node() -> u64 {
     std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8)
 }
 
-/// As `open`, and tells the operator when the store is lost and when it is back.
-pub fn open_telling(
+/// Makes the store that the config names; `None` when the counters are kept in this process. `node`
+/// identifies this process among the nodes; `say` tells the operator when the store is lost and when
+/// it is back.
+///
+/// Errors: the URL is no valid URL of Redis; its text is not quoted, since it may hold a password.
+pub fn open(
     store: &RatelimitStore,
     node: u64,
     say: Say,
@@ -436,12 +429,13 @@ mod tests {
     #[test]
     fn no_store_is_opened_for_counters_in_memory() {
         let memory = RatelimitStore { kind: StoreKind::Memory, ..store("redis://127.0.0.1") };
-        assert!(matches!(open(&memory, 1), Ok(None)));
+        assert!(matches!(open(&memory, 1, Arc::new(|_| {})), Ok(None)));
     }
 
     #[test]
     fn a_bad_url_is_refused_without_its_password() {
-        let why = open(&store("redis://:CANARY@h:99999/x"), 1).err().expect("refused");
+        let why =
+            open(&store("redis://:CANARY@h:99999/x"), 1, Arc::new(|_| {})).err().expect("refused");
         assert!(why.starts_with("ratelimit_store.url") && !why.contains("CANARY"), "{why}");
     }
 

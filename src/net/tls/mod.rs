@@ -16,11 +16,11 @@ mod tickets;
 mod wire;
 
 pub use crate::pki::{client_name, provider};
-pub use client::{TlsClient, client_config, explain, plainly, why};
+pub use client::{TlsClient, client_config, explain, plainly};
 pub use server::{ReloadableServer, server_config};
 pub use store::Store;
 pub use stream::TlsStream;
-pub use tickets::{Keyring, TicketContext, Tickets};
+pub use tickets::TicketContext;
 
 #[cfg(test)]
 mod tests;

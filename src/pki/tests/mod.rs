@@ -2,6 +2,7 @@
 
 pub(crate) mod authority;
 
+use super::pair::PairFault;
 use super::*;
 use authority::Authority;
 

@@ -18,7 +18,7 @@ mod round_robin;
 mod weighted_random;
 mod weighted_round_robin;
 
-pub use member::{MEMBERS_MAX, Member, PickState, Tried};
+pub use member::{Member, PickState, Tried};
 
 use member::is_candidate;
 
@@ -107,6 +107,7 @@ pub fn pick(
 
 #[cfg(test)]
 mod tests {
+    use super::member::MEMBERS_MAX;
     use super::{Strategy, *};
     use proptest::prelude::{Strategy as PropStrategy, any, prop_assert, prop_assert_eq, proptest};
 

@@ -27,8 +27,6 @@ use crate::base::clock::Moment;
 const LINES: usize = 8192;
 /// Words of a line: one line of the processor's cache.
 const WAYS: usize = 8;
-/// Addresses that a table can tell apart at a time.
-pub const ADDRESSES_MAX: usize = LINES * WAYS;
 /// Bits of a word that hold `due`, in microseconds; it wraps after 12 days.
 const DUE_BITS: u32 = 40;
 const DUE_MASK: u64 = (1 << DUE_BITS) - 1;
@@ -135,6 +133,9 @@ mod tests {
     use super::super::gcra::Bucket;
     use super::*;
     use proptest::prelude::*;
+
+    /// Addresses that a table can tell apart at a time.
+    const ADDRESSES_MAX: usize = LINES * WAYS;
     use std::collections::HashMap;
     use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -347,9 +347,9 @@ impl Download<'_> {
         tap.skip(moved.get());
         *sent = tap.bytes();
         match result {
-            Ok(()) | Err(Ended::NoPipe(_)) => Ok(()),
-            Err(Ended::From(_)) => Err(Stopped::Upstream(late.unwrap_or(Kind::UpstreamTruncated))),
-            Err(Ended::To(_)) => Err(Stopped::Client(lost)),
+            Ok(()) | Err(Ended::NoPipe) => Ok(()),
+            Err(Ended::From) => Err(Stopped::Upstream(late.unwrap_or(Kind::UpstreamTruncated))),
+            Err(Ended::To) => Err(Stopped::Client(lost)),
         }
     }
 

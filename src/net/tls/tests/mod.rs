@@ -12,6 +12,8 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ClientConnection, HandshakeKind, ServerConfig, ServerConnection};
 use rustls::{Error, version};
 
+use super::client::why;
+use super::tickets::{Keyring, Tickets};
 use super::*;
 use crate::config::*;
 use crate::pki::tests::authority::Authority;
