@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use super::histogram::{BOUNDS, SUM};
+use super::histogram::{Bounds, SUM};
 
 /// Text in the making.
 pub struct Text<'p> {
@@ -117,11 +117,11 @@ impl<'p> Text<'p> {
         &mut self,
         name: &str,
         labels: &[(&str, &str)],
-        (bounds, unit): (&[u64; BOUNDS], Unit),
+        (bounds, unit): (&Bounds, Unit),
         values: &[u64],
     ) {
         let (bucket, mut below) = (format!("{name}_bucket"), 0);
-        for (bound, count) in bounds.iter().zip(values) {
+        for (bound, count) in bounds.all.iter().zip(values) {
             below += count;
             self.named(&bucket, labels, Some(&unit.text(*bound)));
             let _ = writeln!(self.out, " {below}");
@@ -147,7 +147,7 @@ impl Unit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::histogram::{TIMES_US, WIDTH};
+    use super::super::histogram::{BOUNDS, TIMES_US, WIDTH};
     use super::*;
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! One set of bounds for every family of times, so that any two can be compared, from a
 //! millisecond to ten minutes: an embedding takes a few, a long completion several minutes. Sizes
-//! in tokens have bounds of their own. Which bucket a value falls into is a search through 16
-//! numbers.
+//! in tokens have bounds of their own. No two bounds have the same number of significant bits, so
+//! that number and one comparison tell the bucket.
 
 /// Bounds of a histogram; one bucket more takes what is above the last.
 pub const BOUNDS: usize = 16;
@@ -12,8 +12,44 @@ pub const SUM: usize = BOUNDS + 1;
 /// Numbers of a histogram: its buckets and its sum.
 pub const WIDTH: usize = SUM + 1;
 
-/// Bounds of times, in microseconds, inclusive: 1 ms to 10 min.
-pub const TIMES_US: [u64; BOUNDS] = [
+/// The bounds of a histogram, inclusive, ascending.
+#[derive(Debug)]
+pub struct Bounds {
+    /// The bounds.
+    pub all: [u64; BOUNDS],
+    /// By number of significant bits: the first bound that has at least as many.
+    first: [u8; u64::BITS as usize + 1],
+}
+
+impl Bounds {
+    const fn new(all: [u64; BOUNDS]) -> Self {
+        let mut first = [BOUNDS as u8; u64::BITS as usize + 1];
+        let mut at = BOUNDS;
+        let mut above = u64::BITS as usize + 1;
+        while at > 0 {
+            at -= 1;
+            let bits = (u64::BITS - all[at].leading_zeros()) as usize;
+            assert!(bits < above, "bounds ascend, and no two have as many bits");
+            above = bits;
+            let mut fewer = 0;
+            while fewer <= bits {
+                first[fewer] = at as u8;
+                fewer += 1;
+            }
+        }
+        Self { all, first }
+    }
+
+    /// Which bucket a value falls into; `BOUNDS` = above all bounds.
+    #[must_use]
+    pub fn bucket_of(&self, value: u64) -> usize {
+        let first = usize::from(self.first[(u64::BITS - value.leading_zeros()) as usize]);
+        first + usize::from(self.all.get(first).is_some_and(|bound| *bound < value))
+    }
+}
+
+/// Bounds of times, in microseconds: 1 ms to 10 min.
+pub static TIMES_US: Bounds = Bounds::new([
     1_000,
     5_000,
     10_000,
@@ -30,23 +66,17 @@ pub const TIMES_US: [u64; BOUNDS] = [
     60_000_000,
     180_000_000,
     600_000_000,
-];
+]);
 
-/// Bounds of counts of tokens, inclusive: the powers of four that OpenTelemetry advises, and two
+/// Bounds of counts of tokens: the powers of four that OpenTelemetry advises, and two
 /// between them where most prompts are.
 ///
 /// Source: OpenTelemetry, "Semantic conventions for generative AI metrics",
 /// `gen_ai.client.token.usage`.
-pub const TOKENS: [u64; BOUNDS] = [
+pub static TOKENS: Bounds = Bounds::new([
     1, 4, 16, 64, 256, 1_024, 2_048, 4_096, 8_192, 16_384, 65_536, 262_144, 1_048_576, 4_194_304,
     16_777_216, 67_108_864,
-];
-
-/// Which bucket a value falls into; `BOUNDS` = above all bounds.
-#[must_use]
-pub fn bucket_of(bounds: &[u64; BOUNDS], value: u64) -> usize {
-    bounds.partition_point(|bound| *bound < value)
-}
+]);
 
 /// Counts of values by bucket, on one core.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,7 +85,7 @@ pub struct Histogram([u64; WIDTH]);
 impl Histogram {
     /// Adds a time in microseconds.
     pub fn record_us(&mut self, value: u64) {
-        self.0[bucket_of(&TIMES_US, value)] += 1;
+        self.0[TIMES_US.bucket_of(value)] += 1;
         self.0[SUM] = self.0[SUM].saturating_add(value);
     }
 
@@ -86,12 +116,15 @@ mod tests {
     #[test]
     fn a_value_falls_into_the_first_bucket_whose_bound_it_does_not_exceed() {
         for bounds in [&TIMES_US, &TOKENS] {
-            assert!(bounds.is_sorted());
-            assert_eq!(bucket_of(bounds, 0), 0);
-            for (at, &bound) in bounds.iter().enumerate() {
-                assert_eq!((bucket_of(bounds, bound), bucket_of(bounds, bound + 1)), (at, at + 1));
+            assert_eq!(bounds.bucket_of(0), 0);
+            for (at, &bound) in bounds.all.iter().enumerate() {
+                for (value, bucket) in [(bound - 1, at), (bound, at), (bound + 1, at + 1)] {
+                    let slow = bounds.all.partition_point(|bound| *bound < value);
+                    assert_eq!(bounds.bucket_of(value), slow, "{value}");
+                    assert!(bucket == slow || bound == 1 || value + 1 == bound, "{value}");
+                }
             }
-            assert_eq!(bucket_of(bounds, u64::MAX), BOUNDS);
+            assert_eq!(bounds.bucket_of(u64::MAX), BOUNDS);
         }
     }
 }

@@ -1,23 +1,24 @@
 //! What one exchange adds to a core's rows (`series`).
 //!
-//! In steady state: a handful of look-ups by small numbers and additions to plain numbers. Failures
-//! have rows of their own, so that those of requests that succeed stay few.
+//! In steady state one look-up by small numbers finds all rows of an exchange that was like an
+//! earlier one (`Remembered`), and the rest are additions to plain numbers. Failures have rows of
+//! their own, so that those of requests that succeed stay few.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::histogram::{BOUNDS, TIMES_US, TOKENS};
+use super::histogram::{TIMES_US, TOKENS};
 use super::labels::{LabelId, PlanLabels};
 use super::outcome::Outcome;
 use super::series::{
     ATTEMPT_DURATION, BETWEEN_TOKENS, CoreRows, DURATION, FIRST_TOKEN, INPUT, METHODS, OUTPUT,
-    RATE_LIMITED, RowId, RowKind, RowWriter,
+    RATE_LIMITED, Row, RowId, RowKind, RowWriter,
 };
 use crate::base::clock::micros;
 use crate::error::{Blame, Finish, Kind};
 
-/// Bounds of the histograms in rows.
-const TIMES: &[u64; BOUNDS] = &TIMES_US;
+/// Combinations of labels whose rows are remembered; a power of two.
+const REMEMBERED: usize = 256;
 
 /// What an error is counted under: a fault's kind, or a status that is none of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ impl ErrorLabel {
 }
 
 /// The labels of one exchange.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExchangeLabels {
     /// The listener.
     pub listener: LabelId,
@@ -65,10 +66,42 @@ pub struct ExchangeLabels {
     pub key: LabelId,
 }
 
+impl ExchangeLabels {
+    /// Where its rows are remembered.
+    fn slot(&self) -> usize {
+        let Self { listener, group, upstream, model, key } = *self;
+        let all = [listener, group, upstream, model, key];
+        let mixed = all.iter().fold(0u32, |mix, label| (mix ^ label.0).wrapping_mul(0x9e37_79b1));
+        (mixed >> (u32::BITS - REMEMBERED.ilog2())) as usize
+    }
+}
+
+/// The rows of one combination of labels, as far as they were needed.
+#[derive(Debug, Default)]
+struct Remembered {
+    labels: ExchangeLabels,
+    listener: Option<Arc<Row>>,
+    route: Option<Arc<Row>>,
+    attempt: Option<Arc<Row>>,
+    tokens: Option<Arc<Row>>,
+    model: Option<Arc<Row>>,
+}
+
+/// A row that is remembered, or found and remembered.
+fn row<'r, const N: usize>(
+    known: &'r mut Option<Arc<Row>>,
+    rows: &mut RowWriter,
+    kind: RowKind,
+    labels: [LabelId; N],
+) -> &'r Row {
+    known.get_or_insert_with(|| rows.row(RowId::of(kind, labels)))
+}
+
 /// What a core counts by label.
 #[derive(Debug)]
 pub struct Meters {
     rows: RowWriter,
+    remembered: Box<[Remembered]>,
     /// The labels of the plan that this core serves by.
     labels: Arc<PlanLabels>,
 }
@@ -77,12 +110,14 @@ impl Meters {
     /// Counts into these rows, by a plan with these labels.
     #[must_use]
     pub fn new(rows: Arc<CoreRows>, labels: Arc<PlanLabels>) -> Self {
-        Self { rows: RowWriter::new(rows), labels }
+        let remembered = (0..REMEMBERED).map(|_| Remembered::default()).collect();
+        Self { rows: RowWriter::new(rows), remembered, labels }
     }
 
     /// Another plan is in force on this core: rows of what it does not have any more go.
     pub fn follow(&mut self, labels: &Arc<PlanLabels>) {
         if self.labels.loses_to(labels) {
+            self.remembered.fill_with(Remembered::default);
             self.rows.sweep(|id| labels.name(id).is_some());
         }
         self.labels = labels.clone();
@@ -99,31 +134,53 @@ impl Meters {
         outcome: &Outcome,
         last_is_told: bool,
     ) {
-        let is_limited = outcome.finish() == Finish::RateLimited;
-        self.rows.with(RowId::of(RowKind::Listener, [labels.listener]), |row| {
-            row.add(method.min(METHODS - 1), 1);
-            row.observe(DURATION, TIMES, outcome.duration_us);
-            if is_limited {
-                row.add(RATE_LIMITED, 1);
+        let Self { rows, remembered, .. } = self;
+        let known = &mut remembered[labels.slot()];
+        if known.labels != *labels {
+            *known = Remembered { labels: *labels, ..Remembered::default() };
+        }
+        let ExchangeLabels { listener, group, upstream, .. } = *labels;
+        let row_at = row(&mut known.listener, rows, RowKind::Listener, [listener]);
+        row_at.add(method.min(METHODS - 1), 1);
+        row_at.observe(DURATION, &TIMES_US, outcome.duration_us);
+        if group != LabelId::NONE {
+            row(&mut known.route, rows, RowKind::RouteMatch, [listener, group]).add(0, 1);
+        }
+        if outcome.attempts > 0 {
+            if !last_is_told {
+                let took_us = outcome.duration_us.saturating_sub(outcome.picked_us.unwrap_or(0));
+                let row = row(&mut known.attempt, rows, RowKind::Attempt, [group, upstream]);
+                row.add(0, 1);
+                row.observe(ATTEMPT_DURATION, &TIMES_US, took_us);
             }
-        });
+            tokens(known, rows, outcome);
+        }
         if outcome.fault.is_some() || outcome.status >= 400 {
-            self.exchange_error(labels.listener, outcome);
+            self.ended_badly(labels, outcome, last_is_told);
         }
-        if labels.group != LabelId::NONE {
-            let id = RowId::of(RowKind::RouteMatch, [labels.listener, labels.group]);
-            self.rows.with(id, |row| row.add(0, 1));
-        }
-        if outcome.attempts == 0 {
-            return;
-        }
-        if !last_is_told {
-            self.last_attempt(labels, outcome);
-        }
-        self.tokens(labels, outcome);
     }
 
+    /// What a fault and a status of 400 and above add.
     #[cold]
+    fn ended_badly(&mut self, labels: &ExchangeLabels, outcome: &Outcome, last_is_told: bool) {
+        if outcome.finish() == Finish::RateLimited {
+            let id = RowId::of(RowKind::Listener, [labels.listener]);
+            self.rows.with(id, |row| row.add(RATE_LIMITED, 1));
+        }
+        self.exchange_error(labels.listener, outcome);
+        if outcome.attempts > 0 && !last_is_told {
+            let status = outcome.upstream_status;
+            let error = match outcome.fault {
+                Some(fault) if fault.row().blame != Blame::Upstream => None,
+                Some(fault) => Some(ErrorLabel::Fault(fault.kind)),
+                None => (status >= 500).then_some(ErrorLabel::Status(status)),
+            };
+            if let Some(error) = error {
+                self.attempt_error(labels.group, labels.upstream, error);
+            }
+        }
+    }
+
     fn exchange_error(&mut self, listener: LabelId, outcome: &Outcome) {
         let status = outcome.status_told();
         let error = match outcome.fault {
@@ -135,22 +192,6 @@ impl Meters {
         self.rows.with(id, |row| row.add(0, 1));
     }
 
-    /// The attempt whose answer the client was given, or that nothing came of.
-    fn last_attempt(&mut self, labels: &ExchangeLabels, outcome: &Outcome) {
-        let took_us = outcome.duration_us.saturating_sub(outcome.picked_us.unwrap_or(0));
-        let took = Duration::from_micros(took_us);
-        self.attempt(labels.group, labels.upstream, took);
-        let status = outcome.upstream_status;
-        let error = match outcome.fault {
-            Some(fault) if fault.row().blame != Blame::Upstream => None,
-            Some(fault) => Some(ErrorLabel::Fault(fault.kind)),
-            None => (status >= 500).then_some(ErrorLabel::Status(status)),
-        };
-        if let Some(error) = error {
-            self.attempt_error(labels.group, labels.upstream, error);
-        }
-    }
-
     /// Counts an attempt that failed before the client had an answer; `None` = by nobody's fault.
     #[cold]
     pub fn attempt_failed(
@@ -159,52 +200,46 @@ impl Meters {
         error: Option<ErrorLabel>,
         took: Duration,
     ) {
-        self.attempt(group, upstream, took);
+        self.rows.with(RowId::of(RowKind::Attempt, [group, upstream]), |row| {
+            row.add(0, 1);
+            row.observe(ATTEMPT_DURATION, &TIMES_US, micros(took));
+        });
         if let Some(error) = error {
             self.attempt_error(group, upstream, error);
         }
     }
 
-    fn attempt(&mut self, group: LabelId, upstream: LabelId, took: Duration) {
-        self.rows.with(RowId::of(RowKind::Attempt, [group, upstream]), |row| {
-            row.add(0, 1);
-            row.observe(ATTEMPT_DURATION, TIMES, micros(took));
-        });
-    }
-
-    #[cold]
     fn attempt_error(&mut self, group: LabelId, upstream: LabelId, error: ErrorLabel) {
         let labels = [group.0, upstream.0, error.number()];
         let id = RowId { kind: RowKind::AttemptError, labels };
         self.rows.with(id, |row| row.add(0, 1));
     }
+}
 
-    fn tokens(&mut self, labels: &ExchangeLabels, outcome: &Outcome) {
-        let (prompt, completion) = (outcome.prompt_tokens, outcome.completion_tokens);
-        if prompt.is_some() || completion.is_some() {
-            let id = RowId::of(RowKind::Tokens, [labels.model, labels.upstream, labels.key]);
-            self.rows.with(id, |row| {
-                let cached = outcome.cached_tokens;
-                for (at, tokens) in [prompt, completion, cached].into_iter().enumerate() {
-                    row.add(at, tokens.unwrap_or(0));
-                }
-            });
-        } else if outcome.first_token_us.is_none() {
-            return;
+/// Tokens, and the times of streams, by model.
+fn tokens(known: &mut Remembered, rows: &mut RowWriter, outcome: &Outcome) {
+    let ExchangeLabels { model, upstream, key, .. } = known.labels;
+    let (prompt, completion) = (outcome.prompt_tokens, outcome.completion_tokens);
+    if prompt.is_some() || completion.is_some() {
+        let row = row(&mut known.tokens, rows, RowKind::Tokens, [model, upstream, key]);
+        let cached = outcome.cached_tokens;
+        for (at, tokens) in [prompt, completion, cached].into_iter().enumerate() {
+            row.add(at, tokens.unwrap_or(0));
         }
-        self.rows.with(RowId::of(RowKind::Model, [labels.model]), |row| {
-            if let Some(us) = outcome.first_token_us {
-                row.observe(FIRST_TOKEN, TIMES, us);
-            }
-            if let Some(time) = between_tokens(outcome) {
-                row.observe(BETWEEN_TOKENS, TIMES, micros(time));
-            }
-            for (at, tokens) in [(INPUT, prompt), (OUTPUT, completion)] {
-                if let Some(tokens) = tokens {
-                    row.observe(at, &TOKENS, tokens);
-                }
-            }
-        });
+    } else if outcome.first_token_us.is_none() {
+        return;
+    }
+    let row = row(&mut known.model, rows, RowKind::Model, [model]);
+    if let Some(us) = outcome.first_token_us {
+        row.observe(FIRST_TOKEN, &TIMES_US, us);
+    }
+    if let Some(time) = between_tokens(outcome) {
+        row.observe(BETWEEN_TOKENS, &TIMES_US, micros(time));
+    }
+    for (at, tokens) in [(INPUT, prompt), (OUTPUT, completion)] {
+        if let Some(tokens) = tokens {
+            row.observe(at, &TOKENS, tokens);
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::{Arc, OnceLock};
 
 use foldhash::HashMap;
 
-use super::histogram;
+use super::histogram::{self, Bounds};
 use super::labels::LabelId;
 
 /// Most rows of a core.
@@ -159,8 +159,8 @@ impl Row {
     }
 
     /// Adds a value to the histogram that begins at `at`, whose buckets have these bounds.
-    pub fn observe(&self, at: usize, bounds: &[u64; histogram::BOUNDS], value: u64) {
-        self.add(at + histogram::bucket_of(bounds, value), 1);
+    pub fn observe(&self, at: usize, bounds: &Bounds, value: u64) {
+        self.add(at + bounds.bucket_of(value), 1);
         self.add(at + histogram::SUM, value);
     }
 
@@ -246,6 +246,14 @@ impl RowWriter {
         match self.known.get(&id) {
             Some(row) => write(row),
             None => write(&self.make(id)),
+        }
+    }
+
+    /// The row, made if it is new. It is this one until the next `sweep`.
+    pub fn row(&mut self, id: RowId) -> Arc<Row> {
+        match self.known.get(&id) {
+            Some(row) => row.clone(),
+            None => self.make(id),
         }
     }
 
