@@ -174,6 +174,11 @@ fn a_new_certificate_is_in_force_and_nobody_is_dropped() {
     assert_eq!(old.server(), "first");
     let told = |part: &str| lines.lock().unwrap().iter().any(|line| line.contains(part));
 
+    let labels =
+        format!("{{side=\"listener\",name=\"l\",certificate=\"{}\"}}", house.path("c.pem"));
+    let left = metric(&proxy, &format!("certificate_remaining_seconds{labels}"));
+    assert!(left.rsplit(' ').next().unwrap().parse::<i64>().unwrap() > 86_400, "{left}");
+
     // A certificate whose key has not come yet.
     let (cert, key) = house.sign("second", &["localhost"]);
     house.write("c.pem", &cert);
