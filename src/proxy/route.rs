@@ -230,7 +230,7 @@ pub fn finish(
         },
     };
     let reaches = |target| may_reach(plan, permit, target);
-    let found = match plan.models.find_or(asked, listener.default_group, listener.force, reaches) {
+    let found = match plan.models.find(asked, listener.default_group, listener.force, reaches) {
         Ok(found) => found,
         Err(Missing::NotListed(model)) if !may_use_model(plan, permit, model) => {
             return Err(model_refused(model));

@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use loadtest::mock::{Mock, MockConfig};
-use tokenring::testing::policy::breaker::StateName;
+use tokenring::testing::policy::breaker::{State, StateName};
 
 use super::house::{LIMIT, Proxy, Setup, wait_until};
 use super::wire::{Client, chat};
@@ -297,7 +297,10 @@ impl Fleet {
     fn closed_for(&self, at: usize) -> Duration {
         let now = self.proxy.shared().notifier.clock.at(Instant::now());
         let breaker = &self.proxy.plan().upstreams[at].state.breaker;
-        breaker.snapshot(now).open.unwrap_or_default()
+        match breaker.state() {
+            State::Open { until } => until.since(now),
+            State::Closed { .. } | State::HalfOpen { .. } => Duration::ZERO,
+        }
     }
 
     /// The breaker opens before more than `attempts` were made.
