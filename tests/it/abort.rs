@@ -1,6 +1,6 @@
 //! rules §9: a client that goes away stops the upstream at once, in every state of an exchange.
 //!
-//! The promise is 100 ms; 250 ms are asserted, because two cores run all of this at a time.
+//! The promise is 100 ms; a second is asserted (`PROMISE`), because two cores run all of this at a time.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
