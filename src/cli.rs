@@ -2,7 +2,7 @@
 //!
 //! The one idea: `parse` says what is wanted, as a `Command`; `main` matches on
 //! it. `check`, `diff` and `config` are carried out here, since they need nothing but
-//! files (`load`); `serve` and `demo` are the server's.
+//! files (`load`), or one question (`live`); `serve` and `demo` are the server's.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,9 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::base::units::counted;
-use crate::config::{self, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::load::{CONFIG_PATH, LoadFault, load};
+use crate::server::live::{self, Said};
 use crate::server::{self, serve::ServeArgs};
 
 /// The reverse proxy in front of LLM servers.
@@ -34,8 +35,8 @@ struct Cli {
 pub enum Command {
     /// Run the proxy.
     Serve(ServeArgs),
-    /// Check the config: print all errors and warnings; exit 0 or 1.
-    Check(FileArgs),
+    /// Check the config, or with --live the process that runs with it; exit 0 or 1.
+    Check(CheckArgs),
     /// Show what differs between two configs: what a reload would add, change and remove.
     Diff(DiffArgs),
     /// Show the effective config, or the schema of the file.
@@ -54,6 +55,24 @@ pub struct FileArgs {
     /// The same without -c.
     #[arg(value_name = "FILE", conflicts_with = "config")]
     positional: Option<PathBuf>,
+}
+
+/// Arguments of `check`.
+#[derive(Debug, Clone, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    file: FileArgs,
+    /// Ask the running process, at the admin address of the config, whether it is ready.
+    #[arg(long)]
+    live: bool,
+}
+
+impl CheckArgs {
+    /// The arguments that check this file.
+    #[must_use]
+    pub fn of(file: impl Into<PathBuf>) -> Self {
+        Self { file: FileArgs::of(file), live: false }
+    }
 }
 
 /// Arguments of `diff`.
@@ -103,7 +122,7 @@ where
     let cli = Cli::try_parse_from(args).map_err(said)?;
     let file = || cli.config.clone().unwrap_or_else(|| CONFIG_PATH.into());
     match (cli.command, cli.test) {
-        (None, true) => Ok(Command::Check(FileArgs::of(file()))),
+        (None, true) => Ok(Command::Check(CheckArgs::of(file()))),
         (Some(command), false) => Ok(command),
         (Some(_), true) => Err(("error: -t stands without a command\n".to_owned(), 2)),
         (None, false) => {
@@ -114,9 +133,13 @@ where
 }
 
 /// `check`: all errors and warnings to `err`, a verdict to `out`; exit 0 or 1.
-pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
-    let shown = args.file().display();
-    match load(args.file()) {
+///
+/// With `--live` the verdict is that of the running process.
+pub fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    let file = args.file.file();
+    let shown = file.display();
+    match load(file) {
+        Ok(Loaded { config, .. }) if args.live => check_live(file, &config, out, err),
         Ok(Loaded { config, report }) => {
             let _ = write!(err, "{report}");
             // What this machine has no room for is refused by `serve`, too.
@@ -144,6 +167,25 @@ pub fn check(args: &FileArgs, out: &mut dyn Write, err: &mut dyn Write) -> ExitC
             ExitCode::FAILURE
         }
     }
+}
+
+/// Tells whether the process that runs with this config is ready; its warnings it has told itself.
+fn check_live(file: &Path, config: &Config, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    let Some(admin) = &config.admin else {
+        let shown = file.display();
+        let _ = writeln!(err, "{shown}: no [admin] section, so nobody can be asked");
+        return ExitCode::FAILURE;
+    };
+    let why = match live::ask(admin) {
+        Ok(Said::Ready) => {
+            let _ = writeln!(out, "{}: ready", admin.bind);
+            return ExitCode::SUCCESS;
+        }
+        Ok(Said::NotReady(why)) => format!("not ready: {why}"),
+        Err(why) => why,
+    };
+    let _ = writeln!(err, "{}: {why}", admin.bind);
+    ExitCode::FAILURE
 }
 
 /// `diff`: one line for each thing that a reload would change, to `out`.
@@ -210,11 +252,11 @@ mod tests {
         let command = |args: &[&str]| parse([&["tokenring"], args].concat());
         assert!(matches!(command(&["demo"]), Ok(Command::Demo)));
         let Ok(Command::Check(args)) = command(&["-t", "-c", "x.toml"]) else { panic!() };
-        assert_eq!(args.file(), Path::new("x.toml"));
+        assert_eq!((args.file.file(), args.live), (Path::new("x.toml"), false));
         let Ok(Command::Check(args)) = command(&["check"]) else { panic!() };
-        assert_eq!(args.file(), Path::new(CONFIG_PATH));
-        let Ok(Command::Check(args)) = command(&["check", "y.toml"]) else { panic!() };
-        assert_eq!(args.file(), Path::new("y.toml"));
+        assert_eq!(args.file.file(), Path::new(CONFIG_PATH));
+        let Ok(Command::Check(args)) = command(&["check", "--live", "y.toml"]) else { panic!() };
+        assert_eq!((args.file.file(), args.live), (Path::new("y.toml"), true));
         let Ok(Command::Serve(args)) = command(&["serve", "y.toml"]) else { panic!() };
         assert_eq!(args.file(), Some(Path::new("y.toml")));
         let serve = ["serve", "--backend", "http://a", "--backend", "http://b"];
@@ -259,7 +301,7 @@ mod tests {
 
     #[test]
     fn says_which_file_cannot_be_read() {
-        let args = FileArgs::of("no/such/file.toml");
+        let args = CheckArgs::of("no/such/file.toml");
         let (mut out, mut err) = (Vec::new(), Vec::new());
         assert_eq!(check(&args, &mut out, &mut err), ExitCode::FAILURE);
         assert!(String::from_utf8(err).unwrap().starts_with("no/such/file.toml: "));

@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod banner;
 pub mod demo;
 pub mod listeners;
+pub mod live;
 pub mod log;
 pub mod log_sink;
 pub mod serve;

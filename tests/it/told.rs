@@ -259,3 +259,50 @@ fn signals_reload_and_reopen_and_the_service_manager_is_told() {
     assert!(stopping.contains("EXTEND_TIMEOUT_USEC=8000000"), "{stopping}");
     assert!(run.child.wait().unwrap().success());
 }
+
+#[test]
+fn check_live_asks_the_running_process() {
+    let (mock, name) = (mock(), "live");
+    let config = |admin: &str, token: &str| {
+        format!(
+            "[process]\ncores = 1\n\
+             [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
+             [[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = [\"m\"]\n\
+             [admin]\nbind = \"{admin}\"\ntoken = \"{token}\"\n",
+            mock.url()
+        )
+    };
+    let check = |file: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tokenring"));
+        let told = command.args(["check", "--live", "-c"]).arg(file).output().unwrap();
+        let [out, err] = [told.stdout, told.stderr].map(|text| String::from_utf8(text).unwrap());
+        (told.status.code(), out, err)
+    };
+    let mut run = Run::start(name, &config("127.0.0.1:0", "t0ken"));
+    let admin = address(&run.behind("admin      on "));
+    let main = address(&run.behind("listener   main on "));
+    let file = run.dir.join("asked.toml");
+    std::fs::write(&file, config(&admin.to_string(), "t0ken")).unwrap();
+    assert_eq!(check(&file), (Some(0), format!("{admin}: ready\n"), String::new()));
+
+    std::fs::write(&file, config(&admin.to_string(), "wr0ng")).unwrap();
+    let (code, _, err) = check(&file);
+    assert!(code == Some(1) && err.contains("401") && !err.contains("wr0ng"), "{err}");
+
+    // While it drains it is there, and wants no more.
+    std::fs::write(&file, config(&admin.to_string(), "t0ken")).unwrap();
+    let mut stream = Client::connect(main);
+    stream.send(chat("x-mock: interval=100ms,tokens=600\r\n", true));
+    stream.through(b"\n\n").expect("it has begun");
+    run.signal("TERM");
+    run.behind("SIGTERM: draining");
+    wait_until("it tells that it drains", || check(&file).2.contains("not ready: draining"));
+    assert_eq!(check(&file).0, Some(1));
+    run.signal("TERM");
+    assert!(run.child.wait().unwrap().success());
+    let (code, _, err) = check(&file);
+    assert!(code == Some(1) && err.starts_with(&admin.to_string()), "{err}");
+
+    std::fs::write(&file, config(&admin.to_string(), "t0ken").replace("[admin]", "[log]")).unwrap();
+    assert_eq!(check(&file).0, Some(1));
+}
