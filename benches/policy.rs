@@ -46,7 +46,10 @@ fn routes(c: &mut Criterion) {
     let hosts = (0..100).map(|i| (format!("h{i}.example.com/pre"), i));
     let hosts = HostTable::new(hosts).expect("the rules above are good");
     c.bench_function("policy/host/prefix", |b| {
-        b.iter(|| hosts.find(black_box(b"H42.example.com:443"), black_box(b"/pre/v1/chat")));
+        b.iter(|| {
+            let (host, path) = (black_box(b"H42.example.com:443"), black_box(b"/pre/v1/chat"));
+            hosts.find_map(host, path, |value, strip| Some((value, strip)))
+        });
     });
 }
 
@@ -61,7 +64,7 @@ fn models(c: &mut Criterion) {
             .expect("the names above differ");
     for (case, name) in [("exact", "model-99"), ("alias", "alias-99"), ("none", "gpt-4o-mini")] {
         c.bench_function(&format!("policy/model/{case}"), |b| {
-            b.iter(|| table.find(black_box(name), Force::Listed, |_| true));
+            b.iter(|| table.find(black_box(name), None, Force::Listed, |_| true));
         });
     }
 }
@@ -95,10 +98,9 @@ fn picks(c: &mut Criterion) {
                 ..Member::default()
             })
             .collect();
-        for name in Strategy::names() {
-            let strategy = Strategy::parse(name).expect("the name is of the table");
+        for strategy in Strategy::ALL {
             let mut state = PickState::default();
-            c.bench_function(&format!("policy/pick/{name}/{count}"), |b| {
+            c.bench_function(&format!("policy/pick/{strategy:?}/{count}"), |b| {
                 b.iter(|| {
                     let chance = rng.next_u64();
                     balance::pick(strategy, &mut state, black_box(&members), &Tried::NONE, chance)
@@ -169,7 +171,7 @@ fn queue(c: &mut Criterion) {
     c.bench_function("queue/enqueue_next/200", |b| {
         b.iter(|| {
             let _ = black_box(enter(&mut queue));
-            black_box(queue.next(Moment::ORIGIN))
+            queue.find(Moment::ORIGIN, |_| true).map(|id| queue.grant(id, Moment::ORIGIN))
         });
     });
     c.bench_function("queue/enqueue_cancel/200", |b| {

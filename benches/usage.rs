@@ -14,18 +14,18 @@ fn bench(c: &mut Criterion) {
     let told = SILENT.replace("\"content\":\"\"", "\"content\":\"Hi\"");
     let mut group = c.benchmark_group("usage");
     group.bench_function("before_first_token/sse_chunk", |b| {
-        let mut tap = UsageTap::sse();
+        let mut tap = UsageTap::new(BodyKind::Sse);
         b.iter(|| tap.push(black_box(SILENT.as_bytes())));
         assert!(!tap.first_token_seen());
     });
     group.bench_function("after_first_token/sse_chunk", |b| {
-        let mut tap = UsageTap::sse();
+        let mut tap = UsageTap::new(BodyKind::Sse);
         tap.push(told.as_bytes());
         assert!(tap.first_token_seen());
         b.iter(|| tap.push(black_box(told.as_bytes())));
     });
     group.bench_function("finish/4KB", |b| {
-        let mut tap = UsageTap::sse();
+        let mut tap = UsageTap::new(BodyKind::Sse);
         b.iter(|| {
             tap.reset(BodyKind::Sse);
             (0..20).for_each(|_| tap.push(told.as_bytes()));

@@ -147,12 +147,6 @@ impl Timestamp {
 pub struct AtomicMoment(AtomicU64);
 
 impl AtomicMoment {
-    /// One that begins at a moment.
-    #[must_use]
-    pub const fn new(moment: Moment) -> AtomicMoment {
-        AtomicMoment(AtomicU64::new(moment.0))
-    }
-
     /// Reads it.
     #[must_use]
     pub fn load(&self) -> Moment {
@@ -376,7 +370,8 @@ mod tests {
 
     #[test]
     fn an_atomic_moment_goes_where_it_is_told() {
-        let at = AtomicMoment::new(Moment::from_secs(5));
+        let at = AtomicMoment::default();
+        at.store(Moment::from_secs(5));
         at.advance(Moment::from_secs(3));
         assert_eq!(at.load(), Moment::from_secs(5));
         at.update(|seen| seen + Duration::from_secs(4));

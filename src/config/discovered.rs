@@ -16,14 +16,10 @@ impl Config {
     /// that report it. Configured and declared names win; a declared one where its servers are
     /// within reach. Names of upstreams that do not discover are left out. With
     /// `discovery.prefix` a name is `upstream:model`.
-    pub fn with_discovered(&self, found: &[(UpstreamId, Vec<String>)]) -> Config {
-        self.with_discovered_and_away(found, &[])
-    }
-
-    /// As `with_discovered`, and with the names that upstreams in `away` reported, who serve
-    /// nobody until they are back: a name that nobody else reported leads to them, another one
-    /// for whoever does not reach the others (`Model::elsewhere`).
-    pub fn with_discovered_and_away(
+    /// Upstreams in `away` reported theirs before they went and serve nobody until they are
+    /// back: a name that nobody else reported leads to them, another one for whoever does not
+    /// reach the others (`Model::elsewhere`).
+    pub fn with_discovered(
         &self,
         found: &[(UpstreamId, Vec<String>)],
         away: &[(UpstreamId, Vec<String>)],
@@ -84,20 +80,6 @@ impl Config {
         config.shadowed = shadowed;
         config.groups = groups;
         config
-    }
-
-    /// The config of `serve --backend URL…`: one open listener on 127.0.0.1:4000, one
-    /// upstream for each URL, models by name. A single backend also gets what has no name.
-    ///
-    /// Shape: `models[i]` are the names that `urls[i]` reported; a missing entry means none.
-    /// Errors: a URL that is none, or one given twice.
-    pub fn for_backends(urls: &[&str], models: &[Vec<String>]) -> Result<Config, Report> {
-        let urls: Vec<String> = urls.iter().map(|&url| url.to_owned()).collect();
-        let said = WithoutFile { backends: &urls, ..WithoutFile::default() };
-        let config = Config::without_file(&said, &Outside::NOTHING)?.config;
-        let ids = (0..=u16::MAX).map(UpstreamId);
-        let found: Vec<_> = ids.zip(models.iter().cloned()).collect();
-        Ok(config.with_discovered(&found))
     }
 
     /// The config of a command line that says it all.

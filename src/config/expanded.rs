@@ -271,7 +271,7 @@ mod tests {
         let names = |id, names: &[&str]| {
             (UpstreamId(id), names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>())
         };
-        let after = expanded.with_discovered(&[names(0, &["x"]), names(1, &["x", "y"])]);
+        let after = expanded.with_discovered(&[names(0, &["x"]), names(1, &["x", "y"])], &[]);
         assert_eq!(shown(&after, model(&after, "x").group), "many-a-1*1 many-b-1*1");
         assert_eq!(shown(&after, model(&after, "y").group), "many-b-1*1");
     }

@@ -406,7 +406,7 @@ impl Reconciler {
             let list = if server.is_away() { &mut away } else { &mut found };
             list.push((UpstreamId(u16::try_from(index).unwrap_or(u16::MAX)), models));
         }
-        self.config = expanded.with_discovered_and_away(&found, &away);
+        self.config = expanded.with_discovered(&found, &away);
         self.addresses = addresses;
         for (monitored, reached) in table.iter().zip(self.config.reached()) {
             monitored.reached.store(reached, Ordering::Relaxed);

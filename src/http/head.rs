@@ -319,11 +319,6 @@ impl ResponseHead {
     pub fn values<'a>(&'a self, name: Name, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         self.fields.values(name, bytes)
     }
-
-    /// How many fields have this name.
-    pub fn count(&self, name: Name) -> usize {
-        self.fields.named(name).count()
-    }
 }
 
 /// For fuzzers: two ways to cut one head agree on its fields. Where a value without bytes stands is
@@ -365,7 +360,6 @@ mod tests {
         };
         assert_eq!(head.value(Name::Te, bytes), Some(&b"c"[..]));
         assert_eq!(head.values(Name::Te, bytes).collect::<Vec<_>>(), [b"c", b"a"]);
-        assert_eq!((head.count(Name::Te), head.count(Name::Host)), (2, 0));
     }
 
     #[test]

@@ -54,20 +54,6 @@ impl Method {
             Method::Other => "OTHER",
         }
     }
-
-    /// Whether the same request sent twice has the effect of one (RFC 9110 §9.2.2).
-    /// An unknown method is taken to be unsafe to repeat.
-    pub fn is_idempotent(self) -> bool {
-        match self {
-            Method::Get
-            | Method::Head
-            | Method::Put
-            | Method::Delete
-            | Method::Options
-            | Method::Trace => true,
-            Method::Post | Method::Patch | Method::Connect | Method::Other => false,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -100,11 +86,5 @@ mod tests {
         }
         assert_eq!(Method::of(b""), Method::Other);
         assert_eq!(Method::of(b"GETS"), Method::Other);
-    }
-
-    #[test]
-    fn post_is_not_repeated() {
-        assert!(Method::Get.is_idempotent() && Method::Delete.is_idempotent());
-        assert!(!Method::Post.is_idempotent() && !Method::Other.is_idempotent());
     }
 }

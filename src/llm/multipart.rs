@@ -244,11 +244,6 @@ impl MultipartScan {
         self.is_doubtful
     }
 
-    /// Tells how many bytes were pushed without a fault.
-    pub fn position(&self) -> u64 {
-        self.seen
-    }
-
     fn step(&mut self, bytes: &[u8], at: usize) -> Step {
         match self.state {
             State::Preamble | State::Part => self.content(bytes, at),

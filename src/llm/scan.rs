@@ -243,11 +243,6 @@ impl ModelScan {
         self.models > 1
     }
 
-    /// Tells how many bytes were pushed without a fault.
-    pub fn position(&self) -> u64 {
-        self.seen
-    }
-
     /// Goes on from `bytes[at]` as far as one state reaches; returns where it stopped.
     #[inline]
     fn step(&mut self, bytes: &[u8], at: usize) -> Step {
@@ -775,7 +770,7 @@ mod tests {
         assert_eq!(scan.finish(), fault);
         scan.reset();
         assert_eq!(scan.push(br#"{"model":"a"}"#).and_then(|()| scan.finish()), Ok(()));
-        assert_eq!(scan.position(), 13);
+        assert_eq!(scan.seen, 13);
     }
 
     #[test]

@@ -61,21 +61,6 @@ pub struct UsageTap {
 }
 
 impl UsageTap {
-    /// Makes a tap for server-sent events.
-    pub fn sse() -> Self {
-        Self::new(BodyKind::Sse)
-    }
-
-    /// Makes a tap for one JSON document.
-    pub fn json() -> Self {
-        Self::new(BodyKind::Json)
-    }
-
-    /// Makes a tap for JSON lines.
-    pub fn ndjson() -> Self {
-        Self::new(BodyKind::NdJson)
-    }
-
     /// Makes a tap for a body of `kind`.
     pub fn new(kind: BodyKind) -> Self {
         Self {
@@ -740,13 +725,13 @@ mod tests {
     #[test]
     fn the_middle_of_a_document_may_pass_unseen() {
         let body = format!(r#"{{"data":"{}","usage":{{"prompt_tokens":5}}}}"#, "x".repeat(20_000));
-        let mut tap = UsageTap::json();
+        let mut tap = UsageTap::new(BodyKind::Json);
         let tail = tap.needs_tail_only().unwrap();
         tap.push(&body.as_bytes()[..100]);
         tap.skip();
         tap.push(&body.as_bytes()[body.len() - tail..]);
         assert_eq!(tap.finish().prompt_tokens, Some(5));
-        assert_eq!(UsageTap::sse().needs_tail_only(), None);
+        assert_eq!(UsageTap::new(BodyKind::Sse).needs_tail_only(), None);
         tap.reset(BodyKind::Json);
         assert_eq!(tap.finish(), Usage::default());
     }

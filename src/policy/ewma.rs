@@ -64,10 +64,6 @@ impl ResponseTime {
     fn read(&self) -> u32 {
         f32::from_bits(self.bits.load(Relaxed)) as u32
     }
-
-    fn restore(&self, time: Duration) {
-        self.bits.store(sample(time).to_bits(), Relaxed);
-    }
 }
 
 impl Default for ResponseTime {
@@ -252,14 +248,6 @@ impl Measures {
         let patience = micros(FADE).max(4 * u64::from(self.response_time.read()));
         (micros(self.success.idle(now)) / patience).min(31) as u32
     }
-
-    /// Takes over what another process or an older config has measured.
-    pub fn restore(&self, reading: Reading, now: Moment) {
-        let time = |us: u32| Duration::from_micros(us.into());
-        self.response_time.restore(time(reading.rt_us));
-        self.success.restore(reading.success, now);
-        self.peak.restore(time(reading.peak_us), now);
-    }
 }
 
 /// How long a measure stands without any call, at least.
@@ -420,11 +408,17 @@ mod tests {
         assert_eq!(peak.read(moment(0)), RESPONSE_TIME_START_US);
     }
 
+    /// What calls that ended at the very beginning have measured.
+    fn set(measures: &Measures, micros: u64, success: f32) {
+        measures.response_time.bits.store(sample(length(micros)).to_bits(), Relaxed);
+        measures.success.restore(success, moment(0));
+    }
+
     // Without fading a server that failed once would stay behind its equals for ever.
     #[test]
     fn what_nobody_confirms_fades_until_the_next_call() {
         let measures = Measures::new();
-        measures.restore(Reading { rt_us: 800_000, success: 0.2, peak_us: 0 }, moment(0));
+        set(&measures, 800_000, 0.2);
         let after = |seconds: u64| measures.read(moment(seconds * SECOND));
         assert_eq!((after(9).rt_us, after(9).success), (800_000, 0.2));
         assert_eq!((after(10).rt_us, after(20).rt_us), (400_000, 200_000));
@@ -446,7 +440,7 @@ mod tests {
     #[test]
     fn a_server_that_takes_minutes_does_not_fade_while_it_works() {
         let measures = Measures::new();
-        measures.restore(Reading { rt_us: 60_000_000, success: 1.0, peak_us: 0 }, moment(0));
+        set(&measures, 60_000_000, 1.0);
         assert_eq!(measures.read(moment(200 * SECOND)).rt_us, 60_000_000);
     }
 

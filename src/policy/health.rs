@@ -66,11 +66,6 @@ impl HealthState {
         }
     }
 
-    /// Returns what is known.
-    pub fn health(&self) -> Health {
-        self.health
-    }
-
     /// Tells whether it may be picked.
     pub fn is_usable(&self) -> bool {
         self.health != Health::Unhealthy
@@ -111,7 +106,7 @@ mod tests {
     fn unknown_counts_as_healthy() {
         let state = HealthState::new(3, 1);
         assert!(state.is_usable());
-        assert_eq!(state.health(), Health::Unknown);
+        assert_eq!(state.health, Health::Unknown);
     }
 
     #[test]

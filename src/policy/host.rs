@@ -76,15 +76,11 @@ impl<T> HostTable<T> {
         Ok(HostTable { hosts })
     }
 
-    /// Finds the rule for a request, and how many bytes of its path to strip.
+    /// Asks `choose` for each rule that fits a request, the longest prefix first, whether it is
+    /// it; it is given the rule and how many bytes of the path it strips.
     ///
     /// Shape: `host` is the value of `Host`, port and all; `path` is the path, with or without
     /// what follows it. Nothing is allocated. The rest may lack the slash at its beginning.
-    pub fn find(&self, host: &[u8], path: &[u8]) -> Option<(&T, usize)> {
-        self.find_map(host, path, |value, strip| Some((value, strip)))
-    }
-
-    /// As `find`, but asks for each rule that fits, the longest prefix first, whether it is it.
     pub fn find_map<'t, R>(
         &'t self,
         host: &[u8],
@@ -151,10 +147,15 @@ mod tests {
     /// Host, path, and which rule takes it and what is left of the path.
     type Case = (&'static str, &'static str, Option<(&'static str, &'static str)>);
 
+    /// The first rule that fits, and how many bytes of the path it strips.
+    fn find<'t, T>(table: &'t HostTable<T>, host: &[u8], path: &[u8]) -> Option<(&'t T, usize)> {
+        table.find_map(host, path, |value, strip| Some((value, strip)))
+    }
+
     fn check(rules: &[&'static str], cases: &[Case]) {
         let table = HostTable::new(rules.iter().map(|rule| (*rule, *rule))).unwrap();
         for (host, path, expected) in cases {
-            let found = table.find(host.as_bytes(), path.as_bytes()).map(|(rule, len)| {
+            let found = find(&table, host.as_bytes(), path.as_bytes()).map(|(rule, len)| {
                 let rest = &path[len..];
                 (*rule, if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") })
             });
@@ -240,7 +241,7 @@ mod tests {
     #[test]
     fn bounds_the_length_of_a_host() {
         let table = HostTable::new([("a", ())]).unwrap();
-        assert_eq!(table.find(&[b'a'; HOST_BYTES_MAX + 1], b"/"), None);
+        assert_eq!(find(&table, &[b'a'; HOST_BYTES_MAX + 1], b"/"), None);
     }
 
     proptest! {
@@ -258,7 +259,7 @@ mod tests {
                 })
             };
             let expected = rules.iter().filter(fits).max_by_key(|rule| rule.len());
-            let found = table.find(host.as_bytes(), path.as_bytes()).map(|(i, _)| &rules[*i]);
+            let found = find(&table, host.as_bytes(), path.as_bytes()).map(|(i, _)| &rules[*i]);
             prop_assert_eq!(found, expected);
         }
 
@@ -268,7 +269,7 @@ mod tests {
             path in prop::collection::vec(any::<u8>(), 0..40),
         ) {
             let table = HostTable::new([("a", ()), ("a/b", ())]).unwrap();
-            if let Some((_, len)) = table.find(&host, &path) {
+            if let Some((_, len)) = find(&table, &host, &path) {
                 prop_assert!(len <= path.len());
             }
         }

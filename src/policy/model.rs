@@ -192,23 +192,14 @@ impl ModelTable {
         Ok(table)
     }
 
-    /// Finds where a model goes, for a caller without a default group.
+    /// Finds where a model goes; an unknown name goes to the `default` group, where there is one,
+    /// as it is.
     ///
     /// Shape: `asked` is the client's name, unescaped; `reaches` tells whether the caller may
     /// go to a target. Nothing is allocated for a name without `@` and `:`.
     /// Errors: `Missing`, and 404.
     /// Source: rules §3, "Model lookup".
     pub fn find<'n>(
-        &'n self,
-        asked: &'n str,
-        force: Force,
-        reaches: impl Fn(ModelTarget) -> bool,
-    ) -> Result<Found<'n>, Missing<'n>> {
-        self.find_or(asked, None, force, reaches)
-    }
-
-    /// As `find`, but an unknown name goes to the `default` group as it is.
-    pub fn find_or<'n>(
         &'n self,
         asked: &'n str,
         default: Option<u16>,
@@ -475,7 +466,7 @@ mod tests {
 
     fn check_as(force: Force, asked: &str, expected: Expected<'_>) {
         let table = table();
-        let found = table.find(asked, force, everywhere).ok();
+        let found = table.find(asked, None, force, everywhere).ok();
         let told = found.as_ref().map(|found| {
             let ModelTarget { group, upstream_forced } = found.target;
             (group, upstream_forced, &*found.name, found.name_to_send)
@@ -549,7 +540,7 @@ mod tests {
             check_as(Force::Off, asked, None);
         }
         let table = table();
-        let missing = |asked| table.find(asked, Force::Listed, everywhere).unwrap_err();
+        let missing = |asked| table.find(asked, None, Force::Listed, everywhere).unwrap_err();
         assert_eq!(missing("new@gpu0"), Missing::NotListed("new"));
         assert_eq!(missing("gpu0:new"), Missing::NotListed("new"));
         assert_eq!(missing("new"), Missing::Unknown);
@@ -560,7 +551,7 @@ mod tests {
         for asked in ["llama3@gpu0", "gpu0:phi", "pool:phi"] {
             check_as(Force::Off, asked, None);
             let table = table();
-            let found = table.find_or(asked, Some(42), Force::Off, everywhere).unwrap();
+            let found = table.find(asked, Some(42), Force::Off, everywhere).unwrap();
             assert_eq!((found.target.group, &*found.name, found.name_to_send), (42, asked, None));
         }
     }
@@ -572,7 +563,7 @@ mod tests {
             Some(upstream) => upstream != 0,
             None => !matches!(target.group, 1 | 2 | 5 | 10),
         };
-        let find = |asked, default| table.find_or(asked, default, Force::Any, not_gpu0);
+        let find = |asked, default| table.find(asked, default, Force::Any, not_gpu0);
         for asked in ["llama3", "phi", "llama3@gpu0", "gpu0:phi", "new@gpu0"] {
             assert!(find(asked, None).is_err(), "{asked}");
         }
@@ -584,7 +575,7 @@ mod tests {
     #[test]
     fn a_place_that_there_is_not_is_no_default() {
         let table = table();
-        let find = |asked| table.find_or(asked, Some(42), Force::Listed, everywhere);
+        let find = |asked| table.find(asked, Some(42), Force::Listed, everywhere);
         assert_eq!(find("llama3@nobody"), Err(Missing::Unknown));
         assert_eq!(find("new@gpu0"), Err(Missing::NotListed("new")));
         // These are names.
@@ -616,7 +607,7 @@ mod tests {
         })
         .unwrap();
         let told = |asked, force| {
-            let found = table.find(asked, force, everywhere).ok()?;
+            let found = table.find(asked, None, force, everywhere).ok()?;
             Some((found.name.into_owned(), found.target.upstream_forced, found.name_to_send?))
         };
         for (asked, name, forced) in [
@@ -649,7 +640,10 @@ mod tests {
         })
         .unwrap();
         let found = |asked| {
-            table.find(asked, Force::Any, everywhere).map(|f| (f.target, f.name_to_send)).unwrap()
+            table
+                .find(asked, None, Force::Any, everywhere)
+                .map(|f| (f.target, f.name_to_send))
+                .unwrap()
         };
         assert_eq!(found("m@many"), (target, Some("m")));
         assert_eq!(found("many:x"), (target, Some("x")));
@@ -658,7 +652,7 @@ mod tests {
     #[test]
     fn unknown_names_go_to_a_default_as_they_are() {
         let table = table();
-        let find = |asked, default| table.find_or(asked, default, Force::Listed, everywhere);
+        let find = |asked, default| table.find(asked, default, Force::Listed, everywhere);
         let found = find("what?", Some(42)).unwrap();
         assert_eq!((found.target.group, found.name_to_send, found.known), (42, None, None));
         assert_eq!(find("llama3", Some(42)).unwrap().target.group, 1);
@@ -681,13 +675,13 @@ mod tests {
         let away = ModelTarget { group: 11, upstream_forced: None };
         let forced = ModelTarget { upstream_forced: Some(1), ..away };
         let only_b = |target: ModelTarget| target.group == 11;
-        let find = |asked| table.find(asked, Force::Listed, only_b).map(|found| found.target);
+        let find = |asked| table.find(asked, None, Force::Listed, only_b).map(|found| found.target);
         assert_eq!(find("m"), Ok(away));
         assert_eq!((find("m@b"), find("b:m")), (Ok(forced), Ok(forced)));
         assert_eq!((find("m@a"), find("a:m")), (Err(Missing::Unknown), Err(Missing::Unknown)));
-        let found = table.find("m", Force::Listed, everywhere).unwrap();
+        let found = table.find("m", None, Force::Listed, everywhere).unwrap();
         assert_eq!(found.target.group, 10, "whoever reaches those that serve it goes there");
-        assert_eq!(table.find("m", Force::Listed, |_| false), Err(Missing::Unknown));
+        assert_eq!(table.find("m", None, Force::Listed, |_| false), Err(Missing::Unknown));
     }
 
     #[test]
@@ -712,7 +706,7 @@ mod tests {
             asked in "(llama3|gpt-4|big|phi|gpu0|ollama|pool|[@:x]){0,5}",
         ) {
             let table = table();
-            if let Ok(found) = table.find(&asked, Force::Any, everywhere) {
+            if let Ok(found) = table.find(&asked, None, Force::Any, everywhere) {
                 let send = found.name_to_send.unwrap_or(&asked);
                 let configured = table.entries().any(|e| e.name == send || e.upstream_model == send);
                 prop_assert!(configured || asked.contains(send));

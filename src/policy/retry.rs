@@ -68,14 +68,6 @@ pub enum RetryDecision {
 }
 
 impl RetryPolicy {
-    /// Never retries; a dead pooled connection is still replaced.
-    pub const NEVER: RetryPolicy = RetryPolicy {
-        attempts: 0,
-        initial: Duration::ZERO,
-        max: Duration::ZERO,
-        on: RetryOn::NOTHING,
-    };
-
     /// Decides what follows from `why`.
     ///
     /// Shape: pure; the caller keeps the count of retries and asks the budget itself
@@ -173,6 +165,14 @@ fn place(status: u16) -> Option<(usize, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Never retries; a dead pooled connection is still replaced.
+    const NEVER: RetryPolicy = RetryPolicy {
+        attempts: 0,
+        initial: Duration::ZERO,
+        max: Duration::ZERO,
+        on: RetryOn::NOTHING,
+    };
     use crate::error::Kind;
     use proptest::prelude::*;
 
@@ -212,12 +212,12 @@ mod tests {
     fn replaces_a_dead_pooled_connection_outside_the_attempts() {
         let stale = Attempt { reused: true, retries: 99, ..first() };
         assert_eq!(policy().next(&stale, &RESET, 0), RetryDecision::FreshConnection);
-        assert_eq!(RetryPolicy::NEVER.next(&stale, &RESET, 0), RetryDecision::FreshConnection);
+        assert_eq!(NEVER.next(&stale, &RESET, 0), RetryDecision::FreshConnection);
     }
 
     #[test]
     fn replaces_it_once_because_the_fresh_one_is_not_reused() {
-        assert_eq!(RetryPolicy::NEVER.next(&first(), &RESET, 0), RetryDecision::GiveUp);
+        assert_eq!(NEVER.next(&first(), &RESET, 0), RetryDecision::GiveUp);
     }
 
     #[test]

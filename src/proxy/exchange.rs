@@ -26,7 +26,7 @@ use super::plan::{ListenerPlan, Plan};
 use super::refusal::{Caller, CorsLines, Next, Refusal};
 use super::rename;
 use super::reply;
-use super::route;
+use super::route::{self, HeadRoute, Route};
 use super::settle::Settle;
 use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
@@ -71,20 +71,7 @@ async fn live(
     let mut first = None;
     if !is_read && let Err(end) = read_head(core, &plan, listener, down, scratch, &mut first).await
     {
-        return match end {
-            Unread::Refused(refusal) => {
-                let settle = Settle::begin(core, &plan, listener.number, client);
-                note_slow_head(&settle, core, first);
-                let caller = nobody(core, settle.begun_at().wall);
-                settle.record.named(&caller.id);
-                reply::refuse(core, down, &caller, &refusal, false, &settle).await
-            }
-            Unread::Gone => Next::Close,
-            Unread::Nothing => {
-                down.recv.clear();
-                Next::KeepAlive
-            }
-        };
+        return unread(core, &plan, listener, down, first, end).await;
     }
     let path = scratch.request.normalise_path(&mut down.recv);
     let mut settle = Settle::begin(core, &plan, listener.number, client);
@@ -149,6 +136,36 @@ enum Unread {
     Gone,
     /// The client sent an empty line behind its last request and has begun no other: it idles.
     Nothing,
+}
+
+/// Ends what has not become a request.
+#[cold]
+fn unread<'a>(
+    core: &'a Rc<Core>,
+    plan: &'a LocalPlan,
+    listener: &'a ListenerPlan,
+    down: &'a mut Downstream,
+    first: Option<Instant>,
+    end: Unread,
+) -> PooledFuture<'a, Next> {
+    // Pooled, as a refusal is.
+    PooledFuture::with(move || async move {
+        match end {
+            Unread::Refused(refusal) => {
+                let client = down.peer.as_ref().map(|peer| peer.ip);
+                let settle = Settle::begin(core, plan, listener.number, client);
+                note_slow_head(&settle, core, first);
+                let caller = nobody(core, settle.begun_at().wall);
+                settle.record.named(&caller.id);
+                reply::refuse(core, down, &caller, &refusal, false, &settle).await
+            }
+            Unread::Gone => Next::Close,
+            Unread::Nothing => {
+                down.recv.clear();
+                Next::KeepAlive
+            }
+        }
+    })
 }
 
 /// Reads until the head is complete; notes in `first` when it began, should it come in pieces.
@@ -274,15 +291,7 @@ async fn serve(
         Admitted::Permit(permit) => permit,
         other => return Ok(answer_at_once(core, plan, down, caller, settle, begin, other).await),
     };
-    settle.record.admitted(permit.key.map(|key| key.0), permit.client);
-    let _vouched = match core.shared.bounds.per_ip_max() {
-        0 => None,
-        _ => count_vouched(core, &permit)?,
-    };
-    // Without a key there is nothing to charge, and no future is made.
-    if permit.key.is_some() {
-        settle.hold(limit::charge(core, plan, &permit, caller, now).await?);
-    }
+    let _vouched = count_and_charge(core, plan, &permit, caller, settle).await?;
     let caller = &*caller;
     *body = RequestBody::new(permit.framing, begin);
     let head_route = route::by_head(listener, &scratch.request, &down.recv, &permit)?;
@@ -295,31 +304,13 @@ async fn serve(
     let Scratch { request, response, scan, members, target, model } = scratch;
     scan.reset();
     let mut scanner = head_route.scanner(request, &down.recv, listener, &permit, scan)?;
-    if !hold::is_here(core, plan, down, body, &mut scanner, &mut held, Enough::Routable)? {
-        hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Routable).await?;
-        settle.record.body_held(settle.now());
-    }
-    let in_body = scanner.model().map_or("", |found| found.name);
-    settle.record.model_named(head_route.model_named(in_body));
-    let route = route::finish(plan, listener, head_route, request, &down.recv, &scanner, &permit)?;
-    settle.record.routed(route.kind, route.group, route.model, route.rename.as_deref());
+    let at = Stations { core, plan, listener, request, permit: &permit, settle };
+    let route = at.hold_and_route(head_route, down, body, &mut scanner, &mut held).await?;
     model.clear();
     model.push_str(scanner.model().map_or("", |found| found.name));
     let routed_by =
         RoutedBy { name: model, renamed: route.rename.is_some(), limited: permit.limited };
-    let outgoing = match &route.rename {
-        None => Outgoing::AsCame,
-        Some(name) => {
-            if permit.chunked && !body.reader.is_done() {
-                // Only a body that is whole can go on with a length.
-                hold::hold(core, plan, down, body, &mut scanner, &mut held, Enough::Whole).await?;
-                if !routed_by.still_holds(&scanner) {
-                    return Err(Refusal::from(Kind::ModelChanged).into());
-                }
-            }
-            rename_in_body(core, down, body, &scanner, name, permit.chunked).await
-        }
-    };
+    let outgoing = at.rename(&route, &routed_by, down, body, &mut scanner, &mut held).await?;
     target.clear();
     route.write_target(target, request, &down.recv);
     if permit.is_metered {
@@ -355,28 +346,98 @@ async fn serve(
     }
 }
 
-/// Puts the name that the server is to read into the body.
-async fn rename_in_body(
-    core: &Core,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    scanner: &Scanner<'_>,
-    name: &str,
-    chunked: bool,
-) -> Outgoing {
-    match body.end - body.begin > SLICE_BYTES {
-        false => rename::at_once(core, down, body, scanner, name, chunked),
-        // Pooled: few bodies are that large.
-        true => {
-            PooledFuture::with(|| rename::in_slices(core, down, body, scanner, name, chunked)).await
+/// What the stations between admission and dispatch read.
+struct Stations<'e> {
+    core: &'e Core,
+    plan: &'e Plan,
+    listener: &'e ListenerPlan,
+    request: &'e RequestHead,
+    permit: &'e Permit,
+    settle: &'e Settle,
+}
+
+impl Stations<'_> {
+    /// Holds and scans the body until it is known where the request goes.
+    async fn hold_and_route(
+        &self,
+        head_route: HeadRoute,
+        down: &mut Downstream,
+        body: &mut RequestBody,
+        scanner: &mut Scanner<'_>,
+        held: &mut Held<'_>,
+    ) -> Result<Route, Unheld> {
+        let &Self { core, plan, listener, request, permit, settle } = self;
+        if !hold::is_here(core, plan, down, body, scanner, held, Enough::Routable)? {
+            hold::hold(core, plan, down, body, scanner, held, Enough::Routable).await?;
+            settle.record.body_held(settle.now());
         }
+        let in_body = scanner.model().map_or("", |found| found.name);
+        settle.record.model_named(head_route.model_named(in_body));
+        let route =
+            route::finish(plan, listener, head_route, request, &down.recv, scanner, permit)?;
+        settle.record.routed(route.kind, route.group, route.model, route.rename.as_deref());
+        Ok(route)
+    }
+
+    /// Puts the name that the server is to read into the body, if it is another than the client's.
+    async fn rename(
+        &self,
+        route: &Route,
+        routed_by: &RoutedBy<'_>,
+        down: &mut Downstream,
+        body: &mut RequestBody,
+        scanner: &mut Scanner<'_>,
+        held: &mut Held<'_>,
+    ) -> Result<Outgoing, Unheld> {
+        let &Self { core, plan, permit, .. } = self;
+        let Some(name) = &route.rename else { return Ok(Outgoing::AsCame) };
+        if permit.chunked && !body.reader.is_done() {
+            // Only a body that is whole can go on with a length.
+            hold::hold(core, plan, down, body, scanner, held, Enough::Whole).await?;
+            if !routed_by.still_holds(scanner) {
+                return Err(Refusal::from(Kind::ModelChanged).into());
+            }
+        }
+        Ok(match body.end - body.begin > SLICE_BYTES {
+            false => rename::at_once(core, down, body, scanner, name, permit.chunked),
+            // Pooled: few bodies are that large.
+            true => {
+                PooledFuture::with(|| {
+                    rename::in_slices(core, down, body, scanner, name, permit.chunked)
+                })
+                .await
+            }
+        })
     }
 }
 
-/// Counts the connection to the client's address, where a proxy before us vouches for it.
+/// Counts an admitted request to its client and charges it to its key.
+async fn count_and_charge(
+    core: &Rc<Core>,
+    plan: &LocalPlan,
+    permit: &Permit,
+    caller: &mut Caller,
+    settle: &mut Settle,
+) -> Result<Option<Counted>, Refusal> {
+    settle.record.admitted(permit.key.map(|key| key.0), permit.client);
+    let vouched = count_vouched(core, permit)?;
+    // Without a key there is nothing to charge, and no future is made.
+    if permit.key.is_some() {
+        let now = settle.begun_at();
+        settle.hold(limit::charge(core, plan, permit, caller, now).await?);
+    }
+    Ok(vouched)
+}
+
+/// Counts the connection to the client's address, where a proxy before us vouches for it and such
+/// connections are bounded.
 ///
 /// Errors: 429.
+#[inline]
 fn count_vouched(core: &Core, permit: &Permit) -> Result<Option<Counted>, Refusal> {
+    if core.shared.bounds.per_ip_max() == 0 {
+        return Ok(None);
+    }
     let peer = permit.peer.as_ref().map(|peer| peer.ip);
     places::count_vouched(core, peer, permit.client).map_err(|_| {
         Refusal::because(Kind::ConcurrencyReached, "Too many connections from this address.")
@@ -388,7 +449,7 @@ fn count_vouched(core: &Core, permit: &Permit) -> Result<Option<Counted>, Refusa
 #[cold]
 fn note_metered(
     plan: &Plan,
-    route: &route::Route,
+    route: &Route,
     routed_by: &RoutedBy<'_>,
     (head, bytes): (&RequestHead, &[u8]),
     body: &RequestBody,

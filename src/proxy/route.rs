@@ -23,7 +23,7 @@ use crate::llm::multipart::MultipartScan;
 use crate::llm::path::{PathFault, PathModel};
 use crate::llm::reply::{ModelEntry, write_models_list};
 use crate::llm::scan::{MISSING_MODEL, ModelScan};
-use crate::policy::model::{Missing, ModelTarget};
+use crate::policy::model::{Found, Missing, ModelTarget};
 use crate::telemetry::outcome::RouteKind;
 
 /// Most names that a refusal lists.
@@ -229,26 +229,15 @@ pub fn finish(
             _ => return Err(Refusal::because(Kind::ModelMissing, MISSING_MODEL)),
         },
     };
-    let reaches = |target| may_reach(plan, permit, target);
-    let found = match plan.models.find_or(asked, listener.default_group, listener.force, reaches) {
-        Ok(found) => found,
-        Err(Missing::NotListed(model)) if !may_use_model(plan, permit, model) => {
-            return Err(model_refused(model));
-        }
-        Err(_) => return Err(unknown_model(plan, permit, asked)),
-    };
-    let by_target = permit.limited && in_body.is_none();
+    let found = look_up(plan, listener, permit, asked)?;
     if permit.limited {
-        if !may_use_model(plan, permit, &found.name) {
-            return Err(model_refused(&found.name));
-        }
         let said = proven::Said {
             asked,
             renamed: found.name_to_send,
             in_target: in_target.as_ref(),
             in_body: in_body.as_ref().map(|found| found.name),
         };
-        prove((plan, permit), head, bytes, scanner, &said, found.target)?;
+        may_be_sent((plan, permit), head, bytes, scanner, &said, &found)?;
     }
     if let (Some(place), Some(name)) = (&in_target, found.name_to_send)
         && !place.may_be(name)
@@ -265,28 +254,52 @@ pub fn finish(
         upstream: found.target.upstream_forced,
         model: found.known,
         rename: found.name_to_send.map(str::to_owned),
-        by_target,
+        by_target: permit.limited && in_body.is_none(),
         strip: 0,
         in_target,
     })
 }
 
-/// Proves that the server will read the name that was read here.
-fn prove(
+/// Where a model's name leads this caller.
+///
+/// Errors: 403, 404, 503.
+#[inline]
+fn look_up<'n>(
+    plan: &'n Plan,
+    listener: &ListenerPlan,
+    permit: &Permit,
+    asked: &'n str,
+) -> Result<Found<'n>, Refusal> {
+    let reaches = |target| may_reach(plan, permit, target);
+    match plan.models.find(asked, listener.default_group, listener.force, reaches) {
+        Ok(found) => Ok(found),
+        Err(Missing::NotListed(model)) if !may_use_model(plan, permit, model) => {
+            Err(model_refused(model))
+        }
+        Err(_) => Err(unknown_model(plan, permit, asked)),
+    }
+}
+
+/// Checks a limited key's right to a model, and that the server will read the name that was read
+/// here.
+fn may_be_sent(
     (plan, permit): (&Plan, &Permit),
     head: &RequestHead,
     bytes: &[u8],
     scanner: &Scanner<'_>,
     said: &proven::Said<'_>,
-    target: ModelTarget,
+    found: &Found<'_>,
 ) -> Result<(), Refusal> {
+    if !may_use_model(plan, permit, &found.name) {
+        return Err(model_refused(&found.name));
+    }
     if let Some(doubt) = scanner.doubt() {
         return Err(Refusal::because(Kind::ModelNotAllowed, doubt.message()));
     }
     proven::agree(head, bytes, said)?;
     match said.in_body {
         Some(_) => Ok(()),
-        None => proven::reads_target(plan, target, permit),
+        None => proven::reads_target(plan, found.target, permit),
     }
 }
 

@@ -486,7 +486,7 @@ mod tests {
         let listing = |lists: [&[&str]; 3]| {
             let lists = lists.map(|list| list.iter().map(|name| (*name).to_owned()).collect());
             let ids = (0..).map(crate::config::UpstreamId);
-            config(&three).with_discovered(&ids.zip(lists).collect::<Vec<_>>())
+            config(&three).with_discovered(&ids.zip(lists).collect::<Vec<_>>(), &[])
         };
         let before = listing([&["m"], &["m"], &[]]);
         let first = registry.carry(&before, &[]);

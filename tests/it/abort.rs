@@ -1,6 +1,6 @@
 //! rules §9: a client that goes away stops the upstream at once, in every state of an exchange.
 //!
-//! The promise is 100 ms; 250 ms are asserted, because two cores run all of this at a time.
+//! The promise is 100 ms; a second is asserted (`PROMISE`), because two cores run all of this at a time.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
@@ -14,7 +14,10 @@ use super::h2_client::H2Client;
 use super::house::{LIMIT, Proxy, Setup, house, mock_with, wait_until};
 use super::wire::{Client, chat, get, post};
 
-const PROMISE: Duration = Duration::from_millis(250);
+/// By when the server must know that the client has left. It takes a few milliseconds, and
+/// `scripts/real.sh` holds 100 ms on a quiet machine; what is told apart here is an end that was seen
+/// from one that a timeout or the next write found, on a machine that compiles besides.
+const PROMISE: Duration = Duration::from_secs(1);
 
 /// Brings an exchange into a state, leaves in both ways, and measures.
 fn check(request: &[u8], begun: impl Fn(&MockStats) -> bool) {

@@ -10,7 +10,7 @@ use super::h2_client::{H2Client, Stream};
 use super::house::{LIMIT, Setup, wait_until};
 
 /// As in `abort`.
-const PROMISE: Duration = Duration::from_millis(250);
+const PROMISE: Duration = Duration::from_secs(1);
 
 /// Brings streams into a state, gives them up one by one and all at once, and measures.
 fn check(open: impl Fn(&H2Client) -> Stream, begun: impl Fn(&MockStats) -> bool) {

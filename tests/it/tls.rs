@@ -14,7 +14,7 @@ use super::secure::{Secure, session};
 use super::wire::{Client, chat, get, noise, post, post_chunked, sha256};
 
 /// As in `abort`.
-const PROMISE: Duration = Duration::from_millis(250);
+const PROMISE: Duration = Duration::from_secs(1);
 
 /// A proxy over TLS in front of a mock, and what its clients know.
 struct House {

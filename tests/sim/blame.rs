@@ -19,10 +19,10 @@ const SEEDS: std::ops::Range<u64> = 0..2;
 
 /// Plays it under every strategy and seed.
 fn each(setup: impl Fn(u64) -> Setup, judge: impl Fn(&Setup, &Report)) {
-    for strategy in Strategy::names().filter_map(Strategy::parse) {
+    for strategy in Strategy::ALL {
         for seed in SEEDS {
             let setup = Setup { strategy, ..setup(seed) };
-            eprintln!("{} seed {seed}, {} servers", strategy.name(), setup.servers.len());
+            eprintln!("{strategy:?} seed {seed}, {} servers", setup.servers.len());
             judge(&setup, &play(&setup));
         }
     }

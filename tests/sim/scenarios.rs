@@ -19,7 +19,7 @@ const SEEDS: std::ops::Range<u64> = 0..3;
 
 /// All strategies that spread the load.
 fn spreading() -> impl Iterator<Item = Strategy> {
-    Strategy::names().filter_map(Strategy::parse).filter(|s| *s != Strategy::Failover)
+    Strategy::ALL.into_iter().filter(|s| *s != Strategy::Failover)
 }
 
 /// Plays a scenario under every spreading strategy and seed.
@@ -27,7 +27,7 @@ fn each(setup: impl Fn(u64) -> Setup, judge: impl Fn(&Setup, &Report)) {
     for strategy in spreading() {
         for seed in SEEDS {
             let setup = Setup { strategy, ..setup(seed) };
-            eprintln!("{} seed {seed}", strategy.name());
+            eprintln!("{strategy:?} seed {seed}");
             judge(&setup, &play(&setup));
         }
     }
@@ -121,7 +121,7 @@ fn fast_failures_do_not_attract_traffic() {
     for seed in SEEDS {
         for strategy in [Strategy::ResponseAware, Strategy::P2cEwma] {
             let share = share(&play(&failing(strategy, seed)), 15..60);
-            assert!(share < 0.2, "{} seed {seed}: {share}", strategy.name());
+            assert!(share < 0.2, "{strategy:?} seed {seed}: {share}");
         }
         // It is the breaker that must help those who only count connections.
         let share = share(&play(&failing(Strategy::LeastConn, seed)), 15..60);
@@ -195,7 +195,7 @@ fn a_five_times_slower_replica_gets_less() {
             let report = play(&slow(strategy, seed));
             // The response time begins with a guess of 2 s, which fades before it is tried.
             let share = share(&report, 60..120);
-            assert!((0.02..0.6).contains(&share), "{} seed {seed}: {share}", strategy.name());
+            assert!((0.02..0.6).contains(&share), "{strategy:?} seed {seed}: {share}");
             assert_eq!(report.count(Ended::Whole), report.all());
         }
         // Those that do not look give it as much as the others.
@@ -333,8 +333,8 @@ fn a_slow_start_is_not_buried() {
             };
             let report = play(&setup);
             let most = report.most(0, 15..60);
-            assert!(most <= 12, "{} seed {seed}: {most} at once", strategy.name());
-            assert!(share(&report, 50..60) > 0.3, "{} seed {seed}", strategy.name());
+            assert!(most <= 12, "{strategy:?} seed {seed}: {most} at once");
+            assert!(share(&report, 50..60) > 0.3, "{strategy:?} seed {seed}");
         }
     }
 }

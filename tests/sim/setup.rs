@@ -171,8 +171,7 @@ pub(crate) fn drawn(seed: u64) -> Setup {
     let mut rng = Rng::new(seed);
     let rng = &mut rng;
     let run_us = between(rng, 10, 40) * SECOND;
-    let strategies: Vec<&str> = Strategy::names().collect();
-    let name = strategies[rng.below(strategies.len() as u64) as usize];
+    let strategy = Strategy::ALL[rng.below(Strategy::ALL.len() as u64) as usize];
     let servers: Vec<ServerSetup> =
         (0..between(rng, 1, 6)).map(|_| drawn_server(rng, run_us)).collect();
     let (head_us, body_us) = (between(rng, 5, 200) * MS, between(rng, 0, 600) * MS);
@@ -187,7 +186,7 @@ pub(crate) fn drawn(seed: u64) -> Setup {
         cores: between(rng, 1, 4) as usize,
         race_us: [0, 100, 2_000][rng.below(3) as usize],
         servers,
-        strategy: Strategy::parse(name).expect("the name is of the table"),
+        strategy,
         retry: RetryPolicy {
             attempts: between(rng, 0, 4) as u32,
             initial: Duration::from_millis(between(rng, 1, 200)),

@@ -177,9 +177,7 @@ fn route(r: &mut Reader<'_>, at: &At<RawRoute>, names: &mut AllNames) -> Option<
     let keys = raw.keys.as_ref().map(|list| key_ids(r, &list.value, &mut names.keys));
     let group = required(r, &raw.group, &at.spot, "group")?;
     let group = GroupId(names.groups.find_one(r, group)?);
-    let (line, column) = r.draft.position(at.spot.span.start);
-    let place = FilePosition { path: at.spot.path.as_str().into(), line, column };
-    Some(RouteRule { path, host, group, keys, place })
+    Some(RouteRule { path, host, group, keys })
 }
 
 fn key_ids(r: &mut Reader<'_>, list: &[At<String>], keys: &mut Names) -> Vec<KeyId> {

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use crate::pki::{Pair, Roots};
 
-use super::{ClientTimeouts, FilePosition, GroupId, KeyId, ListenerIndex};
+use super::{ClientTimeouts, GroupId, KeyId, ListenerIndex};
 pub use crate::policy::auth::Carrier;
 pub use crate::policy::model::Force;
 
@@ -170,8 +170,6 @@ pub struct RouteRule {
     pub group: GroupId,
     /// Keys that may use it; none = every key of the listener.
     pub keys: Option<Vec<KeyId>>,
-    /// Where the rule stands.
-    pub place: FilePosition,
 }
 
 /// `host = "openai.example.com/prefix"`.
@@ -239,19 +237,6 @@ pub enum ModelPattern {
     Exact(String),
     /// `gpt-*`: every name that begins so; holds what stands before the star.
     Prefix(String),
-}
-
-impl ModelSet {
-    /// Whether a model of that name is in the set.
-    pub fn allows(&self, model: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Of(patterns) => patterns.iter().any(|pattern| match pattern {
-                ModelPattern::Exact(name) => name == model,
-                ModelPattern::Prefix(prefix) => model.starts_with(prefix.as_str()),
-            }),
-        }
-    }
 }
 
 /// Listeners, or all.

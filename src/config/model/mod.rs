@@ -85,15 +85,10 @@ impl Config {
     }
 
     /// The declared (not implicit) group of that name.
+    #[cfg(test)]
     pub fn group_named(&self, name: &str) -> Option<GroupId> {
         let at = self.groups.iter().position(|g| !g.implicit && g.name == name)?;
         u16::try_from(at).ok().map(GroupId)
-    }
-
-    /// The upstream of that name.
-    pub fn upstream_named(&self, name: &str) -> Option<UpstreamId> {
-        let at = self.upstreams.iter().position(|u| u.name == name)?;
-        u16::try_from(at).ok().map(UpstreamId)
     }
 }
 

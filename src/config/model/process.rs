@@ -37,6 +37,7 @@ pub enum Cores {
 
 /// The IO driver of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::enum_variant_names, reason = "io_uring is what it is called")]
 pub enum Io {
     /// io_uring where the kernel has it, else epoll with a warning.
     Auto,

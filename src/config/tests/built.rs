@@ -57,7 +57,7 @@ fn what_a_group_does_not_say_is_as_in_group_defaults() {
     assert!(own.implicit && own.retry.attempts == 2 && own.retry.same);
     assert_eq!((own.balance, own.retry.initial.as_secs()), (Balance::Random, 1));
     let urls = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
-    let both = Config::for_backends(&urls, &[vec![found.clone()], vec![found]]).unwrap();
+    let both = for_backends(&urls, &[vec![found.clone()], vec![found]]).unwrap();
     assert_eq!(both.groups.last().unwrap().balance, Balance::LeastConn);
 }
 
@@ -100,11 +100,20 @@ fn timeouts_are_resolved() {
     assert_eq!(config.timeouts.upstream.total, None);
 }
 
+/// As `serve --backend URL…` makes it; `models[i]` are the names that `urls[i]` reported.
+fn for_backends(urls: &[&str], models: &[Vec<String>]) -> Result<Config, Report> {
+    let urls: Vec<String> = urls.iter().map(|&url| url.to_owned()).collect();
+    let said = WithoutFile { backends: &urls, ..WithoutFile::default() };
+    let config = Config::without_file(&said, &Outside::NOTHING)?.config;
+    let found: Vec<_> = (0..=u16::MAX).map(UpstreamId).zip(models.iter().cloned()).collect();
+    Ok(config.with_discovered(&found, &[]))
+}
+
 #[test]
 fn discovered_names_come_last_and_are_replaced() {
     let urls = ["http://127.0.0.1:1", "127.0.0.1:2"];
     let names = [vec!["x".to_owned(), "y".to_owned()], vec!["y".to_owned()]];
-    let config = Config::for_backends(&urls, &names).unwrap();
+    let config = for_backends(&urls, &names).unwrap();
     let of = |config: &Config, name: &str| {
         let model = config.models.iter().find(|m| m.name == name)?;
         Some(config.group(model.group).name.clone())
@@ -112,13 +121,11 @@ fn discovered_names_come_last_and_are_replaced() {
     assert_eq!(of(&config, "x").as_deref(), Some("backend1"));
     assert_eq!(of(&config, "y").as_deref(), Some("backend1+backend2"));
     assert_eq!(config.listeners[0].default_group, None);
-    let next = config.with_discovered(&[(UpstreamId(1), vec!["x".to_owned()])]);
+    let next = config.with_discovered(&[(UpstreamId(1), vec!["x".to_owned()])], &[]);
     assert_eq!((of(&next, "x").as_deref(), of(&next, "y")), (Some("backend2"), None));
-    let one = Config::for_backends(&urls[..1], &[]).unwrap();
+    let one = for_backends(&urls[..1], &[]).unwrap();
     assert_eq!(one.listeners[0].default_group, Some(GroupId(0)));
-    assert!(
-        Config::for_backends(&["ftp://x"], &[]).unwrap_err().to_string().contains("command line")
-    );
+    assert!(for_backends(&["ftp://x"], &[]).unwrap_err().to_string().contains("command line"));
 }
 
 #[test]
@@ -245,10 +252,11 @@ fn keys_have_rights_and_an_end() {
          9F9F5111F7B27A781F1F1DDDE5EBC2DD2B796BFC7365C9C28B548E564176929E\"\n",
     );
     let [key, all] = &good(&text).config.keys[..] else { panic!() };
-    assert!(key.models.allows("a") && key.models.allows("gpt-4") && !key.models.allows("ab"));
+    let models = [ModelPattern::Exact("a".to_owned()), ModelPattern::Prefix("gpt-".to_owned())];
+    assert_eq!(key.models, ModelSet::Of(models.into()));
     assert_eq!(key.expires, Some(1_893_456_000));
     assert!(key.listeners.allows(ListenerIndex(0)) && !key.listeners.allows(ListenerIndex(1)));
-    assert!(all.models.allows("b") && all.listeners.allows(ListenerIndex(1)));
+    assert!(all.models == ModelSet::All && all.listeners.allows(ListenerIndex(1)));
     assert_eq!((all.sha256.map(|sum| sum[0]), all.expires), (Some(0x9f), None));
 }
 

@@ -59,7 +59,7 @@ fn sixty_thousand_models_may_be_reported() {
         .to_vec();
     let names = |n: u32| (0..n).map(|n| format!("model-{n}")).collect::<Vec<_>>();
     let found = [(ids[0], names(60_000)), (ids[1], names(30_000))];
-    let after = soon("the list", || config.with_discovered(&found));
+    let after = soon("the list", || config.with_discovered(&found, &[]));
     assert_eq!(after.models.len(), config.models.len() + 60_000);
     let members = |name: &str| {
         let model = after.models.iter().find(|m| m.name == name).unwrap();

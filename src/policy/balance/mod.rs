@@ -6,7 +6,7 @@
 //! What is shared between cores (in-flight counts, breakers) has been read into the
 //! slice before; a strategy therefore never touches an atomic and can be tested with numbers.
 //!
-//! A new strategy is one file, one variant and one line in `TABLE`.
+//! A new strategy is one file, one variant and one line in `pick`.
 
 mod failover;
 mod least_conn;
@@ -45,50 +45,23 @@ pub enum Strategy {
 }
 
 impl Strategy {
-    /// Finds a strategy by its name in a config; `_`, `-` and case make no difference.
-    pub fn parse(name: &str) -> Option<Strategy> {
-        let letters = |s: &str| -> String {
-            s.chars().filter(|c| !matches!(c, '_' | '-')).flat_map(char::to_lowercase).collect()
-        };
-        let wanted = letters(name);
-        TABLE.iter().find(|line| letters(line.name) == wanted).map(|line| line.strategy)
-    }
-
-    /// Returns the name as the manual spells it.
-    pub fn name(self) -> &'static str {
-        TABLE[self as usize].name
-    }
+    /// Every strategy, for tests that try them all.
+    pub const ALL: [Strategy; 8] = [
+        Strategy::RoundRobin,
+        Strategy::WeightedRoundRobin,
+        Strategy::Random,
+        Strategy::WeightedRandom,
+        Strategy::LeastConn,
+        Strategy::Failover,
+        Strategy::ResponseAware,
+        Strategy::P2cEwma,
+    ];
 
     /// Tells whether it looks at response times and successes: reading them costs.
     pub fn reads_measures(self) -> bool {
         matches!(self, Strategy::ResponseAware | Strategy::P2cEwma)
     }
-
-    /// Lists all names, for messages.
-    pub fn names() -> impl Iterator<Item = &'static str> {
-        TABLE.iter().map(|line| line.name)
-    }
 }
-
-type Pick = fn(&mut PickState, &[Member], &Tried, u64) -> Option<usize>;
-
-struct Line {
-    strategy: Strategy,
-    name: &'static str,
-    pick: Pick,
-}
-
-#[rustfmt::skip]
-static TABLE: [Line; 8] = [
-    Line { strategy: Strategy::RoundRobin, name: "round_robin", pick: round_robin::pick },
-    Line { strategy: Strategy::WeightedRoundRobin, name: "weighted_round_robin", pick: weighted_round_robin::pick },
-    Line { strategy: Strategy::Random, name: "random", pick: random::pick },
-    Line { strategy: Strategy::WeightedRandom, name: "weighted_random", pick: weighted_random::pick },
-    Line { strategy: Strategy::LeastConn, name: "least_conn", pick: least_conn::pick },
-    Line { strategy: Strategy::Failover, name: "failover", pick: failover::pick },
-    Line { strategy: Strategy::ResponseAware, name: "response_aware", pick: response_aware::pick },
-    Line { strategy: Strategy::P2cEwma, name: "p2c_ewma", pick: p2c_ewma::pick },
-];
 
 /// Picks a member that is usable and not yet tried; `None` when there is none.
 ///
@@ -100,7 +73,16 @@ pub fn pick(
     tried: &Tried,
     chance: u64,
 ) -> Option<usize> {
-    let index = (TABLE[strategy as usize].pick)(state, members, tried, chance)?;
+    let index = match strategy {
+        Strategy::RoundRobin => round_robin::pick(state, members, tried, chance),
+        Strategy::WeightedRoundRobin => weighted_round_robin::pick(state, members, tried, chance),
+        Strategy::Random => random::pick(state, members, tried, chance),
+        Strategy::WeightedRandom => weighted_random::pick(state, members, tried, chance),
+        Strategy::LeastConn => least_conn::pick(state, members, tried, chance),
+        Strategy::Failover => failover::pick(state, members, tried, chance),
+        Strategy::ResponseAware => response_aware::pick(state, members, tried, chance),
+        Strategy::P2cEwma => p2c_ewma::pick(state, members, tried, chance),
+    }?;
     debug_assert!(is_candidate(members, tried, index));
     Some(index)
 }
@@ -112,40 +94,12 @@ mod tests {
     use proptest::prelude::{Strategy as PropStrategy, any, prop_assert, prop_assert_eq, proptest};
 
     #[test]
-    fn every_line_stands_at_its_own_index() {
-        for (i, line) in TABLE.iter().enumerate() {
-            assert_eq!(line.strategy as usize, i);
-            assert_eq!(Strategy::parse(line.name), Some(line.strategy));
-            assert_eq!(line.strategy.name(), line.name);
-        }
-    }
-
-    #[test]
-    fn accepts_the_spellings_of_the_older_proxies() {
-        for (name, strategy) in [
-            ("round_robin", Strategy::RoundRobin),
-            ("roundrobin", Strategy::RoundRobin),
-            ("round-robin", Strategy::RoundRobin),
-            ("RoundRobin", Strategy::RoundRobin),
-            ("weightedroundrobin", Strategy::WeightedRoundRobin),
-            ("weightedrandom", Strategy::WeightedRandom),
-            ("leastconn", Strategy::LeastConn),
-            ("least-conn", Strategy::LeastConn),
-            ("responseaware", Strategy::ResponseAware),
-            ("p2cewma", Strategy::P2cEwma),
-        ] {
-            assert_eq!(Strategy::parse(name), Some(strategy), "{name}");
-        }
-        assert_eq!(Strategy::parse("robin"), None);
-    }
-
-    #[test]
     fn members_beyond_the_bound_are_never_picked() {
         let mut members = vec![Member { usable: false, ..Member::default() }; MEMBERS_MAX];
         members.push(Member::default());
-        for line in &TABLE {
+        for strategy in Strategy::ALL {
             let mut state = PickState::default();
-            assert_eq!(pick(line.strategy, &mut state, &members, &Tried::NONE, 0), None);
+            assert_eq!(pick(strategy, &mut state, &members, &Tried::NONE, 0), None);
         }
     }
 
@@ -186,13 +140,13 @@ mod tests {
             let mut tried = Tried::NONE;
             spent.iter().for_each(|i| tried.insert(*i));
             let expected = (0..members.len()).any(|i| is_candidate(&members, &tried, i));
-            for line in &TABLE {
+            for strategy in Strategy::ALL {
                 let mut state = PickState::starting_at(core);
                 for draw in &draws {
-                    let picked = pick(line.strategy, &mut state, &members, &tried, *draw);
-                    prop_assert_eq!(picked.is_some(), expected, "{}", line.name);
+                    let picked = pick(strategy, &mut state, &members, &tried, *draw);
+                    prop_assert_eq!(picked.is_some(), expected, "{:?}", strategy);
                     if let Some(i) = picked {
-                        prop_assert!(is_candidate(&members, &tried, i), "{}", line.name);
+                        prop_assert!(is_candidate(&members, &tried, i), "{:?}", strategy);
                     }
                 }
             }
@@ -204,11 +158,11 @@ mod tests {
             members in proptest::collection::vec(a_member(), 0..40), core in 0usize..8,
             draw in any::<u64>(),
         ) {
-            for line in &TABLE {
+            for strategy in Strategy::ALL {
                 let mut state = PickState::starting_at(core);
                 let mut tried = Tried::NONE;
                 let mut met = 0;
-                while let Some(i) = pick(line.strategy, &mut state, &members, &tried, draw) {
+                while let Some(i) = pick(strategy, &mut state, &members, &tried, draw) {
                     tried.insert(i);
                     met += 1;
                 }
@@ -220,17 +174,17 @@ mod tests {
         #[test]
         fn equal_members_share_evenly(count in 1usize..8, core in 0usize..8, seed in any::<u64>()) {
             let members = vec![Member::default(); count];
-            for line in TABLE.iter().filter(|line| line.strategy != Strategy::Failover) {
+            for strategy in Strategy::ALL.into_iter().filter(|strategy| *strategy != Strategy::Failover) {
                 let mut state = PickState::starting_at(core);
                 let mut rng = crate::base::rng::Rng::new(seed);
                 let mut counts = vec![0usize; count];
                 for _ in 0..400 * count {
                     let draw = rng.next_u64();
-                    let index = pick(line.strategy, &mut state, &members, &Tried::NONE, draw);
+                    let index = pick(strategy, &mut state, &members, &Tried::NONE, draw);
                     counts[index.unwrap()] += 1;
                 }
                 let even = counts.iter().all(|n| (280..=520).contains(n));
-                prop_assert!(even, "{} {:?}", line.name, counts);
+                prop_assert!(even, "{:?} {:?}", strategy, counts);
             }
         }
     }

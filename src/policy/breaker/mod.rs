@@ -45,7 +45,6 @@ pub use policy::BreakerPolicy;
 pub use state::{CallResult, Change, Entry, State, StateName};
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
 
 use outage::{Outage, SILENCE, TRIALS_MORE_MAX, UNASKED, VOUCHED_PAUSE};
 use policy::LivePolicy;
@@ -53,17 +52,6 @@ use state::{DOUBLINGS_MAX, Gate, TRIALS_MAX};
 use window::Window;
 
 use crate::base::clock::Moment;
-
-/// Plain values of a breaker, for another process or config.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Failures in a row, when closed.
-    pub consecutive: u32,
-    /// How long it stays open from now, zero = half open or about to be; `None` = closed.
-    pub open: Option<Duration>,
-    /// How often the cooldown has been doubled, 0..=3.
-    pub doublings: u32,
-}
 
 /// The breaker of one upstream, shared by all cores.
 ///
@@ -86,30 +74,6 @@ impl Breaker {
             outage: Outage::default(),
             policy: LivePolicy::new(&policy),
         }
-    }
-
-    /// Makes a breaker that goes on where another stopped; what that one counted within
-    /// its window is not carried over.
-    pub fn restore(policy: BreakerPolicy, from: &Snapshot, now: Moment) -> Breaker {
-        let state = match from.open {
-            None => State::Closed { consecutive: from.consecutive },
-            Some(left) => State::Open { until: now + left },
-        };
-        let doublings = from.doublings.min(DOUBLINGS_MAX);
-        let breaker = Breaker::new(policy);
-        breaker.word.store(Gate { state, doublings, epoch: 0 }.pack(), Relaxed);
-        breaker
-    }
-
-    /// Returns the values that `restore` takes.
-    pub fn snapshot(&self, now: Moment) -> Snapshot {
-        let gate = self.gate();
-        let (consecutive, open) = match gate.state {
-            State::Closed { consecutive } => (consecutive, None),
-            State::Open { until } => (0, Some(until.since(now))),
-            State::HalfOpen { .. } => (0, Some(Duration::ZERO)),
-        };
-        Snapshot { consecutive, open, doublings: gate.doublings }
     }
 
     /// What it judges by.
@@ -171,11 +135,6 @@ impl Breaker {
             }
         });
         entry
-    }
-
-    /// As `enter`, as a guard: dropped without a verdict it cancels.
-    pub fn pass(&self, now: Moment) -> Option<Pass<'_>> {
-        Some(Pass { breaker: self, entry: Some(self.enter(now)?) })
     }
 
     /// Counts the result of a call; tells when it has changed the state.
@@ -461,40 +420,6 @@ impl Breaker {
                 }
                 Err(other) => seen = other,
             }
-        }
-    }
-}
-
-/// An `Entry` that cancels itself when it is dropped.
-#[derive(Debug)]
-pub struct Pass<'a> {
-    breaker: &'a Breaker,
-    /// Taken out by `record` alone.
-    entry: Option<Entry>,
-}
-
-impl Pass<'_> {
-    /// Counts the result of the call; tells when it has changed the state.
-    pub fn record(mut self, result: CallResult, now: Moment) -> Option<Change> {
-        let entry = self.entry.take()?;
-        self.breaker.record(entry, result, now)
-    }
-
-    /// Tells whether the call is a trial.
-    pub fn is_trial(&self) -> bool {
-        matches!(self.entry, Some(Entry::Trial { .. }))
-    }
-
-    /// The change of state that letting this call in has made.
-    pub fn change(&self) -> Option<Change> {
-        self.entry.as_ref().and_then(Entry::change)
-    }
-}
-
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            self.breaker.cancel(entry);
         }
     }
 }

@@ -109,17 +109,6 @@ impl State {
     }
 }
 
-impl StateName {
-    /// Returns the word used in labels.
-    pub fn name(self) -> &'static str {
-        match self {
-            StateName::Closed => "closed",
-            StateName::Open => "open",
-            StateName::HalfOpen => "half_open",
-        }
-    }
-}
-
 /// What the word holds: kind 2 bits, doublings 2, epoch 18, and 42 of the state's own; `until` is
 /// kept in milliseconds.
 ///

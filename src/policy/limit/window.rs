@@ -133,17 +133,6 @@ impl Windows {
         let _ = self.day.take(day, u32::MAX);
     }
 
-    /// Gives a call back that was charged to both.
-    pub fn undo(&self, quota: Quota, now: WallTime) {
-        let (minute, day) = numbers(now);
-        if quota.per_minute > 0 {
-            self.minute.undo(minute);
-        }
-        if quota.per_day > 0 {
-            self.day.undo(day);
-        }
-    }
-
     /// What is left, for a call that was refused.
     pub fn standing(&self, quota: Quota, now: WallTime) -> Standing {
         let (minute, day) = numbers(now);

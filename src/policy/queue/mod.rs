@@ -260,13 +260,6 @@ impl Queue {
         true
     }
 
-    /// Lets the next one in time go with a slot.
-    pub fn next(&mut self, now: Moment) -> Option<WaitId> {
-        let id = self.find(now, |_| true)?;
-        self.grant(id, now);
-        Some(id)
-    }
-
     /// Takes a waiter out that has left; `false` when it is not in the queue.
     pub fn cancel(&mut self, id: WaitId, now: Moment) -> bool {
         if !self.is_waiting(id) {
@@ -277,17 +270,6 @@ impl Queue {
             self.drain.end(now);
         }
         true
-    }
-
-    /// Takes one waiter out whose time is over, the longest over first; call until `None`.
-    pub fn expire(&mut self, now: Moment) -> Option<WaitId> {
-        let index = self.deadlines.head();
-        if index == NIL || self.waiters.at(index).deadline > now {
-            return None;
-        }
-        let id = WaitId { index, generation: self.waiters.at(index).generation };
-        self.cancel(id, now);
-        Some(id)
     }
 
     /// The earliest deadline of those waiting.

@@ -6,13 +6,14 @@
 //! Nothing in flight is ever dropped but a readiness poll.
 
 mod acquire;
+mod both_ways;
 mod state;
 
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
+use both_ways::BothWays;
 pub use state::{Attempt, Attempted, ExchangeState, Failed};
 
 use crate::base::buf::SMALL_BYTES;
@@ -276,68 +277,10 @@ impl Attempt<'_> {
         let mut upload =
             pin!(upload.run(out, held, from, exchange.body, exchange.scanner, exchange.hold));
         let mut download = pin!(download.run(conn, exchange.response, exchange.settle));
-        let (mut uploaded, mut downloaded) = (None, None);
-        let (mut gone, mut waited) = (false, true);
-        poll_fn(|cx| {
-            loop {
-                if uploaded.is_none()
-                    && let Poll::Ready(sent) = upload.as_mut().poll(cx)
-                {
-                    if matches!(sent.end, Uploaded::Broken(_)) {
-                        upstream.shutdown(Shut::Both);
-                    }
-                    uploaded = Some(sent);
-                }
-                let begun = progress.answer_begun.get();
-                if downloaded.is_none()
-                    && let Poll::Ready(end) = download.as_mut().poll(cx)
-                {
-                    let alive = matches!(end, Downloaded::Upgraded(_) | Downloaded::Whole { .. });
-                    if !alive || uploaded.is_none() {
-                        upstream.shutdown(Shut::Both);
-                    }
-                    let none =
-                        matches!(end, Downloaded::NoAnswer { .. } | Downloaded::Elsewhere { .. });
-                    downloaded = Some(end);
-                    // A request that the client is still sending is dealt with below; the send of
-                    // one that is all here ends by itself.
-                    if uploaded.is_none() && !progress.body_received.get() {
-                        if !none || progress.gone.get() {
-                            return Poll::Ready(());
-                        }
-                        progress.stop.set(true);
-                        continue;
-                    }
-                }
-                if uploaded.is_none() && begun != progress.answer_begun.get() {
-                    // The upload may wait for `answer_begun`: poll it again.
-                    continue;
-                }
-                if uploaded.is_some() && downloaded.is_some() {
-                    return Poll::Ready(());
-                }
-                let waits = progress.upload_waits.get();
-                if std::mem::replace(&mut waited, waits) && !waits {
-                    // What the watch knows of unread bytes may no longer be true.
-                    down.watch.received();
-                }
-                if !gone
-                    && downloaded.is_none()
-                    && (waits || progress.body_received.get())
-                    && down.watch.poll_gone(cx, &down.timer).is_ready()
-                {
-                    gone = true;
-                    upstream.shutdown(Shut::Both);
-                    client.shutdown(Shut::Both);
-                }
-                return Poll::Pending;
-            }
-        })
-        .await;
-        let mut downloaded = downloaded.unwrap_or(Downloaded::Truncated(Kind::Internal));
-        if gone {
-            downloaded = Downloaded::Truncated(Kind::ClientGone);
-        }
+        let mut ways = BothWays::new(&client, &upstream, progress);
+        let (watch, watch_timer) = (&mut down.watch, &down.timer);
+        poll_fn(|cx| ways.poll(cx, upload.as_mut(), download.as_mut(), watch, watch_timer)).await;
+        let (uploaded, downloaded) = ways.end();
         let sent = match uploaded {
             Some(sent) => sent,
             None => {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::state::{Download, Downloaded, blame};
@@ -13,6 +14,7 @@ use crate::http1::body::BodyReader;
 use crate::http1::encode;
 use crate::http1::framing::Framing;
 use crate::llm::reply::ErrorReply;
+use crate::net::pipe;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::sys::Shut;
@@ -23,7 +25,9 @@ use crate::proxy::upload::SPLICE_BYTES_MIN;
 use crate::upstream::conn::UpConn;
 
 /// A body of an answer on its way to the client.
-struct Body {
+struct Relay<'r, 'd> {
+    download: &'r Download<'d>,
+    settle: &'r Settle,
     framing: Framing,
     delivery: Delivery,
     reader: BodyReader,
@@ -33,6 +37,8 @@ struct Body {
     keep: bool,
     /// All of it came with the head.
     whole: bool,
+    /// Bytes of the head.
+    head_bytes: usize,
     /// Bytes of it that came with the head.
     taken: usize,
     /// Data bytes that have gone to the client.
@@ -41,50 +47,25 @@ struct Body {
     streamed: bool,
     /// A broken end can be told by one more event.
     tells: bool,
-    /// Its end has come.
-    done: bool,
     /// Something came behind its end.
     extra: bool,
-    fault: Option<Kind>,
+    /// How long the upstream may be silent, and the fault when it is silent for longer.
+    silence: (Duration, Kind),
+    /// What the upstream has sent last; at first it begins with the head.
+    buffer: Vec<u8>,
+    /// What is written for the client, where the buffer does not go on as it is.
+    out: Vec<u8>,
 }
 
-/// Which side ended a splice, with the fault.
-enum Stopped {
-    Upstream(Kind),
-    Client(Kind),
-}
-
-impl Body {
-    /// Frames what has come, to be sent as it is; returns how many bytes of the buffer pass.
-    #[inline]
-    fn check(&mut self, buffer: &mut Vec<u8>, settle: &Settle) -> usize {
-        let (taken, done, bad) = respond::check(&mut self.reader, buffer, &mut self.tap);
-        self.came(taken < buffer.len(), done, bad.is_some());
-        let mut passes = taken;
-        if self.reader.in_trailers() {
-            buffer.truncate(taken);
-            self.trailers.hold_back(&self.reader, buffer, 0);
-            passes = buffer.len();
-        }
-        note_token(&self.tap, settle);
-        passes
-    }
-
-    /// Frames what has come and writes it in the client's framing; `out` is overwritten.
-    #[inline]
-    fn pour(&mut self, buffer: &[u8], out: &mut Vec<u8>, settle: &Settle) {
-        out.clear();
-        let (taken, done, bad) =
-            respond::pour(&mut self.reader, buffer, self.delivery, &mut self.tap, out);
-        self.came(taken < buffer.len(), done, bad.is_some());
-        note_token(&self.tap, settle);
-    }
-
-    #[inline]
-    fn came(&mut self, more: bool, done: bool, bad: bool) {
-        (self.done, self.extra) = (done, done && more);
-        self.fault = bad.then_some(Kind::UpstreamTruncated);
-    }
+/// How a body ended.
+#[derive(Clone, Copy)]
+enum End {
+    /// It came whole and has gone to the client.
+    Whole,
+    /// The upstream's fault; the client is still there.
+    Truncated(Kind),
+    /// The client takes no more.
+    ClientLost(Kind),
 }
 
 impl Download<'_> {
@@ -97,197 +78,22 @@ impl Download<'_> {
         response: &ResponseHead,
         framing: Framing,
         persists: bool,
-        mut buffer: Vec<u8>,
-        settle: &Settle,
-    ) -> Downloaded {
-        let head_bytes = response.len as usize;
-        let (mut body, mut out) = self.begin(response, framing, &buffer, settle);
-        // Some servers send their head at once and then think: until the first byte of the body the
-        // first-byte deadline runs, and after it the one for pauses.
-        let mut silence = match buffer.len() > head_bytes {
-            false => (
-                self.up_timer.left().unwrap_or(self.timeouts.first_byte),
-                Kind::UpstreamFirstByteTimeout,
-            ),
-            true => self.pause(),
-        };
-        if !body.whole && self.client.pipe().is_some_and(|pipe| pipe.room() < out.len()) {
-            // The send will wait, and `out` has a copy of all that `buffer` holds.
-            self.core.buffers.give_back(std::mem::take(&mut buffer));
-        }
-        let (mut result, back) = self.send_body(Part::whole(out)).await;
-        out = back;
-        if result.is_ok() {
-            settle.record.answer_began(response.status, body.streamed);
-            body.sent = body.tap.bytes();
-        }
-        while result.is_ok() && !body.done && body.fault.is_none() {
-            if body.delivery == Delivery::AsIs {
-                match self.splice(conn, &mut body, &mut silence).await {
-                    // The splice may have moved the last byte: another receive would wait for ever.
-                    Ok(()) if body.reader.is_done() => break,
-                    Ok(()) => {}
-                    Err(Stopped::Upstream(kind)) => {
-                        body.fault = Some(kind);
-                        break;
-                    }
-                    Err(Stopped::Client(kind)) => {
-                        result = Err(kind);
-                        break;
-                    }
-                }
-            }
-            let room = self.await_room(&mut buffer, &mut out).await;
-            let Ok(bytes_max) = room else {
-                result = room.map(drop);
-                break;
-            };
-            if buffer.len() == buffer.capacity() && buffer.capacity() < bytes_max {
-                let larger = self.core.buffers.take(bytes_max);
-                self.core.buffers.give_back(std::mem::replace(&mut buffer, larger));
-            }
-            buffer.clear();
-            self.await_answer(conn, silence.0);
-            let (received, back) = conn.socket().recv(buffer).await;
-            buffer = back;
-            self.progress.answer_within.set(None);
-            if !matches!(received, Ok(n) if n > 0) {
-                let late = self.late(silence.1);
-                let clean = matches!(received, Ok(0)) && late.is_none();
-                if clean && body.reader.end_of_input().is_ok() {
-                    if body.delivery == Delivery::IntoChunks {
-                        out.clear();
-                        encode::last_chunk(&mut out);
-                        (result, out) = self.send(Part::whole(out)).await;
-                    }
-                } else {
-                    body.fault = Some(
-                        late.unwrap_or_else(|| blame(conn, &received, Kind::UpstreamTruncated)),
-                    );
-                }
-                break;
-            }
-            silence = self.pause();
-            if body.delivery == Delivery::AsIs {
-                let passes = body.check(&mut buffer, settle);
-                let part = Part::range(buffer, 0, passes);
-                (result, buffer) = match body.streamed {
-                    true => self.send_at_once(part).await,
-                    false => self.send_body(part).await,
-                };
-            } else {
-                out.clear();
-                body.pour(&buffer, &mut out, settle);
-                (result, out) = self.send_body(Part::whole(out)).await;
-            }
-            if result.is_ok() {
-                body.sent = body.tap.bytes();
-            }
-        }
-        self.up_timer.disarm();
-        if let (Some(kind), Ok(())) = (body.fault, result) {
-            self.tell_truncated(kind, &body, &mut out, settle).await;
-        }
-        self.core.buffers.give_back(out);
-        self.finish(body, result, persists, head_bytes, buffer, settle)
-    }
-
-    /// Writes the head, and what of the body came with it.
-    #[inline]
-    fn begin(
-        &self,
-        response: &ResponseHead,
-        framing: Framing,
-        buffer: &[u8],
-        settle: &Settle,
-    ) -> (Body, Vec<u8>) {
-        let delivery = Delivery::of(framing, self.caller.version);
-        let keep = self.caller.persists
-            && delivery != Delivery::UntilClose
-            && self.progress.body_received.get()
-            && !self.core.is_leaving(self.listener);
-        let mut reader = BodyReader::of_answer(framing);
-        let head_bytes = response.len as usize;
-        let here = (buffer.len() - head_bytes) as u64;
-        let whole = matches!(framing, Framing::Length(length) if length <= here);
-        let mut tap = Tap::of(&self.core.taps, response, buffer, whole, self.is_metered);
-        let streamed = tap.is_sse();
-        // An event of ours would be no part of a coded body.
-        let coding = response.value(Name::ContentEncoding, buffer);
-        let tells =
-            streamed && coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"));
-        let mut out = self.core.buffers.take(buffer.len() + 512);
-        respond::head(&mut out, response, buffer, framing, delivery, self.caller, keep);
-        let (taken, done, bad) =
-            respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
-        let mut trailers = Trailers::default();
-        if reader.in_trailers() && delivery == Delivery::AsIs {
-            let from = out.len() - taken;
-            trailers.hold_back(&reader, &mut out, from);
-        }
-        let fault = bad.map(|_| Kind::UpstreamTruncated);
-        let extra = done && head_bytes + taken < buffer.len();
-        note_token(&tap, settle);
-        #[rustfmt::skip]
-        let body = Body {
-            framing, delivery, reader, tap, trailers, keep, whole, taken, sent: 0, streamed, tells, done, extra, fault,
-        };
-        (body, out)
-    }
-
-    /// Records bytes and usage; tells how the download ended.
-    #[inline]
-    fn finish(
-        &self,
-        body: Body,
-        result: Result<(), Kind>,
-        persists: bool,
-        head_bytes: usize,
         buffer: Vec<u8>,
         settle: &Settle,
     ) -> Downloaded {
-        let Body { tap, whole, taken, keep, streamed, extra, fault, sent, .. } = body;
-        let bytes = if whole { buffer.get(head_bytes..head_bytes + taken) } else { None };
-        settle.record.sent(sent);
-        let (usage, answer) = tap.finish(&self.core.taps, bytes.unwrap_or_default());
-        settle.passed.borrow_mut().answer = answer;
-        self.core.buffers.give_back(buffer);
-        settle.record.used(usage);
-        match (result, fault) {
-            (Err(kind), _) | (Ok(()), Some(kind)) => Downloaded::Truncated(kind),
-            (Ok(()), None) => {
-                self.progress.answer_done.set(true);
-                Downloaded::Whole { reusable: persists && !extra, keep, streamed }
+        let (mut relay, so_far) = Relay::begin(self, response, framing, buffer, settle);
+        let mut flow = relay.send_beginning(response.status, so_far).await;
+        let end = loop {
+            match flow {
+                ControlFlow::Continue(()) => flow = relay.pass_on(conn).await,
+                ControlFlow::Break(end) => break end,
             }
-        }
-    }
-
-    /// Says how much to receive at a time: what the client takes at once.
-    ///
-    /// Shape: a stream of HTTP/2 that has not taken what it was given is waited for, and nothing is
-    /// held for it meanwhile. A buffer that is given back is left without memory.
-    async fn await_room(&self, buffer: &mut Vec<u8>, out: &mut Vec<u8>) -> Result<usize, Kind> {
-        let Some(pipe) = self.client.pipe() else { return Ok(LARGE_BYTES) };
-        let room = pipe.room();
-        if room >= SMALL_BYTES {
-            return Ok(room);
-        }
-        self.core.buffers.give_back(std::mem::take(buffer));
-        self.core.buffers.give_back(std::mem::take(out));
+        };
         self.up_timer.disarm();
-        let mut unread = pipe.unread();
-        while unread > 0 {
-            // The client may take as long as it likes for all of it, but not between two reads.
-            self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
-            let left = poll_fn(|cx| pipe.poll_read_on(cx, unread)).await;
-            unread = left.ok_or_else(|| self.client_lost())?;
+        if let End::Truncated(kind) = end {
+            relay.tell_truncated(kind).await;
         }
-        self.write_timer.disarm();
-        let room = pipe.room();
-        if room < SMALL_BYTES {
-            *buffer = Vec::with_capacity(room);
-        }
-        Ok(room)
+        relay.finish(end, persists)
     }
 
     /// Sends an event of a stream in this very turn, by a direct call; waits only for a client
@@ -302,29 +108,328 @@ impl Download<'_> {
             Err(_) => (Err(Kind::ClientGone), part.into_buffer()),
         }
     }
+}
+
+impl<'r, 'd> Relay<'r, 'd> {
+    /// Writes the head, and what of the body came with it; tells whether that was all.
+    #[inline]
+    fn begin(
+        download: &'r Download<'d>,
+        response: &ResponseHead,
+        framing: Framing,
+        buffer: Vec<u8>,
+        settle: &'r Settle,
+    ) -> (Self, Option<End>) {
+        let &Download { core, caller, .. } = download;
+        let delivery = Delivery::of(framing, caller.version);
+        let keep = caller.persists
+            && delivery != Delivery::UntilClose
+            && download.progress.body_received.get()
+            && !core.is_leaving(download.listener);
+        let mut reader = BodyReader::of_answer(framing);
+        let head_bytes = response.len as usize;
+        let here = (buffer.len() - head_bytes) as u64;
+        let whole = matches!(framing, Framing::Length(length) if length <= here);
+        let mut tap = Tap::of(&core.taps, response, &buffer, whole, download.is_metered);
+        let streamed = tap.is_sse();
+        // An event of ours would be no part of a coded body.
+        let coding = response.value(Name::ContentEncoding, &buffer);
+        let tells =
+            streamed && coding.is_none_or(|coding| coding.eq_ignore_ascii_case(b"identity"));
+        let mut out = core.buffers.take(buffer.len() + 512);
+        respond::head(&mut out, response, &buffer, framing, delivery, caller, keep);
+        let (taken, done, bad) =
+            respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
+        let mut trailers = Trailers::default();
+        if reader.in_trailers() && delivery == Delivery::AsIs {
+            let from = out.len() - taken;
+            trailers.hold_back(&reader, &mut out, from);
+        }
+        let extra = done && head_bytes + taken < buffer.len();
+        note_token(&tap, settle);
+        let silence = download.silence_after_head(here > 0);
+        #[rustfmt::skip]
+        let relay = Self {
+            download, settle, framing, delivery, reader, tap, trailers, keep, whole, head_bytes, taken, sent: 0,
+            streamed, tells, extra, silence, buffer, out,
+        };
+        (relay, so_far(done, bad.is_some()))
+    }
+
+    /// Sends what [`begin`](Self::begin) wrote.
+    #[inline]
+    async fn send_beginning(&mut self, status: u16, so_far: Option<End>) -> ControlFlow<End> {
+        let download = self.download;
+        if !self.whole && download.client.pipe().is_some_and(|pipe| pipe.room() < self.out.len()) {
+            // The send will wait, and `out` has a copy of all that `buffer` holds.
+            download.core.buffers.give_back(std::mem::take(&mut self.buffer));
+        }
+        let result = self.send_out().await;
+        if result.is_ok() {
+            self.settle.record.answer_began(status, self.streamed);
+        }
+        self.after(result, so_far)
+    }
+
+    /// Passes on what the upstream sends next.
+    async fn pass_on(&mut self, conn: &mut UpConn) -> ControlFlow<End> {
+        if self.delivery == Delivery::AsIs {
+            self.splice(conn).await?;
+        }
+        self.make_room().await?;
+        self.receive(conn).await?;
+        if self.delivery == Delivery::AsIs {
+            let (passes, so_far) = self.check();
+            let part = Part::range(std::mem::take(&mut self.buffer), 0, passes);
+            let (result, buffer) = match self.streamed {
+                true => self.download.send_at_once(part).await,
+                false => self.download.send_body(part).await,
+            };
+            self.buffer = buffer;
+            self.after(result, so_far)
+        } else {
+            let so_far = self.pour();
+            let result = self.send_out().await;
+            self.after(result, so_far)
+        }
+    }
+
+    /// Receives into the buffer.
+    async fn receive(&mut self, conn: &mut UpConn) -> ControlFlow<End> {
+        self.buffer.clear();
+        self.download.await_answer(conn, self.silence.0);
+        let (received, buffer) = conn.socket().recv(std::mem::take(&mut self.buffer)).await;
+        self.buffer = buffer;
+        self.download.progress.answer_within.set(None);
+        if matches!(received, Ok(n) if n > 0) {
+            self.silence = self.download.pause();
+            return ControlFlow::Continue(());
+        }
+        let late = self.download.late(self.silence.1);
+        let clean = matches!(received, Ok(0)) && late.is_none();
+        if clean && self.reader.end_of_input().is_ok() {
+            return ControlFlow::Break(self.end_with_connection().await);
+        }
+        let kind = late.unwrap_or_else(|| blame(conn, &received, Kind::UpstreamTruncated));
+        ControlFlow::Break(End::Truncated(kind))
+    }
+
+    /// Ends a body that ends with its connection.
+    async fn end_with_connection(&mut self) -> End {
+        if self.delivery != Delivery::IntoChunks {
+            return End::Whole;
+        }
+        self.out.clear();
+        encode::last_chunk(&mut self.out);
+        let (result, out) = self.download.send(Part::whole(std::mem::take(&mut self.out))).await;
+        self.out = out;
+        result.map_or_else(End::ClientLost, |()| End::Whole)
+    }
+
+    /// Frames what has come, to be sent as it is; returns how many bytes of the buffer pass.
+    #[inline]
+    fn check(&mut self) -> (usize, Option<End>) {
+        let (taken, done, bad) = respond::check(&mut self.reader, &self.buffer, &mut self.tap);
+        self.extra = done && taken < self.buffer.len();
+        let mut passes = taken;
+        if self.reader.in_trailers() {
+            self.buffer.truncate(taken);
+            self.trailers.hold_back(&self.reader, &mut self.buffer, 0);
+            passes = self.buffer.len();
+        }
+        note_token(&self.tap, self.settle);
+        (passes, so_far(done, bad.is_some()))
+    }
+
+    /// Frames what has come and writes it to `out` in the client's framing.
+    #[inline]
+    fn pour(&mut self) -> Option<End> {
+        let Self { reader, buffer, delivery, tap, out, .. } = self;
+        out.clear();
+        let (taken, done, bad) = respond::pour(reader, buffer, *delivery, tap, out);
+        self.extra = done && taken < self.buffer.len();
+        note_token(&self.tap, self.settle);
+        so_far(done, bad.is_some())
+    }
+
+    /// Sends what stands in `out`.
+    #[inline]
+    async fn send_out(&mut self) -> Result<(), Kind> {
+        let part = Part::whole(std::mem::take(&mut self.out));
+        let (result, out) = self.download.send_body(part).await;
+        self.out = out;
+        result
+    }
+
+    /// What follows a send: the client's fault before all others, then the body's end.
+    #[inline]
+    fn after(&mut self, result: Result<(), Kind>, so_far: Option<End>) -> ControlFlow<End> {
+        if let Err(kind) = result {
+            return ControlFlow::Break(End::ClientLost(kind));
+        }
+        self.sent = self.tap.bytes();
+        so_far.map_or(ControlFlow::Continue(()), ControlFlow::Break)
+    }
+
+    /// Records bytes and usage; tells how the download ended.
+    #[inline]
+    fn finish(self, end: End, persists: bool) -> Downloaded {
+        let Self { download, settle, tap, buffer, head_bytes, .. } = self;
+        let core = download.core;
+        let body = if self.whole { buffer.get(head_bytes..head_bytes + self.taken) } else { None };
+        settle.record.sent(self.sent);
+        let (usage, answer) = tap.finish(&core.taps, body.unwrap_or_default());
+        settle.passed.borrow_mut().answer = answer;
+        core.buffers.give_back(self.out);
+        core.buffers.give_back(buffer);
+        settle.record.used(usage);
+        match end {
+            End::ClientLost(kind) | End::Truncated(kind) => Downloaded::Truncated(kind),
+            End::Whole => {
+                download.progress.answer_done.set(true);
+                let reusable = persists && !self.extra;
+                Downloaded::Whole { reusable, keep: self.keep, streamed: self.streamed }
+            }
+        }
+    }
+
+    /// Makes the buffer as large as what the client takes at once.
+    ///
+    /// Shape: a stream of HTTP/2 that has not taken what it was given is waited for, and nothing is
+    /// held for it meanwhile. A buffer that is given back is left without memory.
+    async fn make_room(&mut self) -> ControlFlow<End> {
+        let buffers = &self.download.core.buffers;
+        let bytes_max = match self.download.client.pipe() {
+            None => LARGE_BYTES,
+            Some(pipe) if pipe.room() >= SMALL_BYTES => pipe.room(),
+            Some(pipe) => {
+                buffers.give_back(std::mem::take(&mut self.buffer));
+                buffers.give_back(std::mem::take(&mut self.out));
+                if let Err(kind) = self.download.until_read(pipe).await {
+                    return ControlFlow::Break(End::ClientLost(kind));
+                }
+                let room = pipe.room();
+                if room < SMALL_BYTES {
+                    self.buffer = Vec::with_capacity(room);
+                }
+                room
+            }
+        };
+        let buffer = &mut self.buffer;
+        if buffer.len() == buffer.capacity() && buffer.capacity() < bytes_max {
+            buffers.give_back(std::mem::replace(buffer, buffers.take(bytes_max)));
+        }
+        ControlFlow::Continue(())
+    }
 
     /// Lets the kernel move the bytes that the tap need not see.
-    ///
-    /// Errors: the side that ended the splice.
-    async fn splice(
-        &self,
-        conn: &UpConn,
-        body: &mut Body,
-        silence: &mut (Duration, Kind),
-    ) -> Result<(), Stopped> {
-        let Body { reader, tap, sent, .. } = body;
-        let (left, tail) = (reader.length_left(), tap.tail_bytes());
-        let (Some(left), Some(tail)) = (left, tail) else { return Ok(()) };
+    async fn splice(&mut self, conn: &UpConn) -> ControlFlow<End> {
+        let (download, reader, tap) = (self.download, &mut self.reader, &mut self.tap);
+        let go_on = ControlFlow::Continue(());
+        let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
+            return go_on;
+        };
         let bytes = left.saturating_sub(tail as u64);
         if bytes < SPLICE_BYTES_MIN {
-            return Ok(());
+            return go_on;
         }
+        let (up, client) = (conn.socket().plain(), download.client.plain());
+        let (Some(up), Some(client)) = (up, client) else { return go_on };
         let moved = Cell::new(0u64);
-        let (up, client) = (conn.socket().plain(), self.client.plain());
-        let (Some(up), Some(client)) = (up, client) else { return Ok(()) };
-        self.await_answer(conn, silence.0);
-        // One of the two is waited for, and only that one may be late.
-        let tell = |step| match step {
+        download.await_answer(conn, self.silence.0);
+        let tell = |step| download.note_step(conn, &moved, step);
+        let result = download.core.pipes.splice(up, client, bytes, tell).await;
+        if moved.get() > 0 {
+            self.silence = download.pause();
+        }
+        let (late, lost) = (download.late(self.silence.1), download.client_lost());
+        download.progress.answer_within.set(None);
+        download.write_timer.disarm();
+        reader.advance(moved.get());
+        tap.skip(moved.get());
+        self.sent = tap.bytes();
+        match result {
+            // The splice may have moved the last byte: a receive would wait for ever.
+            Ok(()) | Err(Ended::NoPipe) if reader.is_done() => ControlFlow::Break(End::Whole),
+            Ok(()) | Err(Ended::NoPipe) => go_on,
+            Err(Ended::From) => {
+                ControlFlow::Break(End::Truncated(late.unwrap_or(Kind::UpstreamTruncated)))
+            }
+            Err(Ended::To) => ControlFlow::Break(End::ClientLost(lost)),
+        }
+    }
+
+    /// Tells the reader of an event stream, by one more event, that the answer was truncated, where
+    /// the framing still allows that.
+    async fn tell_truncated(&mut self, kind: Kind) {
+        let between_chunks = match self.delivery {
+            Delivery::IntoChunks => true,
+            Delivery::AsIs => {
+                self.framing == Framing::Chunked && self.reader.chunk_data_left() == Some(0)
+            }
+            Delivery::Nothing | Delivery::UntilClose => false,
+        };
+        if !self.tells || !between_chunks {
+            return;
+        }
+        let (row, caller) = (kind.row(), self.download.caller);
+        let mut event = Vec::with_capacity(256);
+        // An event that the upstream left unfinished must not swallow this one.
+        event.extend_from_slice(b"\n\n");
+        ErrorReply {
+            status: 502,
+            code: row.code,
+            kind: row.error_type,
+            message: row.message,
+            hint: None,
+            request_id: caller.id.as_str(),
+            retry_after_s: None,
+        }
+        .write_sse_event(caller.dialect, &mut event);
+        self.out.clear();
+        encode::chunk(&mut self.out, &event);
+        let (result, out) = self.download.send(Part::whole(std::mem::take(&mut self.out))).await;
+        if result.is_ok() {
+            self.settle.record.event_added(event.len() as u64);
+        }
+        self.out = out;
+    }
+}
+
+impl Download<'_> {
+    /// How long the upstream may be silent after its head. Some servers send their head at once and
+    /// then think: until the first byte of the body the first-byte deadline runs, and after it the
+    /// one for pauses.
+    #[inline]
+    fn silence_after_head(&self, body_began: bool) -> (Duration, Kind) {
+        match body_began {
+            false => (
+                self.up_timer.left().unwrap_or(self.timeouts.first_byte),
+                Kind::UpstreamFirstByteTimeout,
+            ),
+            true => self.pause(),
+        }
+    }
+
+    /// Waits until a stream of HTTP/2 has taken what it was given.
+    ///
+    /// Errors: the client stalled or has left.
+    async fn until_read(&self, pipe: &pipe::End) -> Result<(), Kind> {
+        self.up_timer.disarm();
+        let mut unread = pipe.unread();
+        while unread > 0 {
+            // The client may take as long as it likes for all of it, but not between two reads.
+            self.write_timer.arm(self.client.handle(), Shut::Both, self.write_idle);
+            let left = poll_fn(|cx| pipe.poll_read_on(cx, unread)).await;
+            unread = left.ok_or_else(|| self.client_lost())?;
+        }
+        self.write_timer.disarm();
+        Ok(())
+    }
+
+    /// Arms the deadline of the one side that a splice waits for: only that one may be late.
+    fn note_step(&self, conn: &UpConn, moved: &Cell<u64>, step: Step) {
+        match step {
             Step::Waits => {
                 self.progress.answer_within.set(None);
                 self.up_timer.disarm();
@@ -335,58 +440,17 @@ impl Download<'_> {
                 self.write_timer.disarm();
                 self.await_answer(conn, self.timeouts.stream_idle);
             }
-        };
-        let result = self.core.pipes.splice(up, client, bytes, tell).await;
-        if moved.get() > 0 {
-            *silence = self.pause();
-        }
-        let (late, lost) = (self.late(silence.1), self.client_lost());
-        self.progress.answer_within.set(None);
-        self.write_timer.disarm();
-        reader.advance(moved.get());
-        tap.skip(moved.get());
-        *sent = tap.bytes();
-        match result {
-            Ok(()) | Err(Ended::NoPipe) => Ok(()),
-            Err(Ended::From) => Err(Stopped::Upstream(late.unwrap_or(Kind::UpstreamTruncated))),
-            Err(Ended::To) => Err(Stopped::Client(lost)),
         }
     }
+}
 
-    /// Tells the reader of an event stream, by one more event, that the answer was truncated, where
-    /// the framing still allows that.
-    async fn tell_truncated(&self, kind: Kind, body: &Body, out: &mut Vec<u8>, settle: &Settle) {
-        let between_chunks = match body.delivery {
-            Delivery::IntoChunks => true,
-            Delivery::AsIs => {
-                body.framing == Framing::Chunked && body.reader.chunk_data_left() == Some(0)
-            }
-            Delivery::Nothing | Delivery::UntilClose => false,
-        };
-        if !body.tells || !between_chunks {
-            return;
-        }
-        let row = kind.row();
-        let mut event = Vec::with_capacity(256);
-        // An event that the upstream left unfinished must not swallow this one.
-        event.extend_from_slice(b"\n\n");
-        ErrorReply {
-            status: 502,
-            code: row.code,
-            kind: row.error_type,
-            message: row.message,
-            hint: None,
-            request_id: self.caller.id.as_str(),
-            retry_after_s: None,
-        }
-        .write_sse_event(self.caller.dialect, &mut event);
-        out.clear();
-        encode::chunk(out, &event);
-        let (result, back) = self.send(Part::whole(std::mem::take(out))).await;
-        if result.is_ok() {
-            settle.record.event_added(event.len() as u64);
-        }
-        *out = back;
+/// Whether the bytes that came have ended the body.
+#[inline]
+fn so_far(done: bool, bad: bool) -> Option<End> {
+    match (bad, done) {
+        (true, _) => Some(End::Truncated(Kind::UpstreamTruncated)),
+        (false, true) => Some(End::Whole),
+        (false, false) => None,
     }
 }
 

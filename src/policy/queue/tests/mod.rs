@@ -6,6 +6,26 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl Queue {
+    /// Lets the next one in time go with a slot.
+    fn next(&mut self, now: Moment) -> Option<WaitId> {
+        let id = self.find(now, |_| true)?;
+        self.grant(id, now);
+        Some(id)
+    }
+
+    /// Takes one waiter out whose time is over, the longest over first; call until `None`.
+    fn expire(&mut self, now: Moment) -> Option<WaitId> {
+        let index = self.deadlines.head();
+        if index == NIL || self.waiters.at(index).deadline > now {
+            return None;
+        }
+        let id = WaitId { index, generation: self.waiters.at(index).generation };
+        self.cancel(id, now);
+        Some(id)
+    }
+}
+
 fn ms(millis: u64) -> Moment {
     Moment::from_millis(millis)
 }
