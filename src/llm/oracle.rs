@@ -1,9 +1,7 @@
 //! What a JSON document says of tokens, read from a tree: slow and obvious, for tests and fuzzing.
 //!
-//! `counts` must agree with it on every document that serde takes. It knows the rules by the
+//! `counts` must agree with it on every document that `serde_json` takes. It knows the rules by the
 //! document's shape and nothing of bytes; keys twice are kept, in order, as a stream meets them.
-
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use super::counts::{Count, Parts, is_content};
 use super::usage::Usage;
@@ -20,9 +18,11 @@ enum Tree {
 }
 
 /// What documents say, and whether any of them has content; `None` when `json` is not one JSON
-/// text, or holds numbers of which serde keeps too little.
+/// text, or holds numbers that `counts` reads in a way of its own.
 pub(super) fn read(json: &[u8]) -> Option<(Usage, bool)> {
-    let tree: Tree = serde_json::from_slice(json).ok()?;
+    // Whether it is JSON at all `serde_json` tells, which keeps one of two equal keys only.
+    serde_json::from_slice::<serde_json::Value>(json).ok()?;
+    let tree = tree(&mut &*json)?;
     if has_unclear(&tree) {
         return None;
     }
@@ -163,58 +163,63 @@ fn has_unclear(tree: &Tree) -> bool {
     }
 }
 
-impl<'de> Deserialize<'de> for Tree {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Tree, D::Error> {
-        struct Reader;
-
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Tree;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("JSON")
+/// Reads one value off `rest`, the rest of a text that is known to be JSON: whatever stands between
+/// values says nothing then.
+fn tree(rest: &mut &[u8]) -> Option<Tree> {
+    match next(rest)? {
+        b'{' => {
+            let mut pairs = Vec::new();
+            take(rest, 1)?;
+            while next(rest)? != b'}' {
+                let Tree::Text(key) = tree(rest)? else { return None };
+                pairs.push((key, tree(rest)?));
             }
-
-            fn visit_bool<E>(self, _: bool) -> Result<Tree, E> {
-                Ok(Tree::Other)
-            }
-
-            fn visit_unit<E>(self) -> Result<Tree, E> {
-                Ok(Tree::Other)
-            }
-
-            fn visit_i64<E>(self, _: i64) -> Result<Tree, E> {
-                Ok(Tree::Other)
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Tree, E> {
-                Ok(Tree::Count(value))
-            }
-
-            fn visit_f64<E>(self, _: f64) -> Result<Tree, E> {
-                Ok(Tree::Unclear)
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Tree, E> {
-                Ok(Tree::Text(text.to_owned()))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree, A::Error> {
-                let mut items = Vec::new();
-                while let Some(item) = seq.next_element()? {
-                    items.push(item);
-                }
-                Ok(Tree::List(items))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Tree::Object(pairs))
-            }
+            take(rest, 1)?;
+            Some(Tree::Object(pairs))
         }
+        b'[' => {
+            let mut items = Vec::new();
+            take(rest, 1)?;
+            while next(rest)? != b']' {
+                items.push(tree(rest)?);
+            }
+            take(rest, 1)?;
+            Some(Tree::List(items))
+        }
+        b'"' => {
+            let mut end = 1;
+            while *rest.get(end)? != b'"' {
+                end += if rest[end] == b'\\' { 2 } else { 1 };
+            }
+            serde_json::from_slice(take(rest, end + 1)?).ok().map(Tree::Text)
+        }
+        _ => {
+            let ends = |byte: &u8| b" \t\r\n,]}".contains(byte);
+            let word = take(rest, rest.iter().position(ends).unwrap_or(rest.len()))?;
+            Some(scalar(std::str::from_utf8(word).ok()?))
+        }
+    }
+}
 
-        from.deserialize_any(Reader)
+/// Skips what stands between values and tells the byte that begins the next one.
+fn next(rest: &mut &[u8]) -> Option<u8> {
+    let at = rest.iter().position(|byte| !b" \t\r\n,:".contains(byte))?;
+    take(rest, at)?;
+    rest.first().copied()
+}
+
+fn take<'a>(rest: &mut &'a [u8], bytes: usize) -> Option<&'a [u8]> {
+    let (taken, after) = rest.split_at_checked(bytes)?;
+    *rest = after;
+    Some(taken)
+}
+
+fn scalar(word: &str) -> Tree {
+    match (word, word.parse::<u64>(), word.parse::<i64>()) {
+        ("true" | "false" | "null", ..) => Tree::Other,
+        (_, Ok(count), _) => Tree::Count(count),
+        // Of `-0` nobody knows whether it is one.
+        (_, _, Ok(negative)) if negative < 0 => Tree::Other,
+        _ => Tree::Unclear,
     }
 }
