@@ -39,12 +39,6 @@ struct Shelf {
 }
 
 impl Buffers {
-    /// Makes an empty freelist.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
     /// Takes an empty buffer with at least `capacity` bytes of room.
     ///
     /// Units: bytes. A capacity above `BULK_BYTES` is allocated exactly.
@@ -91,7 +85,7 @@ mod tests {
 
     #[test]
     fn reuses_what_was_given_back() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::default();
         let mut first = buffers.take(100);
         first.extend_from_slice(b"secret");
         let at = first.as_ptr();
@@ -103,7 +97,7 @@ mod tests {
 
     #[test]
     fn lends_the_smallest_class_that_fits() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::default();
         assert_eq!(buffers.take(1).capacity(), SMALL_BYTES);
         assert_eq!(buffers.take(SMALL_BYTES + 1).capacity(), FRAME_BYTES);
         assert_eq!(buffers.take(FRAME_BYTES + 1).capacity(), LARGE_BYTES);
@@ -113,7 +107,7 @@ mod tests {
 
     #[test]
     fn does_not_keep_huge_or_tiny_buffers() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::default();
         buffers.give_back(Vec::with_capacity(10 << 20));
         buffers.give_back(Vec::with_capacity(10));
         assert!(buffers.free.borrow().iter().all(|shelf| shelf.buffers.is_empty()));
@@ -121,7 +115,7 @@ mod tests {
 
     #[test]
     fn keeps_a_bounded_number() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::default();
         for _ in 0..KEPT_MAX[4] + 5 {
             buffers.give_back(Vec::with_capacity(BULK_BYTES));
         }
@@ -130,7 +124,7 @@ mod tests {
 
     #[test]
     fn trims_what_nobody_needs_and_keeps_what_is_used() {
-        let buffers = Buffers::new();
+        let buffers = Buffers::default();
         (0..8).for_each(|_| buffers.give_back(Vec::with_capacity(SMALL_BYTES)));
         buffers.trim();
         let in_use: Vec<_> = (0..6).map(|_| buffers.take(1)).collect();

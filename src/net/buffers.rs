@@ -1,6 +1,7 @@
-//! The freelist of buffers of this thread, for ciphertext, frames of HTTP/2 and bytes in a pipe.
-//! The trunk has a list of its own (`proxy::core`), whose buffers move between stations; a buffer
-//! taken here is given back here.
+//! The freelist of buffers of this thread, and so of its core: of the trunk, which holds it in
+//! `proxy::core`, and of ciphertext, frames of HTTP/2 and bytes in a pipe, which have no core at hand.
+
+use std::rc::Rc;
 
 use crate::base::buf::Buffers;
 
@@ -9,7 +10,13 @@ use crate::base::buf::Buffers;
 const FITTING_MAX: usize = 2 << 10;
 
 thread_local! {
-    static FREE: Buffers = Buffers::new();
+    static FREE: Rc<Buffers> = Rc::default();
+}
+
+/// The freelist itself.
+#[must_use]
+pub fn of_this_core() -> Rc<Buffers> {
+    FREE.with(Rc::clone)
 }
 
 /// Takes an empty buffer with at least `capacity` bytes of room.
@@ -34,9 +41,4 @@ pub fn give_back(buffer: Vec<u8>) {
         // `try_with`: streams may be dropped while the thread's own storage is torn down.
         let _ = FREE.try_with(|free| free.give_back(buffer));
     }
-}
-
-/// Frees buffers that a burst has left on the freelist; each core calls it every few seconds.
-pub fn trim() {
-    FREE.with(Buffers::trim);
 }

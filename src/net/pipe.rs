@@ -19,18 +19,19 @@ use super::buffers;
 use super::rt::Part;
 use super::sys::{Peek, Shut};
 use super::unsent::{Charge, TIGHT_BYTES, Unsent};
+use crate::base::free_list::FreeList;
 
 /// Most pipes without ends that a thread keeps for its next streams.
 const KEPT_MAX: usize = 256;
 
 thread_local! {
-    static FREE: RefCell<Vec<Rc<Pipe>>> = const { RefCell::new(Vec::new()) };
+    static FREE: FreeList<Rc<Pipe>, KEPT_MAX> = const { FreeList::new() };
 }
 
 /// Makes a pipe; each direction holds `bytes_max` bytes.
 #[must_use]
 pub fn pair(bytes_max: usize) -> (End, End) {
-    let pipe = FREE.with(|free| free.borrow_mut().pop()).unwrap_or_default();
+    let pipe = FREE.with(FreeList::take).unwrap_or_default();
     for side in &pipe.sides {
         side.holders.set(1);
         side.outgoing.borrow_mut().bytes_max = bytes_max;
@@ -464,12 +465,7 @@ impl Drop for End {
                 side.outgoing.take();
             }
             // `try_with`: ends may be dropped while the thread's own storage is torn down.
-            let _ = FREE.try_with(|free| {
-                let mut free = free.borrow_mut();
-                if free.len() < KEPT_MAX {
-                    free.push(self.pipe.clone());
-                }
-            });
+            let _ = FREE.try_with(|free| free.give_back(self.pipe.clone()));
         }
     }
 }

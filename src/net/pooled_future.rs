@@ -23,6 +23,8 @@ const ALIGN: usize = 128;
 const KEPT_MAX: usize = 1024;
 
 thread_local! {
+    // Blocks of memory by class, which must be freed by hand: no `FreeList` of values, and no
+    // `Buffers`, whose vectors are not aligned for a future.
     static FREE: RefCell<Vec<Vec<NonNull<u8>>>> = RefCell::new(vec![Vec::new(); CLASSES]);
 }
 

@@ -6,12 +6,12 @@
 //!
 //! The pipe is the one buffer that a stalled reader holds.
 
-use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::rt::{Socket, is_epoll};
 use super::sys;
+use crate::base::free_list::FreeList;
 
 /// Size asked for each pipe; the kernel may grant less.
 const PIPE_BYTES: i32 = 1 << 20;
@@ -21,7 +21,7 @@ const KEPT_MAX: usize = 32;
 /// The empty pipes of one core.
 #[derive(Default)]
 pub struct Pipes {
-    free: RefCell<Vec<(OwnedFd, OwnedFd)>>,
+    free: FreeList<(OwnedFd, OwnedFd), KEPT_MAX>,
 }
 
 /// Which side ended a transfer.
@@ -57,7 +57,7 @@ impl Pipes {
         bytes: u64,
         mut tell: impl FnMut(Step),
     ) -> Result<(), Ended> {
-        let pipe = match self.free.borrow_mut().pop() {
+        let pipe = match self.free.take() {
             Some(pipe) => pipe,
             None => sys::pipe(PIPE_BYTES).map_err(|_| Ended::NoPipe)?,
         };
@@ -76,10 +76,7 @@ impl Pipes {
                 }
             }
         }
-        let mut free = self.free.borrow_mut();
-        if free.len() < KEPT_MAX {
-            free.push(pipe);
-        }
+        self.free.give_back(pipe);
         Ok(())
     }
 }

@@ -18,10 +18,12 @@ use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
 use crate::base::buf::Buffers;
 use crate::base::clock::{Clock, Moment};
+use crate::base::free_list::FreeList;
 use crate::base::rng::Rng;
 use crate::http::head::{RequestHead, ResponseHead};
 use crate::llm::scan::ModelScan;
 use crate::net::acknowledge::Acknowledged;
+use crate::net::buffers;
 use crate::net::mailbox::{self, Inbox, Message, Sender};
 use crate::net::notify::{LOOK_AGAIN, WakeTable, WakeToken};
 use crate::net::splice::Pipes;
@@ -310,28 +312,6 @@ impl Scratch {
     }
 }
 
-/// Free buffers for what a client's head says (`telemetry::record`): an exchange takes one and its
-/// end gives it back.
-#[derive(Default)]
-pub struct TextBuffers(RefCell<Vec<Vec<u8>>>);
-
-impl TextBuffers {
-    /// An empty buffer.
-    #[must_use]
-    pub fn take(&self) -> Vec<u8> {
-        self.0.borrow_mut().pop().unwrap_or_default()
-    }
-
-    /// Takes a buffer back.
-    pub fn give_back(&self, mut buffer: Vec<u8>) {
-        let mut free = self.0.borrow_mut();
-        if free.len() < SCRATCHES_KEPT {
-            buffer.clear();
-            free.push(buffer);
-        }
-    }
-}
-
 /// One core.
 pub struct Core {
     /// Its number among the workers.
@@ -341,7 +321,7 @@ pub struct Core {
     /// The listeners of this core's plan, and those that have gone.
     pub listeners: CoreListeners,
     /// Free buffers.
-    pub buffers: Buffers,
+    pub buffers: Rc<Buffers>,
     /// Coarse deadlines.
     pub ticker: Rc<Ticker>,
     /// Idle upstream connections.
@@ -351,7 +331,7 @@ pub struct Core {
     /// Empty pipes.
     pub pipes: Pipes,
     /// Free buffers for the texts of records.
-    pub texts: TextBuffers,
+    pub texts: FreeList<Vec<u8>, SCRATCHES_KEPT>,
     /// Free readers of usage.
     pub taps: Taps,
     /// The wake-ups that exchanges of this core wait for.
@@ -365,7 +345,7 @@ pub struct Core {
     budgets: RefCell<Vec<RetryBudget>>,
     // Boxed because it is lent out: moving kilobytes in and out would cost more than they save.
     #[allow(clippy::vec_box)]
-    scratches: RefCell<Vec<Box<Scratch>>>,
+    scratches: FreeList<Box<Scratch>, SCRATCHES_KEPT>,
     /// Set while draining: an idle connection takes no new request.
     pub draining: Cell<bool>,
     /// HTTP/2 connections to wake when the core drains or a listener goes.
@@ -403,18 +383,18 @@ impl Core {
             budgets: RefCell::default(),
             plan: RefCell::new(plan),
             plan_version: Cell::new(version),
-            buffers: Buffers::new(),
+            buffers: buffers::of_this_core(),
             ticker: Ticker::new(now),
             pool: Pool::default(),
             h2_pool: Rc::default(),
             pipes: Pipes::default(),
-            texts: TextBuffers::default(),
+            texts: FreeList::new(),
             taps: Taps::default(),
             wake_table: WakeTable::new(index),
             counters: RefCell::default(),
             meters: RefCell::new(Meters::new(rows, labels)),
             rng: RefCell::new(Rng::new(seed)),
-            scratches: RefCell::default(),
+            scratches: FreeList::new(),
             draining: Cell::new(false),
             leaving: Rc::default(),
             access: RefCell::new(AccessRing { ring: shared.take_ring(index), record: Vec::new() }),
@@ -540,15 +520,12 @@ impl Core {
     /// Lends working memory to an exchange; `give_back_scratch` ends the loan.
     #[must_use]
     pub fn take_scratch(&self) -> Box<Scratch> {
-        self.scratches.borrow_mut().pop().unwrap_or_else(Scratch::new)
+        self.scratches.take().unwrap_or_else(Scratch::new)
     }
 
     /// Takes working memory back.
     pub fn give_back_scratch(&self, scratch: Box<Scratch>) {
-        let mut kept = self.scratches.borrow_mut();
-        if kept.len() < SCRATCHES_KEPT {
-            kept.push(scratch);
-        }
+        self.scratches.give_back(scratch);
     }
 
     /// Wakes a waiter, on this core or another.

@@ -41,7 +41,7 @@ impl Settle {
         Self {
             core: core.clone(),
             plan: plan.clone(),
-            record: Record::begin(now, listener, client, core.texts.take()),
+            record: Record::begin(now, listener, client, core.texts.take().unwrap_or_default()),
             passed: RefCell::default(),
             charge: None,
         }

@@ -4,8 +4,7 @@
 //! no usage, are not read. For a key that pays by the token all of the body is read, whatever its
 //! type; where it cannot be read its bytes are counted.
 
-use std::cell::RefCell;
-
+use crate::base::free_list::FreeList;
 use crate::http::head::ResponseHead;
 use crate::http::name::Name;
 use crate::llm::meter::Meter;
@@ -15,18 +14,17 @@ use crate::policy::limit::passed::Answer;
 /// Free taps, and free meters, kept per core.
 const KEPT_MAX: usize = 64;
 
-/// The free taps of one core: they keep their memory, so that in steady state none is allocated.
+/// The free taps and meters of one core, which keep their memory; boxed, since one is moved three
+/// times in an exchange.
 #[derive(Default)]
 pub struct Taps {
-    #[expect(clippy::vec_box, reason = "a tap is moved three times in an exchange")]
-    free: RefCell<Vec<Box<UsageTap>>>,
-    #[expect(clippy::vec_box, reason = "as a tap")]
-    meters: RefCell<Vec<Box<Meter>>>,
+    taps: FreeList<Box<UsageTap>, KEPT_MAX>,
+    meters: FreeList<Box<Meter>, KEPT_MAX>,
 }
 
 impl Taps {
     fn take(&self, kind: BodyKind) -> Box<UsageTap> {
-        match self.free.borrow_mut().pop() {
+        match self.taps.take() {
             Some(mut tap) => {
                 tap.reset(kind);
                 tap
@@ -36,23 +34,9 @@ impl Taps {
     }
 
     fn take_meter(&self, content_type: &[u8]) -> Box<Meter> {
-        let mut meter = self.meters.borrow_mut().pop().unwrap_or_default();
+        let mut meter = self.meters.take().unwrap_or_default();
         meter.reset(content_type);
         meter
-    }
-
-    fn give_back(&self, tap: Box<UsageTap>) {
-        let mut free = self.free.borrow_mut();
-        if free.len() < KEPT_MAX {
-            free.push(tap);
-        }
-    }
-
-    fn give_back_meter(&self, meter: Box<Meter>) {
-        let mut free = self.meters.borrow_mut();
-        if free.len() < KEPT_MAX {
-            free.push(meter);
-        }
     }
 }
 
@@ -188,12 +172,12 @@ impl Tap {
             Looks::AtTheEnd => (usage_of(body), Answer::None),
             Looks::InPassing(mut tap) => {
                 let usage = tap.finish();
-                taps.give_back(tap);
+                taps.taps.give_back(tap);
                 (usage, Answer::None)
             }
             Looks::AtAll(mut meter) => {
                 let reading = meter.finish();
-                taps.give_back_meter(meter);
+                taps.meters.give_back(meter);
                 (reading.usage, Answer::Read { reading, bytes })
             }
             Looks::Coded => (Usage::default(), Answer::Coded(bytes)),

@@ -12,7 +12,6 @@ use std::time::Instant;
 use super::accept::{self, Acceptors};
 use super::core::{Core, Padded, Shared};
 use super::places;
-use crate::net::buffers;
 use crate::net::listener::ListeningSocket;
 use crate::net::mailbox::{Inbox, Message};
 use crate::net::rt::{self, Driver, Wanted};
@@ -124,7 +123,6 @@ impl Running {
             }
             if tick % TRIM_TICKS == 0 {
                 core.buffers.trim();
-                buffers::trim();
             }
             if core.draining.get() {
                 let by = *drained_by.get_or_insert_with(|| now + core.plan().drain);

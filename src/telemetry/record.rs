@@ -303,10 +303,12 @@ impl Record {
         facts
     }
 
-    /// Takes the buffer back once nobody reads the record any more.
+    /// Takes the buffer back, emptied, once nobody reads the record any more.
     #[must_use]
     pub fn take_buffer(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.facts.get_mut().texts.bytes)
+        let mut buffer = std::mem::take(&mut self.facts.get_mut().texts.bytes);
+        buffer.clear();
+        buffer
     }
 }
 
@@ -415,9 +417,7 @@ mod tests {
         assert_eq!((facts.method(), facts.model()), (&b"POST"[..], facts.path()));
         assert_eq!(facts.model_sent(), b"b");
         // What it held is used again, and says nothing of the next.
-        let mut buffer = record.take_buffer();
-        buffer.clear();
-        let mut next = Record::begin(at(0), 0, None, buffer);
+        let mut next = Record::begin(at(0), 0, None, record.take_buffer());
         let facts = next.finish(at(0));
         assert_eq!(
             (facts.method(), facts.model(), facts.model_sent()),
