@@ -41,6 +41,8 @@ use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
 
+/// Why a request that does something is refused.
+const NOT_AT_HOME: &str = "sent by a page of another origin, or to a name that is not this address";
 /// Most connections at a time; a further one replaces the connection that has idled longest.
 const CONNECTIONS_MAX: usize = 256;
 /// Longest time for a request's head, the idle time before it included.
@@ -64,12 +66,23 @@ struct Rules {
     /// SHA-256 of the token; `None` = none is needed.
     token: Option<[u8; 32]>,
     metrics_prefix: String,
+    /// There is no interface any more; connections that were open are answered 404.
+    closed: bool,
 }
 
 impl Rules {
+    fn closed() -> Self {
+        Self { allow: Vec::new(), token: None, metrics_prefix: String::new(), closed: true }
+    }
+
     fn of(admin: &config::Admin) -> Self {
         let token = admin.token.as_ref().map(|token| Sha256::digest(token.expose()).into());
-        Self { allow: admin.allow.clone(), token, metrics_prefix: admin.metrics_prefix.clone() }
+        Self {
+            allow: admin.allow.clone(),
+            token,
+            metrics_prefix: admin.metrics_prefix.clone(),
+            closed: false,
+        }
     }
 }
 
@@ -117,9 +130,9 @@ impl AdminListener {
     }
 
     /// Accepts and answers for as long as the task lives.
-    fn open(self, shows: Arc<Shows>) -> Open {
+    fn open(self, shows: Arc<Shows>, rules: Arc<RwLock<Rules>>) -> Open {
         let is_tcp = matches!(self.listening, Listening::Tcp(_));
-        let rules = Arc::new(RwLock::new(self.rules));
+        set(&rules, self.rules);
         let state = Arc::new(AdminState { shows, rules: rules.clone(), is_tcp });
         let router = Router::new()
             .route("/health", get(health))
@@ -132,8 +145,8 @@ impl AdminListener {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(state.clone(), check_token))
             .with_state(state);
-        let task = Task::of(tokio::spawn(accept(self.listening, rules.clone(), router)));
-        Open { wanted: self.wanted, rules, _task: task }
+        let task = Task::of(tokio::spawn(accept(self.listening, rules, router)));
+        Open { wanted: self.wanted, _task: task }
     }
 }
 
@@ -141,13 +154,18 @@ impl AdminListener {
 struct Open {
     /// The address of the config.
     wanted: Bind,
-    rules: Arc<RwLock<Rules>>,
     _task: Task,
+}
+
+fn set(rules: &RwLock<Rules>, to: Rules) {
+    *rules.write().unwrap_or_else(PoisonError::into_inner) = to;
 }
 
 /// The operator's interface through all reloads.
 pub(super) struct AdminServer {
     shows: Arc<Shows>,
+    /// The same for all addresses that it has had, so that no open connection goes by old ones.
+    rules: Arc<RwLock<Rules>>,
     open: Arc<Mutex<Option<Open>>>,
 }
 
@@ -155,29 +173,29 @@ impl AdminServer {
     /// Opens the interface that is bound already, if there is one.
     pub(super) fn new(shows: Shows, listener: Option<AdminListener>) -> Self {
         let shows = Arc::new(shows);
-        let open = listener.map(|listener| listener.open(shows.clone()));
-        Self { shows, open: Arc::new(Mutex::new(open)) }
+        let rules = Arc::new(RwLock::new(Rules::closed()));
+        let open = listener.map(|listener| listener.open(shows.clone(), rules.clone()));
+        Self { shows, rules, open: Arc::new(Mutex::new(open)) }
     }
 
     /// Prepares the interface of another config; its address is bound now if it is another one.
     ///
     /// Errors: the address cannot be bound; nothing has changed.
     pub(super) fn prepare(&mut self, config: &config::Config) -> Result<Commit, String> {
-        let (open, shows) = (self.open.clone(), self.shows.clone());
+        let (open, shows, rules) = (self.open.clone(), self.shows.clone(), self.rules.clone());
         let Some(admin) = &config.admin else {
-            return Ok(Box::new(move || *lock(&open) = None));
+            return Ok(Box::new(move || {
+                set(&rules, Rules::closed());
+                *lock(&open) = None;
+            }));
         };
         let stays = lock(&open).as_ref().is_some_and(|now| now.wanted == admin.bind);
-        let rules = Rules::of(admin);
         if stays {
-            return Ok(Box::new(move || {
-                if let Some(now) = &*lock(&open) {
-                    *now.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
-                }
-            }));
+            let wanted = Rules::of(admin);
+            return Ok(Box::new(move || set(&rules, wanted)));
         }
         let listener = AdminListener::bind(admin)?;
-        Ok(Box::new(move || *lock(&open) = Some(listener.open(shows))))
+        Ok(Box::new(move || *lock(&open) = Some(listener.open(shows, rules))))
     }
 }
 
@@ -252,10 +270,12 @@ async fn check_token(
     request: Request,
     next: Next,
 ) -> Response {
+    if state.rules.read().unwrap_or_else(PoisonError::into_inner).closed {
+        return nothing_here().await;
+    }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     if !reads && !state.is_at_home(request.headers()) {
-        let why = "sent by a page of another origin, or to a name that is not this address";
-        return fault(StatusCode::FORBIDDEN, "forbidden", why);
+        return fault(StatusCode::FORBIDDEN, "forbidden", NOT_AT_HOME);
     }
     let Some(token) = state.token() else { return next.run(request).await };
     if bearer(request.headers()).is_some_and(|given| bool::from(given.ct_eq(&token))) {
@@ -285,6 +305,19 @@ fn is_of_this_address(headers: &HeaderMap, any_name: bool) -> bool {
         at.is_some() && at.map(str::to_ascii_lowercase) == host.map(str::to_ascii_lowercase)
     });
     same && (any_name || host.is_none_or(is_near))
+}
+
+/// Whether no web page of another origin has sent a request, a GET included: an image or a link of
+/// a page sends no `Origin`, but browsers say by `Sec-Fetch-Site` or `Referer` where it is from.
+fn is_sent_by_no_page(headers: &HeaderMap) -> bool {
+    let text = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
+    let own = |from: &str| matches!(from, "none" | "same-origin");
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let refers = |page: &str| {
+        let at = page.strip_prefix("http://").or_else(|| page.strip_prefix("https://"));
+        at.is_some_and(|at| at.split('/').next().is_some_and(|at| at.eq_ignore_ascii_case(host)))
+    };
+    text("sec-fetch-site").is_none_or(own) && text("referer").is_none_or(refers)
 }
 
 /// Whether `host` is an IP address, or a name without a dot, which cannot be registered in public
@@ -360,9 +393,8 @@ async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
 /// Reloads the config, for scripts that know `/admin/reload`.
 async fn reload(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
     // A GET that does something must not come from a page of another origin either.
-    if !state.is_at_home(&headers) {
-        let why = "sent by a page of another origin, or to a name that is not this address";
-        return fault(StatusCode::FORBIDDEN, "forbidden", why);
+    if !state.is_at_home(&headers) || !is_sent_by_no_page(&headers) {
+        return fault(StatusCode::FORBIDDEN, "forbidden", NOT_AT_HOME);
     }
     match state.shows.reloader.reload().await {
         Ok(_) => body(StatusCode::OK, &json!({ "status": "reloaded" })),

@@ -63,6 +63,8 @@ pub struct Reconciler {
     servers: HashMap<Identity, Server>,
     registry: Registry,
     table: UpstreamTable,
+    /// The table of `config`, which a reload shows only once it is in force.
+    next_table: Vec<Arc<Monitored>>,
     /// Lines that the operator has not been told yet.
     pub complaints: Vec<String>,
     /// The config in force.
@@ -98,6 +100,7 @@ impl Reconciler {
             servers: HashMap::new(),
             registry,
             table,
+            next_table: Vec::new(),
             complaints: Vec::new(),
             addresses: Vec::new(),
             changed: false,
@@ -245,10 +248,11 @@ impl Reconciler {
                 self.rebuild();
                 let carried = self.carry();
                 // While a reload asks about its config, the cores serve by the one before.
-                if reload.pending.is_none()
-                    && let Err(why) = publish(&self.config, carried)
-                {
-                    say(&format!("what was discovered cannot be used: {why}"));
+                if reload.pending.is_none() {
+                    if let Err(why) = publish(&self.config, carried) {
+                        say(&format!("what was discovered cannot be used: {why}"));
+                    }
+                    self.show();
                 }
             }
             self.end_reload(&mut reload, &mut publish);
@@ -266,7 +270,7 @@ impl Reconciler {
         while let Ok(event) = self.inbox.try_recv() {
             self.take(event);
         }
-        let carried = self.registry.carry(&config, &[]);
+        let carried = self.registry.scratch().carry(&config, &[]);
         let (commit, budget) = match reload.prepare(&config, carried, &reloaded) {
             Ok(prepared) => prepared,
             Err(why) => return reload.tell(request.reply, Err(why)),
@@ -293,6 +297,7 @@ impl Reconciler {
         match publish(&self.config, carried) {
             Ok(()) => {
                 commit();
+                self.show();
                 reloaded.endpoints = self.config.upstreams.len();
                 reloaded.models = self.config.models.len();
                 reload.tell(reply, Ok(reloaded));
@@ -413,7 +418,15 @@ impl Reconciler {
         }
         let mut departed = departed.into_iter();
         table.retain(|_| departed.next() != Some(true));
-        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = table;
+        self.next_table = table;
+        if !self.running {
+            self.show();
+        }
+    }
+
+    /// Shows the operator the upstreams of the config that is in force now.
+    fn show(&self) {
+        self.next_table.clone_into(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Puts the new targets of each entry in force that can serve by now (`entry`).

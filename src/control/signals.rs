@@ -29,13 +29,23 @@ impl Ending {
         }
     }
 
-    /// Calls `abort` at the next SIGTERM or SIGINT, from a thread of its own.
-    pub fn on_next(mut self, abort: impl Fn() + Send + 'static) {
+    /// Calls `abort` at the next SIGTERM or SIGINT and `reopen` at each SIGUSR1 before it, from a
+    /// thread of its own.
+    pub fn on_next(
+        mut self,
+        abort: impl Fn() + Send + 'static,
+        reopen: impl Fn() + Send + 'static,
+    ) {
         let watch = std::thread::Builder::new().name("signals".to_owned());
         // If the thread cannot start, a second signal is ignored; the drain ends at its limit.
         let _ = watch.spawn(move || {
-            if self.0.forever().any(|signal| !matches!(signal, SIGHUP | SIGUSR1)) {
-                abort();
+            for signal in self.0.forever() {
+                match signal {
+                    SIGUSR1 => reopen(),
+                    // What drains takes no other config any more.
+                    SIGHUP => {}
+                    _ => return abort(),
+                }
             }
         });
     }

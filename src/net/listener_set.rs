@@ -300,8 +300,8 @@ fn address_of(addr: &SockAddr) -> Option<Address> {
 /// A file in the file system, whatever else comes to have its name; removed on drop.
 struct SocketFile {
     path: PathBuf,
-    /// Device and inode; none = it is left in place.
-    identity: Option<(u64, u64)>,
+    /// What tells it from a file that has come in its place; none = it is left in place.
+    identity: Option<FileIdentity>,
 }
 
 impl SocketFile {
@@ -324,8 +324,13 @@ impl Drop for SocketFile {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
+/// Device, inode, and when the inode last changed: file systems give the inode of a removed file to
+/// the next one.
+type FileIdentity = (u64, u64, i64, i64);
+
+fn identity(path: &Path) -> Option<FileIdentity> {
+    let meta = fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
 }
 
 #[cfg(test)]

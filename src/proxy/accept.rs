@@ -202,6 +202,8 @@ fn place(core: &Rc<Core>, fd: OwnedFd, peer: Option<SocketAddr>, id: ListenerId)
     if let Some((idlest, least)) = loads.enumerate().min_by_key(|&(_, load)| load)
         && mine > least + IMBALANCE_MIN.max(least / 4)
         && idlest != core.index
+        // A core that drains and is idle may end before it reads its mailbox again.
+        && !core.draining.get()
     {
         // Counted before it arrives, or a whole burst would go to the core that was idlest.
         shared.count_connection(idlest, 1);

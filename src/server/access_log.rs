@@ -2,7 +2,7 @@
 //! them, and gives them to the sink in batches.
 //!
 //! Cores wait for nothing here. While the sink is stuck their rings fill, and what finds no room is
-//! left out and counted; so is what the sink lost. Without a log the thread sleeps.
+//! left out and counted; so is what the sink lost. Without a log the thread sleeps, nearly.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -16,6 +16,8 @@ use crate::telemetry::ring::RecordReader;
 
 /// How long a record may lie in its ring before it is written.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How often it is looked for records while there is no log.
+const OFF_PAUSE: Duration = Duration::from_secs(1);
 /// How long a stuck sink is waited for before orders are looked at.
 const STUCK_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of lines after which they are written.
@@ -64,6 +66,7 @@ impl AccessLog {
             rings,
             format,
             record: Vec::new(),
+            waited: false,
             trouble: Trouble { say, lost: lost.clone(), since_complaint: 0, complained_at: None },
         };
         let thread = std::thread::Builder::new().name("access-log".to_owned());
@@ -138,6 +141,8 @@ struct Writer {
     rings: Vec<RecordReader>,
     format: Format,
     record: Vec<u8>,
+    /// While there is no log: records waited when it was last looked.
+    waited: bool,
     trouble: Trouble,
 }
 
@@ -145,7 +150,7 @@ impl Writer {
     fn run(&mut self, inbox: &Receiver<Order>) {
         loop {
             let order = match self.sink.as_ref().map(Sink::is_pending) {
-                None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                None => inbox.recv_timeout(OFF_PAUSE),
                 Some(false) => inbox.recv_timeout(PAUSE),
                 Some(true) => inbox.recv_timeout(Duration::ZERO),
             };
@@ -156,6 +161,7 @@ impl Writer {
                     let left = self.sink.as_ref().map_or(0, Sink::lines_pending);
                     self.trouble.lost.fetch_add(left, Ordering::Relaxed);
                     self.sink = sink;
+                    self.waited = false;
                     // Who asked may have stopped waiting.
                     let _ = done.send(());
                 }
@@ -165,12 +171,25 @@ impl Writer {
                     let _ = done.send(());
                     return;
                 }
-                Err(RecvTimeoutError::Timeout) => {
-                    self.write_all(STUCK_PAUSE);
-                }
+                Err(RecvTimeoutError::Timeout) if self.sink.is_none() => self.let_go(),
+                Err(RecvTimeoutError::Timeout) => self.write_all(STUCK_PAUSE),
                 // Every handle is gone, and with them the server.
                 Err(RecvTimeoutError::Disconnected) => return,
             }
+        }
+    }
+
+    /// Lets go of what was recorded after the log was switched off, by exchanges that had begun before.
+    ///
+    /// Only what was there a pause ago: what comes just now may belong to a log that is being
+    /// switched on.
+    fn let_go(&mut self) {
+        let waits = self.rings.iter().any(|ring| !ring.is_empty());
+        if std::mem::replace(&mut self.waited, waits) {
+            while self.rings.iter_mut().any(|ring| ring.pop(&mut self.record)) {
+                self.trouble.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            self.waited = false;
         }
     }
 
@@ -184,7 +203,7 @@ impl Writer {
 
     /// Writes what the rings hold, until they are empty or the sink has been stuck for `limit`.
     fn write_all(&mut self, limit: Duration) {
-        // Without a log the cores record nothing; what they do while it is switched on is kept.
+        // Without a log the cores record nothing new; what they do while it is switched on is kept.
         let Some(sink) = &mut self.sink else { return };
         loop {
             let mut more = false;

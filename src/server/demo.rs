@@ -83,7 +83,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
     out.flush().map_err(|error| error.to_string())?;
     ending.wait(|| started.server.reload(), || {});
     started.server.drain();
-    ending.on_next(started.server.aborter());
+    ending.on_next(started.server.aborter(), || {});
     started.server.join();
     Ok(())
 }

@@ -78,7 +78,10 @@ impl Sink {
     ///
     /// Errors: it cannot be opened; the old file is written on.
     pub fn reopen(&mut self) -> io::Result<()> {
-        if self.path.is_some() {
+        // A FIFO is the same one whoever moves files, and its reader has a part of a line already.
+        let stays =
+            |path: &Path| self.file.as_ref().is_some_and(|one| !one.regular) && is_fifo(path);
+        if self.path.as_deref().is_some_and(|path| !stays(path)) {
             self.file = open(self.path.as_deref())?;
             let line_at = memchr::memrchr(b'\n', &self.pending[..self.written]);
             self.written = line_at.map_or(0, |at| at + 1);
@@ -160,6 +163,10 @@ impl Opened {
                 return Ok(0);
             }
             piece = &bytes[..bytes.len().min(PIECE_BYTES)];
+            // Whole lines where they fit: somebody else may write to the same pipe.
+            if let Some(end) = memchr::memrchr(b'\n', piece) {
+                piece = &piece[..=end];
+            }
         }
         match self.file.write(piece) {
             Ok(0) => Err(ErrorKind::WriteZero.into()),

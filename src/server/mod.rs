@@ -14,6 +14,7 @@ pub mod log_sink;
 pub mod serve;
 pub mod systemd;
 
+use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -39,7 +40,7 @@ use crate::policy::limit::token_size::TokenSizes;
 use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::compile::compile;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
-use crate::proxy::plan::{GroupPlan, Plan};
+use crate::proxy::plan::Plan;
 use crate::proxy::worker::Worker;
 use crate::telemetry::access_record::write_record;
 use crate::telemetry::counters::Counters;
@@ -74,8 +75,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
     warnings.extend(amiss);
-    let plan_of =
-        Arc::new(move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs()));
+    let plan_of = move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs());
     let plan = plan_of(&config, carried)?;
     let mut server = Server::start(plan, options, mailboxes).map_err(|error| error.to_string())?;
     let told = say.clone();
@@ -87,8 +87,7 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
     let shared = || server.shared.clone();
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
-    let (clocked, bounded, planned, tried) =
-        (shared(), shared(), plan_of.clone(), listeners.clone());
+    let (clocked, bounded, tried) = (shared(), shared(), listeners.clone());
     control.hook(ServerHooks {
         publish: Box::new(move |config, carried| {
             let Applied { late } = listeners.apply(plan_of(config, carried)?)?;
@@ -99,7 +98,9 @@ pub fn start_with(config: &Config, differs: control::Options) -> Result<Started,
         }),
         prepare: Box::new(move |config, carried| {
             let options = Options::of(config)?;
-            tried.check(&planned(config, carried)?)?;
+            // With a store of its own: what a trial makes of TLS is nobody's.
+            let trial = compile(config, carried, &Store::default(), unix.as_secs())?;
+            tried.check(&trial)?;
             let redirect = access_log.prepare(&config.log.access)?;
             let shared = bounded.clone();
             Ok(Box::new(move || {
@@ -129,9 +130,15 @@ fn live(shared: &Shared, log: &AccessLog) -> Live {
     let (rows, labels) = shared.rows_sum();
     let idle = |Padded(idle): &Padded<AtomicU32>| idle.load(Ordering::Relaxed);
     let now_s = sys::unix_s();
-    let waiting = |group: &GroupPlan| Some((group.name.clone(), group.queue.as_ref()?.len()));
+    // A group that the file does not name may have the name of one that it does.
+    let mut queues = BTreeMap::new();
+    for group in &plan.groups {
+        if let Some(queue) = &group.queue {
+            *queues.entry(group.name.clone()).or_default() += queue.len();
+        }
+    }
     Live {
-        queues: plan.groups.iter().filter_map(waiting).collect(),
+        queues: queues.into_iter().collect(),
         connections: shared.connections.load(Ordering::Relaxed),
         held_bytes: shared.held.taken(),
         unsent_bytes: shared.unsent.bytes(),
@@ -361,9 +368,13 @@ impl Server {
 
     /// Has the file of the access log opened again, because a script has moved it.
     pub fn reopen_logs(&self) {
-        if let Some(log) = &self.access_log {
-            log.reopen();
-        }
+        self.reopener()();
+    }
+
+    /// What `reopen_logs` does, for another thread.
+    pub fn reopener(&self) -> impl Fn() + Send + 'static + use<> {
+        let log = self.access_log.clone();
+        move || log.iter().for_each(AccessLog::reopen)
     }
 
     /// Has all certificates read again, soon and in the background.

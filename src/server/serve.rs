@@ -100,7 +100,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     systemd::stopping(drain);
     let told = format!("{signal}: draining, at most {} s; again to cut", drain.as_secs());
     write(err, &log.line(Level::Info, &told, &[]));
-    ending.on_next(started.server.aborter());
+    ending.on_next(started.server.aborter(), started.server.reopener());
     started.server.drain();
     let counters = started.server.join();
     let exchanges = usize::try_from(counters.exchanges).unwrap_or(usize::MAX);

@@ -53,6 +53,12 @@ fn copy_over(from: &[u8], first: &mut [u8], second: &mut [u8], at: usize) -> usi
 pub struct RecordReader(Consumer<u8>);
 
 impl RecordReader {
+    /// Whether no record waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Takes the oldest record, in place of what `into` held; false when there is none.
     pub fn pop(&mut self, into: &mut Vec<u8>) -> bool {
         let mut length = [0; LENGTH_BYTES];

@@ -121,6 +121,12 @@ impl Registry {
         std::mem::replace(&mut self.budget, budget)
     }
 
+    /// An empty registry, for a config that is only tried: what it makes is nobody's.
+    #[must_use]
+    pub fn scratch(&self) -> Self {
+        Self::new(self.wake.clone())
+    }
+
     /// What all cores share about an upstream.
     pub fn upstream(&mut self, upstream: &Upstream) -> Arc<UpstreamState> {
         self.upstreams.find_or(Identity::of(upstream), || {

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls::{HandshakeKind, StreamOwned};
 use tokenring::testing::control;
+use tokenring::testing::control::reload::ReloadHooks;
 use tokenring::testing::load;
 use tokenring::testing::net::dial::Address;
 use tokenring::testing::net::tls::{client_name, provider};
@@ -342,4 +343,38 @@ fn servers_are_asked_over_tls_and_must_be_who_they_are() {
     let plan = proxy.plan();
     assert!(plan.models.known("m").is_some(), "models were discovered");
     assert!(plan.upstreams.iter().all(|upstream| upstream.tls.is_some() && !upstream.http2));
+}
+
+/// A config that is only tried touches no settings that are in force.
+#[test]
+fn a_reload_that_is_refused_leaves_tls_as_it_was() {
+    let house = House::new("refused");
+    house.renew("first");
+    let rest = "auth = \"none\"\n";
+    let first = house.listener("") + rest;
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ca = format!(", client_ca = \"{}\", client_auth = \"require\"", house.path("ca.pem"));
+    let second = format!(
+        "{}{rest}[[listener]]\nname = \"x\"\nbind = \"{}\"\nauth = \"none\"\n",
+        house.listener(&ca),
+        taken.local_addr().unwrap()
+    );
+    let (told, hears) = mpsc::channel();
+    let told = Mutex::new(told);
+    let hooks = ReloadHooks {
+        load: Arc::new(move || {
+            load::load_text("config.toml", &second).map_err(|report| report.to_string())
+        }),
+        prepare: Arc::new(|_| Ok(Box::new(|| {}))),
+        told: Arc::new(move |how| told.lock().unwrap().send(how.clone()).unwrap()),
+    };
+    let options = control::Options { reload: Some(hooks), ..control::Options::default() };
+    let proxy = Proxy::start_with(&first, options);
+    let client = house.client(None);
+    assert_eq!(Secure::connect(proxy.addr(), &client).ask("/v1/models", ""), Ok(200));
+    proxy.reload();
+    let why = hears.recv_timeout(LIMIT).unwrap().expect_err("its address is taken");
+    assert!(why.contains("cannot listen on"), "{why}");
+    let answer = Secure::connect(proxy.addr(), &client).ask("/v1/models", "");
+    assert_eq!(answer, Ok(200), "no certificate is asked for");
 }

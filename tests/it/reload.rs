@@ -238,6 +238,10 @@ fn who_may_ask_the_operators_interface_changes_too() {
     }
     let foreign = "GET /admin/reload HTTP/1.1\r\nhost: localhost\r\norigin: http://x.test\r\n\r\n";
     assert_eq!(ask(foreign.as_bytes()).status, 403);
+    for from in ["sec-fetch-site: cross-site", "referer: http://x.test/page"] {
+        let image = format!("GET /admin/reload HTTP/1.1\r\nhost: localhost\r\n{from}\r\n\r\n");
+        assert_eq!(ask(image.as_bytes()).status, 403, "an image of a page: {from}");
+    }
     *live.text.lock().unwrap() = "nonsense".to_owned();
     let answer = ask(&post("/config/reload", "", ""));
     assert_eq!((answer.status, &answer.json()["success"]), (400, &false.into()));
@@ -249,7 +253,11 @@ fn who_may_ask_the_operators_interface_changes_too() {
     live.reload(&with(&format!("{ADMIN}allow = [\"10.0.0.0/8\"]\n"))).unwrap();
     // Closed, by a reset if its request had arrived by then.
     assert_eq!(live.admin().send(get("/health", "")).rest().unwrap_or_default(), b"");
+    live.reload(&with(ADMIN)).unwrap();
+    let mut open = live.admin();
+    assert_eq!(open.send(get("/health", "")).answer().status, 200);
     live.reload(&with("")).unwrap();
+    assert_eq!(open.send(get("/health", "")).answer().status, 404, "nor by what was open");
     let Some(Address::Tcp(addr)) = live.proxy.admin() else { panic!("it was there") };
     wait_until("it is gone", || std::net::TcpStream::connect(addr).is_err());
 }
