@@ -18,7 +18,7 @@ pub(super) enum Line {
 
 const LINES: usize = 2;
 /// The link of the first slot backwards, and of the last one forwards: there is no other.
-const NOBODY: usize = usize::MAX;
+const NOBODY: u32 = u32::MAX;
 
 /// All queues of one core.
 #[derive(Default)]
@@ -29,8 +29,8 @@ pub(super) struct Lines {
 
 #[derive(Clone, Copy)]
 struct Link {
-    before: usize,
-    behind: usize,
+    before: u32,
+    behind: u32,
     since: Moment,
     tag: u64,
 }
@@ -39,8 +39,8 @@ const UNLINKED: Link = Link { before: NOBODY, behind: NOBODY, since: Moment::ORI
 
 #[derive(Clone, Copy)]
 struct Ends {
-    first: usize,
-    last: usize,
+    first: u32,
+    last: u32,
     len: u32,
 }
 
@@ -52,40 +52,40 @@ impl Default for Ends {
 
 impl Lines {
     /// Puts a slot that is in no line at the end of one; `tag` is given back by `walk`.
-    pub(super) fn join(&mut self, line: Line, index: usize, since: Moment, tag: u64) {
-        if self.links.len() <= index {
-            self.links.resize(index + 1, UNLINKED);
+    pub(super) fn join(&mut self, line: Line, index: u32, since: Moment, tag: u64) {
+        if self.links.len() <= index as usize {
+            self.links.resize(index as usize + 1, UNLINKED);
         }
         let ends = &mut self.ends[line as usize];
         let before = std::mem::replace(&mut ends.last, index);
         ends.len += 1;
-        match self.links.get_mut(before) {
+        match self.links.get_mut(before as usize) {
             Some(link) => link.behind = index,
             None => ends.first = index,
         }
-        self.links[index] = Link { before, behind: NOBODY, since, tag };
+        self.links[index as usize] = Link { before, behind: NOBODY, since, tag };
     }
 
     /// Takes a slot out of `line`, in which it must be.
-    pub(super) fn leave(&mut self, line: Line, index: usize) {
-        let Some(link) = self.links.get_mut(index) else { return };
+    pub(super) fn leave(&mut self, line: Line, index: u32) {
+        let Some(link) = self.links.get_mut(index as usize) else { return };
         let Link { before, behind, .. } = std::mem::replace(link, UNLINKED);
         let ends = &mut self.ends[line as usize];
         ends.len -= 1;
-        match self.links.get_mut(before) {
+        match self.links.get_mut(before as usize) {
             Some(link) => link.behind = behind,
             None => ends.first = behind,
         }
-        match self.links.get_mut(behind) {
+        match self.links.get_mut(behind as usize) {
             Some(link) => link.before = before,
             None => ends.last = before,
         }
     }
 
     /// The slot that has been longest in a line, and since when (the `since` of its `join`).
-    pub(super) fn first(&self, line: Line) -> Option<(usize, Moment)> {
+    pub(super) fn first(&self, line: Line) -> Option<(u32, Moment)> {
         let index = self.ends[line as usize].first;
-        self.links.get(index).map(|link| (index, link.since))
+        self.links.get(index as usize).map(|link| (index, link.since))
     }
 
     /// How many slots are in a line.
@@ -94,10 +94,10 @@ impl Lines {
     }
 
     /// Walks a line from its front: slots and their tags.
-    pub(super) fn walk(&self, line: Line) -> impl Iterator<Item = (usize, u64)> {
+    pub(super) fn walk(&self, line: Line) -> impl Iterator<Item = (u32, u64)> {
         let mut next = self.ends[line as usize].first;
         std::iter::from_fn(move || {
-            let link = self.links.get(next)?;
+            let link = self.links.get(next as usize)?;
             let at = std::mem::replace(&mut next, link.behind);
             Some((at, link.tag))
         })
@@ -112,9 +112,9 @@ mod tests {
     proptest! {
         /// The oracle: a list for each line.
         #[test]
-        fn agrees_with_lists(steps in prop::collection::vec((0usize..9, 0usize..3), 0..80)) {
+        fn agrees_with_lists(steps in prop::collection::vec((0u32..9, 0usize..3), 0..80)) {
             let mut lines = Lines::default();
-            let mut lists: [Vec<usize>; LINES] = Default::default();
+            let mut lists: [Vec<u32>; LINES] = Default::default();
             for (time, (index, to)) in steps.into_iter().enumerate() {
                 for (line, list) in [Line::Idle, Line::Shaking].into_iter().zip(&mut lists) {
                     if let Some(at) = list.iter().position(|known| *known == index) {

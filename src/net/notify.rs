@@ -14,6 +14,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
+use crate::base::slab::Slab;
+
 /// The value of a notification that may replace a lost one: the waiter must look for itself.
 pub const LOOK_AGAIN: u64 = u64::MAX;
 
@@ -31,8 +33,7 @@ pub struct WakeToken {
 /// The `Notify`s of one core, each with its last value and its waker.
 pub struct WakeTable {
     core: u16,
-    slots: RefCell<Vec<Slot>>,
-    free: RefCell<Vec<u32>>,
+    slots: RefCell<Slab<Slot>>,
     registered: Cell<usize>,
 }
 
@@ -51,7 +52,6 @@ impl WakeTable {
         Rc::new(Self {
             core: u16::try_from(core).unwrap_or(u16::MAX),
             slots: RefCell::default(),
-            free: RefCell::default(),
             registered: Cell::new(0),
         })
     }
@@ -60,21 +60,19 @@ impl WakeTable {
     #[must_use]
     pub fn register(self: &Rc<Self>) -> Notify {
         let mut slots = self.slots.borrow_mut();
-        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            slots.push(Slot::default());
-            // One slot for each exchange that waits: memory ends long before `u32` does.
-            u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
+        let slot = slots.insert(|freed| Slot {
+            generation: freed.map_or(0, |slot| slot.generation),
+            in_use: true,
+            ..Slot::default()
         });
-        let place = &mut slots[slot as usize];
-        place.in_use = true;
         self.registered.set(self.registered.get() + 1);
-        let token = WakeToken { core: self.core, slot, generation: place.generation };
+        let token = WakeToken { core: self.core, slot, generation: slots.at(slot).generation };
         Notify { table: self.clone(), token }
     }
 
     /// Wakes a `Notify` of this core with `value`; a token whose `Notify` is gone is ignored.
     pub fn wake(&self, token: WakeToken, value: u64) {
-        let waker = match self.slots.borrow_mut().get_mut(token.slot as usize) {
+        let waker = match self.slots.borrow_mut().find_mut(token.slot) {
             Some(slot) if slot.in_use && slot.generation == token.generation => {
                 slot.value = Some(value);
                 slot.waker.take()
@@ -93,7 +91,7 @@ impl WakeTable {
             return;
         }
         let mut wakers = Vec::new();
-        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.in_use) {
+        for slot in self.slots.borrow_mut().entries_mut().iter_mut().filter(|slot| slot.in_use) {
             slot.value.get_or_insert(LOOK_AGAIN);
             wakers.extend(slot.waker.take());
         }
@@ -120,7 +118,7 @@ impl Notify {
     pub async fn notified(&mut self) -> u64 {
         poll_fn(|cx| {
             let mut slots = self.table.slots.borrow_mut();
-            let slot = &mut slots[self.token.slot as usize];
+            let slot = slots.at_mut(self.token.slot);
             match slot.value.take() {
                 Some(value) => Poll::Ready(value),
                 None => {
@@ -136,9 +134,9 @@ impl Notify {
 impl Drop for Notify {
     fn drop(&mut self) {
         let mut slots = self.table.slots.borrow_mut();
-        let slot = &mut slots[self.token.slot as usize];
+        let slot = slots.at_mut(self.token.slot);
         *slot = Slot { generation: slot.generation.wrapping_add(1), ..Slot::default() };
-        self.table.free.borrow_mut().push(self.token.slot);
+        slots.free(self.token.slot);
         self.table.registered.set(self.table.registered.get() - 1);
     }
 }

@@ -22,14 +22,14 @@ use super::stream::Handle;
 use super::sys::Shut;
 use crate::base::clock::Moment;
 use crate::base::listener_id::ListenerId;
+use crate::base::slab::Slab;
 
 /// Time between two walks. All timeouts of the config are seconds; tests use less.
 pub const TICK: Duration = Duration::from_millis(50);
 
 /// The deadlines of one core.
 pub struct Ticker {
-    slots: RefCell<Vec<Slot>>,
-    free: RefCell<Vec<usize>>,
+    slots: RefCell<Slab<Slot>>,
     began: Instant,
     now: Cell<Instant>,
     /// `now`, with `began` as the origin, as all moments here.
@@ -81,7 +81,6 @@ impl Ticker {
     pub fn new(now: Instant) -> Rc<Self> {
         Rc::new(Self {
             slots: RefCell::default(),
-            free: RefCell::default(),
             began: now,
             now: Cell::new(now),
             at: Cell::new(Moment::ORIGIN),
@@ -102,7 +101,7 @@ impl Ticker {
         let at = Moment::after(self.began, now);
         self.now.set(now);
         self.at.set(at);
-        for slot in self.slots.borrow_mut().iter_mut() {
+        for slot in self.slots.borrow_mut().entries_mut().iter_mut() {
             if slot.deadline <= at {
                 slot.deadline = NEVER;
                 slot.expired = true;
@@ -118,14 +117,15 @@ impl Ticker {
     /// Ends the receive side of every idle connection: a request that has already arrived is still
     /// served, a later one is not waited for.
     pub fn end_idle(&self) {
-        for slot in self.slots.borrow().iter().filter(|slot| slot.idle.is_some()) {
+        for slot in self.slots.borrow().entries().iter().filter(|slot| slot.idle.is_some()) {
             slot.end(Shut::Read);
         }
     }
 
     /// As `end_idle`, for the connections of one listener.
     pub fn end_idle_of(&self, listener: ListenerId) {
-        for slot in self.slots.borrow().iter().filter(|slot| slot.idle == Some(listener)) {
+        for slot in self.slots.borrow().entries().iter().filter(|slot| slot.idle == Some(listener))
+        {
             slot.end(Shut::Read);
         }
     }
@@ -133,7 +133,9 @@ impl Ticker {
     /// Ends every connection that has a deadline, and every idle one: the drain is over.
     pub fn end_all(&self) {
         self.ended.set(true);
-        for slot in self.slots.borrow_mut().iter_mut().filter(|slot| slot.stream.is_some()) {
+        for slot in
+            self.slots.borrow_mut().entries_mut().iter_mut().filter(|slot| slot.stream.is_some())
+        {
             slot.deadline = NEVER;
             slot.expired = true;
             slot.end(Shut::Both);
@@ -162,7 +164,7 @@ impl Ticker {
             let Some((index, _)) = self.lines.borrow().first(Line::Idle) else { return false };
             self.lines.borrow_mut().leave(Line::Idle, index);
             let mut slots = self.slots.borrow_mut();
-            let Some(slot) = slots.get_mut(index) else { continue };
+            let Some(slot) = slots.find_mut(index) else { continue };
             slot.line = None;
             // A connection whose deadline has come is ending already, and frees no further place.
             if !std::mem::replace(&mut slot.expired, true) {
@@ -176,7 +178,7 @@ impl Ticker {
     /// Ends the handshake for whose tag `worse` returns the highest number, of equal ones the
     /// oldest; false when `worse` returns `None` for all.
     pub fn end_handshake(&self, worse: impl Fn(u64) -> Option<u64>) -> bool {
-        let mut worst: Option<(u64, usize)> = None;
+        let mut worst: Option<(u64, u32)> = None;
         for (index, tag) in self.lines.borrow().walk(Line::Shaking) {
             if let Some(now) = worse(tag)
                 && worst.is_none_or(|(most, _)| now > most)
@@ -186,7 +188,7 @@ impl Ticker {
         }
         let Some((_, index)) = worst else { return false };
         self.lines.borrow_mut().leave(Line::Shaking, index);
-        if let Some(slot) = self.slots.borrow_mut().get_mut(index) {
+        if let Some(slot) = self.slots.borrow_mut().find_mut(index) {
             (slot.line, slot.expired, slot.deadline) = (None, true, NEVER);
             slot.end(Shut::Both);
         }
@@ -196,11 +198,7 @@ impl Ticker {
     /// Takes a slot, disarmed, for one connection or one wait.
     #[must_use]
     pub fn timer(self: &Rc<Self>) -> Timer {
-        let index = self.free.borrow_mut().pop().unwrap_or_else(|| {
-            let mut slots = self.slots.borrow_mut();
-            slots.push(DISARMED);
-            slots.len() - 1
-        });
+        let index = self.slots.borrow_mut().insert(|_| DISARMED);
         Timer { ticker: self.clone(), index }
     }
 }
@@ -209,7 +207,7 @@ impl Ticker {
 /// its socket closes, or the deadline could end another socket with the same descriptor.
 pub struct Timer {
     ticker: Rc<Ticker>,
-    index: usize,
+    index: u32,
 }
 
 impl Timer {
@@ -282,7 +280,7 @@ impl Timer {
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
         let slots = self.ticker.slots.borrow();
-        let slot = slots.get(self.index).filter(|slot| slot.stream.is_some())?;
+        let slot = slots.find(self.index).filter(|slot| slot.stream.is_some())?;
         Some(match slot.deadline {
             NEVER => Duration::ZERO,
             // Without the tick that `arm` has added: it will add one again.
@@ -304,25 +302,25 @@ impl Timer {
     /// Whether the peer was found to have hung up, since the last `arm` or `disarm`.
     #[must_use]
     pub fn hung_up(&self) -> bool {
-        self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.hung_up)
+        self.ticker.slots.borrow().find(self.index).is_some_and(|slot| slot.hung_up)
     }
 
     /// Whether the deadline came, or the ticker ended the stream before it, since the last `arm` or
     /// `disarm`.
     #[must_use]
     pub fn expired(&self) -> bool {
-        self.ticker.slots.borrow().get(self.index).is_some_and(|slot| slot.expired)
+        self.ticker.slots.borrow().find(self.index).is_some_and(|slot| slot.expired)
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Slot) -> T) -> Option<T> {
-        self.ticker.slots.borrow_mut().get_mut(self.index).map(change)
+        self.ticker.slots.borrow_mut().find_mut(self.index).map(change)
     }
 }
 
 impl Drop for Timer {
     fn drop(&mut self) {
         self.disarm();
-        self.ticker.free.borrow_mut().push(self.index);
+        self.ticker.slots.borrow_mut().free(self.index);
     }
 }
 
@@ -388,7 +386,7 @@ mod tests {
         for _ in 0..100 {
             drop(ticker.timer());
         }
-        assert_eq!(ticker.slots.borrow().len(), 1);
+        assert_eq!(ticker.slots.borrow().entries().len(), 1);
     }
 
     #[test]

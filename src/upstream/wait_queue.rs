@@ -47,6 +47,7 @@ use members::Members;
 use super::slots::Waiting;
 use super::state::{Lease, UpstreamState};
 use crate::base::clock::Moment;
+use crate::base::slab::Slab;
 pub use crate::policy::queue::{Full, Share};
 use crate::policy::queue::{Queue, WaitId};
 
@@ -74,10 +75,9 @@ pub struct WaitQueue<T> {
 struct Inside<T> {
     queue: Queue,
     /// The waiters, those granted a slot and not yet gone included.
-    waiters: Vec<Waiter<T>>,
-    free: Vec<usize>,
+    waiters: Slab<Waiter<T>>,
     /// The index in `waiters` of each waiter, by its index in the queue.
-    waiter_of: Vec<usize>,
+    waiter_of: Vec<u32>,
     members: Members,
 }
 
@@ -109,8 +109,7 @@ impl<T: Copy + Send + 'static> WaitQueue<T> {
             waiting: AtomicU32::new(0),
             inside: Mutex::new(Inside {
                 queue: Queue::new(length),
-                waiters: Vec::new(),
-                free: Vec::new(),
+                waiters: Slab::new(),
                 waiter_of: Vec::new(),
                 members: Members::default(),
             }),
@@ -193,26 +192,17 @@ impl<T: Copy> Inside<T> {
     fn displace(&mut self, share: Share, now: Moment) -> Option<T> {
         let id = self.queue.displaced_by(share)?;
         self.queue.cancel(id, now);
-        let waiter = &mut self.waiters[self.waiter_of[id.index()]];
+        let waiter = self.waiters.at_mut(self.waiter_of[id.index()]);
         waiter.stay = Stay::Displaced;
         let Waiter { token, view, accepts, .. } = *waiter;
         self.members.remove(view, &accepts);
         Some(token)
     }
 
-    fn add(&mut self, waiter: Waiter<T>) -> usize {
+    fn add(&mut self, waiter: Waiter<T>) -> u32 {
         let index = waiter.id.index();
         self.members.add(waiter.view, &waiter.accepts);
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.waiters[at] = waiter;
-                at
-            }
-            None => {
-                self.waiters.push(waiter);
-                self.waiters.len() - 1
-            }
-        };
+        let at = self.waiters.insert(|_| waiter);
         if self.waiter_of.len() <= index {
             self.waiter_of.resize(index + 1, 0);
         }
@@ -223,7 +213,7 @@ impl<T: Copy> Inside<T> {
     /// The index in `waiters` of the one that gets the next slot of this member: of those whose
     /// group may call it, since it admits calls, or does as a last resort where no member of the
     /// group admits any.
-    fn next_for(&mut self, number: usize, now: Moment) -> Option<usize> {
+    fn next_for(&mut self, number: usize, now: Moment) -> Option<u32> {
         if !self.members.is_wanted(number) {
             return None;
         }
@@ -237,7 +227,7 @@ impl<T: Copy> Inside<T> {
         }
         let waiter_of = |id: WaitId| self.waiter_of[id.index()];
         let id = self.queue.find(now, |id| {
-            let Waiter { view, accepts, .. } = &self.waiters[waiter_of(id)];
+            let Waiter { view, accepts, .. } = self.waiters.at(waiter_of(id));
             (admits || !self.members.admits(*view))
                 && self.members.accepted(*view, accepts, number).is_some()
         })?;
@@ -245,11 +235,11 @@ impl<T: Copy> Inside<T> {
     }
 
     /// Notes that a slot of a member is a waiter's; returns the waiter's token.
-    fn grant(&mut self, waiter: usize, number: usize, now: Moment) -> T {
-        let Waiter { id, token, view, accepts, .. } = self.waiters[waiter];
+    fn grant(&mut self, waiter: u32, number: usize, now: Moment) -> T {
+        let Waiter { id, token, view, accepts, .. } = *self.waiters.at(waiter);
         self.queue.grant(id, now);
         if let Some(member) = self.members.accepted(view, &accepts, number) {
-            self.waiters[waiter].stay = Stay::Granted(member);
+            self.waiters.at_mut(waiter).stay = Stay::Granted(member);
         }
         self.members.remove(view, &accepts);
         token
@@ -341,7 +331,7 @@ impl<T: Copy + Send + 'static> Drop for GroupQueue<T> {
 #[must_use = "a place that is dropped is left"]
 pub struct WaitSlot<'r, T: Copy + Send + 'static> {
     queue: &'r GroupQueue<T>,
-    waiter: usize,
+    waiter: u32,
     taken: bool,
 }
 
@@ -355,8 +345,8 @@ impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
         let GroupQueue { queue, members, .. } = self.queue;
         let member = {
             let mut inside = queue.lock();
-            let Stay::Granted(member) = inside.waiters[self.waiter].stay else { return None };
-            inside.free.push(self.waiter);
+            let Stay::Granted(member) = inside.waiters.at(self.waiter).stay else { return None };
+            inside.waiters.free(self.waiter);
             member
         };
         self.taken = true;
@@ -374,7 +364,7 @@ impl<'r, T: Copy + Send + 'static> WaitSlot<'r, T> {
     }
 
     fn stay(&self) -> Stay {
-        self.queue.queue.lock().waiters[self.waiter].stay
+        self.queue.queue.lock().waiters.at(self.waiter).stay
     }
 }
 
@@ -387,8 +377,8 @@ impl<T: Copy + Send + 'static> Drop for WaitSlot<'_, T> {
         let now = queue.wake.now();
         let granted = {
             let mut inside = queue.lock();
-            let Waiter { id, view, accepts, stay, .. } = inside.waiters[self.waiter];
-            inside.free.push(self.waiter);
+            let Waiter { id, view, accepts, stay, .. } = *inside.waiters.at(self.waiter);
+            inside.waiters.free(self.waiter);
             match stay {
                 Stay::Waiting => {
                     inside.queue.cancel(id, now);

@@ -1,8 +1,9 @@
-//! A slab whose entries stand in doubly linked lists.
+//! Doubly linked lists of the entries of a slab.
 //!
 //! The links live in the entries, so an entry is taken out of any list without a search and
-//! nothing is allocated once the slab has grown to what the queue needs. Entries are named by
-//! index; whoever keeps an index keeps track of whether it is still taken.
+//! nothing is allocated once the slab has grown to what the queue needs.
+
+use crate::base::slab::Slab;
 
 /// The index that is none.
 pub(super) const NIL: u32 = u32::MAX;
@@ -25,50 +26,6 @@ pub(super) trait Linked<const WHICH: usize> {
     fn links(&self) -> &Links;
     /// Its neighbours, to be changed.
     fn links_mut(&mut self) -> &mut Links;
-}
-
-/// Entries by index; freed ones are used again.
-#[derive(Debug)]
-pub(super) struct Slab<T> {
-    entries: Vec<T>,
-    free: Vec<u32>,
-}
-
-impl<T> Slab<T> {
-    pub(super) const fn new() -> Slab<T> {
-        Slab { entries: Vec::new(), free: Vec::new() }
-    }
-
-    /// Puts an entry in. `renew` overwrites a freed one, or makes the first of its index.
-    pub(super) fn insert(&mut self, renew: impl FnOnce(Option<&T>) -> T) -> u32 {
-        if let Some(index) = self.free.pop() {
-            let entry = &mut self.entries[index as usize];
-            *entry = renew(Some(entry));
-            return index;
-        }
-        self.entries.push(renew(None));
-        u32::try_from(self.entries.len() - 1).expect("a queue is bounded by a u32")
-    }
-
-    /// Frees an index; the entry stays as it is until it is used again.
-    pub(super) fn free(&mut self, index: u32) {
-        self.free.push(index);
-    }
-
-    /// The entry of a taken index.
-    pub(super) fn at(&self, index: u32) -> &T {
-        &self.entries[index as usize]
-    }
-
-    /// The entry of a taken index, to be changed.
-    pub(super) fn at_mut(&mut self, index: u32) -> &mut T {
-        &mut self.entries[index as usize]
-    }
-
-    /// The entry of any index, also a freed or made-up one.
-    pub(super) fn find(&self, index: u32) -> Option<&T> {
-        self.entries.get(index as usize)
-    }
 }
 
 /// The two ends of a list through a slab.

@@ -28,9 +28,10 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use drain::Drain;
-use list::{Linked, Links, List, NIL, Slab};
+use list::{Linked, Links, List, NIL};
 
 use crate::base::clock::{Moment, seconds_up};
+use crate::base::slab::Slab;
 
 /// Seconds that `retry_after_s` says at most.
 pub const RETRY_AFTER_S_MAX: u32 = 3600;
