@@ -4,8 +4,9 @@
 //! runtime, socket, file or clock; no floor imports a higher one, and in no folder do files import
 //! each other in a circle (`walls/circles.rs`); `unsafe` stays in the files named here; a file
 //! begins with what it is, and files and functions stay short (`walls/functions.rs`); words
-//! that meant several things stay out (`walls/words.rs`); times have types (`walls/clock.rs`). Each
-//! rule says which line breaks it and what to do instead.
+//! that meant several things stay out (`walls/words.rs`); times have types (`walls/clock.rs`); what
+//! other files use says what it is (`walls/documented.rs`). Each rule says which line breaks it and
+//! what to do instead.
 //!
 //! Source is read with comments, strings and the test module at its end blanked out, by a small
 //! lexer below with tests of its own. It is no parser: a name built by a macro goes unseen.
@@ -18,6 +19,8 @@ use std::sync::OnceLock;
 mod circles;
 #[path = "walls/clock.rs"]
 mod clock;
+#[path = "walls/documented.rs"]
+mod documented;
 #[path = "walls/functions.rs"]
 mod functions;
 #[path = "walls/words.rs"]
