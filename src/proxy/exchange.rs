@@ -17,14 +17,13 @@ use super::attempt::ExchangeState;
 use super::core::{Core, LocalPlan, Scratch};
 use super::dispatch::dispatch;
 use super::downstream::Downstream;
-use super::forward::{Outgoing, Request};
-use super::hold::{self, Enough, RequestBody, RoutedBy, SLICE_BYTES, Scanner, Unheld};
+use super::forward::Request;
+use super::hold::{self, Enough, RequestBody, RoutedBy, Scanner, Unheld};
 use super::limit;
 use super::permit::Permit;
 use super::places::{self, Counted};
 use super::plan::{ListenerPlan, Plan};
 use super::refusal::{Caller, CorsLines, Next, Refusal};
-use super::rename;
 use super::reply;
 use super::route::{self, HeadRoute, Route};
 use super::settle::Settle;
@@ -310,7 +309,9 @@ async fn serve(
     model.push_str(scanner.model().map_or("", |found| found.name));
     let routed_by =
         RoutedBy { name: model, renamed: route.rename.is_some(), limited: permit.limited };
-    let outgoing = at.rename(&route, &routed_by, down, body, &mut scanner, &mut held).await?;
+    if route.rename.is_some() && permit.chunked && !body.reader.is_done() {
+        at.hold_whole(&routed_by, down, body, &mut scanner, &mut held).await?;
+    }
     target.clear();
     route.write_target(target, request, &down.recv);
     if permit.is_metered {
@@ -329,7 +330,7 @@ async fn serve(
         permit: &permit,
         caller,
         target,
-        outgoing,
+        rename: route.rename.as_deref(),
         routed_by,
     };
     let (scanner, hold) = (&mut scanner, &mut held);
@@ -379,35 +380,20 @@ impl Stations<'_> {
         Ok(route)
     }
 
-    /// Puts the name that the server is to read into the body, if it is another than the client's.
-    async fn rename(
+    /// Holds a chunked body to its end: only a body that is whole can go on with a length.
+    async fn hold_whole(
         &self,
-        route: &Route,
         routed_by: &RoutedBy<'_>,
         down: &mut Downstream,
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
         held: &mut Held<'_>,
-    ) -> Result<Outgoing, Unheld> {
-        let &Self { core, plan, permit, .. } = self;
-        let Some(name) = &route.rename else { return Ok(Outgoing::AsCame) };
-        if permit.chunked && !body.reader.is_done() {
-            // Only a body that is whole can go on with a length.
-            hold::hold(core, plan, down, body, scanner, held, Enough::Whole).await?;
-            if !routed_by.still_holds(scanner) {
-                return Err(Refusal::from(Kind::ModelChanged).into());
-            }
+    ) -> Result<(), Unheld> {
+        hold::hold(self.core, self.plan, down, body, scanner, held, Enough::Whole).await?;
+        match routed_by.still_holds(scanner) {
+            true => Ok(()),
+            false => Err(Refusal::from(Kind::ModelChanged).into()),
         }
-        Ok(match body.end - body.begin > SLICE_BYTES {
-            false => rename::at_once(core, down, body, scanner, name, permit.chunked),
-            // Pooled: few bodies are that large.
-            true => {
-                PooledFuture::with(|| {
-                    rename::in_slices(core, down, body, scanner, name, permit.chunked)
-                })
-                .await
-            }
-        })
     }
 }
 

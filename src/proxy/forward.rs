@@ -40,8 +40,8 @@ pub struct Request<'a> {
     pub caller: &'a Caller,
     /// Path and query after prefix and model have been rewritten.
     pub target: &'a [u8],
-    /// How the body is framed on its way upstream.
-    pub outgoing: Outgoing,
+    /// The name that the servers read in the place of the model's; `None` = the client's own.
+    pub rename: Option<&'a str>,
     /// The model it was routed by, which the rest of the body must not change.
     pub routed_by: RoutedBy<'a>,
 }
@@ -54,9 +54,10 @@ pub fn head(
     core: &Core,
     upstream: &UpstreamPlan,
     request: &Request<'_>,
+    outgoing: Outgoing,
     bytes: &[u8],
 ) {
-    let &Request { listener, permit, outgoing, .. } = request;
+    let &Request { listener, permit, .. } = request;
     request_line(out, core, upstream, request, bytes);
     let request_head = request.head;
     match &upstream.host_line {

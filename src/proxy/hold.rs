@@ -422,7 +422,7 @@ async fn make_room(core: &Core, down: &mut Downstream, body: &RequestBody) {
 }
 
 /// Appends many bytes, a slice in each turn of the loop.
-pub async fn copy_in_slices(to: &mut Vec<u8>, from: &[u8]) {
+async fn copy_in_slices(to: &mut Vec<u8>, from: &[u8]) {
     let mut slices = from.chunks(SLICE_BYTES).peekable();
     while let Some(slice) = slices.next() {
         to.extend_from_slice(slice);

@@ -6,7 +6,7 @@
 //! many streams) → `exchange` (the life of a request, station by station), and then the stations:
 //! `admit` (head → permit), `limit` (what the key has left), `hold` (body → model, not too slowly:
 //! `pace`), `route` (where to; `proven` for keys limited to some models, `rename` for another model
-//! name), `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until a member
+//! name, at each attempt anew), `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until a member
 //! has a slot), `attempt` (one try at one upstream), `upload` and `download` (both directions of an
 //! attempt, which tell each other by `progress`), `call_guard` (what the attempt reports of the
 //! upstream), `settle` (what is recorded). What these hand to each other: `downstream` (the client

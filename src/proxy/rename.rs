@@ -1,88 +1,26 @@
-//! Replaces the name of the model in a received body.
+//! The request body as one attempt sends it: the client's bytes, with the name that this server
+//! reads in the place of the model's.
 //!
-//! The one idea: the body is written anew into a second buffer of the core, with the new value in
-//! the place of the old one, and the buffers change places. A small body passes in one piece; a
-//! large one in slices, one in each turn of the loop, so that a core with 60 MiB of images on it
-//! goes on serving others.
+//! The one idea: what the client sent is kept as it came, and the change is made on the way out, so
+//! that each attempt begins from the client's bytes. A small body is written behind its head in one
+//! piece; a large one slice by slice, each sent before the next is written, so that a core with
+//! 60 MiB of images on it goes on serving others and holds them once.
 
-use super::core::Core;
-use super::downstream::Downstream;
-use super::forward::Outgoing;
-use super::hold::{RequestBody, SLICE_BYTES, Scanner, copy_in_slices};
+use std::ops::Range;
+
+use super::hold::{RequestBody, Scanner};
 use crate::http1::body::{BodyReader, drain_data};
 use crate::http1::framing::Framing;
 use crate::llm::quote::quote;
-use crate::net::race::yield_now;
 
-/// Bytes to spare for the quotes and escapes of a name; most names need no more.
-const QUOTES_BYTES: usize = 16;
-
-/// Puts another name in the place of the model's value, in a body of one slice.
+/// Writes a held body anew, with another value in the place of the model's.
 ///
-/// Shape: a chunked body must be complete; it goes on with a length.
-pub fn at_once(
-    core: &Core,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    scanner: &Scanner<'_>,
-    name: &str,
-    chunked: bool,
-) -> Outgoing {
-    let Some(mut renamed) = Renamed::begin(core, down, body, scanner, name, chunked) else {
-        return Outgoing::AsCame;
-    };
-    renamed.push(&down.recv[body.begin..body.end]);
-    let (mut out, end) = renamed.end();
-    out.extend_from_slice(&down.recv[body.end..]);
-    put_in_place(core, down, body, out, end)
-}
-
-/// As [`at_once`], for a body that is too large for one turn of the loop.
-pub async fn in_slices(
-    core: &Core,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    scanner: &Scanner<'_>,
-    name: &str,
-    chunked: bool,
-) -> Outgoing {
-    let Some(mut renamed) = Renamed::begin(core, down, body, scanner, name, chunked) else {
-        return Outgoing::AsCame;
-    };
-    for slice in down.recv[body.begin..body.end].chunks(SLICE_BYTES) {
-        renamed.push(slice);
-        yield_now().await;
-    }
-    let (mut out, end) = renamed.end();
-    copy_in_slices(&mut out, &down.recv[body.end..]).await;
-    put_in_place(core, down, body, out, end)
-}
-
-/// Puts the new buffer in the place of the received one; tells how long the body is now.
-fn put_in_place(
-    core: &Core,
-    down: &mut Downstream,
-    body: &mut RequestBody,
-    out: Vec<u8>,
-    end: usize,
-) -> Outgoing {
-    core.buffers.give_back(std::mem::replace(&mut down.recv, out));
-    body.end = end;
-    // Nothing is left of a chunked body: all of it has been here.
-    let left = body.reader.length_left().unwrap_or(0);
-    Outgoing::Length((body.end - body.begin) as u64 + left)
-}
-
-/// A copy of a head and of the body's data behind it, made as they pass, with `value` in the place
-/// of the bytes `from..to`.
-///
-/// Units: `at`, `from` and `to` count data bytes, `from <= to`; framing is left out.
-struct Renamed<'n> {
-    out: Vec<u8>,
+/// Units: `at` and `span` count data bytes; framing is left out.
+pub struct Renamer<'n> {
     /// Data bytes that have passed.
     at: usize,
-    from: usize,
-    to: usize,
+    /// Where the client's value stands.
+    span: Range<usize>,
     /// The new value, until it has been written.
     value: Option<Value<'n>>,
     /// Takes the chunks of a chunked body apart.
@@ -90,6 +28,7 @@ struct Renamed<'n> {
 }
 
 /// A name as it stands in a body.
+#[derive(Clone, Copy)]
 enum Value<'n> {
     /// In quotes, with escapes.
     Json(&'n str),
@@ -97,69 +36,77 @@ enum Value<'n> {
     Form(&'n str),
 }
 
-impl<'n> Renamed<'n> {
-    /// Copies what stands before the body; `None` when the body names no model.
-    fn begin(
-        core: &Core,
-        down: &Downstream,
-        body: &RequestBody,
-        scanner: &Scanner<'_>,
-        name: &'n str,
-        chunked: bool,
-    ) -> Option<Self> {
-        let found = scanner.model()?;
+impl Value<'_> {
+    fn write(self, out: &mut Vec<u8>) {
+        match self {
+            Value::Json(name) => quote(name, out),
+            Value::Form(name) => out.extend_from_slice(name.as_bytes()),
+        }
+    }
+}
+
+impl<'n> Renamer<'n> {
+    /// Puts `name` in the place of the model that the body names; `None` when it names none.
+    ///
+    /// Shape: a chunked body must be complete; it goes on with a length.
+    #[must_use]
+    pub fn new(scanner: &Scanner<'_>, name: &'n str, chunked: bool) -> Option<Self> {
+        let span = scanner.model()?.span;
         let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
         let value = match scanner {
             Scanner::Form(_) => Value::Form(name),
             Scanner::Json(_) | Scanner::None => Value::Json(name),
         };
-        let mut out = core.buffers.take(down.recv.len() + name.len() + QUOTES_BYTES);
-        out.extend_from_slice(&down.recv[..body.begin]);
         Some(Self {
-            out,
             at: 0,
-            from: place(found.span.start),
-            to: place(found.span.end),
+            span: place(span.start)..place(span.end),
             value: Some(value),
             chunks: chunked.then(|| BodyReader::new(Framing::Chunked)),
         })
     }
 
-    fn push(&mut self, slice: &[u8]) {
+    /// Data bytes of the whole body as it is sent; `scratch` is used and left as it was.
+    #[must_use]
+    pub fn length(&self, body: &RequestBody, scratch: &mut Vec<u8>) -> u64 {
+        let written = scratch.len();
+        if let Some(value) = self.value {
+            value.write(scratch);
+        }
+        let value = (scratch.len() - written) as u64;
+        scratch.truncate(written);
+        // Nothing is left of a chunked body: all of it is here.
+        let data = body.data_bytes + body.reader.length_left().unwrap_or(0);
+        data - self.span.len() as u64 + value
+    }
+
+    /// Writes the next bytes of the held body, framed as they came, to `out`.
+    pub fn push(&mut self, slice: &[u8], out: &mut Vec<u8>) {
         match self.chunks.take() {
-            None => self.push_data(slice),
+            None => self.push_data(slice, out),
             Some(mut chunks) => {
                 // The body has been framed before: no fault can show up now.
-                let _ = drain_data(&mut chunks, slice, |data| self.push_data(data));
+                let _ = drain_data(&mut chunks, slice, |data| self.push_data(data, out));
                 self.chunks = Some(chunks);
             }
         }
     }
 
-    fn push_data(&mut self, data: &[u8]) {
+    fn push_data(&mut self, data: &[u8], out: &mut Vec<u8>) {
         let within = |place: usize| place.saturating_sub(self.at).min(data.len());
-        let (before, behind) = (within(self.from), within(self.to));
-        self.out.extend_from_slice(&data[..before]);
-        if self.at + data.len() > self.from {
-            self.write_value();
+        let (before, behind) = (within(self.span.start), within(self.span.end));
+        out.extend_from_slice(&data[..before]);
+        if self.at + data.len() > self.span.start {
+            self.end(out);
         }
-        self.out.extend_from_slice(&data[behind..]);
+        out.extend_from_slice(&data[behind..]);
         self.at += data.len();
     }
 
-    fn write_value(&mut self) {
-        match self.value.take() {
-            Some(Value::Json(name)) => quote(name, &mut self.out),
-            Some(Value::Form(name)) => self.out.extend_from_slice(name.as_bytes()),
-            None => {}
+    /// Writes the value, if it has yet to be: it stands at the body's end.
+    pub fn end(&mut self, out: &mut Vec<u8>) {
+        if let Some(value) = self.value.take() {
+            value.write(out);
         }
-    }
-
-    /// Returns what has been written, and where the body ends in it.
-    fn end(mut self) -> (Vec<u8>, usize) {
-        self.write_value();
-        let end = self.out.len();
-        (self.out, end)
     }
 }
 
@@ -181,10 +128,35 @@ mod tests {
             expected.splice(from..to, value.bytes());
             let chunks = chunked.then(|| BodyReader::new(Framing::Chunked));
             let value = Some(Value::Form(&value));
-            let mut renamed = Renamed { out: Vec::new(), at: 0, from, to, value, chunks };
+            let mut renamer = Renamer { at: 0, span: from..to, value, chunks };
+            let mut body = RequestBody::new(Framing::None, 0);
+            body.data_bytes = data.len() as u64;
+            let mut out = Vec::new();
+            prop_assert_eq!(renamer.length(&body, &mut out), expected.len() as u64);
             let sent = if chunked { in_chunks(&data, step) } else { data };
-            sent.chunks(step).for_each(|slice| renamed.push(slice));
-            prop_assert_eq!(renamed.end().0, expected);
+            sent.chunks(step).for_each(|slice| renamer.push(slice, &mut out));
+            renamer.end(&mut out);
+            prop_assert_eq!(out, expected);
+        }
+    }
+
+    /// A server that is tried after another reads its own name, and else what the first one read.
+    #[test]
+    fn each_attempt_begins_from_the_clients_bytes() {
+        let body = br#"{"n":1e400,"model":"asked" ,"x":"\u00e9"}"#;
+        let held = in_chunks(body, 7);
+        let mut scan = crate::llm::scan::ModelScan::new();
+        let mut scanner = Scanner::Json(&mut scan);
+        assert!(scanner.push(body).is_ok());
+        assert!(scanner.finish().is_ok());
+        for name in ["a", "org/other \"v2\"", "asked"] {
+            let mut renamer = Renamer::new(&scanner, name, true).unwrap();
+            let mut out = Vec::new();
+            renamer.push(&held, &mut out);
+            renamer.end(&mut out);
+            let name = name.replace('"', "\\\"");
+            let expected = format!(r#"{{"n":1e400,"model":"{name}" ,"x":"\u00e9"}}"#).into_bytes();
+            assert_eq!(out, expected);
         }
     }
 

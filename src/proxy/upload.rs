@@ -27,11 +27,13 @@ use super::core::Core;
 use super::hold::{RequestBody, RoutedBy, SLICE_BYTES, Scanner};
 use super::pace::BodyPace;
 use super::progress::Progress;
+use super::rename::Renamer;
 use super::settle::Settle;
 use crate::base::buf::{BULK_BYTES, LARGE_BYTES};
 use crate::error::Kind;
 use crate::http1::body::BodyReader;
 use crate::net::pooled_future::PooledFuture;
+use crate::net::race::yield_now;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::stream::Stream;
@@ -45,6 +47,9 @@ pub const SPLICE_BYTES_MIN: u64 = LARGE_BYTES as u64;
 const DISCARD: Duration = Duration::from_secs(2);
 /// Least room offered to a receive that is kept.
 const ROOM_MIN: usize = 4096;
+
+/// Bytes to spare behind a slice for another name, its quotes and escapes; most need no more.
+const RENAMED_ROOM: usize = 256;
 
 /// What an upload needs.
 pub struct Upload<'a> {
@@ -74,6 +79,16 @@ pub struct Upload<'a> {
     pub body_held_bytes_max: u64,
     /// What must not change in the rest of the body.
     pub routed_by: RoutedBy<'a>,
+}
+
+/// A request as one attempt sends it, as far as it has been received.
+pub struct Encoded<'n> {
+    /// The head, and a small body behind it.
+    pub out: Vec<u8>,
+    /// Offset in the receive buffer of the first body byte that is not in `out`.
+    pub from: usize,
+    /// Writes these bytes anew on their way; `None` = they go as they came.
+    pub renamer: Option<Renamer<'n>>,
 }
 
 /// How fast a client sends what it has yet to send.
@@ -136,18 +151,26 @@ pub enum Uploaded {
 }
 
 impl Upload<'_> {
-    /// Sends `out`, then the bytes `held[from..body.end]`, then what the client has yet to send.
+    /// Sends what is encoded, then the rest of what is held, then what the client has yet to send.
     pub async fn run(
         self,
-        out: Vec<u8>,
+        encoded: Encoded<'_>,
         held: Vec<u8>,
-        from: usize,
         body: &mut RequestBody,
         scanner: &mut Scanner<'_>,
         hold: &mut Held<'_>,
     ) -> Sent {
         self.up_timer.arm(self.upstream.handle(), Shut::Both, self.first_byte);
-        let (result, held) = self.send_held(out, held, from, body.end).await;
+        let Encoded { out, from, renamer } = encoded;
+        let (result, held) = match renamer {
+            None => self.send_held(out, held, from, body.end).await,
+            Some(renamer) => {
+                let rest = &held[from..body.end];
+                // Pooled: few bodies are both renamed and large.
+                let result = PooledFuture::with(|| self.send_renamed(out, rest, renamer)).await;
+                (result, held)
+            }
+        };
         let mut sent = Sent { held, leftover: Vec::new(), end: Uploaded::Refused };
         if body.reader.is_done() {
             self.progress.body_received.set(true);
@@ -221,6 +244,41 @@ impl Upload<'_> {
             sent += SLICE_BYTES;
         }
         (result, held)
+    }
+
+    /// Sends the head and a large body whose model is renamed: each slice is written and sent before
+    /// the next one, so that the body is held once.
+    async fn send_renamed(
+        &self,
+        mut out: Vec<u8>,
+        rest: &[u8],
+        mut renamer: Renamer<'_>,
+    ) -> io::Result<()> {
+        let mut result = Ok(());
+        let mut slices = rest.chunks(SLICE_BYTES).peekable();
+        while let Some(slice) = slices.next()
+            && result.is_ok()
+        {
+            let room = slice.len() + RENAMED_ROOM;
+            if out.capacity() - out.len() < room {
+                let mut larger = self.core.buffers.take(out.len() + room);
+                larger.extend_from_slice(&out);
+                self.core.buffers.give_back(std::mem::replace(&mut out, larger));
+            }
+            renamer.push(slice, &mut out);
+            if slices.peek().is_none() {
+                renamer.end(&mut out);
+            }
+            let mut part = Part::whole(out);
+            // As in `send_held`: at once, and an error shows again in the queued send.
+            let taken = self.upstream.send_now(part.bytes()).unwrap_or(0);
+            part.advance(taken);
+            (result, out) = self.upstream.send_all(part).await;
+            out.clear();
+            yield_now().await;
+        }
+        self.core.buffers.give_back(out);
+        result
     }
 
     fn sent_all(&self) {

@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use loadtest::mock::Mock;
 
 use super::house::{LIMIT, Proxy, Setup, mock};
-use super::wire::{chat, get, post};
+use super::wire::{chat, get, post, post_chunked};
 
+const CHAT: &str = "/v1/chat/completions";
 const QUICK: &str = "retry = { attempts = 3, initial = \"100ms\", max = \"100ms\", \
     on = [\"connect\", \"reset\", \"timeout\", \"502\", \"503\"] }";
 
@@ -143,6 +144,47 @@ fn sends_the_same_body_to_the_next_member() {
     assert_eq!(proxy.client().send(request).answer().status, 503);
     for mock in &mocks {
         assert_eq!(mock.seen()[0].body_sha256, super::wire::sha256(body.as_bytes()));
+    }
+}
+
+/// Each attempt writes the server's name into the client's bytes anew, whatever the one before it
+/// has sent: one name alone is replaced, once, in the first server's body as in the last one's.
+#[test]
+fn renames_in_the_clients_bytes_for_every_member() {
+    // One that leaves with its head, one of a slice, one of many; the name before and behind.
+    for pad in [10, 100_000, 1_200_000] {
+        let pad = "x".repeat(pad);
+        for (before, after) in [
+            ("{\"model\":".to_owned(), format!(",\"n\":1e400,\"pad\":\"{pad}\"}}")),
+            (format!("{{\"pad\":\"{pad}\",\"model\" :\t"), "}\n".to_owned()),
+        ] {
+            let body = format!("{before}\"a\"{after}");
+            let pieces: Vec<&[u8]> = body.as_bytes().chunks(9_999).collect();
+            let sent = format!("{before}\"org/real\"{after}");
+            every_member_reads(post(CHAT, "x-mock: status=503\r\n", &body), &sent);
+            every_member_reads(post_chunked(CHAT, "x-mock: status=503\r\n", &pieces), &sent);
+        }
+    }
+}
+
+/// The members of a group, and the one that it falls back to, are sent `body` once each.
+fn every_member_reads(request: Vec<u8>, body: &str) {
+    let mocks = [mock(), mock(), mock(), mock()];
+    let group = format!("{QUICK}\nfallback = [\"other\"]");
+    let rest = format!(
+        "[models.real]\ngroup = \"chat\"\naliases = [\"a\"]\nupstream_model = \"org/real\"\n\
+         [[upstream]]\nname = \"b\"\nurl = \"{}\"\nmodels = []\n\
+         [[group]]\nname = \"other\"\nmembers = [\"b\"]\n",
+        mocks[3].url()
+    );
+    let proxy = Setup { group: &group, rest: &rest, ..Setup::default() };
+    let proxy = proxy.start(&[&mocks[0], &mocks[1], &mocks[2]]);
+    assert_eq!(proxy.client().send(request).answer().status, 503);
+    for mock in &mocks {
+        let seen = mock.seen();
+        let posts: Vec<_> = seen.iter().filter(|request| request.body_bytes > 0).collect();
+        assert_eq!(posts.len(), 1);
+        assert_eq!(posts[0].body_sha256, super::wire::sha256(body.as_bytes()));
     }
 }
 

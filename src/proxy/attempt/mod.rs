@@ -25,14 +25,15 @@ use crate::net::sys::Shut;
 use crate::net::ticker::{TICK, Timer};
 use crate::proxy::download::{Download, Downloaded};
 use crate::proxy::downstream::Downstream;
-use crate::proxy::forward;
+use crate::proxy::forward::{self, Outgoing};
 use crate::proxy::hold::RequestBody;
 use crate::proxy::plan::{ProxyMode, Reuse, ViaPlan};
 use crate::proxy::progress::Progress;
 use crate::proxy::refusal::Refusal;
+use crate::proxy::rename::Renamer;
 use crate::proxy::reply;
 use crate::proxy::settle::Settle;
-use crate::proxy::upload::{ClientPace, Sent, Upload, Uploaded};
+use crate::proxy::upload::{ClientPace, Encoded, Sent, Upload, Uploaded};
 use crate::upstream::conn::UpConn;
 use crate::upstream::via::TunnelError;
 
@@ -269,13 +270,13 @@ impl Attempt<'_> {
         let core = self.core;
         let (upstream, client) = (conn.socket().clone(), down.socket.clone());
         let write_timer = core.ticker.timer();
-        let (out, from) = self.encode(&exchange.held, exchange.body);
+        let encoded = self.encode(exchange);
         let upload =
             self.upload(&client, &upstream, progress, &down.timer, up_timer, exchange.settle);
         let download = self.download(&client, progress, up_timer, total_timer, &write_timer);
         let held = std::mem::take(&mut exchange.held);
         let mut upload =
-            pin!(upload.run(out, held, from, exchange.body, exchange.scanner, exchange.hold));
+            pin!(upload.run(encoded, held, exchange.body, exchange.scanner, exchange.hold));
         let mut download = pin!(download.run(conn, exchange.response, exchange.settle));
         let mut ways = BothWays::new(&client, &upstream, progress);
         let (watch, watch_timer) = (&mut down.watch, &down.timer);
@@ -317,18 +318,34 @@ impl Attempt<'_> {
         client.shutdown(Shut::Write);
     }
 
-    /// Writes the head, and the first part of the held body behind it.
+    /// Writes the head, and a small body behind it.
     ///
-    /// Shape: also returns the offset in `held` of the first body byte that is not in it.
-    fn encode(&self, held: &[u8], body: &RequestBody) -> (Vec<u8>, usize) {
+    /// Every attempt begins from the client's bytes: what this server reads otherwise is put in
+    /// here, so that the next one may read something else again.
+    fn encode(&self, exchange: &ExchangeState<'_, '_>) -> Encoded<'_> {
+        let ExchangeState { held, body, scanner, .. } = exchange;
+        let chunked = self.request.permit.chunked;
+        let mut renamer = self.request.rename.and_then(|name| Renamer::new(scanner, name, chunked));
         let held_bytes = body.end - body.begin;
         let joined = if held_bytes <= JOINED_BYTES_MAX { held_bytes } else { 0 };
         let head_room = self.request.head.len as usize + 1024;
         let mut out = self.core.buffers.take(head_room + joined);
-        forward::head(&mut out, self.core, self.upstream, self.request, held);
+        let outgoing = match &renamer {
+            None => Outgoing::AsCame,
+            Some(renamer) => Outgoing::Length(renamer.length(body, &mut out)),
+        };
+        forward::head(&mut out, self.core, self.upstream, self.request, outgoing, held);
         let from = body.begin + joined;
-        out.extend_from_slice(&held[body.begin..from]);
-        (out, from)
+        let behind = &held[body.begin..from];
+        match &mut renamer {
+            None => out.extend_from_slice(behind),
+            Some(renamer) if from == body.end => {
+                renamer.push(behind, &mut out);
+                renamer.end(&mut out);
+            }
+            Some(_) => {}
+        }
+        Encoded { out, from, renamer: renamer.filter(|_| from < body.end) }
     }
 
     /// Puts a connection back into the pool, unless it is near the end of its life.
