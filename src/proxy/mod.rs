@@ -6,13 +6,14 @@
 //! many streams) → `exchange` (the life of a request, station by station), and then the stations:
 //! `admit` (head → permit), `limit` (what the key has left), `hold` (body → model, not too slowly:
 //! `pace`), `route` (where to; `proven` for keys limited to some models, `rename` for another model
-//! name, at each attempt anew), `dispatch` (attempts until one succeeds), `pick` (which member), `wait` (until a member
-//! has a slot), `attempt` (one try at one upstream), `upload` and `download` (both directions of an
-//! attempt, which tell each other by `progress`), `call_guard` (what the attempt reports of the
-//! upstream), `settle` (what is recorded). What these hand to each other: `downstream` (the client
-//! and its connection), `permit`, `refusal`. `failure_report` tells the operator of a failure,
-//! `unrouted` refuses a request that no route takes, `forward` and `respond` write heads, `reply`
-//! writes our own answers, `tap` reads usage in passing, `tunnel` relays an upgraded connection.
+//! name, at each attempt anew), `dispatch` (attempts until one succeeds), `pick` (which member),
+//! `wait` (until a member has a slot), `attempt` (one try at one upstream), `upload` and `download`
+//! (both directions of an attempt, which tell each other by `progress`), `call_guard` (what the
+//! attempt reports of the upstream), `settle` (what is recorded). What these hand to each other:
+//! `downstream` (the client and its connection), `permit`, `refusal`. `failure_report` tells the
+//! operator of a failure, `unrouted` refuses a request that no route takes, `forward` and `respond`
+//! write heads, `reply` writes our own answers, `body_filter` says what is done to an answer's
+//! bytes (`tap` reads usage in them), `tunnel` relays an upgraded connection.
 //! `plan` is the compiled config (`compile` makes it, `reaches` works out who may be sent where),
 //! `core` what a core owns (`listeners` finds a connection's listener in it, whatever plan
 //! is in force).
@@ -20,6 +21,7 @@
 pub mod accept;
 pub mod admit;
 pub mod attempt;
+pub mod body_filter;
 pub mod bounds;
 pub mod call_guard;
 pub mod compile;

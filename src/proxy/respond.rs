@@ -4,6 +4,7 @@
 //! the client understands it; only a client of HTTP/1.0 and a body that ends with its connection
 //! need another.
 
+use super::body_filter::{BodyFilter, Form};
 use super::refusal::Caller;
 use super::reply::connection_field;
 use crate::http::head::{ResponseHead, Version};
@@ -11,7 +12,6 @@ use crate::http::name::Name;
 use crate::http1::body::{BodyFault, BodyReader, is_forbidden};
 use crate::http1::encode;
 use crate::http1::framing::Framing;
-use crate::proxy::tap::Tap;
 
 /// How the body reaches the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +27,16 @@ pub enum Delivery {
 }
 
 impl Delivery {
-    /// Chooses by the upstream's framing and the client's version.
+    /// Chooses by what is done to the bytes, the upstream's framing and the client's version.
     #[must_use]
-    pub fn of(framing: Framing, client: Version) -> Self {
+    pub fn of(filter: &Form, framing: Framing, client: Version) -> Self {
+        match filter {
+            // Untouched, so that the framing still fits.
+            Form::Pass(_) | Form::Observe(_) => Self::of_untouched(framing, client),
+        }
+    }
+
+    fn of_untouched(framing: Framing, client: Version) -> Self {
         match (framing, client) {
             (Framing::None, _) => Delivery::Nothing,
             (Framing::Length(_), _) | (Framing::Chunked, Version::Http11) => Delivery::AsIs,
@@ -109,20 +116,20 @@ impl Trailers {
     }
 }
 
-/// Checks wire bytes against their framing and shows the data to the tap.
+/// Checks wire bytes against their framing and shows the data to the filter.
 ///
 /// Shape: returns how many bytes belong to this body and whether it is complete.
 /// Errors: the fault, with the count of good bytes before it.
 pub fn check(
     reader: &mut BodyReader,
     input: &[u8],
-    tap: &mut Tap,
+    filter: &mut BodyFilter,
 ) -> (usize, bool, Option<BodyFault>) {
     let mut at = 0;
     while !reader.is_done() && at < input.len() {
         match reader.step(&input[at..]) {
             Ok(step) => {
-                tap.push(&input[at..][step.data]);
+                filter.push(&input[at..][step.data]);
                 at += step.consumed;
             }
             Err(fault) => return (at, false, Some(fault)),
@@ -136,11 +143,11 @@ pub fn pour(
     reader: &mut BodyReader,
     input: &[u8],
     delivery: Delivery,
-    tap: &mut Tap,
+    filter: &mut BodyFilter,
     out: &mut Vec<u8>,
 ) -> (usize, bool, Option<BodyFault>) {
     if delivery == Delivery::AsIs {
-        let checked = check(reader, input, tap);
+        let checked = check(reader, input, filter);
         out.extend_from_slice(&input[..checked.0]);
         return checked;
     }
@@ -149,7 +156,7 @@ pub fn pour(
         match reader.step(&input[at..]) {
             Ok(step) => {
                 let data = &input[at..][step.data];
-                tap.push(data);
+                filter.push(data);
                 match delivery {
                     Delivery::IntoChunks if !data.is_empty() => encode::chunk(out, data),
                     Delivery::UntilClose => out.extend_from_slice(data),

@@ -18,9 +18,9 @@ use crate::net::pipe;
 use crate::net::rt::Part;
 use crate::net::splice::{Ended, Step};
 use crate::net::sys::Shut;
+use crate::proxy::body_filter::BodyFilter;
 use crate::proxy::respond::{self, Delivery, Trailers};
 use crate::proxy::settle::Settle;
-use crate::proxy::tap::Tap;
 use crate::proxy::upload::SPLICE_BYTES_MIN;
 use crate::upstream::conn::UpConn;
 
@@ -31,7 +31,7 @@ struct Relay<'r, 'd> {
     framing: Framing,
     delivery: Delivery,
     reader: BodyReader,
-    tap: Tap,
+    filter: BodyFilter,
     trailers: Trailers,
     /// The client's connection can go on after it.
     keep: bool,
@@ -121,17 +121,18 @@ impl<'r, 'd> Relay<'r, 'd> {
         settle: &'r Settle,
     ) -> (Self, Option<End>) {
         let &Download { core, caller, .. } = download;
-        let delivery = Delivery::of(framing, caller.version);
+        let head_bytes = response.len as usize;
+        let here = (buffer.len() - head_bytes) as u64;
+        let whole = matches!(framing, Framing::Length(length) if length <= here);
+        let mut filter =
+            BodyFilter::choose(&core.taps, response, &buffer, whole, download.is_metered);
+        let delivery = Delivery::of(filter.form(), framing, caller.version);
         let keep = caller.persists
             && delivery != Delivery::UntilClose
             && download.progress.body_received.get()
             && !core.is_leaving(download.listener);
         let mut reader = BodyReader::of_answer(framing);
-        let head_bytes = response.len as usize;
-        let here = (buffer.len() - head_bytes) as u64;
-        let whole = matches!(framing, Framing::Length(length) if length <= here);
-        let mut tap = Tap::of(&core.taps, response, &buffer, whole, download.is_metered);
-        let streamed = tap.is_sse();
+        let streamed = filter.is_sse();
         // An event of ours would be no part of a coded body.
         let coding = response.value(Name::ContentEncoding, &buffer);
         let tells =
@@ -139,18 +140,18 @@ impl<'r, 'd> Relay<'r, 'd> {
         let mut out = core.buffers.take(buffer.len() + 512);
         respond::head(&mut out, response, &buffer, framing, delivery, caller, keep);
         let (taken, done, bad) =
-            respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut tap, &mut out);
+            respond::pour(&mut reader, &buffer[head_bytes..], delivery, &mut filter, &mut out);
         let mut trailers = Trailers::default();
         if reader.in_trailers() && delivery == Delivery::AsIs {
             let from = out.len() - taken;
             trailers.hold_back(&reader, &mut out, from);
         }
         let extra = done && head_bytes + taken < buffer.len();
-        note_token(&tap, settle);
+        note_token(&filter, settle);
         let silence = download.silence_after_head(here > 0);
         #[rustfmt::skip]
         let relay = Self {
-            download, settle, framing, delivery, reader, tap, trailers, keep, whole, head_bytes, taken, sent: 0,
+            download, settle, framing, delivery, reader, filter, trailers, keep, whole, head_bytes, taken, sent: 0,
             streamed, tells, extra, silence, buffer, out,
         };
         (relay, so_far(done, bad.is_some()))
@@ -229,7 +230,7 @@ impl<'r, 'd> Relay<'r, 'd> {
     /// Frames what has come, to be sent as it is; returns how many bytes of the buffer pass.
     #[inline]
     fn check(&mut self) -> (usize, Option<End>) {
-        let (taken, done, bad) = respond::check(&mut self.reader, &self.buffer, &mut self.tap);
+        let (taken, done, bad) = respond::check(&mut self.reader, &self.buffer, &mut self.filter);
         self.extra = done && taken < self.buffer.len();
         let mut passes = taken;
         if self.reader.in_trailers() {
@@ -237,18 +238,18 @@ impl<'r, 'd> Relay<'r, 'd> {
             self.trailers.hold_back(&self.reader, &mut self.buffer, 0);
             passes = self.buffer.len();
         }
-        note_token(&self.tap, self.settle);
+        note_token(&self.filter, self.settle);
         (passes, so_far(done, bad.is_some()))
     }
 
     /// Frames what has come and writes it to `out` in the client's framing.
     #[inline]
     fn pour(&mut self) -> Option<End> {
-        let Self { reader, buffer, delivery, tap, out, .. } = self;
+        let Self { reader, buffer, delivery, filter, out, .. } = self;
         out.clear();
-        let (taken, done, bad) = respond::pour(reader, buffer, *delivery, tap, out);
+        let (taken, done, bad) = respond::pour(reader, buffer, *delivery, filter, out);
         self.extra = done && taken < self.buffer.len();
-        note_token(&self.tap, self.settle);
+        note_token(&self.filter, self.settle);
         so_far(done, bad.is_some())
     }
 
@@ -267,18 +268,18 @@ impl<'r, 'd> Relay<'r, 'd> {
         if let Err(kind) = result {
             return ControlFlow::Break(End::ClientLost(kind));
         }
-        self.sent = self.tap.bytes();
+        self.sent = self.filter.bytes();
         so_far.map_or(ControlFlow::Continue(()), ControlFlow::Break)
     }
 
     /// Records bytes and usage; tells how the download ended.
     #[inline]
     fn finish(self, end: End, persists: bool) -> Downloaded {
-        let Self { download, settle, tap, buffer, head_bytes, .. } = self;
+        let Self { download, settle, filter, buffer, head_bytes, .. } = self;
         let core = download.core;
         let body = if self.whole { buffer.get(head_bytes..head_bytes + self.taken) } else { None };
         settle.record.sent(self.sent);
-        let (usage, answer) = tap.finish(&core.taps, body.unwrap_or_default());
+        let (usage, answer) = filter.finish(&core.taps, body.unwrap_or_default());
         settle.passed.borrow_mut().answer = answer;
         core.buffers.give_back(self.out);
         core.buffers.give_back(buffer);
@@ -322,11 +323,11 @@ impl<'r, 'd> Relay<'r, 'd> {
         ControlFlow::Continue(())
     }
 
-    /// Lets the kernel move the bytes that the tap need not see.
+    /// Lets the kernel move the bytes that the filter need not see.
     async fn splice(&mut self, conn: &UpConn) -> ControlFlow<End> {
-        let (download, reader, tap) = (self.download, &mut self.reader, &mut self.tap);
+        let (download, reader, filter) = (self.download, &mut self.reader, &mut self.filter);
         let go_on = ControlFlow::Continue(());
-        let (Some(left), Some(tail)) = (reader.length_left(), tap.tail_bytes()) else {
+        let (Some(left), Some(tail)) = (reader.length_left(), filter.tail_bytes()) else {
             return go_on;
         };
         let bytes = left.saturating_sub(tail as u64);
@@ -346,8 +347,8 @@ impl<'r, 'd> Relay<'r, 'd> {
         download.progress.answer_within.set(None);
         download.write_timer.disarm();
         reader.advance(moved.get());
-        tap.skip(moved.get());
-        self.sent = tap.bytes();
+        filter.skip(moved.get());
+        self.sent = filter.bytes();
         match result {
             // The splice may have moved the last byte: a receive would wait for ever.
             Ok(()) | Err(Ended::NoPipe) if reader.is_done() => ControlFlow::Break(End::Whole),
@@ -454,8 +455,8 @@ fn so_far(done: bool, bad: bool) -> Option<End> {
     }
 }
 
-fn note_token(tap: &Tap, settle: &Settle) {
-    if settle.record.awaits_token() && tap.first_token_seen() {
+fn note_token(filter: &BodyFilter, settle: &Settle) {
+    if settle.record.awaits_token() && filter.first_token_seen() {
         settle.record.first_token(settle.now());
     }
 }
