@@ -160,7 +160,8 @@ async fn read_mailbox(
             Message::Listen(ListeningSocket { bound, listener, socket }) => {
                 // The plan that has this listener is in force; its connections are to meet it.
                 core.refresh_plan();
-                // What cannot be registered is closed: the other cores take its connections.
+                // It fails only without memory or descriptors. The set holds another descriptor of
+                // the socket, so connections that the kernel puts there wait until they give up.
                 if !core.draining.get() {
                     let _ = acceptors.listen(&core, bound, listener, socket);
                 }

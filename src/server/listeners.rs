@@ -27,8 +27,8 @@ const FOLLOW_MAX: Duration = Duration::from_secs(5);
 /// How a change came into force.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Cores that had not followed when their time was over: the plan is in force, and they come to
-    /// it when they read their mailbox.
+    /// Cores that had not followed when their time was over. The plan is in force, and they come to
+    /// it at their next tick; an order about a socket that did not fit into a full mailbox is lost.
     pub late: Vec<usize>,
 }
 
