@@ -4,6 +4,8 @@
 //! Times are whole numbers with a unit, several in a row allowed; there are no
 //! fractions, so nothing is rounded. Sizes follow IEC 80000-13: `KiB` is 1024,
 //! `KB` is 1000; a bare `K`, `M`, `G` is 1024 of the smaller, as in nginx.
+//!
+//! And bare whole numbers, as heads and metrics have them: `decimal`.
 
 use std::time::Duration;
 
@@ -180,6 +182,23 @@ pub fn fuzz(data: &[u8]) {
     }
     if let Ok(bytes) = parse_size(&text) {
         assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
+    }
+}
+
+/// Most digits of a whole number.
+pub const DECIMAL_BYTES_MAX: usize = 20;
+
+/// Writes a whole number in decimal at the end of `digits`, and returns what was written.
+#[inline]
+pub fn decimal(mut value: u64, digits: &mut [u8; DECIMAL_BYTES_MAX]) -> &[u8] {
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            return &digits[at..];
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //! The writers trust their caller: names, values and targets come from parsed heads or from the
 //! checked configuration, never raw from a wire.
 
+use crate::base::units::{DECIMAL_BYTES_MAX, decimal};
 use crate::http::{
     fields::{ConnectionTokens, is_hop_by_hop, trim},
     head::{Field, Fields, RequestHead, ResponseHead, Span},
@@ -56,18 +57,8 @@ pub fn end_of_head(out: &mut Vec<u8>) {
 }
 
 /// Writes a number in decimal.
-pub fn number(out: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0u8; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    out.extend_from_slice(&digits[at..]);
+pub fn number(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(decimal(value, &mut [0; DECIMAL_BYTES_MAX]));
 }
 
 /// Writes the line before `bytes` of chunk data: the size in hex. The data and a CRLF follow.

@@ -35,14 +35,12 @@ pub fn encode(finished: &Finished<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&ip.octets());
         }
     }
-    let path_end = memchr::memchr2(b'?', b'#', finished.path).unwrap_or(finished.path.len());
     for text in [
         finished.request_id.as_bytes(),
         finished.key.as_bytes(),
         finished.listener.as_bytes(),
         finished.method,
-        // Gemini's clients put the key behind it.
-        &finished.path[..path_end],
+        finished.path,
         finished.group.as_bytes(),
         finished.model,
         finished.model_sent,

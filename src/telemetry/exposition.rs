@@ -5,6 +5,7 @@
 use std::fmt::Write as _;
 
 use super::histogram::{Bounds, SUM};
+use crate::base::units::{DECIMAL_BYTES_MAX, decimal};
 
 /// Text in the making.
 pub struct Text<'p> {
@@ -63,17 +64,9 @@ impl<'p> Text<'p> {
     }
 
     /// A whole number.
-    fn whole(&mut self, mut value: u64) {
-        let (mut digits, mut at) = ([0u8; 20], 20);
-        loop {
-            at -= 1;
-            digits[at] = b'0' + (value % 10) as u8;
-            value /= 10;
-            if value == 0 {
-                break;
-            }
-        }
-        self.out.extend(digits[at..].iter().map(|digit| char::from(*digit)));
+    fn whole(&mut self, value: u64) {
+        let mut digits = [0; DECIMAL_BYTES_MAX];
+        self.out.extend(decimal(value, &mut digits).iter().map(|digit| char::from(*digit)));
     }
 
     fn named(&mut self, name: &str, labels: &[(&str, &str)], le: Option<&str>) {

@@ -43,8 +43,8 @@ impl ErrorLabel {
     /// The label's text for a number.
     #[must_use]
     pub fn text(number: u32) -> String {
-        let kind = Kind::all().find(|kind| KIND + *kind as u32 == number);
-        match kind {
+        let kind = number.checked_sub(KIND).and_then(|kind| u8::try_from(kind).ok());
+        match kind.and_then(Kind::numbered) {
             Some(kind) => kind.row().log.replace([' ', '-'], "_").replace(',', ""),
             None => format!("status_{number}"),
         }

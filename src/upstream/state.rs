@@ -118,7 +118,7 @@ impl UpstreamState {
         match self.failure.load(Ordering::Relaxed) {
             0 => None,
             number @ KIND.. => {
-                let kind = Kind::all().find(|kind| KIND + *kind as u32 == number)?;
+                let kind = Kind::numbered(u8::try_from(number - KIND).ok()?)?;
                 Some(kind.row().log.to_owned())
             }
             status => Some(format!("status {status}")),
