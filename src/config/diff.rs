@@ -189,20 +189,26 @@ fn hidden(config: &Config) -> BTreeMap<(String, &'static str), Hidden> {
         if let Some(health) = &upstream.health {
             put(element(), "health.body", Hidden::Bytes(health.body.expose().to_vec()));
         }
-        if let Some(pair) = &upstream.tls.client {
-            let pairs = vec![pair.loaded.clone()];
-            put(element(), "what the certificate files hold", Hidden::Pairs(pairs));
-        }
-        if let Authorities::File(ca) = &upstream.tls.ca {
-            put(element(), "what the ca file holds", Hidden::Roots(ca.roots.clone()));
-        }
+        put_tls(&upstream.tls, &mut |what, hidden| put(element(), what, hidden));
     }
     let url = config.ratelimit_store.url.expose().to_vec();
     put("ratelimit_store".to_owned(), "url", Hidden::Bytes(url));
+    let store = &config.ratelimit_store.tls;
+    put_tls(store, &mut |what, hidden| put("ratelimit_store".to_owned(), what, hidden));
     if let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) {
         put("admin".to_owned(), "token", Hidden::Bytes(token.expose().to_vec()));
     }
     all
+}
+
+/// What is in the files of the TLS settings of a client.
+fn put_tls(tls: &UpstreamTls, put: &mut dyn FnMut(&'static str, Hidden)) {
+    if let Some(pair) = &tls.client {
+        put("what the certificate files hold", Hidden::Pairs(vec![pair.loaded.clone()]));
+    }
+    if let Authorities::File(ca) = &tls.ca {
+        put("what the ca file holds", Hidden::Roots(ca.roots.clone()));
+    }
 }
 
 fn credentials(upstream: &Upstream) -> Vec<u8> {

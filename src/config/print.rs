@@ -303,6 +303,7 @@ fn store(out: &mut Out, store: &RatelimitStore) {
     out.word("type", store.kind);
     let url = String::from_utf8_lossy(store.url.expose()).into_owned();
     out.text("url", &without_userinfo(&url));
+    out.raw("tls", print_client_tls(&store.tls));
     out.word("mode", store.mode);
     out.word("on_error", store.on_error);
 }
@@ -337,24 +338,7 @@ fn print_upstream(out: &mut Out, upstream: &Upstream) {
     );
     out.text("user_agent", upstream.user_agent.as_deref().unwrap_or_default());
     out.text("proxy", &upstream.proxy.as_ref().map_or_else(String::new, print_proxy));
-    let UpstreamTls { ca, client, server_name, verify } = &upstream.tls;
-    let path = |p: Option<&std::path::PathBuf>| {
-        quoted(&p.map_or_else(String::new, |p| p.display().to_string()))
-    };
-    let name = quoted(server_name.as_deref().unwrap_or_default());
-    let ca = match ca {
-        Authorities::Mozilla => quoted(""),
-        Authorities::System => quoted("system"),
-        Authorities::File(file) => path(Some(&file.path)),
-    };
-    let cert = path(client.as_ref().map(|pair| &pair.cert));
-    let key = path(client.as_ref().map(|pair| &pair.key));
-    out.raw(
-        "tls",
-        format!(
-            "{{ ca = {ca}, cert = {cert}, key = {key}, server_name = {name}, verify = {verify} }}"
-        ),
-    );
+    out.raw("tls", print_client_tls(&upstream.tls));
     out.raw("http2", upstream.http2);
     match &upstream.models {
         ModelsFrom::Discover => out.text("models", "discover"),
@@ -429,6 +413,22 @@ fn print_health(health: &Health) -> String {
         format_duration(*interval),
         format_duration(*timeout),
     )
+}
+
+fn print_client_tls(tls: &UpstreamTls) -> String {
+    let UpstreamTls { ca, client, server_name, verify } = tls;
+    let path = |p: Option<&std::path::PathBuf>| {
+        quoted(&p.map_or_else(String::new, |p| p.display().to_string()))
+    };
+    let name = quoted(server_name.as_deref().unwrap_or_default());
+    let ca = match ca {
+        Authorities::Mozilla => quoted(""),
+        Authorities::System => quoted("system"),
+        Authorities::File(file) => path(Some(&file.path)),
+    };
+    let cert = path(client.as_ref().map(|pair| &pair.cert));
+    let key = path(client.as_ref().map(|pair| &pair.key));
+    format!("{{ ca = {ca}, cert = {cert}, key = {key}, server_name = {name}, verify = {verify} }}")
 }
 
 fn print_breaker(breaker: &BreakerPolicy) -> String {

@@ -24,14 +24,14 @@ use super::house::{LIMIT, Proxy, wait_until};
 use super::wire::{Client, get};
 
 /// An authority, and the folder in which its files are.
-struct House {
+pub(crate) struct House {
     issuer: Issuer<'static, KeyPair>,
-    ca: String,
+    pub(crate) ca: String,
     folder: PathBuf,
 }
 
 impl House {
-    fn new(name: &str) -> House {
+    pub(crate) fn new(name: &str) -> House {
         static HOUSES: AtomicU64 = AtomicU64::new(0);
         let number = HOUSES.fetch_add(1, Ordering::Relaxed);
         let folder = format!("tokenring-certs-{name}-{}-{number}", std::process::id());
@@ -47,25 +47,25 @@ impl House {
     }
 
     /// Puts a file in place as a whole.
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let (new, path) = (self.folder.join("new"), self.folder.join(name));
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, path).unwrap();
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.folder.join(name).display().to_string()
     }
 
     /// Certificate and key, PEM.
-    fn sign(&self, common_name: &str, names: &[&str]) -> (String, String) {
+    pub(crate) fn sign(&self, common_name: &str, names: &[&str]) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let cert = params(common_name, names).signed_by(&key, &self.issuer).unwrap();
         (cert.pem(), key.serialize_pem())
     }
 
     /// Writes `c.pem` and `k.pem`.
-    fn renew(&self, common_name: &str) {
+    pub(crate) fn renew(&self, common_name: &str) {
         let (cert, key) = self.sign(common_name, &["localhost", "127.0.0.1"]);
         self.write("c.pem", &cert);
         self.write("k.pem", &key);
@@ -148,7 +148,7 @@ impl Secure {
 }
 
 /// Lines for the operator.
-fn listening() -> (control::Options, Arc<Mutex<Vec<String>>>) {
+pub(crate) fn listening() -> (control::Options, Arc<Mutex<Vec<String>>>) {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let heard = lines.clone();
     let say = Arc::new(move |line: &str| heard.lock().unwrap().push(line.to_owned()));

@@ -59,6 +59,7 @@ mod reach;
 mod readers;
 mod records;
 mod redis_store;
+mod redis_tls;
 mod reload;
 mod replaced;
 mod retry;

@@ -18,17 +18,24 @@ use super::house::{LIMIT, Proxy, Setup, mock, wait_until};
 use super::ratelimits::{fresh_minute, thousand, thousand_with_store};
 use super::wire::{Answer, Client, chat, post};
 
-const MINE: &str = "x-api-key: sk-a\r\n";
+pub(crate) const MINE: &str = "x-api-key: sk-a\r\n";
 
 /// A server of our own; it ends with the test.
 pub(crate) struct Redis {
     port: u16,
+    /// Further options of its command line.
+    options: Vec<String>,
     child: Option<Child>,
 }
 
 impl Redis {
     /// Starts one; `None` when there is none to start.
     pub(crate) fn start() -> Option<Redis> {
+        Redis::start_with(&[])
+    }
+
+    /// As `start`, with these options on its command line.
+    pub(crate) fn start_with(options: &[&str]) -> Option<Redis> {
         let version = Command::new("redis-server").arg("--version").stdout(Stdio::null()).status();
         if version.is_err() {
             let hint = "no redis-server: apt-get install redis-server";
@@ -36,9 +43,8 @@ impl Redis {
             eprintln!("skipped: {hint}");
             return None;
         }
-        // Free now, and ports are handed out in turn: hardly anybody else takes it.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut redis = Redis { port, child: None };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut redis = Redis { port: free_port(), options, child: None };
         redis.restart();
         Some(redis)
     }
@@ -53,6 +59,7 @@ impl Redis {
         let port = self.port.to_string();
         let child = Command::new("redis-server")
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+            .args(&self.options)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server starts");
@@ -75,7 +82,7 @@ impl Redis {
     }
 
     /// Says one command and reads a short answer, its type and length left out.
-    fn tell(&self, words: &[&str]) -> Option<String> {
+    pub(crate) fn tell(&self, words: &[&str]) -> Option<String> {
         let addr = SocketAddr::from(([127, 0, 0, 1], self.port));
         let mut stream = TcpStream::connect(addr).ok()?;
         stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -117,6 +124,11 @@ impl Redis {
         wait_until("both know both", || nodes.iter().all(|node| budget(node).nodes() == 2));
         nodes
     }
+}
+
+/// A port that is free now, and ports are handed out in turn: hardly anybody else takes it.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl Drop for Redis {

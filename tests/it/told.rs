@@ -15,7 +15,7 @@ use super::redis_store::Redis;
 use super::wire::{Client, chat, post};
 
 /// A process of the proxy; it ends with the test.
-struct Run {
+pub(crate) struct Run {
     child: Child,
     dir: PathBuf,
     lines: Arc<Mutex<Vec<String>>>,
@@ -28,7 +28,7 @@ fn folder(name: &str) -> PathBuf {
 
 impl Run {
     /// Serves what `text` describes.
-    fn start(name: &str, text: &str) -> Run {
+    pub(crate) fn start(name: &str, text: &str) -> Run {
         Run::start_with(name, text, &[])
     }
 
@@ -56,19 +56,24 @@ impl Run {
         Run { child, dir, lines }
     }
 
+    /// Writes its config anew; it reads it when it is told to.
+    pub(crate) fn write(&self, text: &str) {
+        std::fs::write(self.dir.join("c.toml"), text).unwrap();
+    }
+
     /// Sends it a signal, by the name that kill(1) knows.
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
     /// All lines so far.
-    fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
 
     /// What stands behind `begin` in the first line that has it.
-    fn behind(&self, begin: &str) -> String {
+    pub(crate) fn behind(&self, begin: &str) -> String {
         let find = || {
             let lines = self.lines();
             lines.iter().find_map(|line| Some(line.split_once(begin)?.1.to_owned()))
@@ -93,7 +98,7 @@ impl Drop for Run {
 }
 
 /// The address that a line of the start block begins with.
-fn address(told: &str) -> SocketAddr {
+pub(crate) fn address(told: &str) -> SocketAddr {
     told.split(' ').next().unwrap().parse().unwrap_or_else(|why| panic!("{told}: {why}"))
 }
 

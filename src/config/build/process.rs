@@ -10,11 +10,12 @@ use crate::config::build::bind::parse_bind;
 use crate::config::build::check::{
     filled, fraction, number, secs, section, size, time, value, word,
 };
+use crate::config::build::tls::{NOT_VERIFIED, client_tls};
 use crate::config::fault::Spot;
 use crate::config::model::*;
 use crate::config::raw::{CoresEntry, RawConfig, RawH2};
 use crate::config::reader::{At, Reader};
-use crate::config::values::{Size, Time, without_line_end};
+use crate::config::values::{SecretText, Size, Time, without_line_end};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -196,29 +197,52 @@ pub(crate) fn total(
 
 pub(crate) fn ratelimit_store(raw: &RawConfig, r: &mut Reader<'_>) -> RatelimitStore {
     let raw = section(&raw.ratelimit_store);
+    let mut tls = client_tls(r, &raw.tls);
     let url = match raw.url {
         Some(at) => {
-            let text = String::from_utf8_lossy(at.value.0.expose()).into_owned();
-            let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
-            if !known.iter().any(|scheme| text.starts_with(scheme)) {
-                r.draft.fault(&at.spot, "no Redis URL; it begins with redis:// or unix://");
-            }
-            if text.starts_with("rediss://")
-                && word(&raw.kind, StoreKind::Memory) == StoreKind::Redis
-            {
-                let message = "rediss:// is not implemented yet; write redis:// and keep the store \
-                               on a network of your own";
-                r.draft.fault(&at.spot, message);
-            }
+            store_url(r, &at, &mut tls);
             at.value.0
         }
         None => Secret::new("redis://127.0.0.1:6379"),
     };
+    if let Some(at) = &raw.tls {
+        let unused = !url.expose().starts_with(b"rediss://") && tls != UpstreamTls::default();
+        match &at.value.verify {
+            _ if unused => r.draft.warn(&at.spot, "has no effect: the url is not rediss://"),
+            Some(verify) if !verify.value => r.draft.warn(&verify.spot, NOT_VERIFIED),
+            _ => {}
+        }
+    }
     RatelimitStore {
         kind: word(&raw.kind, StoreKind::Memory),
         url,
+        tls,
         mode: word(&raw.mode, StoreMode::Lease),
         on_error: word(&raw.on_error, StoreOnError::Local),
+    }
+}
+
+/// Checks the scheme of a Redis URL, and what it says of TLS. The URL is never quoted.
+fn store_url(r: &mut Reader<'_>, at: &At<SecretText>, tls: &mut UpstreamTls) {
+    let text = String::from_utf8_lossy(at.value.0.expose());
+    let known = ["redis://", "rediss://", "redis+unix://", "unix://"];
+    if !known.iter().any(|scheme| text.starts_with(scheme)) {
+        let message = "no Redis URL; it begins with redis://, rediss:// or unix://";
+        r.draft.fault(&at.spot, message);
+    }
+    if !text.starts_with("rediss://") {
+        return;
+    }
+    match text.split_once('#') {
+        None => {}
+        Some((_, "insecure")) => {
+            tls.verify = false;
+            r.draft.warn(&at.spot, NOT_VERIFIED);
+        }
+        Some(_) => {
+            let message = "only #insecure may follow #; in a password write %23";
+            r.draft.fault(&at.spot, message);
+        }
     }
 }
 

@@ -11,13 +11,17 @@ use crate::config::build::check::{filled, required, section, value};
 use crate::config::build::date::format_date;
 use crate::config::fault::Spot;
 use crate::config::model::*;
-use crate::config::raw::{RawListenerTls, RawUpstream};
+use crate::config::raw::{RawListenerTls, RawUpstream, RawUpstreamTls};
 use crate::config::reader::{At, Reader};
 use crate::config::values::OneOrMany;
 use crate::pki::{Facts, Pair, Roots, facts};
 
 /// Longest time before its end at which a certificate is told to end soon, in seconds.
 const SOON_S_MAX: u64 = 7 * 86_400;
+
+/// The warning where `verify` is off.
+pub(crate) const NOT_VERIFIED: &str =
+    "not verified: anyone on the way can read and answer everything";
 
 /// Reads a file of the machine.
 pub(crate) type Read<'a> = &'a dyn Fn(&Path) -> Result<String, String>;
@@ -69,7 +73,14 @@ pub(crate) fn upstream_tls(
     raw: &RawUpstream,
     url: &UpstreamUrl,
 ) -> UpstreamTls {
-    let said = section(&raw.tls);
+    let tls = client_tls(r, &raw.tls);
+    warn_of_use(r, raw, url, &tls);
+    tls
+}
+
+/// What a client needs for TLS, whoever the server is.
+pub(crate) fn client_tls(r: &mut Reader<'_>, raw: &Option<At<RawUpstreamTls>>) -> UpstreamTls {
+    let said = section(raw);
     let ca = match filled(&said.ca) {
         None => Some(Authorities::Mozilla),
         Some(at) if at.value == "system" => Some(Authorities::System),
@@ -79,7 +90,7 @@ pub(crate) fn upstream_tls(
         (Some(cert), Some(key)) => pair(r, cert, key),
         (None, None) => None,
         _ => {
-            if let Some(at) = &raw.tls {
+            if let Some(at) = raw {
                 r.draft.fault(&at.spot, "cert and key need each other");
             }
             None
@@ -92,14 +103,12 @@ pub(crate) fn upstream_tls(
         let shown = r.draft.quote(&at.spot, &at.value);
         r.draft.fault(&at.spot, format!("{shown} is neither a host name nor an address"));
     }
-    let tls = UpstreamTls {
+    UpstreamTls {
         ca: ca.unwrap_or(Authorities::Mozilla),
         client,
         server_name: server_name.map(|at| at.value.clone()),
         verify: value(&said.verify, true),
-    };
-    warn_of_use(r, raw, url, &tls);
-    tls
+    }
 }
 
 /// Names that cannot be verified, settings that mean nothing, and the dangerous one.
@@ -118,8 +127,7 @@ fn warn_of_use(r: &mut Reader<'_>, raw: &RawUpstream, url: &UpstreamUrl, tls: &U
     if !url.tls && *tls != UpstreamTls::default() {
         r.draft.warn(&at.spot, "has no effect: the url is not https");
     } else if let Some(verify) = at.value.verify.as_ref().filter(|at| !at.value) {
-        let message = "not verified: anyone on the way can read and answer everything";
-        r.draft.warn(&verify.spot, message);
+        r.draft.warn(&verify.spot, NOT_VERIFIED);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Bind, Health, Secret};
+use super::{Bind, Health, Secret, UpstreamTls};
 
 /// `[process]`: cores, driver, end of life.
 #[derive(Debug, Clone)]
@@ -191,6 +191,8 @@ pub struct RatelimitStore {
     pub kind: StoreKind,
     /// Redis URL; secret, since it may hold a password.
     pub url: Secret,
+    /// Of a `rediss://` URL; `#insecure` in it is `verify` off.
+    pub tls: UpstreamTls,
     /// How Redis is asked.
     pub mode: StoreMode,
     /// What happens while Redis is away.

@@ -317,7 +317,7 @@ impl OutboundProxy {
     }
 }
 
-/// TLS towards an upstream; equal when the settings and the files' content are.
+/// TLS towards an upstream or Redis; equal when the settings and the files' content are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UpstreamTls {
     /// Who may vouch for the server.

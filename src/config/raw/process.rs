@@ -3,6 +3,7 @@
 use crate::config::model::*;
 use crate::config::raw::entries::CoresEntry;
 use crate::config::raw::mirror::mirror;
+use crate::config::raw::upstream::RawUpstreamTls;
 use crate::config::reader::At;
 use crate::config::values::{OneOf, SecretText, Size, Time};
 
@@ -112,6 +113,8 @@ mirror! {
         kind as "type": OneOf<StoreKind>,
         /// Redis URL.
         url: SecretText,
+        /// TLS of a rediss:// URL.
+        tls: RawUpstreamTls,
         /// How Redis is asked.
         mode: OneOf<StoreMode>,
         /// What happens while Redis is away.

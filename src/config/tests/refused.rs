@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn what_the_start_would_refuse_is_refused_here() {
     check(
-        "[ratelimit_store]\ntype=\"redis\"\nurl=\"rediss://h\"",
-        &["ratelimit_store.url: rediss:// is not implemented yet"],
+        "[ratelimit_store]\ntype=\"redis\"\nurl=\"rediss://:a#b@h\"",
+        &["ratelimit_store.url: only #insecure may follow #; in a password write %23"],
     );
     for (one, other) in [
         ("0.0.0.0:4", "127.0.0.1:4"),

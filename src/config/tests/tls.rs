@@ -198,3 +198,28 @@ fn limits_of_http2_have_ranges() {
     check(&less, &["limits.h2.connection_window: less than limits.h2.window"]);
     check(&h2("resets=0"), &["limits.h2.resets: 0 is out of range"]);
 }
+
+#[test]
+fn the_store_of_limits_has_the_tls_of_an_upstream() {
+    let store = |more: &str| format!("[ratelimit_store]\ntype=\"redis\"\n{more}\n");
+    let text = store("url=\"rediss://u:CANARY@h/2\"\ntls={ca=\"ca.pem\",server_name=\"x\"}");
+    let tls = good(&with(&text)).config.ratelimit_store.tls;
+    assert!(matches!(&tls.ca, Authorities::File(file) if file.path.ends_with("ca.pem")));
+    assert_eq!((tls.server_name.as_deref(), tls.verify), (Some("x"), true));
+    assert_eq!(warnings(&with(&text)), Vec::<String>::new());
+    check(
+        &store("url=\"rediss://h\"\ntls={ca=\"none.pem\"}"),
+        &["ratelimit_store.tls.ca: \"none.pem\": cannot read"],
+    );
+    let told = "not verified: anyone on the way can read and answer everything";
+    for (url, at) in
+        [("rediss://h#insecure", "url"), ("rediss://h\"\ntls.verify=false#", "tls.verify")]
+    {
+        let text = with(&store(&format!("url=\"{url}\"")));
+        assert!(!good(&text).config.ratelimit_store.tls.verify, "{text}");
+        assert_eq!(warnings(&text), [format!("ratelimit_store.{at}: {told}")]);
+    }
+    let text = with(&store("url=\"redis://h\"\ntls={ca=\"ca.pem\"}"));
+    let told = "ratelimit_store.tls: has no effect: the url is not rediss://";
+    assert_eq!(warnings(&text), [told]);
+}

@@ -10,17 +10,20 @@
 //! `Budget::on_loss` says, later ones do not even ask, and connecting is tried again until it
 //! succeeds. A call whose answer was lost may have been charged; none is ever charged too little.
 //!
+//! `connect` makes the connection, with TLS where the URL asks for it.
+//!
 //! Each node writes itself into a sorted set, so that all know how many nodes there are, and each
 //! knows its share when it must count alone. Windows follow the clock of Redis, which must be of
 //! version 5 or later.
+
+mod connect;
 
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::{Arc, mpsc as std_mpsc};
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError};
+use redis::RedisError;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -32,6 +35,9 @@ use crate::policy::limit::key::{KeyRules, KeyState};
 use crate::policy::limit::lease::{Dealt, Draw};
 use crate::policy::limit::shared::{Ask, Budget, Mode, OnLoss, StoreVerdict, Waiter};
 use crate::policy::limit::window::Full;
+use connect::{Connected, Failed, StoreServer};
+
+pub use connect::CONNECT_TIMEOUT;
 
 /// The script that decides and charges; see its head for arguments and results.
 const SCRIPT: &str = include_str!("budget.lua");
@@ -45,8 +51,6 @@ const NODES_KEY: &str = "tokenring:nodes";
 /// Long compared with a round trip in one data centre, short compared with an answer of a model. It
 /// is waited once: after it the store counts as lost, and no exchange waits for it.
 pub const CALL_TIMEOUT: Duration = Duration::from_millis(200);
-/// Longest time to connect, load the script and send the first beat.
-pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(250);
 /// Time between two beats: each reports this node and reads how many nodes there are.
@@ -81,6 +85,7 @@ pub fn node() -> u64 {
 /// it is back.
 ///
 /// Errors: the URL is no valid URL of Redis; its text is not quoted, since it may hold a password.
+/// Or its TLS settings cannot be used.
 pub fn open(
     store: &RatelimitStore,
     node: u64,
@@ -89,10 +94,7 @@ pub fn open(
     if store.kind == StoreKind::Memory {
         return Ok(None);
     }
-    let url = String::from_utf8_lossy(store.url.expose()).into_owned();
-    // Only the kind of the error: its text may quote the URL, and with it a password.
-    let client =
-        Client::open(url).map_err(|error| format!("ratelimit_store.url: {:?}", error.kind()))?;
+    let server = StoreServer::of(store)?;
     let (asks, inbox) = mpsc::channel::<Ask>(ASKS_MAX);
     let mode = match store.mode {
         StoreMode::Lease => Mode::Lease,
@@ -106,7 +108,7 @@ pub fn open(
     let budget = Arc::new(Budget::new(mode, on_loss, send));
     let (tell, first) = std_mpsc::channel();
     let store = Store {
-        client,
+        server,
         // The cores own the budget: when they are gone the queue closes, and the task ends.
         budget: Arc::downgrade(&budget),
         ahead: mode == Mode::Lease,
@@ -118,7 +120,7 @@ pub fn open(
 }
 
 struct Store {
-    client: Client,
+    server: StoreServer,
     budget: std::sync::Weak<Budget>,
     /// Whether calls are drawn in advance (mode `lease`).
     ahead: bool,
@@ -149,41 +151,45 @@ impl From<tokio::time::error::Elapsed> for End {
 
 /// A connection on which the script is loaded, and the digest by which it is called.
 struct Link {
-    connection: MultiplexedConnection,
+    connected: Connected,
     script: String,
 }
 
 impl Store {
     async fn run(mut self, first: std_mpsc::Sender<Result<(), String>>) {
         let mut first = Some(first);
-        let mut lost = false;
+        // Whether the store is away, and whether it was told why it refuses.
+        let (mut lost, mut explained) = (false, false);
         loop {
-            let connected = match timeout(CONNECT_TIMEOUT, self.connect()).await {
-                Ok(Ok(link)) => Ok(link),
-                Ok(Err(error)) => Err(error.to_string()),
-                Err(_) => Err(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs())),
-            };
-            let (link, told) = match connected {
-                Ok(link) => (Some(link), Ok(())),
-                Err(why) => (None, Err(why)),
-            };
-            if let Some(link) = link {
-                self.set_up(true);
-                if std::mem::take(&mut lost) {
-                    (self.say)("ratelimit_store: back");
+            let late =
+                || Failed::Silent(format!("no answer within {} s", CONNECT_TIMEOUT.as_secs()));
+            let connected = timeout(CONNECT_TIMEOUT, self.connect()).await;
+            match connected.unwrap_or_else(|_| Err(late())) {
+                Ok(link) => {
+                    self.set_up(true);
+                    explained = false;
+                    if std::mem::take(&mut lost) {
+                        (self.say)("ratelimit_store: back");
+                    }
+                    tell_first(&mut first, Ok(()));
+                    let end = self.serve(link).await;
+                    self.set_up(false);
+                    if matches!(end, End::Over) {
+                        return;
+                    }
+                    lost = true;
+                    (self.say)("ratelimit_store: lost; on_error holds until it is back");
                 }
-                tell_first(&mut first, told);
-                let end = self.serve(link).await;
-                self.set_up(false);
-                if matches!(end, End::Over) {
-                    return;
+                Err(failed) => {
+                    lost = true;
+                    let is_refusal = matches!(failed, Failed::Refused(_));
+                    let (Failed::Refused(why) | Failed::Silent(why)) = failed;
+                    // The first failure is the start's to tell, unless nobody waits for it.
+                    let told = tell_first(&mut first, Err(why.clone()));
+                    if !told && is_refusal && !std::mem::replace(&mut explained, true) {
+                        (self.say)(&format!("ratelimit_store: refused: {why}"));
+                    }
                 }
-                lost = true;
-                (self.say)("ratelimit_store: lost; on_error holds until it is back");
-            } else {
-                // The receiver of `first` reports the first failure; `lost` has a return told.
-                lost = true;
-                tell_first(&mut first, told);
             }
             if matches!(self.pause().await, End::Over) {
                 return;
@@ -197,15 +203,11 @@ impl Store {
         }
     }
 
-    async fn connect(&self) -> Result<Link, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_TIMEOUT))
-            .set_response_timeout(Some(CONNECT_TIMEOUT));
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+    async fn connect(&mut self) -> Result<Link, Failed> {
+        let mut connected = self.server.connect().await?;
         let mut load = redis::cmd("SCRIPT");
-        let script = load.arg("LOAD").arg(SCRIPT).query_async(&mut connection).await?;
-        let mut link = Link { connection, script };
+        let script = load.arg("LOAD").arg(SCRIPT).query_async(&mut connected.connection).await;
+        let mut link = Link { connected, script: script? };
         self.beat(&mut link).await?;
         Ok(link)
     }
@@ -243,7 +245,7 @@ impl Store {
 
     /// Reports that this node lives, and reads the number of nodes and the time of Redis.
     async fn beat(&self, link: &mut Link) -> Result<(), RedisError> {
-        let connection = &mut link.connection;
+        let connection = &mut link.connected.connection;
         let (second, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
         let Some(budget) = self.budget.upgrade() else { return Ok(()) };
         budget.set_clock(WallTime::from_secs(second) + Duration::from_micros(micros), sys::now());
@@ -273,7 +275,7 @@ impl Store {
         }
         type Row = (u64, u32, u32, u32, u32, u32, u32, u32, u64);
         let rows: Vec<Row> =
-            timeout(CALL_TIMEOUT, calls.query_async(&mut link.connection)).await??;
+            timeout(CALL_TIMEOUT, calls.query_async(&mut link.connected.connection)).await??;
         if rows.len() != pending.len() {
             return Err(End::Lost);
         }
@@ -306,11 +308,12 @@ impl Store {
     }
 }
 
-fn tell_first(first: &mut Option<std_mpsc::Sender<Result<(), String>>>, told: Result<(), String>) {
-    if let Some(first) = first.take() {
-        // An error means that the start no longer waits for it.
-        let _ = first.send(told);
-    }
+/// Tells the outcome of the first attempt; false when it was told before or nobody waits for it.
+fn tell_first(
+    first: &mut Option<std_mpsc::Sender<Result<(), String>>>,
+    told: Result<(), String>,
+) -> bool {
+    first.take().is_some_and(|first| first.send(told).is_ok())
 }
 
 /// All questions about one key that go out as one call.
@@ -412,6 +415,7 @@ mod tests {
         RatelimitStore {
             kind: StoreKind::Redis,
             url: Secret::new(url),
+            tls: crate::config::UpstreamTls::default(),
             mode: StoreMode::Lease,
             on_error: StoreOnError::Local,
         }
