@@ -143,7 +143,7 @@ pub fn check(args: &CheckArgs, out: &mut dyn Write, err: &mut dyn Write) -> Exit
         Ok(Loaded { config, report }) => {
             let _ = write!(err, "{report}");
             // What this machine has no room for is refused by `serve`, too.
-            if let Err(why) = server::cores(&config) {
+            if let Err(why) = server::running::cores(&config) {
                 let _ = writeln!(err, "{shown}: error: {why}\n{shown}: refused, 1 error");
                 return ExitCode::FAILURE;
             }

@@ -209,7 +209,8 @@ pub mod proxy {
     }
 }
 pub mod server {
-    pub use crate::server::{Options, Server, Started, start, start_with};
+    pub use crate::server::running::{Options, Server};
+    pub use crate::server::start::{Started, start, start_with};
     pub mod listeners {
         pub use crate::server::listeners::Applied;
     }

@@ -8,6 +8,8 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -110,22 +112,29 @@ struct AdminState {
 }
 
 impl AdminListener {
-    /// Binds the address of `[admin]`; called within the control thread's runtime.
+    /// Binds the address of `[admin]`.
     ///
+    /// Shape: `adopted` are sockets of a process before; one that has this address is used.
     /// Errors: the address cannot be bound.
-    pub fn bind(admin: &config::Admin) -> Result<Self, String> {
+    pub fn bind(admin: &config::Admin, adopted: Vec<OwnedFd>) -> Result<Self, io::Error> {
         let wanted = match &admin.bind {
             Bind::Tcp(addr) => Address::Tcp(*addr),
             Bind::Unix(path) => Address::Unix(path.clone()),
         };
-        let told = |error: io::Error| format!("admin: {error}");
-        let (address, mut listening) = listener::bind(&wanted, 1).map_err(told)?;
-        let listening = listening.pop().ok_or("admin: nothing was bound")?;
-        match &listening {
-            Listening::Tcp(socket) => socket.set_nonblocking(true),
-            Listening::Unix(socket) => socket.set_nonblocking(true),
-        }
-        .map_err(told)?;
+        let told = |error: io::Error| io::Error::new(error.kind(), format!("admin: {error}"));
+        let adopted = adopted.into_iter().find_map(|socket| {
+            let (address, listening) = Listening::of(socket).ok()?;
+            (address == wanted).then_some((address, listening))
+        });
+        let (address, listening) = match adopted {
+            Some(adopted) => adopted,
+            None => {
+                let (address, mut listening) = listener::bind(&wanted, 1).map_err(told)?;
+                let first = listening.pop();
+                (address, first.ok_or_else(|| io::Error::other("admin: nothing was bound"))?)
+            }
+        };
+        listening.set_nonblocking().map_err(told)?;
         Ok(Self { address, wanted: admin.bind.clone(), listening, rules: Rules::of(admin) })
     }
 
@@ -145,8 +154,15 @@ impl AdminListener {
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(state.clone(), check_token))
             .with_state(state);
-        let task = Task::of(tokio::spawn(accept(self.listening, rules, router)));
-        Open { wanted: self.wanted, _task: task }
+        let accepting = Accepting {
+            listening: Arc::new(self.listening),
+            connections: Connections::new(CONNECTIONS_MAX),
+            rules,
+            router,
+            runtime: tokio::runtime::Handle::current(),
+        };
+        let task = Some(accepting.begin());
+        Open { wanted: self.wanted, address: self.address, accepting, task }
     }
 }
 
@@ -154,7 +170,63 @@ impl AdminListener {
 struct Open {
     /// The address of the config.
     wanted: Bind,
-    _task: Task,
+    /// The address obtained.
+    address: Address,
+    accepting: Accepting,
+    /// None while it is paused.
+    task: Option<Task>,
+}
+
+/// The socket of the operator's interface, whichever it is at the time; clones are the same.
+#[derive(Clone, Default)]
+pub struct AdminSocket(Arc<Mutex<Option<Open>>>);
+
+impl AdminSocket {
+    /// Duplicates the socket for a process that comes next; `None` = there is no interface.
+    ///
+    /// Errors: no descriptors are left.
+    pub fn export(&self) -> io::Result<Option<(Address, OwnedFd)>> {
+        let open = lock(&self.0);
+        let Some(open) = open.as_ref() else { return Ok(None) };
+        Ok(Some((open.address.clone(), open.accepting.listening.duplicate()?)))
+    }
+
+    /// Where it is; none = there is no interface.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        lock(&self.0).as_ref().map(|open| open.address.clone())
+    }
+
+    /// Accepts no more; each open connection ends after the request that it is at.
+    pub fn pause(&self) {
+        if let Some(open) = lock(&self.0).as_mut() {
+            open.task = None;
+            open.accepting.connections.finish_all();
+        }
+    }
+
+    /// Accepts again after `pause`.
+    pub fn resume(&self) {
+        if let Some(open) = lock(&self.0).as_mut() {
+            open.task = Some(open.accepting.begin());
+        }
+    }
+}
+
+/// What it takes to accept connections of the interface.
+#[derive(Clone)]
+struct Accepting {
+    listening: Arc<Listening>,
+    connections: Arc<Connections>,
+    rules: Arc<RwLock<Rules>>,
+    router: Router,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Accepting {
+    fn begin(&self) -> Task {
+        Task::of(self.runtime.spawn(accept(self.clone())))
+    }
 }
 
 fn set(rules: &RwLock<Rules>, to: Rules) {
@@ -166,23 +238,24 @@ pub(super) struct AdminServer {
     shows: Arc<Shows>,
     /// The same for all addresses that it has had, so that no open connection goes by old ones.
     rules: Arc<RwLock<Rules>>,
-    open: Arc<Mutex<Option<Open>>>,
+    socket: AdminSocket,
 }
 
 impl AdminServer {
     /// Opens the interface that is bound already, if there is one.
-    pub(super) fn new(shows: Shows, listener: Option<AdminListener>) -> Self {
+    pub(super) fn new(shows: Shows, socket: AdminSocket, listener: Option<AdminListener>) -> Self {
         let shows = Arc::new(shows);
         let rules = Arc::new(RwLock::new(Rules::closed()));
-        let open = listener.map(|listener| listener.open(shows.clone(), rules.clone()));
-        Self { shows, rules, open: Arc::new(Mutex::new(open)) }
+        *lock(&socket.0) = listener.map(|listener| listener.open(shows.clone(), rules.clone()));
+        Self { shows, rules, socket }
     }
 
     /// Prepares the interface of another config; its address is bound now if it is another one.
     ///
     /// Errors: the address cannot be bound; nothing has changed.
     pub(super) fn prepare(&mut self, config: &config::Config) -> Result<Commit, String> {
-        let (open, shows, rules) = (self.open.clone(), self.shows.clone(), self.rules.clone());
+        let AdminSocket(open) = self.socket.clone();
+        let (shows, rules) = (self.shows.clone(), self.rules.clone());
         let Some(admin) = &config.admin else {
             return Ok(Box::new(move || {
                 set(&rules, Rules::closed());
@@ -194,7 +267,7 @@ impl AdminServer {
             let wanted = Rules::of(admin);
             return Ok(Box::new(move || set(&rules, wanted)));
         }
-        let listener = AdminListener::bind(admin)?;
+        let listener = AdminListener::bind(admin, Vec::new()).map_err(|why| why.to_string())?;
         Ok(Box::new(move || *lock(&open) = Some(listener.open(shows, rules))))
     }
 }
@@ -205,11 +278,15 @@ fn lock(open: &Mutex<Option<Open>>) -> MutexGuard<'_, Option<Open>> {
 }
 
 /// Accepts connections; those of TCP from outside `allow` are closed at once.
-async fn accept(listening: Listening, rules: Arc<RwLock<Rules>>, router: Router) {
-    let connections = Connections::new(CONNECTIONS_MAX);
-    let listener = match listening {
-        Listening::Tcp(socket) => TcpListener::from_std(socket).map(Either::Tcp),
-        Listening::Unix(socket) => UnixListener::from_std(socket).map(Either::Unix),
+async fn accept(accepting: Accepting) {
+    let Accepting { listening, connections, rules, router, .. } = accepting;
+    let listener = match &*listening {
+        Listening::Tcp(socket) => {
+            socket.try_clone().and_then(TcpListener::from_std).map(Either::Tcp)
+        }
+        Listening::Unix(socket) => {
+            socket.try_clone().and_then(UnixListener::from_std).map(Either::Unix)
+        }
     };
     // Fails only without descriptors at the start; then nothing is answered.
     let Ok(listener) = listener else { return };
@@ -258,9 +335,16 @@ where
         }
     });
     let service = TowerToHyperService::new(router.layer(busy));
+    let mut serving = pin!(http.serve_connection(stream, service));
     tokio::select! {
         // An error means that the client spoke no HTTP or has left: nothing can be answered.
-        _ = http.serve_connection(stream, service) => {}
+        _ = serving.as_mut() => return,
+        () = connection.must_leave() => return,
+        () = connection.must_finish() => {}
+    }
+    serving.as_mut().graceful_shutdown();
+    tokio::select! {
+        _ = serving => {}
         () = connection.must_leave() => {}
     }
 }

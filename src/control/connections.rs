@@ -24,6 +24,7 @@ struct Connection {
     /// When the connection was opened or a request on it ended, by `Connections::clock`.
     used: AtomicU64,
     leave: Notify,
+    finish: Notify,
 }
 
 /// One open connection; dropping this makes room for another.
@@ -58,9 +59,16 @@ impl Connections {
             busy: AtomicBool::new(false),
             used: AtomicU64::new(self.tick()),
             leave: Notify::new(),
+            finish: Notify::new(),
         });
         taken.push(connection.clone());
         Some(OpenConnection { connections: self.clone(), connection })
+    }
+
+    /// Tells each connection to end after the request that it is at.
+    pub(super) fn finish_all(&self) {
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.iter().for_each(|connection| connection.finish.notify_one());
     }
 
     fn tick(&self) -> u64 {
@@ -72,6 +80,11 @@ impl OpenConnection {
     /// Waits until another connection needs the place of this one.
     pub(super) async fn must_leave(&self) {
         self.connection.leave.notified().await;
+    }
+
+    /// Waits until this connection is to end after the request that it is at.
+    pub(super) async fn must_finish(&self) {
+        self.connection.finish.notified().await;
     }
 
     /// Returns a function to call at the begin of each request; its result is dropped at the end.

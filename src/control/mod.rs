@@ -8,7 +8,7 @@
 //! `probe`, `model_list` and `recheck` (of one `monitored` upstream, by `fetch`, which sends with
 //! `http_client`); the facts themselves (`event`, kept as `observed`, each by a `task`); then
 //! `admin` (the operator's HTTP interface) with `connections` (its clients, bounded in number),
-//! `say` (lines for the operator) and `signals` (which the main thread waits for). `redis` holds
+//! `say` (lines for the operator), `socket_lock` (a reload or a handover) and `signals` (which the main thread waits for). `redis` holds
 //! the rate limits that nodes share; it uses none of the others but `say`.
 //!
 //! This folder knows no plan and no core: the server hands it closures (`ServerHooks`).
@@ -34,6 +34,7 @@ mod server;
 pub mod signals;
 pub mod source;
 mod task;
+pub mod socket_lock;
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -49,11 +50,12 @@ use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::registry::{Carried, Registry};
-use admin::{AdminListener, AdminServer, Shows};
+use admin::{AdminListener, AdminServer, AdminSocket, Shows};
 use certs::Reloads;
 use reconciler::{Publish, Reconciler, UpstreamTable};
 use reload::{Certificates, Prepare, Reload, ReloadHooks, ReloadStatus, Reloader, Request};
 use resolve::Resolver;
+use socket_lock::SocketLock;
 
 pub use recheck::BreakerClock;
 pub use say::Say;
@@ -108,11 +110,15 @@ pub struct Control {
     handle: Handle,
     /// Where the operator's interface listens, the port resolved; `None` without `[admin]`.
     pub admin: Option<Address>,
+    /// The socket of that interface, for a handover.
+    pub admin_socket: AdminSocket,
+    /// Taken by a reload and by a handover.
+    pub socket_lock: SocketLock,
     /// Notified to have all certificates read again.
     reload: Arc<Notify>,
     /// Asks for the whole config to be read again; `None` without `Options::reload`.
     reloader: Option<Reloader>,
-    hooks: Option<oneshot::Sender<ServerHooks>>,
+    hooks: Option<oneshot::Sender<(ServerHooks, Option<AdminListener>)>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -132,8 +138,7 @@ impl Handle {
 impl Control {
     /// Starts the thread and waits for the first answers, at most `reconciler::FIRST_WAIT`.
     ///
-    /// Errors: the admin address cannot be bound, the URL of the store that nodes share is none,
-    /// or the thread cannot start.
+    /// Errors: the URL of the store that nodes share is none, or the thread cannot start.
     pub fn begin(
         config: &Config,
         mut registry: Registry,
@@ -144,18 +149,10 @@ impl Control {
             .enable_all()
             .build()
             .map_err(|error| format!("the control thread cannot start: {error}"))?;
-        let listener = match &config.admin {
-            Some(admin) => {
-                let _entered = runtime.enter();
-                Some(AdminListener::bind(admin)?)
-            }
-            None => None,
-        };
         let resolver = {
             let _entered = runtime.enter();
             Resolver::new(options.name_server)?
         };
-        let admin = listener.as_ref().map(|listener| listener.address.clone());
         let handle = Handle(runtime.handle().clone());
         let store = open_store(config, &handle, &mut registry, options.say.clone())?;
         let (hooks, hooked) = oneshot::channel();
@@ -163,34 +160,46 @@ impl Control {
         let reload = Arc::new(Notify::new());
         let (reloader, requests) = Reloader::channel();
         let whole = options.reload.is_some();
+        let (socket_lock, admin_socket) = (SocketLock::default(), AdminSocket::default());
         let life = Life {
             config: config.clone(),
             registry,
             resolver,
             tls,
             options,
-            listener,
             asked: reload.clone(),
             reloader: reloader.clone(),
             requests,
+            socket_lock: socket_lock.clone(),
+            admin: admin_socket.clone(),
             begin,
             hooked,
         };
         handle.spawn(life.run());
         let (stop, thread) = run(runtime)?;
         let reloader = whole.then_some(reloader);
-        let control =
-            Self { handle, admin, reload, reloader, hooks: Some(hooks), stop: Some(stop), thread };
+        let control = Self {
+            handle,
+            admin: None,
+            admin_socket,
+            socket_lock,
+            reload,
+            reloader,
+            hooks: Some(hooks),
+            stop: Some(stop),
+            thread,
+        };
         let mut begun = begun.recv().map_err(|_| "the control thread ended".to_owned())?;
         begun.warnings.extend(store.and_then(StoreAnswer::wait));
         Ok((control, begun))
     }
 
     /// Lets the control thread publish configs and open the operator's interface from now on.
-    pub fn hook(&mut self, hooks: ServerHooks) {
+    pub fn hook(&mut self, hooks: ServerHooks, listener: Option<AdminListener>) {
+        self.admin = listener.as_ref().map(|listener| listener.address.clone());
         if let Some(waiting) = self.hooks.take() {
             // An error means that the thread has ended.
-            let _ = waiting.send(hooks);
+            let _ = waiting.send((hooks, listener));
         }
     }
 
@@ -230,13 +239,14 @@ struct Life {
     resolver: Resolver,
     tls: Arc<Store>,
     options: Options,
-    listener: Option<AdminListener>,
     /// Notified to read all certificates again.
     asked: Arc<Notify>,
     reloader: Reloader,
     requests: tokio::sync::mpsc::Receiver<Request>,
+    socket_lock: SocketLock,
+    admin: AdminSocket,
     begin: mpsc::Sender<Begun>,
-    hooked: oneshot::Receiver<ServerHooks>,
+    hooked: oneshot::Receiver<(ServerHooks, Option<AdminListener>)>,
 }
 
 impl Life {
@@ -255,7 +265,7 @@ impl Life {
         };
         // An error means that the start has failed meanwhile, and `Control` is gone.
         let _ = self.begin.send(first);
-        let Ok(hooks) = self.hooked.await else { return };
+        let Ok((hooks, listener)) = self.hooked.await else { return };
         let ServerHooks { publish, prepare, counters, live, clock, draining } = hooks;
         let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
         let shows = Shows {
@@ -267,7 +277,7 @@ impl Life {
             reloads: status.clone(),
             reloader: self.reloader,
         };
-        let admin = AdminServer::new(shows, self.listener);
+        let admin = AdminServer::new(shows, self.admin, listener);
         let reload = Reload {
             requests: self.requests,
             outside,
@@ -276,6 +286,8 @@ impl Life {
             certificates: Certificates { store: self.tls, asked: self.asked, counts, task: None },
             say: say.clone(),
             pending: None,
+            socket_lock: self.socket_lock,
+            held_lock: None,
         };
         reconciler.run(publish, clock, &*say, reload).await;
     }

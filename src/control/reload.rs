@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use super::certs::{Reloads, keep_watch};
 use super::event::Event;
 use super::say::Say;
+use super::socket_lock::{HeldSocketLock, SocketLock};
 use super::task::Task;
 use crate::config::diff::{Change, diff};
 use crate::config::{Config, Loaded};
@@ -184,6 +185,9 @@ pub(super) struct Reload {
     pub(super) certificates: Certificates,
     pub(super) say: Say,
     pub(super) pending: Option<Pending>,
+    pub(super) socket_lock: SocketLock,
+    /// From the reading of a config until it is in force or refused.
+    pub(super) held_lock: Option<HeldSocketLock>,
 }
 
 /// What it takes to watch the certificates of a config, and the task that does.
@@ -217,6 +221,12 @@ impl Reload {
     /// Errors: it cannot be read, is refused, or changes what cannot change.
     pub(super) async fn read(&mut self, base: &Config) -> Result<(Config, Reloaded), String> {
         let outside = self.outside.as_ref().ok_or("this process has no config to read again")?;
+        self.held_lock = self.socket_lock.take();
+        if self.held_lock.is_none() {
+            return Err(
+                "a handover to another process is under way, with its own config".to_owned()
+            );
+        }
         let load = outside.load.clone();
         // A file on a network may hang: not on the control thread itself.
         let loaded = timeout(READ_MAX, spawn_blocking(move || load())).await;
@@ -227,7 +237,7 @@ impl Reload {
         if !fixed.is_empty() {
             let fixed = fixed.join(", ");
             return Err(format!(
-                "{fixed} cannot change while running: nothing was changed; restart"
+                "{fixed} cannot change while running: nothing was changed; start a second process, which takes over"
             ));
         }
         let warnings = loaded.report.to_string().lines().map(str::to_owned).collect();
@@ -271,10 +281,11 @@ impl Reload {
 
     /// Says how a reload went.
     pub(super) fn tell(
-        &self,
+        &mut self,
         reply: oneshot::Sender<Result<Reloaded, String>>,
         how: Result<Reloaded, String>,
     ) {
+        self.held_lock = None;
         self.status.record(how.is_ok());
         if let Some(outside) = &self.outside {
             (outside.told)(&how);

@@ -17,13 +17,15 @@ struct State {
     drawn: u64,
     /// For each core the highest number that it has told.
     told: Vec<u64>,
+    /// What a core could not do.
+    failed: Vec<String>,
 }
 
 impl Acknowledged {
     /// For this many cores, none of which has been told anything.
     #[must_use]
     pub fn new(cores: usize) -> Self {
-        let state = State { drawn: 0, told: vec![0; cores] };
+        let state = State { drawn: 0, told: vec![0; cores], failed: Vec::new() };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -41,6 +43,17 @@ impl Acknowledged {
             *told = number.max(*told);
         }
         self.changed.notify_all();
+    }
+
+    /// Says that a core could not do something that came before the next number that it tells.
+    pub fn fail(&self, core: usize, why: &str) {
+        self.lock().failed.push(format!("core {core}: {why}"));
+    }
+
+    /// Takes what the cores could not do since the last call.
+    #[must_use]
+    pub fn take_failures(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().failed)
     }
 
     /// Waits until every core has told this number.

@@ -4,6 +4,7 @@
 //! the connect has ended. So the descriptor is known from the start (the ticker can end a slow
 //! connect), and the future may be dropped when the client leaves: only a poll is in flight.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -24,6 +25,16 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A path in the file system.
     Unix(PathBuf),
+}
+
+/// As people write it.
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(addr) => write!(f, "{addr}"),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 /// Connects within `timeout`, which `timer` watches; `keepalive` is the idle time of TCP before the

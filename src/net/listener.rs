@@ -14,7 +14,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::dial::Address;
 use crate::base::listener_id::ListenerId;
@@ -46,6 +46,43 @@ pub enum Listening {
     Unix(UnixListener),
 }
 
+impl Listening {
+    /// Takes a listening socket that another process has bound, with its address.
+    ///
+    /// Errors: it does not listen, or has no address that a config can name.
+    pub fn of(socket: OwnedFd) -> io::Result<(Address, Self)> {
+        let invalid = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+        let of = SockRef::from(&socket);
+        if !of.is_listener()? {
+            return Err(invalid("it does not listen"));
+        }
+        let addr = of.local_addr()?;
+        if let Some(addr) = addr.as_socket() {
+            return Ok((Address::Tcp(addr), Self::Tcp(socket.into())));
+        }
+        let path = addr.as_pathname().ok_or_else(|| invalid("it has no address"))?;
+        Ok((Address::Unix(path.to_owned()), Self::Unix(socket.into())))
+    }
+
+    /// Another descriptor of the socket.
+    ///
+    /// Errors: no descriptors are left.
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Tcp(socket) => socket.try_clone().map(OwnedFd::from),
+            Self::Unix(socket) => socket.try_clone().map(OwnedFd::from),
+        }
+    }
+
+    /// Has its calls return at once, for a runtime that waits by itself.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(true),
+            Self::Unix(socket) => socket.set_nonblocking(true),
+        }
+    }
+}
+
 impl From<Listening> for OwnedFd {
     fn from(listening: Listening) -> Self {
         match listening {
@@ -61,17 +98,13 @@ impl From<Listening> for OwnedFd {
 /// Errors: whatever bind(2) says, with the address named.
 pub fn bind(address: &Address, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
     let named = |error: io::Error| {
-        let shown = match address {
-            Address::Tcp(addr) => addr.to_string(),
-            Address::Unix(path) => format!("unix:{}", path.display()),
-        };
         let hint = match error.kind() {
             io::ErrorKind::AddrInUse => {
                 " (another process listens there, or this one on an address that overlaps)"
             }
             _ => "",
         };
-        io::Error::new(error.kind(), format!("cannot listen on {shown}: {error}{hint}"))
+        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}{hint}"))
     };
     match address {
         Address::Tcp(addr) => bind_tcp(*addr, copies).map_err(named),
@@ -100,10 +133,24 @@ fn bind_tcp(addr: SocketAddr, copies: usize) -> io::Result<(Address, Vec<Listeni
     Ok((Address::Tcp(obtained), listening))
 }
 
+/// Binds one more socket to an address that this process listens on.
+///
+/// Errors: the sockets there are another user's, or may not be shared.
+pub fn bind_further(addr: SocketAddr, there: &[OwnedFd]) -> io::Result<OwnedFd> {
+    // Of a process with one core, which shared its port with nobody.
+    there.iter().try_for_each(|socket| SockRef::from(socket).set_reuse_port(true))?;
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.cloexec(), None)?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn bind_unix(path: &Path, copies: usize) -> io::Result<(Address, Vec<Listening>)> {
     remove_stale(path);
     let first = UnixListener::bind(path)?;
-    socket2::SockRef::from(&first).listen(BACKLOG)?;
+    SockRef::from(&first).listen(BACKLOG)?;
     let mut listening = Vec::with_capacity(copies);
     for _ in 1..copies.max(1) {
         listening.push(Listening::Unix(first.try_clone()?));

@@ -16,10 +16,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use socket2::{SockAddr, SockRef};
-
 use super::dial::Address;
-use super::listener::{self, BoundId, ListeningSocket};
+use super::listener::{self, BoundId, Listening, ListeningSocket};
 use crate::base::listener_id::ListenerId;
 
 /// An address that a listener is to have.
@@ -100,12 +98,8 @@ impl ListenerSet {
     /// Shape: `index` is its position among the sockets of its address.
     /// Errors: it is no listening socket, or has an address that nobody can demand.
     pub fn adopt(&mut self, index: usize, socket: OwnedFd) -> io::Result<()> {
-        let of = SockRef::from(&socket);
-        if !of.is_listener()? {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
-        }
-        let address = address_of(&of.local_addr()?)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "it has no address"))?;
+        let (address, listening) = Listening::of(socket)?;
+        let socket = OwnedFd::from(listening);
         let at = self.given.iter().position(|given| given.address == address);
         let at = at.unwrap_or_else(|| {
             self.given.push(Given { address, sockets: Vec::new() });
@@ -130,6 +124,46 @@ impl ListenerSet {
         all.collect()
     }
 
+    /// Duplicates every socket for the cores, as at the beginning.
+    ///
+    /// Errors: no descriptors are left.
+    pub fn again(&self) -> io::Result<Vec<(usize, ListeningSocket)>> {
+        let each = self.bound.iter().map(|bound| spread(bound, self.cores));
+        Ok(each.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// The addresses.
+    pub fn bound(&self) -> impl Iterator<Item = BoundId> {
+        self.bound.iter().map(|bound| bound.id)
+    }
+
+    /// Binds further sockets where an address has fewer than there are cores, which then share
+    /// queues: what was adopted came from a process with fewer cores.
+    ///
+    /// Shape: the new sockets, each with its core. An address that takes no more keeps those it has.
+    pub fn widen(&mut self) -> Vec<(usize, ListeningSocket)> {
+        let mut listen = Vec::new();
+        let cores = self.cores;
+        for bound in self.bound.iter_mut().filter(|bound| bound.sockets.len() < cores) {
+            let Address::Tcp(addr) = &bound.obtained else { continue };
+            for core in bound.sockets.len()..cores {
+                let Ok(socket) = listener::bind_further(*addr, &bound.sockets) else { break };
+                let Ok(own) = socket.try_clone() else { break };
+                bound.sockets.push(socket);
+                let (bound, listener) = (bound.id, bound.demand.listener);
+                listen.push((core, ListeningSocket { bound, listener, socket: own }));
+            }
+        }
+        listen
+    }
+
+    /// Takes the files of adopted Unix sockets over: this process removes them at its end.
+    pub fn own_files(&mut self) {
+        for bound in self.bound.iter_mut().filter(|bound| bound.adopted) {
+            bound.file = bound.file.take().or_else(|| SocketFile::of(&bound.obtained));
+        }
+    }
+
     /// Leaves the files of Unix sockets in place when their addresses are given up: the process
     /// that comes next listens there.
     pub fn leave_files(&mut self) {
@@ -147,7 +181,6 @@ impl ListenerSet {
     }
 
     /// Addresses that were adopted and that nothing has demanded so far; `commit` closes them.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for a new process that takes over"))]
     pub fn unclaimed(&self) -> impl Iterator<Item = &Address> {
         self.given.iter().map(|given| &given.address)
     }
@@ -290,11 +323,6 @@ fn spread(bound: &Bound, cores: usize) -> io::Result<Vec<(usize, ListeningSocket
             Ok((core, ListeningSocket { bound: bound.id, listener, socket }))
         })
         .collect()
-}
-
-fn address_of(addr: &SockAddr) -> Option<Address> {
-    let unix = || addr.as_pathname().map(|path| Address::Unix(path.to_owned()));
-    addr.as_socket().map(Address::Tcp).or_else(unix)
 }
 
 /// A file in the file system, whatever else comes to have its name; removed on drop.

@@ -6,7 +6,7 @@
 //! trunk calls a connection) with `discard` (reading on before a close), `watch` (noticing that a
 //! client leaves), `dial` (connecting), `listener`,
 //! `listener_set` (all that the process listens on), `mailbox` (messages to a core) with `acknowledge` (which cores
-//! have done what a message said), `h2io` (a
+//! have done what a message said), `handover_socket` (between this process and the next), `h2io` (a
 //! stream for the `h2` crate), `h2body` (bodies between the two protocols), `tls`, `notify` (an
 //! exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
 
@@ -17,6 +17,7 @@ pub mod dial;
 mod discard;
 pub mod h2body;
 pub mod h2io;
+pub mod handover_socket;
 mod lines;
 pub mod listener;
 pub mod listener_set;

@@ -353,12 +353,37 @@ pub fn message_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-/// Takes ownership of a descriptor received as a number from another thread of this process.
+/// The process at the other end of a Unix socket, as the kernel tells: its number and its user.
+///
+/// Shape: the number is 0 for a process of another PID namespace.
+pub fn peer_credentials(fd: RawFd) -> io::Result<(i32, u32)> {
+    let mut told = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `told` has the room that `bytes` says.
+    let ok = unsafe {
+        let into = (&raw mut told).cast();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut bytes)
+    };
+    match ok {
+        0 => Ok((told.pid, told.uid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The effective user of this process.
+#[must_use]
+pub fn user() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+/// Takes ownership of a descriptor received as a number, from another thread of this process or
+/// from the service manager.
 ///
 /// The sender has given up its own ownership with `into_raw_fd`; see `mailbox`.
 #[must_use]
 pub fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: `mailbox` sends each number exactly once, after `into_raw_fd`.
+    // SAFETY: `mailbox` sends each number exactly once, after `into_raw_fd`; those of the service
+    // manager are asked for once, at the start.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 

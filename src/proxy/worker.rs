@@ -7,7 +7,7 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::accept::{self, Acceptors};
 use super::core::{Core, Padded, Shared};
@@ -20,6 +20,8 @@ use crate::net::ticker::TICK;
 
 /// Ticks between two publications of the counters.
 const PUBLISH_TICKS: u32 = 20;
+/// How long idle connections live on in a drain, for requests that are on their way.
+const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// Ticks between two trims of the free buffers.
 const TRIM_TICKS: u32 = 100;
 
@@ -33,8 +35,6 @@ pub struct Worker {
     pub io: Wanted,
     /// What all cores share.
     pub shared: Arc<Shared>,
-    /// What it listens on from the beginning.
-    pub listening: Vec<ListeningSocket>,
     /// Its mailbox.
     pub inbox: Inbox,
     /// Seed of its random source.
@@ -77,9 +77,6 @@ impl Worker {
     fn start(self) -> io::Result<Running> {
         let core = Core::new(self.index, self.shared, self.seed);
         let acceptors = Rc::new(Acceptors::default());
-        for ListeningSocket { bound, listener, socket } in self.listening {
-            acceptors.listen(&core, bound, listener, socket)?;
-        }
         let inbox = self.inbox.open()?;
         Ok(Running { core, acceptors, inbox })
     }
@@ -97,7 +94,7 @@ impl Running {
         let Self { core, acceptors, inbox } = self;
         let abort = Rc::new(std::cell::Cell::new(false));
         rt::spawn(read_mailbox(core.clone(), inbox, acceptors.clone(), abort.clone()));
-        let mut drained_by: Option<Instant> = None;
+        let mut drains_since: Option<Instant> = None;
         for tick in 0u32.. {
             rt::sleep(TICK).await;
             let now = Instant::now();
@@ -125,7 +122,8 @@ impl Running {
                 core.buffers.trim();
             }
             if core.draining.get() {
-                let by = *drained_by.get_or_insert_with(|| now + core.plan().drain);
+                let drains_since = drains_since.get_or_insert(now);
+                let by = *drains_since + core.plan().drain;
                 let Padded(active) = &core.shared.active[core.index];
                 let linked = core.h2_pool.close_all();
                 let done = active.load(Ordering::Relaxed) == 0 && acceptors.have_ended() && !linked;
@@ -141,7 +139,12 @@ impl Running {
                     rt::sleep(TICK).await;
                     break;
                 }
-                core.ticker.end_idle();
+                // A client learns by its next answer that the connection ends, and an idle one has
+                // had none: its next request may be on its way.
+                let grace = IDLE_GRACE.min(core.plan().drain);
+                if now >= *drains_since + grace {
+                    core.ticker.end_idle();
+                }
             }
         }
         core.publish();
@@ -160,10 +163,13 @@ async fn read_mailbox(
             Message::Listen(ListeningSocket { bound, listener, socket }) => {
                 // The plan that has this listener is in force; its connections are to meet it.
                 core.refresh_plan();
-                // It fails only without memory or descriptors. The set holds another descriptor of
-                // the socket, so connections that the kernel puts there wait until they give up.
-                if !core.draining.get() {
-                    let _ = acceptors.listen(&core, bound, listener, socket);
+                if !core.draining.get()
+                    && let Err(error) = acceptors.listen(&core, bound, listener, socket)
+                {
+                    // Without memory or descriptors. The set holds another descriptor of the
+                    // socket, so connections that the kernel puts there wait until they give up.
+                    let why = format!("cannot accept for listener.{listener}: {error}");
+                    core.shared.acknowledged.fail(core.index, &why);
                 }
             }
             Message::Assign { bound, listener } => {

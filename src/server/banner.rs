@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{Server, Started};
+use super::running::Server;
+use super::start::Started;
 use crate::config::{Config, ListenerAuth};
-use crate::net::dial::Address;
 use crate::net::rt::Driver;
 use crate::net::sys;
 
@@ -18,6 +18,9 @@ pub fn banner(started: &Started) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(out, "tokenring {}", env!("CARGO_PKG_VERSION"));
+    if let Some(before) = &started.took_over {
+        let _ = writeln!(out, "  took over  from {before}");
+    }
     let _ = writeln!(out, "  cores      {} × {}", server.drivers.len(), drivers(&server.drivers));
     for (id, address) in &server.addresses() {
         let name = id.name();
@@ -27,14 +30,14 @@ pub fn banner(started: &Started) -> String {
         };
         let auth = if listener.auth == ListenerAuth::Keys { "keys" } else { "open" };
         let tls = if listener.tls.is_some() { ", tls" } else { "" };
-        let _ = writeln!(out, "  listener   {} on {} ({auth}{tls})", listener.name, show(address));
+        let _ = writeln!(out, "  listener   {} on {} ({auth}{tls})", listener.name, address);
     }
     if let Some(address) = server.admin() {
         let token = config.admin.as_ref().is_some_and(|admin| admin.token.is_some());
         let _ = writeln!(
             out,
             "  admin      on {} ({})",
-            show(address),
+            address,
             if token { "token" } else { "no token" }
         );
     }
@@ -78,13 +81,4 @@ fn drivers(drivers: &[Driver]) -> String {
     let mut kinds: Vec<String> = drivers.iter().map(ToString::to_string).collect();
     kinds.dedup();
     kinds.join(" and ")
-}
-
-/// An address as people write it.
-#[must_use]
-pub fn show(address: &Address) -> String {
-    match address {
-        Address::Tcp(addr) => addr.to_string(),
-        Address::Unix(path) => format!("unix:{}", path.display()),
-    }
 }

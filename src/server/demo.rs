@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use loadtest::mock::{Mock, MockConfig};
 
-use super::banner::show;
 use super::log::Log;
 use super::serve::announce;
-use super::start;
+use super::start::start;
 use crate::config::Config;
 use crate::control::signals::Ending;
 
@@ -78,7 +77,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
         Err(_) => start(&config(&servers, 0)?)?,
     };
     announce(&started, &Log::start(&started.config.log), err);
-    let address = started.server.address().as_ref().map(show).unwrap_or_default();
+    let address = started.server.address().map(|address| address.to_string()).unwrap_or_default();
     out.write_all(usage(&address).as_bytes()).map_err(|error| error.to_string())?;
     out.flush().map_err(|error| error.to_string())?;
     ending.wait(|| started.server.reload(), || {});

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crate::base::listener_id::ListenerId;
 use crate::net::dial::Address;
 use crate::net::listener::ListeningSocket;
-use crate::net::listener_set::{Demand, Exported, ListenerSet};
+use crate::net::listener_set::{Change, Demand, Exported, ListenerSet};
 use crate::net::mailbox::Message;
 use crate::proxy::core::Shared;
 use crate::proxy::plan::Plan;
@@ -30,6 +30,17 @@ pub struct Applied {
     /// Cores that had not followed when their time was over. The plan is in force, and they come to
     /// it at their next tick; an order about a socket that did not fit into a full mailbox is lost.
     pub late: Vec<usize>,
+    /// What a core could not do: it accepts nothing from a socket.
+    pub failed: Vec<String>,
+}
+
+impl Applied {
+    /// Errors: what was not done, and by which cores.
+    pub(super) fn complete(self) -> Result<(), String> {
+        let late = self.late.iter().map(|core| format!("core {core}: does not follow in time"));
+        let amiss: Vec<String> = self.failed.iter().cloned().chain(late).collect();
+        if amiss.is_empty() { Ok(()) } else { Err(amiss.join("; ")) }
+    }
 }
 
 /// The listening sockets of a running server.
@@ -48,32 +59,85 @@ pub(super) fn demands(plan: &Plan) -> Vec<Demand> {
     demands.collect()
 }
 
-/// Binds the addresses of a server's first plan.
-///
-/// Shape: also the sockets of each core. `adopted` are sockets of a process before, each with its
-/// position among those of its address.
-/// Errors: an address that cannot be had, with its listener; nothing is left bound.
-pub(super) fn bind(
-    plan: &Plan,
-    cores: usize,
-    adopted: Vec<(usize, OwnedFd)>,
-) -> io::Result<(ListenerSet, Vec<Vec<ListeningSocket>>)> {
-    let mut set = ListenerSet::new(cores);
-    for (index, socket) in adopted {
-        set.adopt(index, socket)?;
-    }
-    let mut change = set.prepare(&demands(plan))?;
-    let mut of_cores: Vec<Vec<_>> = (0..cores).map(|_| Vec::new()).collect();
-    for (core, socket) in std::mem::take(&mut change.listen) {
-        of_cores[core].push(socket);
-    }
-    set.commit(change);
-    Ok((set, of_cores))
-}
-
 impl Listeners {
-    pub(super) fn new(shared: Arc<Shared>, set: ListenerSet) -> Self {
-        Self { shared, set: Mutex::new(set) }
+    /// Listens on nothing so far.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        let cores = shared.mailboxes.len();
+        Self { shared, set: Mutex::new(ListenerSet::new(cores)) }
+    }
+
+    /// Takes a socket over that another process has bound; `listen` uses it instead of binding.
+    ///
+    /// Errors: as `ListenerSet::adopt`.
+    pub(super) fn adopt(&self, index: usize, socket: OwnedFd) -> io::Result<()> {
+        self.set().adopt(index, socket)
+    }
+
+    /// Addresses that were adopted and that nothing has demanded so far.
+    pub(super) fn unclaimed(&self) -> Vec<Address> {
+        self.set().unclaimed().cloned().collect()
+    }
+
+    /// Binds what the plan in force demands, or takes what was adopted; no core is told yet.
+    ///
+    /// Errors: an address that cannot be had, with its listener; nothing is left bound.
+    pub(super) fn bind(&self) -> io::Result<Change> {
+        let (plan, _) = self.shared.slot.plan();
+        self.set().prepare(&demands(&plan))
+    }
+
+    /// Begins to accept on all that was bound.
+    ///
+    /// Errors: a core cannot.
+    pub(super) fn begin(&self, mut change: Change) -> io::Result<()> {
+        let mut set = self.set();
+        let listen = std::mem::take(&mut change.listen);
+        let applied = self.listen_on(listen);
+        set.commit(change);
+        applied.complete().map_err(io::Error::other)
+    }
+
+    /// Accepts on nothing any more, and keeps the sockets: `resume` takes up again.
+    ///
+    /// What was accepted by then is served, and what waited to be.
+    pub(super) fn pause(&self) -> Applied {
+        let set = self.set();
+        let mut applied = Applied::default();
+        let stop = |bound| move || Message::StopListening { bound };
+        self.tell_all(set.bound().map(stop), Vec::new(), &mut applied);
+        applied
+    }
+
+    /// Accepts again on all sockets after `pause`.
+    ///
+    /// Errors: no descriptors are left, or a core cannot.
+    pub(super) fn resume(&self) -> Result<(), String> {
+        let sockets = self.set().again().map_err(|error| error.to_string())?;
+        self.listen_on(sockets).complete()
+    }
+
+    /// Gives each core a queue of its own where adopted sockets were fewer.
+    ///
+    /// Errors: a core cannot.
+    pub(super) fn widen(&self) -> Result<(), String> {
+        let mut set = self.set();
+        let sockets = set.widen();
+        set.own_files();
+        match sockets.is_empty() {
+            true => Ok(()),
+            false => self.listen_on(sockets).complete(),
+        }
+    }
+
+    /// Takes the files of adopted Unix sockets over: removed at the end.
+    pub(super) fn own_files(&self) {
+        self.set().own_files();
+    }
+
+    fn listen_on(&self, sockets: Vec<(usize, ListeningSocket)>) -> Applied {
+        let mut applied = Applied::default();
+        self.tell_all(std::iter::empty::<fn() -> Message>(), sockets, &mut applied);
+        applied
     }
 
     /// Tries whether the addresses of a plan can be had; changes nothing.
@@ -153,7 +217,9 @@ impl Listeners {
         }
         cores.for_each(|core| self.tell(core, Message::Acknowledge { number }, by));
         let left = by.saturating_duration_since(Instant::now());
-        for core in self.shared.acknowledged.wait(number, left) {
+        let late = self.shared.acknowledged.wait(number, left);
+        applied.failed.extend(self.shared.acknowledged.take_failures());
+        for core in late {
             if !applied.late.contains(&core) {
                 applied.late.push(core);
             }

@@ -10,14 +10,17 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::banner::{banner, hazards};
+use super::handover::Meeting;
+use super::handover::predecessor::{EstateHooks, HandoverServer};
 use super::log::Log;
+use super::occupy::Others;
+use super::start::{Started, start_beside};
 use super::systemd;
-use super::{Started, start_with};
 use crate::base::units::counted;
 use crate::config::{Config, Loaded, LogFormat, Report, WithoutFile};
 use crate::control;
 use crate::control::reload::{ReloadHooks, Reloaded};
-use crate::control::signals::Ending;
+use crate::control::signals::{Ending, Leave, Leaving};
 use crate::error::Level;
 use crate::load::{self, CONFIG_PATH};
 use crate::telemetry::failed::FailedExchange;
@@ -67,6 +70,13 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let passed = match systemd::sockets() {
+        Ok(passed) => passed,
+        Err(error) => {
+            say(err, &format!("error: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
     // Caught before the workers start: they inherit the mask, and no signal is missed.
     let mut ending = match Ending::catch() {
         Ok(ending) => ending,
@@ -83,7 +93,14 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
         reload: Some(reload_hooks(args, &log)),
         ..control::Options::default()
     };
-    let started = match start_with(&config, differs) {
+    let leave = ending.leave();
+    let late = leave.clone();
+    let others = Others {
+        meeting: Meeting::of(&config),
+        passed,
+        leave: Box::new(move |why| late.tell(Leaving { why, successor: None })),
+    };
+    let started = match start_beside(&config, differs, Some(others)) {
         Ok(started) => started,
         Err(error) => {
             say(err, &format!("error: {error}\n"));
@@ -94,19 +111,52 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let tell = log.clone();
     // Nobody else sets it.
     let _ = started.server.shared().tell.set(Box::new(move |failed| tell_failed(&tell, failed)));
+    let sockets = match offer_handover(&started, &log, leave) {
+        Ok(sockets) => sockets,
+        Err(error) => {
+            say(err, &format!("error: cannot start the thread of the handover: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
     systemd::ready("serving");
-    let signal = ending.wait(|| started.server.reload(), || started.server.reopen_logs());
+    let watchdog = systemd::watch(started.server.pulse());
+    let Leaving { why, successor } =
+        ending.wait(|| started.server.reload(), || started.server.reopen_logs());
     let drain = started.server.shared().slot.plan().0.drain;
-    systemd::stopping(drain);
-    let told = format!("{signal}: draining, at most {} s; again to cut", drain.as_secs());
+    match successor {
+        Some(pid) => systemd::replaced_by(pid),
+        None => systemd::stopping(drain),
+    }
+    let cut = if successor.is_some() { "a signal cuts" } else { "again to cut" };
+    let told = format!("{why}: draining, at most {} s; {cut}", drain.as_secs());
     write(err, &log.line(Level::Info, &told, &[]));
     ending.on_next(started.server.aborter(), started.server.reopener());
     started.server.drain();
     let counters = started.server.join();
+    // The next process is told the last numbers.
+    drop((sockets, watchdog));
     let exchanges = usize::try_from(counters.exchanges).unwrap_or(usize::MAX);
     let told = format!("ended after {}", counted(exchanges, "exchange"));
     write(err, &log.line(Level::Info, &told, &[]));
     ExitCode::SUCCESS
+}
+
+/// Lets a next process take over from this one.
+///
+/// Errors: no thread can be started.
+fn offer_handover(
+    started: &Started,
+    log: &Log,
+    leave: Leave,
+) -> std::io::Result<Option<HandoverServer>> {
+    let Started { server, config, .. } = started;
+    let tell = log.clone();
+    let hooks = EstateHooks {
+        meeting: Meeting::of(config),
+        say: Box::new(move |line| tell.say(Level::Info, line, &[])),
+        leave: Box::new(move |pid, why| leave.tell(Leaving { why, successor: Some(pid) })),
+    };
+    server.estate(hooks).map(HandoverServer::open).transpose()
 }
 
 /// The config that the command line asks for.

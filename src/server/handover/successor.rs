@@ -1,0 +1,214 @@
+//! The new side of a handover: it asks the process that serves for its sockets, and takes over.
+
+use std::os::fd::OwnedFd;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use super::message::{Message, Role};
+use super::{Heard, STEP, hear, tell};
+use crate::net::handover_socket::{Channel, Name, bytes_of, is_alive};
+use crate::net::sys;
+
+/// How long an ended process may take until the kernel says so: its sockets are closed first.
+const DIES_WITHIN: Duration = Duration::from_secs(1);
+
+/// What a process before has given.
+pub struct Given {
+    /// Listening sockets, each with its position among those of its address.
+    pub listeners: Vec<(usize, OwnedFd)>,
+    /// Sockets of the operator's interface.
+    pub admin: Vec<OwnedFd>,
+    /// The rest of the conversation.
+    pub session: Session,
+}
+
+/// Why a process that serves has not given its sockets.
+#[derive(Debug)]
+pub struct NotGiven(
+    /// For the operator.
+    pub String,
+);
+
+/// Asks whoever is found by one of these names; `None` = nobody is there, or it has just ended.
+///
+/// Errors: the process that serves is busy, hangs, or speaks another version.
+pub fn ask(names: &[Name], cores: usize) -> Result<Option<Given>, NotGiven> {
+    for name in names {
+        let channel = match Channel::connect(name) {
+            Ok(Some(channel)) => channel,
+            Ok(None) => continue,
+            Err(error) => return Err(NotGiven(format!("handover at {name}: {error}"))),
+        };
+        if channel.peer.uid != sys::user() {
+            let uid = channel.peer.uid;
+            return Err(NotGiven(format!(
+                "handover at {name}: a process of user {uid} has that name; it was left alone"
+            )));
+        }
+        return receive_sockets(channel, cores);
+    }
+    Ok(None)
+}
+
+fn receive_sockets(channel: Channel, cores: usize) -> Result<Option<Given>, NotGiven> {
+    let pid = channel.peer.pid;
+    let hello = Message::Hello { program: env!("CARGO_PKG_VERSION").to_owned(), cores };
+    if tell(&channel, &hello).is_err() {
+        return Ok(None);
+    }
+    let (mut listeners, mut admin) = (Vec::new(), Vec::new());
+    loop {
+        let heard = hear(&channel, STEP);
+        let (program, sockets, more, descriptors) = match heard {
+            Heard::Message(Message::Sockets { program, sockets, more }, descriptors)
+                if sockets.len() == descriptors.len() =>
+            {
+                (program, sockets, more, descriptors)
+            }
+            Heard::Ended => return Ok(None),
+            other => {
+                let why = other.instead_of("sockets");
+                let refused = Message::Refused { why: why.clone() };
+                // It is told if it listens; it has lost nothing.
+                let _ = tell(&channel, &refused);
+                return Err(NotGiven(format!("process {pid} serves and gave no sockets: {why}")));
+            }
+        };
+        for (passed, socket) in sockets.iter().zip(descriptors) {
+            match passed.role {
+                Role::Listener => listeners.push((passed.index, socket)),
+                Role::Admin => admin.push(socket),
+            }
+        }
+        if !more {
+            let session = Session { channel, program };
+            return Ok(Some(Given { listeners, admin, session }));
+        }
+    }
+}
+
+/// How a handover came out, for the new process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It serves alone; what it took over, for the operator.
+    Alone(String),
+    /// The process before has ended meanwhile; its state is lost.
+    Died,
+    /// The process before goes on by itself, for this reason: this one is to leave.
+    WentOn(String),
+}
+
+/// A conversation with the process before, which has given its sockets.
+pub struct Session {
+    channel: Channel,
+    program: String,
+}
+
+/// Takes what the process before has sent: its state, then what changed since.
+pub type Take = Box<dyn FnMut(&[u8]) -> Result<String, String> + Send>;
+
+impl Session {
+    /// The process before, for people.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("process {} (tokenring {})", self.channel.peer.pid, self.program)
+    }
+
+    /// Gives up: the process before goes on as if nothing had been.
+    pub fn give_up(self, why: &str) {
+        // It finds out by the end of the connection otherwise.
+        let _ = tell(&self.channel, &Message::Refused { why: why.to_owned() });
+    }
+
+    /// Says that this process accepts on all sockets, and carries the handover through on a thread
+    /// of its own.
+    ///
+    /// Shape: the outcome comes through `outcome`; it may be long in coming if the process before
+    /// hangs. After it `take` goes on to be called until the process before has ended; then `ended`.
+    pub fn conclude(
+        self,
+        take: Take,
+        ended: Box<dyn FnOnce() + Send>,
+    ) -> std::io::Result<mpsc::Receiver<Outcome>> {
+        let (outcome, told) = mpsc::channel();
+        let thread = std::thread::Builder::new().name("handover".to_owned());
+        thread.spawn(move || self.run(take, ended, &outcome))?;
+        Ok(told)
+    }
+
+    fn run(self, mut take: Take, ended: Box<dyn FnOnce() + Send>, told: &mpsc::Sender<Outcome>) {
+        let outcome = match tell(&self.channel, &Message::Ready) {
+            Ok(()) => self.take_over(&mut take),
+            Err(_) => self.lost(),
+        };
+        let follows = matches!(outcome, Outcome::Alone(_));
+        // Whoever started this may have given up meanwhile.
+        let _ = told.send(outcome);
+        while follows {
+            match hear(&self.channel, STEP) {
+                Heard::Message(Message::Later { last }, files) => {
+                    for file in files {
+                        // What cannot be read is what was counted in its last moments.
+                        let _ = bytes_of(file).map(|bytes| take(&bytes));
+                    }
+                    if last {
+                        break;
+                    }
+                }
+                Heard::Silent => {}
+                _ => break,
+            }
+        }
+        ended();
+    }
+
+    fn take_over(&self, take: &mut Take) -> Outcome {
+        let file = loop {
+            match hear(&self.channel, STEP) {
+                // However long it hangs: it stops accepting as soon as it runs again.
+                Heard::Silent => {}
+                Heard::Message(Message::Stopped, files) => break files.into_iter().next(),
+                Heard::Message(Message::Refused { why }, _) => return Outcome::WentOn(why),
+                Heard::Ended => return self.lost(),
+                other => return Outcome::WentOn(other.instead_of("stopped")),
+            }
+        };
+        let bytes = file.ok_or_else(|| "it came without its state".to_owned());
+        let bytes = bytes.and_then(|file| bytes_of(file).map_err(|error| error.to_string()));
+        let taken = match bytes.and_then(|bytes| take(&bytes)) {
+            Ok(taken) => taken,
+            Err(why) => format!("its state could not be taken: {why}"),
+        };
+        if tell(&self.channel, &Message::Taken).is_err() {
+            return self.lost();
+        }
+        match hear(&self.channel, STEP) {
+            Heard::Message(Message::Draining, _) => Outcome::Alone(taken),
+            Heard::Message(Message::Refused { why }, _) => Outcome::WentOn(why),
+            Heard::Ended => self.lost(),
+            // It has been told; it agrees as soon as it runs again.
+            _ => Outcome::Alone(taken),
+        }
+    }
+
+    /// The connection has ended without a word.
+    fn lost(&self) -> Outcome {
+        let by = Instant::now() + DIES_WITHIN;
+        loop {
+            // What is still to be read is a refusal.
+            match hear(&self.channel, Duration::ZERO) {
+                Heard::Message(Message::Refused { why }, _) => return Outcome::WentOn(why),
+                Heard::Message(..) => continue,
+                _ => {}
+            }
+            match is_alive(self.channel.peer.pid) {
+                Some(true) if Instant::now() < by => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Some(true) => return Outcome::WentOn("it has closed the connection".to_owned()),
+                // Of another PID namespace: one that goes on says so before it closes.
+                Some(false) | None => return Outcome::Died,
+            }
+        }
+    }
+}
