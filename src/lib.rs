@@ -24,7 +24,7 @@
 //! proxy      7  io    THE TRUNK: worker, connection, exchange, relay
 //! control    7  io    what is off the data plane: discovery, probes, admin, signals
 //! load       8        the config meets the environment and the file system
-//! server     8        boot order, `serve`, `demo`
+//! server     8        boot order, `serve`, `demo`, what a handover takes along (`travel`)
 //! cli        8        the command line
 //! testing    8        what tests, benches and fuzz targets reach of all this
 //! ```

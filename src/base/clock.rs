@@ -112,6 +112,12 @@ units!(Moment);
 units!(WallTime);
 
 impl Moment {
+    /// The moment so long before; the origin, if that is before it.
+    #[must_use]
+    pub const fn before(self, length: Duration) -> Moment {
+        Moment(self.0.saturating_sub(nanos(length)))
+    }
+
     /// Where steady time begins.
     pub const ORIGIN: Moment = Moment(0);
     /// Later than every other.

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::breaker::CallResult;
-use crate::base::clock::{Moment, micros};
+use crate::base::clock::{Moment, micros, millis};
 
 /// Share of a new sample in the average.
 pub const ALPHA: f32 = 0.15;
@@ -191,6 +191,21 @@ pub struct Measures {
     peak: PeakEwma,
 }
 
+/// What is known of an upstream, by how long ago it was.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MeasuresImage {
+    /// Smoothed time to the response head.
+    pub response_time: Duration,
+    /// Smoothed share of successes.
+    pub success: f32,
+    /// Since the last call ended.
+    pub called_ago: Duration,
+    /// The peak at its last change; zero = nothing known.
+    pub peak: Duration,
+    /// Since that change.
+    pub peak_ago: Duration,
+}
+
 /// What a balancer is told of an upstream's measures.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading {
@@ -229,6 +244,33 @@ impl Measures {
     pub fn recover(&self, took: Duration, now: Moment) {
         self.peak.restore(took, now);
         self.success.restore(1.0, now);
+    }
+
+    /// What is known, for the process that comes next.
+    #[must_use]
+    pub fn image(&self, now: Moment) -> MeasuresImage {
+        let (peak, stamp) = unpack(self.peak.word.load(Relaxed));
+        MeasuresImage {
+            response_time: Duration::from_micros(self.response_time.read().into()),
+            success: self.success.share(),
+            called_ago: self.success.idle(now),
+            peak: Duration::from_micros(peak as u64),
+            peak_ago: stamp.age(now),
+        }
+    }
+
+    /// Goes on from what the process before knew, if nobody has called here yet.
+    pub fn resume(&self, image: &MeasuresImage, now: Moment) {
+        if self.success.word.load(Relaxed) != pack(1.0, Stamp(0)) {
+            return;
+        }
+        self.response_time.bits.store(sample(image.response_time).to_bits(), Relaxed);
+        if image.peak > Duration::ZERO {
+            let stamp = Stamp::ago(image.peak_ago, now);
+            self.peak.word.store(pack(sample(image.peak), stamp), Relaxed);
+        }
+        let stamp = Stamp::ago(image.called_ago, now);
+        self.success.word.store(pack(success_within(image.success), stamp), Relaxed);
     }
 
     /// Reads all, faded if nobody has called for long.
@@ -272,6 +314,12 @@ fn sample(time: Duration) -> f32 {
 struct Stamp(u32);
 
 impl Stamp {
+    /// So long before now, also where that was before the origin; 24 days at most.
+    fn ago(length: Duration, now: Moment) -> Stamp {
+        let back = millis(length).min(i32::MAX as u64) as u32;
+        Stamp(Stamp::of(now).0.wrapping_sub(back))
+    }
+
     fn of(now: Moment) -> Stamp {
         Stamp(now.as_millis() as u32)
     }

@@ -27,6 +27,8 @@ use crate::policy::limit::standing::Standing;
 pub enum Admitted {
     /// Go on to the next station with this permit.
     Permit(Permit),
+    /// Ask again when it is known what addresses have had at the process before.
+    Awaited,
     /// Answer 200 with this JSON at once; the framing is the request's.
     BuiltIn(&'static str, Framing),
     /// Answer a CORS preflight: the value of `Access-Control-Request-Headers`, if sent, and the
@@ -114,6 +116,9 @@ pub fn admit(
     if let Some(limit) = &listener.ip_limit
         && let Some(ip) = client
     {
+        if limit.table.is_awaited() {
+            return Ok(Admitted::Awaited);
+        }
         limit.take(ip, now.steady)?;
     }
     if is_preflight(listener, head, bytes) {

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use super::before::ProcessBefore;
 use super::bounds::Bounds;
 use super::idle::Idle;
 use super::leaving::Leaving;
@@ -88,6 +89,8 @@ pub struct Shared {
     pub handshakes_failed: AtomicU64,
     /// Set when the process drains.
     pub draining: AtomicBool,
+    /// What is known of the process before.
+    pub before: ProcessBefore,
     /// Wakes waiters on any core, and keeps the clock that all cores share.
     pub notifier: Arc<Notifier>,
     /// Called with each failed exchange that is an operator's business; unset = none is reported.
@@ -158,6 +161,7 @@ impl Shared {
                 sum.merge(&counters);
             }
         }
+        sum.merge(&self.before.counted().counters);
         sum
     }
 
@@ -172,6 +176,7 @@ impl Shared {
     pub fn rows_sum(&self) -> (RowSums, Arc<PlanLabels>) {
         let mut sums = RowSums::default();
         self.rows.iter().for_each(|rows| sums.add(rows));
+        sums.merge(&self.before.counted().rows);
         (sums, self.slot.plan().0.labels.clone())
     }
 
@@ -251,6 +256,11 @@ impl Notifier {
     #[must_use]
     pub fn mailboxes(&self) -> &[Sender] {
         &self.mailboxes
+    }
+
+    /// Has every waiter of every core look again at its core's next tick.
+    pub fn wake_all(&self) {
+        self.lost.iter().for_each(|lost| lost.store(true, Ordering::Release));
     }
 
     /// Wakes a waiter with a value.

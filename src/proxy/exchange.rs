@@ -282,10 +282,16 @@ async fn serve(
     let begin = scratch.request.len as usize;
 
     // Admit: what the head alone decides.
-    let now = settle.begun_at();
     let (peer, certified) = (down.peer.as_ref(), down.certified.as_deref());
-    let admitted =
-        admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now)?;
+    let admit =
+        |now| admit::admit(plan, listener, &scratch.request, &down.recv, peer, certified, now);
+    let mut admitted = admit(settle.begun_at())?;
+    if matches!(admitted, Admitted::Awaited) {
+        let now = PooledFuture::with(|| limit::state_is_here(core)).await;
+        // Also at a listener that a plan since then does not have any more.
+        listener.ip_limit.iter().for_each(|limit| limit.table.set_awaited(false));
+        admitted = admit(now)?;
+    }
     let permit = match admitted {
         Admitted::Permit(permit) => permit,
         other => return Ok(answer_at_once(core, plan, down, caller, settle, begin, other).await),
@@ -483,6 +489,10 @@ fn answer_at_once<'a>(
                     down.recv.drain(..head_bytes);
                 }
                 next
+            }
+            // Nothing is awaited any more.
+            Admitted::Awaited => {
+                reply::refuse(core, down, caller, &Kind::Internal.into(), false, settle).await
             }
             Admitted::Models(permit) | Admitted::Permit(permit) => {
                 settle.record.admitted(permit.key.map(|key| key.0), permit.client);

@@ -10,8 +10,13 @@
 //! notified, for a bounded time, and never once the store is known to be away. Only such a wait
 //! allocates memory.
 //!
+//! A process that takes over from another one counts on from what that one has let in: until it is
+//! told, calls that count wait (`state_is_here`).
+//!
 //! The state is shared by all cores and belongs to a name, not to a config: the next plan takes
 //! it over.
+
+use std::time::{Duration, Instant};
 
 use super::core::{Core, LocalPlan};
 use super::permit::Permit;
@@ -27,8 +32,13 @@ use crate::policy::limit::key::{KeyRules, Over};
 use crate::policy::limit::lease::Short;
 use crate::policy::limit::passed::{Passed, Prompt};
 use crate::policy::limit::shared::{Answer, Budget, Mode, OnLoss, StoreVerdict, Waiter};
+use crate::policy::limit::standing::Standing;
 use crate::policy::limit::token_size::TokenSizes;
 use crate::policy::limit::window::{DAY_S, Full, MINUTE_S, numbers, seconds_until_end};
+
+/// How long a call waits for what the process before may give back: the connections that idle there
+/// end after two seconds.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Charges a request to its key, if it has one.
 ///
@@ -45,6 +55,10 @@ pub async fn charge(
     let Some((key, limit)) = of_key(plan, permit.key) else { return Ok(None) };
     let charge = || Charge { plan: plan.clone(), key };
     let KeyLimit { rules, state, .. } = limit;
+    let now = match core.shared.before.is_awaited() {
+        false => now,
+        true => PooledFuture::with(|| state_is_here(core)).await,
+    };
     if let Some(budget) = plan.budget.as_ref().filter(|_| rules.are_shared()) {
         state.enter(rules, now.steady)?;
         // From here on the drop of this guard ends the call's part in the key's concurrency.
@@ -56,7 +70,11 @@ pub async fn charge(
         }
         return charged.map(|()| Some(charge));
     }
-    match state.admit(rules, now) {
+    let mut admitted = state.admit(rules, now);
+    if admitted.is_err() && state.windows.are_out() {
+        admitted = PooledFuture::with(|| admit_late(core, limit)).await;
+    }
+    match admitted {
         Ok(standing) => {
             caller.standing = standing;
             Ok(Some(charge()))
@@ -66,6 +84,41 @@ pub async fn charge(
             Err(over.into())
         }
     }
+}
+
+/// Waits until it is known what the process before has let in; the time that it is then.
+#[cold]
+pub async fn state_is_here(core: &Core) -> Timestamp {
+    let mut notify = core.wake_table.register();
+    while core.shared.before.is_awaited() {
+        notify.notified().await;
+    }
+    now(core)
+}
+
+/// Takes one call out of every limit, of which a window is full while the process before may yet
+/// give calls of it back: waits for those.
+#[cold]
+async fn admit_late(core: &Core, limit: &KeyLimit) -> Result<Standing, Over> {
+    let KeyLimit { rules, state, .. } = limit;
+    let mut notify = core.wake_table.register();
+    let begun = now(core).steady;
+    loop {
+        let now = now(core);
+        match state.admit(rules, now) {
+            Err(Over { kind: Kind::RateMinute | Kind::RateDay, .. })
+                if state.windows.are_out() && now.steady.since(begun) < BACK_WITHIN =>
+            {
+                notify.notified().await;
+            }
+            done => return done,
+        }
+    }
+}
+
+fn now(core: &Core) -> Timestamp {
+    let clock = &core.shared.notifier.clock;
+    clock.both(clock.at(Instant::now()))
 }
 
 /// Charges the windows that nodes share: from this node's lease, or by asking the store.

@@ -15,6 +15,7 @@
 //! write heads, `reply` writes our own answers, `body_filter` says what is done to an answer's
 //! bytes (`tap` reads usage in them), `tunnel` relays an upgraded connection.
 //! `plan` is the compiled config (`compile` makes it, `reaches` works out who may be sent where),
+//! `before` what is known of a process that handed over to this one,
 //! `core` what a core owns (`listeners` finds a connection's listener in it, whatever plan
 //! is in force).
 
@@ -22,6 +23,7 @@ pub mod accept;
 pub mod admit;
 pub mod attempt;
 pub mod body_filter;
+pub mod before;
 pub mod bounds;
 pub mod call_guard;
 pub mod compile;

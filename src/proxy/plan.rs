@@ -196,7 +196,9 @@ pub struct KeyLimit {
 }
 
 impl KeyLimit {
-    pub(super) fn ask(&self, waiter: Option<Waiter>) -> Ask {
+    /// The question to the store about this key.
+    #[must_use]
+    pub fn ask(&self, waiter: Option<Waiter>) -> Ask {
         Ask { name: self.name.clone(), rules: self.rules, state: self.state.clone(), waiter }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Read in this order: `start` (all of it), `running` (the `Server`), `occupy` (how it comes to its
 //! sockets) with `listeners` (a plan and its sockets, put in force together) and `handover` (from
-//! one process to the next); `access_log` with `log_sink`, `log`, `banner` (the start-up block),
+//! one process to the next; `travel`: what it takes along); `access_log` with `log_sink`, `log`, `banner` (the start-up block),
 //! `systemd`, `live` (`check --live`). `serve` and `demo` are the commands that run it.
 
 pub mod access_log;
@@ -18,3 +18,4 @@ pub mod running;
 pub mod serve;
 pub mod start;
 pub mod systemd;
+pub mod travel;

@@ -4,7 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::handover::successor::{Given, NotGiven, Outcome, Session, ask};
@@ -195,13 +195,17 @@ fn take_over(
     warnings: &mut Vec<String>,
 ) -> Result<String, String> {
     let name = session.name();
+    // Before the first client can come.
+    let taker = Arc::new(server.taker());
     if let Err(error) = server.listeners.begin(change) {
         session.give_up(&error.to_string());
         server.leave();
         return Err(error.to_string());
     }
-    let (take, ended) = (Box::new(|_: &[u8]| Ok(String::new())), Box::new(|| {}));
-    let outcome = session.conclude(take, ended).map_err(|error| error.to_string())?;
+    let (takes, ends) = (taker.clone(), taker.clone());
+    let take = Box::new(move |state: &[u8]| takes.take(state));
+    let outcome =
+        session.conclude(take, Box::new(move || ends.end())).map_err(|error| error.to_string())?;
     match outcome.recv_timeout(STEP) {
         Ok(Outcome::Alone(taken)) => {
             if let Err(why) = server.listeners.widen() {
@@ -219,6 +223,8 @@ fn take_over(
             Ok(name)
         }
         Err(_) => {
+            // Clients of limited keys have waited long enough.
+            taker.give_up();
             warnings.push(format!(
                 "{name} does not answer: this one serves beside it, and takes over when it does"
             ));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::access_log::AccessLog;
 use super::handover::predecessor::{Estate, EstateHooks, Gift};
 use super::listeners::{Applied, Listeners};
+use super::travel::{Giver, Taker, await_state};
 use crate::base::listener_id::ListenerId;
 use crate::config::{Config, Cores, Io};
 use crate::control::{self, Control};
@@ -19,9 +20,11 @@ use crate::net::dial::Address;
 use crate::net::mailbox::Message;
 use crate::net::rt::{Driver, Wanted};
 use crate::net::sys;
+use crate::net::tls::Store;
 use crate::net::unsent::UnsentTotal;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
+use crate::proxy::before::ProcessBefore;
 use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::Plan;
@@ -126,6 +129,7 @@ pub struct Server {
     /// Dropped last: it looks at the cores to the end.
     pub(super) control: Option<Control>,
     pub(super) access_log: Option<AccessLog>,
+    pub(super) tls: Option<Arc<Store>>,
     /// The cores' records of finished exchanges, until the access log takes them.
     pub(super) rings: Mutex<Vec<RecordReader>>,
     pub(super) listeners: Arc<Listeners>,
@@ -183,8 +187,9 @@ impl Server {
         }
         drop(ready);
         let (drivers, rings) = (Vec::new(), Mutex::new(rings));
-        let (control, access_log) = (None, None);
-        let mut server = Self { workers, shared, control, access_log, rings, listeners, drivers };
+        let (control, access_log, tls) = (None, None, None);
+        let mut server =
+            Self { workers, shared, control, access_log, tls, rings, listeners, drivers };
         let mut drivers = vec![None; copies];
         let mut failed = None;
         for (index, result) in started.iter().take(copies) {
@@ -276,9 +281,25 @@ impl Server {
             listeners: self.listeners.clone(),
             admin: control.admin_socket.clone(),
             socket_lock: control.socket_lock.clone(),
-            give: Box::new(|| (Box::new(NoGift), Vec::new())),
+            give: Box::new(self.give()),
             hooks,
         })
+    }
+
+    /// Gives its state to the process that comes next, when its cores accept no more.
+    pub fn give(&self) -> impl Fn() -> (Box<dyn Gift>, Vec<u8>) + Send + Sync + 'static + use<> {
+        let (shared, tls, log) = (self.shared.clone(), self.tls.clone(), self.access_log.clone());
+        move || {
+            let (giver, state) = Giver::give(shared.clone(), tls.as_deref(), log.clone());
+            (Box::new(giver), state)
+        }
+    }
+
+    /// Takes the state of the process before. From now on no call that counts towards a limit is let
+    /// in until it is here, so this comes before the first socket.
+    #[must_use]
+    pub fn taker(&self) -> Taker {
+        Taker::new(self.shared.clone(), self.tls.clone())
     }
 
     /// Says whether every core takes its turns, within this time.
@@ -297,6 +318,9 @@ impl Server {
     /// Stops accepting and lets what is in flight end.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Relaxed);
+        if self.shared.before.is_awaited() {
+            await_state(&self.shared, false);
+        }
         self.tell(|| Message::Drain);
         // The cores close theirs; a socket that is left open would go on taking connections.
         self.listeners.close();
@@ -399,6 +423,7 @@ fn shared(
         handshakes: AtomicU32::new(0),
         handshakes_failed: AtomicU64::new(0),
         draining: AtomicBool::new(false),
+        before: ProcessBefore::default(),
         on_finished: std::sync::OnceLock::new(),
         tell: std::sync::OnceLock::new(),
         acknowledged: Acknowledged::new(copies),
@@ -408,13 +433,4 @@ fn shared(
         pool_idle: (0..copies).map(|_| Padded::default()).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),
     })
-}
-
-struct NoGift;
-
-impl Gift for NoGift {
-    fn later(&mut self, _: bool) -> Vec<u8> {
-        Vec::new()
-    }
-    fn keep(self: Box<Self>) {}
 }

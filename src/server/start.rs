@@ -54,9 +54,11 @@ pub fn start_beside(
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut warnings = warnings;
     warnings.extend(amiss);
+    let store = tls.clone();
     let plan_of = move |config: &Config, carried| compile(config, carried, &tls, unix.as_secs());
     let plan = plan_of(&config, carried)?;
     let mut server = Server::build(plan, options, mailboxes).map_err(|error| error.to_string())?;
+    server.tls = Some(store);
     let told = say.clone();
     let rings = server.rings.get_mut().unwrap_or_else(PoisonError::into_inner);
     let rings = std::mem::take(rings);

@@ -96,6 +96,12 @@ impl Histogram {
         }
     }
 
+    /// The histogram with these buckets and this sum; `None` when they are too few or too many.
+    #[must_use]
+    pub fn of(values: &[u64]) -> Option<Self> {
+        values.try_into().ok().map(Self)
+    }
+
     /// The buckets and the sum.
     #[must_use]
     pub fn values(&self) -> &[u64] {

@@ -26,7 +26,7 @@ impl LabelId {
 }
 
 /// What a name stands for; one name may be several of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LabelKind {
     /// A listener.
     Listener,
@@ -41,6 +41,17 @@ pub enum LabelKind {
 }
 
 const KINDS: usize = LabelKind::Model as usize + 1;
+
+impl LabelKind {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [LabelKind; KINDS] = [
+        LabelKind::Listener,
+        LabelKind::Group,
+        LabelKind::Upstream,
+        LabelKind::Key,
+        LabelKind::Model,
+    ];
+}
 
 /// All names that have numbers; it outlives configs.
 #[derive(Debug, Default)]
@@ -106,6 +117,18 @@ pub struct PlanLabels {
 }
 
 impl PlanLabels {
+    /// The names of one kind, with their numbers.
+    pub fn named(&self, kind: LabelKind) -> impl Iterator<Item = (&str, LabelId)> {
+        let list = match kind {
+            LabelKind::Listener => &self.listeners,
+            LabelKind::Group => &self.groups,
+            LabelKind::Upstream => &self.upstreams,
+            LabelKind::Key => &self.keys,
+            LabelKind::Model => &self.models,
+        };
+        list.iter().filter_map(|id| Some((&**self.names.get(id)?, *id)))
+    }
+
     /// Whether a name of these labels is not among `next`.
     #[must_use]
     pub fn loses_to(&self, next: &PlanLabels) -> bool {

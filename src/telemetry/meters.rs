@@ -40,6 +40,16 @@ impl ErrorLabel {
         }
     }
 
+    /// The number for a label's text.
+    #[must_use]
+    pub fn number_of(text: &str) -> Option<u32> {
+        if let Some(status) = text.strip_prefix("status_") {
+            return status.parse().ok().filter(|status| *status < KIND);
+        }
+        let kinds = Kind::all().map(|kind| KIND + kind as u32);
+        kinds.into_iter().find(|number| Self::text(*number) == text)
+    }
+
     /// The label's text for a number.
     #[must_use]
     pub fn text(number: u32) -> String {

@@ -17,7 +17,7 @@ use std::sync::{Arc, OnceLock};
 use foldhash::HashMap;
 
 use super::histogram::{self, Bounds};
-use super::labels::LabelId;
+use super::labels::{LabelId, LabelKind};
 
 /// Most rows of a core.
 pub const ROWS_MAX: usize = CHUNKS * CHUNK_ROWS;
@@ -27,7 +27,7 @@ const CHUNK_ROWS: usize = 256;
 const ROWS_RESERVED: usize = 64;
 
 /// What a row counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RowKind {
     /// Requests at a listener: by method, refused for a rate, durations.
     Listener,
@@ -66,8 +66,53 @@ pub const OUTPUT: usize = INPUT + histogram::WIDTH;
 const WIDTH_MAX: usize = OUTPUT + histogram::WIDTH;
 
 impl RowKind {
+    /// Every kind, in the order of their numbers.
+    pub const ALL: [RowKind; KINDS] = [
+        RowKind::Listener,
+        RowKind::RouteMatch,
+        RowKind::ExchangeError,
+        RowKind::Attempt,
+        RowKind::AttemptError,
+        RowKind::Tokens,
+        RowKind::Model,
+    ];
+
+    /// A word for it, the same in all versions.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            RowKind::Listener => "listener",
+            RowKind::RouteMatch => "route_match",
+            RowKind::ExchangeError => "exchange_error",
+            RowKind::Attempt => "attempt",
+            RowKind::AttemptError => "attempt_error",
+            RowKind::Tokens => "tokens",
+            RowKind::Model => "model",
+        }
+    }
+
+    /// What the names in its labels stand for.
+    #[must_use]
+    pub fn label_kinds(self) -> &'static [LabelKind] {
+        use LabelKind::{Group, Key, Listener, Model, Upstream};
+        match self {
+            RowKind::Listener | RowKind::ExchangeError => &[Listener],
+            RowKind::RouteMatch => &[Listener, Group],
+            RowKind::Attempt | RowKind::AttemptError => &[Group, Upstream],
+            RowKind::Tokens => &[Model, Upstream, Key],
+            RowKind::Model => &[Model],
+        }
+    }
+
+    /// Which of its labels is the number of an error; `None` = none is.
+    #[must_use]
+    pub fn error_label(self) -> Option<usize> {
+        matches!(self, RowKind::ExchangeError | RowKind::AttemptError).then(|| self.names())
+    }
+
     /// How many numbers a row has.
-    fn width(self) -> usize {
+    #[must_use]
+    pub fn width(self) -> usize {
         match self {
             RowKind::Listener => DURATION + histogram::WIDTH,
             RowKind::RouteMatch | RowKind::ExchangeError | RowKind::AttemptError => 1,
@@ -80,11 +125,7 @@ impl RowKind {
     /// How many of a row's labels are numbers of names; others behind them are plain numbers.
     #[must_use]
     pub fn names(self) -> usize {
-        match self {
-            RowKind::Listener | RowKind::ExchangeError | RowKind::Model => 1,
-            RowKind::RouteMatch | RowKind::Attempt | RowKind::AttemptError => 2,
-            RowKind::Tokens => 3,
-        }
+        self.label_kinds().len()
     }
 }
 
@@ -307,19 +348,35 @@ impl RowSums {
         let mut copy = [0; WIDTH_MAX];
         for row in core.rows() {
             let Some(id) = row.read(&mut copy) else { continue };
-            let copy = &copy[..id.kind.width()];
-            match self.at.get(&id) {
-                Some(&at) => {
-                    for (sum, value) in self.values[at..].iter_mut().zip(copy) {
-                        *sum = sum.saturating_add(*value);
-                    }
-                }
-                None => {
-                    self.at.insert(id, self.values.len());
-                    self.values.extend_from_slice(copy);
+            self.add_row(id, &copy[..id.kind.width()]);
+        }
+    }
+
+    /// Adds one row's numbers, as many as its kind has.
+    pub fn add_row(&mut self, id: RowId, values: &[u64]) {
+        match self.at.get(&id) {
+            Some(&at) => {
+                for (sum, value) in self.values[at..].iter_mut().zip(values) {
+                    *sum = sum.saturating_add(*value);
                 }
             }
+            None => {
+                self.at.insert(id, self.values.len());
+                self.values.extend_from_slice(values);
+            }
         }
+    }
+
+    /// Adds all of another one.
+    pub fn merge(&mut self, other: &RowSums) {
+        for (id, &at) in &other.at {
+            self.add_row(*id, &other.values[at..at + id.kind.width()]);
+        }
+    }
+
+    /// All rows with their numbers, in no order.
+    pub fn all(&self) -> impl Iterator<Item = (RowId, &[u64])> {
+        self.at.iter().map(|(id, &at)| (*id, &self.values[at..at + id.kind.width()]))
     }
 
     /// The rows of each kind with their numbers, ordered by their labels.

@@ -29,6 +29,8 @@ pub trait Waiting: Send + Sync {
 #[derive(Debug)]
 pub struct Slots {
     in_flight: AtomicU32,
+    /// In flight at the process before this one, which has handed over to it.
+    elsewhere: AtomicU32,
     /// 0 = no limit.
     limit: AtomicU32,
     /// Queues in which a waiter would take a slot.
@@ -58,6 +60,7 @@ impl Slots {
     pub fn new(limit: u32) -> Slots {
         Slots {
             in_flight: AtomicU32::new(0),
+            elsewhere: AtomicU32::new(0),
             limit: AtomicU32::new(limit),
             wanted: AtomicU32::new(0),
             turn: AtomicUsize::new(0),
@@ -71,6 +74,18 @@ impl Slots {
         self.in_flight.load(Relaxed)
     }
 
+    /// Slots taken, here and at the process before.
+    #[must_use]
+    pub fn in_flight_anywhere(&self) -> u32 {
+        self.in_flight().saturating_add(self.elsewhere.load(Relaxed))
+    }
+
+    /// Says how many slots the process before has taken; free ones go to waiters.
+    pub fn set_elsewhere(&self, count: u32) {
+        let before = self.elsewhere.swap(count, SeqCst);
+        self.fill(before.saturating_sub(count));
+    }
+
     /// The most that may be taken; 0 = no limit.
     #[must_use]
     pub fn limit(&self) -> u32 {
@@ -81,14 +96,15 @@ impl Slots {
     #[must_use]
     pub fn has_free(&self) -> bool {
         let limit = self.limit.load(SeqCst);
-        limit == 0 || self.in_flight.load(SeqCst) < limit
+        limit == 0 || self.in_flight.load(SeqCst) < self.here(limit)
     }
 
     /// Takes a slot; `false` when all are taken.
     #[must_use]
     pub fn try_take(&self) -> bool {
         let limit = self.limit.load(SeqCst);
-        let below = |taken: u32| (limit == 0 || taken < limit).then(|| taken.saturating_add(1));
+        let below =
+            |taken: u32| (limit == 0 || taken < self.here(limit)).then(|| taken.saturating_add(1));
         self.in_flight.fetch_update(SeqCst, SeqCst, below).is_ok()
     }
 
@@ -150,7 +166,12 @@ impl Slots {
 
     fn is_over(&self) -> bool {
         let limit = self.limit.load(SeqCst);
-        limit > 0 && self.in_flight.load(SeqCst) > limit
+        limit > 0 && self.in_flight.load(SeqCst) > self.here(limit)
+    }
+
+    /// What a limit leaves beside the slots taken elsewhere.
+    fn here(&self, limit: u32) -> u32 {
+        limit.saturating_sub(self.elsewhere.load(SeqCst))
     }
 
     /// Asks the queues until one takes the slot, beginning behind the one that took the last.

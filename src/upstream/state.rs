@@ -42,6 +42,17 @@ pub const STATES: usize = 3;
 /// Results of a call, as a breaker sees them.
 pub const RESULTS: usize = 3;
 
+/// What is counted of an upstream; all of it only grows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamCounts {
+    /// Attempts made.
+    pub attempts: u64,
+    /// Changes of the breaker, by the state before and the state after.
+    pub changes: [[u64; STATES]; STATES],
+    /// Results that the breaker was told, by `CallResult`.
+    pub calls: [u64; RESULTS],
+}
+
 /// Shared counters of one upstream.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -152,6 +163,34 @@ impl UpstreamState {
     #[must_use]
     pub fn breaker_calls(&self) -> [u64; RESULTS] {
         self.breaker_calls.each_ref().map(|count| count.load(Ordering::Relaxed))
+    }
+
+    /// Adds what the process before has counted: attempts, changes and results.
+    pub fn add_counted(&self, counted: &UpstreamCounts) {
+        self.attempts.fetch_add(counted.attempts, Ordering::Relaxed);
+        let changes = self.breaker_changes.iter().flatten();
+        for (sum, count) in changes.zip(counted.changes.iter().flatten()) {
+            sum.fetch_add(*count, Ordering::Relaxed);
+        }
+        for (sum, count) in self.breaker_calls.iter().zip(counted.calls) {
+            sum.fetch_add(count, Ordering::Relaxed);
+        }
+    }
+
+    /// What has been counted.
+    #[must_use]
+    pub fn counted(&self) -> UpstreamCounts {
+        UpstreamCounts {
+            attempts: self.attempts(),
+            changes: self.breaker_changes(),
+            calls: self.breaker_calls(),
+        }
+    }
+
+    /// Until when it asked to be left alone; the origin = never.
+    #[must_use]
+    pub fn backs_off_until(&self) -> Moment {
+        self.back_off_until.load()
     }
 
     /// Requests dispatched to this upstream and not yet ended, over all cores.

@@ -40,6 +40,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 pub use members::Accepts;
 use members::Members;
@@ -269,6 +270,17 @@ impl<T: Copy + Send + 'static> GroupQueue<T> {
     /// Changes how many may wait; those who wait already stay.
     pub fn set_length(&self, length: u32) {
         self.queue.set_length(length);
+    }
+
+    /// The measured rate: grants, and the time for which somebody waited, both as weighted.
+    #[must_use]
+    pub fn measured(&self) -> (f64, Duration) {
+        self.queue.lock().queue.measured()
+    }
+
+    /// Goes on from the rate that another process measured.
+    pub fn resume(&self, grants: f64, waited: Duration) {
+        self.queue.lock().queue.resume(grants, waited);
     }
 
     /// Seconds after which a newcomer may hope for a slot, from the measured rate.

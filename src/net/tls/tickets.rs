@@ -277,6 +277,35 @@ impl Tickets {
         if self.is_empty() { Ok(()) } else { self.renew() }
     }
 
+    /// The keys, for the process that comes next; empty when there are none.
+    #[must_use]
+    pub fn give(&self) -> Vec<u8> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        self.ring.read().unwrap_or_else(PoisonError::into_inner).to_bytes()
+    }
+
+    /// Goes on with the keys of the process before, so that its tickets open here; how many there
+    /// are. Keys of our own stay as far as there is place.
+    ///
+    /// Shape: `None` when the bytes are no keys; nothing has changed.
+    pub fn inherit(&self, bytes: &[u8]) -> Option<usize> {
+        let Keyring(mut keys) = Keyring::from_bytes(bytes)?;
+        let inherited = keys.len();
+        let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+        for own in std::mem::take(&mut ring.0) {
+            if keys.len() < KEYS_MAX && keys.iter().all(|key| key.id != own.id) {
+                keys.push(own);
+            }
+        }
+        keys.sort_by_key(|key| std::cmp::Reverse(key.made_s));
+        ring.0 = keys;
+        // The file of a state folder that both have holds them already, or the next rotation
+        // writes them.
+        Some(inherited)
+    }
+
     /// Whether no keys were made yet.
     fn is_empty(&self) -> bool {
         self.ring.read().unwrap_or_else(PoisonError::into_inner).0.is_empty()

@@ -34,12 +34,14 @@
 //! faults and by whoever calls `record`. Only the trials of the present half-open period
 //! are bounded: calls from before it opened may still be running.
 
+mod image;
 pub mod models;
 mod outage;
 mod policy;
 mod state;
 mod window;
 
+pub use image::BreakerImage;
 pub use outage::Sign;
 pub use policy::BreakerPolicy;
 pub use state::{CallResult, Change, Entry, State, StateName};
@@ -88,6 +90,40 @@ impl Breaker {
     pub fn set_policy(&self, policy: &BreakerPolicy) {
         self.policy.set(policy);
         self.window.set_length(policy.window);
+    }
+
+    /// What it knows, for the process that comes next.
+    #[must_use]
+    pub fn image(&self, now: Moment) -> BreakerImage {
+        let (gate, failed) = (self.gate(), self.failed_at());
+        BreakerImage {
+            calls: self.window.counted(gate.epoch, now),
+            failed_ago: (failed > Moment::ORIGIN).then(|| now.since(failed)),
+            hangs: self.outage.hangs.load(Relaxed),
+            ..BreakerImage::of(gate, now)
+        }
+    }
+
+    /// Goes on from what the process before knew; a breaker that has opened of itself knows better,
+    /// and nothing changes.
+    pub fn resume(&self, image: &BreakerImage, now: Moment) {
+        let mut epoch = None;
+        let _ = self.change(|gate| {
+            let next = matches!(gate.state, State::Closed { .. }).then(|| image.gate(gate, now))?;
+            epoch = Some(next.epoch);
+            Some(next)
+        });
+        let Some(epoch) = epoch.filter(|_| self.state().name() == image.state) else { return };
+        self.window.fill(epoch, &image.calls, now);
+        if let Some(ago) = image.failed_ago {
+            // Before the origin of this process is at its origin, and a little later, so that of
+            // those that failed some did.
+            self.outage.failed.advance(now.before(ago).max(Moment::from_millis(1)));
+        }
+        if image.state != StateName::Closed {
+            self.outage.hangs.store(image.hangs, Relaxed);
+            self.outage.heard.advance(now);
+        }
     }
 
     /// Returns where it stands.

@@ -47,6 +47,19 @@ struct Mark {
     worked: AtomicMoment,
 }
 
+/// What is known of one model, by how long ago it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MarkImage {
+    /// Hash of its name.
+    pub model: u64,
+    /// Failures in a row.
+    pub failures: u32,
+    /// Since it last failed; `None` = never.
+    pub failed_ago: Option<Duration>,
+    /// Since it last worked; `None` = never.
+    pub worked_ago: Option<Duration>,
+}
+
 impl Mark {
     fn latest(&self) -> Moment {
         self.failed.load().max(self.worked.load())
@@ -105,6 +118,33 @@ impl ModelMarks {
                 && mark.failures.load(Relaxed) >= policy.consecutive.max(1)
                 && now.since(mark.failed.load()) < policy.cooldown
         })
+    }
+
+    /// What is known of models, for the process that comes next.
+    #[must_use]
+    pub fn images(&self, now: Moment) -> Vec<MarkImage> {
+        let ago = |at: Moment| (at > Moment::ORIGIN).then(|| now.since(at));
+        let images = self.marks.iter().map(|mark| MarkImage {
+            model: mark.model.load(Relaxed),
+            failures: mark.failures.load(Relaxed),
+            failed_ago: ago(mark.failed.load()),
+            worked_ago: ago(mark.worked.load()),
+        });
+        images.filter(|image| image.model != 0).collect()
+    }
+
+    /// Goes on from what the process before knew of a model.
+    pub fn resume(&self, image: &MarkImage, now: Moment) {
+        let mark = self.of(image.model | 1);
+        let at = |ago: Duration| now.before(ago) + ONE;
+        let _ = mark.failures.fetch_max(image.failures, Relaxed);
+        if let Some(ago) = image.failed_ago {
+            mark.failed.advance(at(ago));
+            self.watch_until.advance(at(ago) + OTHERS);
+        }
+        if let Some(ago) = image.worked_ago {
+            mark.worked.advance(at(ago));
+        }
     }
 
     /// The mark of a model, or the one with the oldest news.

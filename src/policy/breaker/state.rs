@@ -44,9 +44,10 @@ pub enum State {
 }
 
 /// A state without what it holds, for labels and counters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum StateName {
     /// Calls pass.
+    #[default]
     Closed,
     /// Calls are refused.
     Open,

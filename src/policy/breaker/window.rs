@@ -63,6 +63,43 @@ impl Window {
         self.sum(epoch, tenth)
     }
 
+    /// What is counted in an epoch: how long ago, calls, failures.
+    pub(super) fn counted(&self, epoch: u32, now: Moment) -> Vec<(Duration, u32, u32)> {
+        let tenth = self.tenth.periods(now);
+        let back = 0..(BUCKETS as u64).min(tenth + 1);
+        let counted = back.filter_map(|back| {
+            let at = ((tenth - back) % BUCKETS as u64) as usize;
+            let bucket = Bucket::unpack(self.buckets.get(at)?.load(Relaxed));
+            let is_there = bucket.tag == Bucket::begun(epoch, tenth - back).tag && bucket.calls > 0;
+            let ago = self.tenth.load().saturating_mul(back as u32);
+            is_there.then_some((ago, bucket.calls, bucket.failures))
+        });
+        counted.collect()
+    }
+
+    /// Counts in an epoch what another process has counted.
+    pub(super) fn fill(&self, epoch: u32, counted: &[(Duration, u32, u32)], now: Moment) {
+        for &(ago, calls, failures) in counted {
+            let tenth = self.tenth.periods(now.before(ago));
+            // What lies before the origin of this process, or before the window, is forgotten.
+            if ago > now.since(Moment::ORIGIN) || tenth + BUCKETS as u64 <= self.tenth.periods(now)
+            {
+                continue;
+            }
+            let own = Bucket::begun(epoch, tenth);
+            let at = (tenth % BUCKETS as u64) as usize;
+            if let Some(word) = self.buckets.get(at) {
+                let _ = word.fetch_update(Relaxed, Relaxed, |seen| {
+                    let seen = Bucket::unpack(seen);
+                    let bucket = if seen.tag == own.tag { seen } else { own };
+                    let calls = bucket.calls.saturating_add(calls).min(u32::from(u16::MAX));
+                    let failures = bucket.failures.saturating_add(failures).min(calls);
+                    Some(Bucket { calls, failures, ..bucket }.pack())
+                });
+            }
+        }
+    }
+
     fn sum(&self, epoch: u32, tenth: u64) -> Counts {
         let mut counts = Counts::default();
         for back in 0..(BUCKETS as u64).min(tenth + 1) {

@@ -1,7 +1,8 @@
 //! Exchanges in flight: a counter with a bound.
 //!
 //! Who has entered must leave exactly once, whatever way the exchange ends; whoever holds the
-//! record of the exchange does so by `Drop`.
+//! record of the exchange does so by `Drop`. Those that are still inside at the process before, when
+//! another has taken over, count as well.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
@@ -9,12 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 #[derive(Debug, Default)]
 pub struct Gate {
     inside: AtomicU32,
+    elsewhere: AtomicU32,
 }
 
 impl Gate {
     /// Enters unless `limit` are inside; `true` must be followed by one `leave`.
     #[must_use]
     pub fn enter(&self, limit: u32) -> bool {
+        let limit = limit.saturating_sub(self.elsewhere.load(Relaxed));
         let enter = |inside: u32| (inside < limit).then(|| inside + 1);
         self.inside.fetch_update(Relaxed, Relaxed, enter).is_ok()
     }
@@ -22,6 +25,17 @@ impl Gate {
     /// Leaves.
     pub fn leave(&self) {
         let _ = self.inside.fetch_update(Relaxed, Relaxed, |inside| inside.checked_sub(1));
+    }
+
+    /// Says how many are inside at the process before.
+    pub fn set_elsewhere(&self, count: u32) {
+        self.elsewhere.store(count, Relaxed);
+    }
+
+    /// How many are inside, here and at the process before.
+    #[must_use]
+    pub fn inside_anywhere(&self) -> u32 {
+        self.inside().saturating_add(self.elsewhere.load(Relaxed))
     }
 
     /// How many are inside.
@@ -43,6 +57,18 @@ mod tests {
         gate.leave();
         assert!(gate.enter(2) && !gate.enter(2));
         assert_eq!(gate.inside(), 2);
+    }
+
+    #[test]
+    fn those_inside_elsewhere_count() {
+        let gate = Gate::default();
+        gate.set_elsewhere(2);
+        assert!(gate.enter(3) && !gate.enter(3));
+        assert_eq!((gate.inside(), gate.inside_anywhere()), (1, 3));
+        gate.set_elsewhere(7);
+        assert!(!gate.enter(3));
+        gate.set_elsewhere(0);
+        assert!(gate.enter(3));
     }
 
     #[test]

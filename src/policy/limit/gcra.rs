@@ -64,6 +64,15 @@ impl Pace {
     }
 }
 
+/// From here on `due` is no time: the bucket has been given to another process, and the low half is
+/// the calls kept of it. As a time it is 292 years ahead, so that nothing else passes.
+const GIVEN: u64 = 1 << 63;
+
+/// The calls kept of a bucket that was given; `None` = it was not.
+fn kept(due: u64) -> Option<u32> {
+    (due >= GIVEN).then_some(due as u32)
+}
+
 /// The state of one steady rate; starts full.
 #[derive(Debug, Default)]
 pub struct Bucket {
@@ -78,7 +87,10 @@ impl Bucket {
     pub fn take(&self, pace: &Pace, now: Moment) -> Result<(), Duration> {
         let mut due = self.due.load(Relaxed);
         loop {
-            let next = pace.decide(due, now.as_nanos()).map_err(Duration::from_nanos)?;
+            let next = match pace.decide(due, now.as_nanos()) {
+                Ok(next) => next,
+                Err(wait) => return self.take_kept(Duration::from_nanos(wait)),
+            };
             match self.due.compare_exchange_weak(due, next, Relaxed, Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(seen) => due = seen,
@@ -89,7 +101,76 @@ impl Bucket {
     /// Puts back a call that was taken and then refused for another reason.
     pub fn undo(&self, pace: &Pace) {
         // Every call since then has added its own step, so taking one off is exact.
-        let _ = self.due.fetch_update(Relaxed, Relaxed, |due| due.checked_sub(pace.step));
+        let _ = self.due.fetch_update(Relaxed, Relaxed, |due| match kept(due) {
+            Some(_) => due.checked_add(1),
+            None => due.checked_sub(pace.step),
+        });
+    }
+
+    /// Takes one of the calls that were kept of a bucket that was given.
+    #[cold]
+    fn take_kept(&self, wait: Duration) -> Result<(), Duration> {
+        let take = |due: u64| (kept(due)? > 0).then(|| due - 1);
+        match self.due.fetch_update(Relaxed, Relaxed, take) {
+            Ok(_) => Ok(()),
+            Err(due) if kept(due).is_some() => Err(Duration::from_secs(1)),
+            Err(_) => Err(wait),
+        }
+    }
+
+    /// Gives the bucket to another process and keeps half of the calls that would pass now, `most`
+    /// at most: how far ahead of now it is with those as had, and how many they are.
+    ///
+    /// Shape: `None` when it has been given before.
+    pub fn give(&self, pace: &Pace, most: u32, now: Moment) -> Option<(Duration, u32)> {
+        let mut given = (Duration::ZERO, 0);
+        let give = |due: u64| {
+            if kept(due).is_some() {
+                return None;
+            }
+            let ahead = due.saturating_sub(now.as_nanos());
+            let passing = (pace.slack.checked_sub(ahead)).map_or(0, |slack| slack / pace.step + 1);
+            let own = u32::try_from(passing.div_ceil(2)).unwrap_or(u32::MAX).min(most);
+            let ahead = ahead.saturating_add(pace.step.saturating_mul(own.into()));
+            given = (Duration::from_nanos(ahead), own);
+            Some(GIVEN | u64::from(own))
+        };
+        self.due.fetch_update(Relaxed, Relaxed, give).ok().map(|_| given)
+    }
+
+    /// Keeps no more calls than that of a bucket that was given; how many were kept until now.
+    pub fn keep(&self, most: u32) -> u32 {
+        let keep = |due: u64| kept(due).map(|own| GIVEN | u64::from(own.min(most)));
+        let before = self.due.fetch_update(Relaxed, Relaxed, keep);
+        before.ok().and_then(kept).unwrap_or(0)
+    }
+
+    /// Takes a bucket back that was given; with the calls kept it would have been full at `due`.
+    pub fn take_back(&self, pace: &Pace, due: Moment) {
+        let back = |seen: u64| {
+            let left = pace.step.saturating_mul(kept(seen)?.into());
+            Some(due.as_nanos().saturating_sub(left).min(GIVEN - 1))
+        };
+        let _ = self.due.fetch_update(Relaxed, Relaxed, back);
+    }
+
+    /// Takes over a bucket that is so far ahead of now.
+    pub fn inherit(&self, ahead: Duration, now: Moment) {
+        let ahead = u64::try_from(ahead.as_nanos()).unwrap_or(u64::MAX);
+        self.change(|due| due.max(now.as_nanos()).saturating_add(ahead).min(GIVEN - 1));
+    }
+
+    /// Puts back calls that were counted as had for so long. What the time alone has made good since
+    /// is not put back once more.
+    pub fn put_back(&self, pace: &Pace, calls: u32, counted: Duration) {
+        let since = u64::try_from(counted.as_nanos()).unwrap_or(u64::MAX);
+        let less = pace.step.saturating_mul(calls.into()).saturating_sub(since);
+        self.change(|due| due.saturating_sub(less));
+    }
+
+    fn change(&self, next: impl Fn(u64) -> u64) {
+        let next = |due: u64| kept(due).is_none().then(|| next(due));
+        let _ = self.due.fetch_update(Relaxed, Relaxed, next);
     }
 }
 
@@ -142,6 +223,48 @@ mod tests {
         bucket.undo(&pace);
         assert_eq!(burst(&bucket, &pace, 100, 9), 2);
         Bucket::default().undo(&pace);
+    }
+
+    #[test]
+    fn what_is_given_is_let_in_once() {
+        let (old, new, pace) = (Bucket::default(), Bucket::default(), pace(10, 6));
+        assert_eq!(burst(&old, &pace, 1_000, 2), 2);
+        let (ahead, kept) = old.give(&pace, 9, ns(1_000)).unwrap();
+        assert_eq!((kept, ahead), (2, Duration::from_millis(400)));
+        assert_eq!(old.give(&pace, 9, ns(1_000)), None, "once");
+        // The origin of the other process is another one.
+        new.inherit(ahead, ns(77));
+        assert_eq!((burst(&old, &pace, 1_000, 9), burst(&new, &pace, 77, 9)), (2, 2));
+        // Nothing is earned at the old one any more.
+        assert_eq!(burst(&old, &pace, 60_000_000_000, 9), 0);
+        old.undo(&pace);
+        assert_eq!((old.keep(0), old.keep(9)), (1, 0));
+    }
+
+    #[test]
+    fn what_is_taken_back_counts_on() {
+        let (bucket, pace) = (Bucket::default(), pace(10, 6));
+        assert_eq!(burst(&bucket, &pace, 1_000, 2), 2);
+        let (ahead, kept) = bucket.give(&pace, 9, ns(1_000)).unwrap();
+        assert_eq!((kept, burst(&bucket, &pace, 1_000, 1)), (2, 1));
+        bucket.take_back(&pace, ns(1_000) + ahead);
+        assert_eq!(burst(&bucket, &pace, 1_000, 9), 3);
+        bucket.take_back(&pace, ns(0));
+        assert_eq!(burst(&bucket, &pace, 1_000, 9), 0, "once");
+    }
+
+    #[test]
+    fn what_comes_back_is_worth_what_time_has_not_made_good() {
+        let (old, new, pace) = (Bucket::default(), Bucket::default(), pace(1, 10));
+        let (ahead, kept) = old.give(&pace, 4, ns(0)).unwrap();
+        new.inherit(ahead, ns(0));
+        assert_eq!((kept, burst(&new, &pace, 0, 99)), (4, 6));
+        // Two seconds later: two earned, and four back of which two are those.
+        let later = 2_000_000_000;
+        new.put_back(&pace, old.keep(0), Duration::from_secs(2));
+        assert_eq!(burst(&new, &pace, later, 99), 4);
+        new.put_back(&pace, u32::MAX, Duration::ZERO);
+        assert_eq!(burst(&new, &pace, later, 99), 10, "never more than the burst");
     }
 
     #[test]

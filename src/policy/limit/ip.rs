@@ -14,10 +14,14 @@
 //! share a bucket by accident with a chance of 2^-24 times eight for each newcomer.
 //!
 //! An IPv6 client is its /64: whoever has one address of it has all.
+//!
+//! A process that takes over from another is told the chance and the fullest buckets (`ahead`), and
+//! takes both (`inherit`) before it asks the table for the first time: until then `is_awaited`.
 
-use std::hash::{BuildHasher, RandomState};
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::gcra::Pace;
@@ -48,7 +52,19 @@ impl IpPace {
 #[derive(Debug)]
 pub struct IpTable {
     lines: Box<[Line]>,
-    hasher: RandomState,
+    /// What the hash of an address begins with; nobody outside knows it.
+    chance: [AtomicU64; 2],
+    /// The process before has not yet told what addresses have had there.
+    awaited: AtomicBool,
+}
+
+/// One bucket as another process is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct IpBucket {
+    /// How far it is ahead of now.
+    pub ahead: Duration,
+    /// The word in which it is: line and tag.
+    pub at: (u32, u32),
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +75,69 @@ impl IpTable {
     /// Makes an empty table; `hasher` is its chance.
     #[must_use]
     pub fn new(hasher: RandomState) -> Self {
-        Self { lines: (0..LINES).map(|_| Line::default()).collect(), hasher }
+        let chance = [0u8, 1].map(|part| AtomicU64::new(hasher.hash_one(part)));
+        let lines = (0..LINES).map(|_| Line::default()).collect();
+        Self { lines, chance, awaited: AtomicBool::new(false) }
+    }
+
+    /// Whether nothing may be taken yet: what addresses have had is still to be told.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        self.awaited.load(Ordering::Acquire)
+    }
+
+    /// Says whether what addresses have had is still to be told.
+    pub fn set_awaited(&self, awaited: bool) {
+        self.awaited.store(awaited, Ordering::Release);
+    }
+
+    /// By what the table hashes; for the process that comes next, and nobody else.
+    #[must_use]
+    pub fn chance(&self) -> [u64; 2] {
+        self.chance.each_ref().map(|part| part.load(Relaxed))
+    }
+
+    /// The buckets that are not full, the emptiest first, `most` at most.
+    #[must_use]
+    pub fn buckets(&self, pace: &IpPace, most: usize, now: Moment) -> Vec<IpBucket> {
+        let now = now.as_micros();
+        let mut all = Vec::new();
+        for (number, line) in self.lines.iter().enumerate() {
+            for word in &line.0 {
+                let word = word.load(Relaxed);
+                let ahead = ahead(word, now, pace);
+                if ahead > 0 {
+                    let at = (number as u32, tag_of(word) as u32);
+                    all.push(IpBucket { ahead: Duration::from_micros(ahead), at });
+                }
+            }
+        }
+        all.sort_unstable_by_key(|bucket| std::cmp::Reverse(*bucket));
+        all.truncate(most);
+        all
+    }
+
+    /// Takes over the chance of another table; what is in this one is nobody's any more.
+    pub fn inherit(&self, chance: [u64; 2]) {
+        self.chance.iter().zip(chance).for_each(|(part, value)| part.store(value, Relaxed));
+    }
+
+    /// Adds what another process has taken out of a bucket, as the time that it is worth.
+    ///
+    /// Shape: nothing happens when there is no such line.
+    pub fn charge(&self, at: (u32, u32), cost: Duration, pace: &IpPace, now: Moment) {
+        let now = now.as_micros();
+        let cost = u64::try_from(cost.as_micros()).unwrap_or(u64::MAX);
+        let tag = u64::from(at.1) & (u64::MAX >> DUE_BITS);
+        let Some(line) = self.lines.get(at.0 as usize).filter(|_| tag > 0) else { return };
+        loop {
+            let (word, seen) = line.find(tag, now, pace);
+            let before = if tag_of(seen) == tag { ahead(seen, now, pace) } else { 0 };
+            let next = before.saturating_add(cost).min(pace.0.ahead_max());
+            if word.compare_exchange(seen, pack(tag, now + next), Relaxed, Relaxed).is_ok() {
+                return;
+            }
+        }
     }
 
     /// Takes one call out of an address's bucket.
@@ -81,7 +159,10 @@ impl IpTable {
 
     /// The line of an address and its tag, which is never 0.
     fn place(&self, ip: IpAddr) -> (&Line, u64) {
-        let hash = self.hasher.hash_one(network(ip));
+        let mut hasher = DefaultHasher::new();
+        self.chance().hash(&mut hasher);
+        network(ip).hash(&mut hasher);
+        let hash = hasher.finish();
         // Tag and line come from different ends of the hash.
         (&self.lines[hash as usize % LINES], (hash >> DUE_BITS).max(1))
     }
@@ -151,6 +232,35 @@ mod tests {
 
     fn passed(table: &IpTable, ip: IpAddr, pace: &IpPace, now: Moment, tries: u32) -> u32 {
         (0..tries).map(|_| u32::from(table.take(ip, pace, now).is_ok())).sum()
+    }
+
+    #[test]
+    fn another_table_goes_on_where_one_was() {
+        let (old, pace) = (table(), IpPace::new(1, 5));
+        let ip = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let take = |table: &IpTable, last: u8, now: Moment| {
+            (0..9).filter(|_| table.take(ip(last), &pace, now).is_ok()).count()
+        };
+        let then = Moment::from_secs(1000);
+        assert_eq!(take(&old, 1, then), 5);
+        assert!(old.take(ip(2), &pace, then).is_ok());
+        let buckets = old.buckets(&pace, 9, then);
+        assert_eq!(buckets.iter().map(|one| one.ahead.as_secs()).collect::<Vec<_>>(), [5, 1]);
+        assert_eq!(old.buckets(&pace, 1, then), buckets[..1], "the emptiest");
+        // Another process, with another origin.
+        let (new, now) = (table(), Moment::from_secs(3));
+        new.inherit(old.chance());
+        buckets.iter().for_each(|one| new.charge(one.at, one.ahead, &pace, now));
+        assert_eq!((take(&new, 1, now), take(&new, 2, now), take(&new, 3, now)), (0, 4, 5));
+        // What is no line or no tag is nobody's.
+        new.charge((u32::MAX, 1), Duration::MAX, &pace, now);
+        new.charge((0, 0), Duration::MAX, &pace, now);
+        new.charge(buckets[0].at, Duration::MAX, &pace, now);
+        assert_eq!(
+            take(&new, 1, now + Duration::from_secs(5)),
+            5,
+            "locked out for a burst at most"
+        );
     }
 
     #[test]

@@ -48,8 +48,10 @@ pub struct KeyState {
     pub balance: Balance,
     /// What it holds of a budget that nodes share.
     pub lease: QuotaLease,
-    bucket: Bucket,
-    gate: Gate,
+    /// The steady rate.
+    pub bucket: Bucket,
+    /// Exchanges in flight, as far as they are limited.
+    pub gate: Gate,
 }
 
 /// A limit is reached.

@@ -281,6 +281,25 @@ impl QuotaLease {
         self.add_tokens(draw.tokens);
     }
 
+    /// Gives away all calls on stock: of the minute and of the day, each with its window's number.
+    pub fn give(&self) -> [(u32, u32); 2] {
+        [&self.minute, &self.day].map(|stock| {
+            let held = stock.take_all();
+            (held.number, held.count)
+        })
+    }
+
+    /// Takes over calls that another process had on stock.
+    pub fn inherit(&self, [minute, day]: [(u32, u32); 2]) {
+        self.minute.put(minute.0, minute.1, None);
+        self.day.put(day.0, day.1, None);
+    }
+
+    /// Gives away the tokens that the store has not been told of.
+    pub fn give_tokens(&self) -> u64 {
+        self.tokens.swap(0, Relaxed)
+    }
+
     fn add_tokens(&self, tokens: u64) {
         let add = |before: u64| Some(before.saturating_add(tokens));
         let _ = self.tokens.fetch_update(Relaxed, Relaxed, add);

@@ -38,6 +38,17 @@ impl Balance {
     /// Charges tokens; `per_minute` 0 = none are counted.
     pub fn charge(&self, tokens: u64, per_minute: u64, now: Moment) {
         let Some(cost) = cost(tokens, per_minute) else { return };
+        self.charge_time(cost, now);
+    }
+
+    /// When everything spent will have been earned.
+    #[must_use]
+    pub fn due(&self) -> Moment {
+        self.due.load()
+    }
+
+    /// Charges what another process has charged, as the time that it is worth.
+    pub fn charge_time(&self, cost: Duration, now: Moment) {
         let most = now + (MINUTE + DEBT_MAX);
         // What is due later already, by a clock ahead of this one, is not brought nearer.
         self.due.update(|due| due.max((due.max(now) + cost).min(most)));

@@ -9,8 +9,13 @@
 //! A call that does not pass both windows consumes nothing. Both are looked at before one is
 //! charged, so that a minute is charged and given back only where two calls race for the last
 //! place of a day; a third call that meets just that moment hears "minute" for "day".
+//!
+//! When another process takes over, a window is given to it (`give`): the word then holds, in place
+//! of a count, the few calls that may yet be let in here. The process that takes it over counts
+//! those as had (`inherit`), in each window that begins while they are out, and gets back what was
+//! not used (`hear`): so both together never let in more than the limit.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use super::standing::{Share, Standing};
 use crate::base::clock::{WallTime, seconds_up};
@@ -38,9 +43,28 @@ pub enum Full {
     Day,
 }
 
+/// The number of a window that has been given: its word holds how many calls may yet be let in. No
+/// window of time has this number.
+const GIVEN: u32 = u32::MAX;
+
+/// A window as it is given to another process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GivenWindow {
+    /// Its number.
+    pub number: u32,
+    /// Calls let in.
+    pub used: u32,
+    /// Calls that the giver may yet let in, in this window or later ones.
+    pub kept: u32,
+}
+
 /// A counter that begins anew with each window.
 #[derive(Debug, Default)]
-pub struct Window(AtomicU64);
+pub struct Window {
+    word: AtomicU64,
+    /// Calls that the process before may yet let in; each window begins with them.
+    elsewhere: AtomicU32,
+}
 
 impl Window {
     /// Charges one call.
@@ -48,44 +72,146 @@ impl Window {
     /// Shape: `window` is the number of the window of now; returns what is left of the limit, or
     /// `None` when it was full and nothing has been charged.
     pub fn take(&self, window: u32, limit: u32) -> Option<u32> {
-        let mut seen = self.0.load(Relaxed);
+        let mut seen = self.word.load(Relaxed);
         loop {
-            let (number, count) = at(seen, window);
-            if count >= limit {
-                return None;
-            }
-            let next = pack(number, count + 1);
-            match self.0.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
-                Ok(_) => return Some(limit - count - 1),
+            let (next, left) = match self.at(seen, window) {
+                (GIVEN, kept) => {
+                    let left = kept.checked_sub(1)?;
+                    (pack(GIVEN, left), left)
+                }
+                (number, count) if count < limit => (pack(number, count + 1), limit - count - 1),
+                _ => return None,
+            };
+            match self.word.compare_exchange_weak(seen, next, Relaxed, Relaxed) {
+                Ok(_) => return Some(left),
                 Err(now) => seen = now,
             }
         }
     }
 
-    /// Calls charged in the window.
-    pub fn count(&self, window: u32) -> u32 {
-        at(self.0.load(Relaxed), window).1
+    /// What is left of the limit in the window.
+    pub fn left(&self, window: u32, limit: u32) -> u32 {
+        match self.at(self.word.load(Relaxed), window) {
+            (GIVEN, kept) => kept,
+            (_, count) => limit.saturating_sub(count),
+        }
     }
 
     /// Gives a call back that was charged in this window, unless it is over.
     pub fn undo(&self, window: u32) {
-        let _ = self.0.fetch_update(Relaxed, Relaxed, |seen| {
-            let (number, count) = unpack(seen);
-            (number >= window && count > 0).then(|| pack(number, count - 1))
+        let _ = self.word.fetch_update(Relaxed, Relaxed, |seen| match unpack(seen) {
+            (GIVEN, kept) => Some(pack(GIVEN, kept.saturating_add(1))),
+            (number, count) => (number >= window && count > 0).then(|| pack(number, count - 1)),
         });
+    }
+
+    /// Gives the window away and keeps half of what is left of the limit, `most` at most.
+    ///
+    /// Shape: `None` when it has been given before.
+    pub fn give(&self, window: u32, limit: u32, most: u32) -> Option<GivenWindow> {
+        let mut given = GivenWindow::default();
+        let give = |seen: u64| {
+            let (number, used) = self.at(seen, window);
+            let kept = limit.saturating_sub(used).div_ceil(2).min(most);
+            given = GivenWindow { number, used, kept };
+            (number != GIVEN).then(|| pack(GIVEN, kept))
+        };
+        self.word.fetch_update(Relaxed, Relaxed, give).ok().map(|_| given)
+    }
+
+    /// Keeps no more than that of a window that was given; how many calls were kept until now.
+    pub fn keep(&self, most: u32) -> u32 {
+        let keep = |seen: u64| match unpack(seen) {
+            (GIVEN, kept) => Some(pack(GIVEN, kept.min(most))),
+            _ => None,
+        };
+        let before = self.word.fetch_update(Relaxed, Relaxed, keep);
+        before.map_or(0, |seen| unpack(seen).1)
+    }
+
+    /// Takes a window back that was given, of which no fewer calls have been kept since.
+    pub fn take_back(&self, given: GivenWindow, window: u32) {
+        let (number, used) = match counts(given.number, window) {
+            true => (given.number, given.used),
+            false => (window, 0),
+        };
+        let back = |seen: u64| match unpack(seen) {
+            (GIVEN, left) => {
+                Some(pack(number, used.saturating_add(given.kept.saturating_sub(left))))
+            }
+            _ => None,
+        };
+        let _ = self.word.fetch_update(Relaxed, Relaxed, back);
+    }
+
+    /// Takes over what another process had in a window; `window` is the number of now.
+    pub fn inherit(&self, given: GivenWindow, window: u32) {
+        self.elsewhere.store(given.kept, Relaxed);
+        let had = given.used.saturating_add(given.kept);
+        let _ = self.word.fetch_update(Relaxed, Relaxed, |seen| match unpack(seen) {
+            (GIVEN, _) => None,
+            (number, count) if counts(number, window) => {
+                let same = counts(given.number, window);
+                let more = if same { had } else { given.kept };
+                Some(pack(number.max(given.number * u32::from(same)), count.saturating_add(more)))
+            }
+            // A window that has not begun begins with what is elsewhere.
+            _ => counts(given.number, window).then(|| pack(given.number, had)),
+        });
+    }
+
+    /// Hears from the process before: so many calls used since it last told, so many kept still.
+    pub fn hear(&self, used: u32, kept: u32, window: u32) {
+        let before = self.elsewhere.load(Relaxed);
+        let kept = kept.min(before);
+        self.elsewhere.store(kept, Relaxed);
+        let back = before.saturating_sub(kept).saturating_sub(used);
+        let _ = self.word.fetch_update(Relaxed, Relaxed, |seen| match unpack(seen) {
+            (GIVEN, _) => None,
+            (number, count) if counts(number, window) => {
+                Some(pack(number, count.saturating_sub(back)))
+            }
+            // One that has not begun here may be the one in which they were used.
+            _ => (used > 0).then(|| pack(window, before.saturating_sub(back))),
+        });
+    }
+
+    /// Whether the process before may yet give calls back.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        self.elsewhere.load(Relaxed) > 0
     }
 
     /// The number of the window in force.
     fn number(&self, window: u32) -> u32 {
-        at(self.0.load(Relaxed), window).0
+        match self.at(self.word.load(Relaxed), window).0 {
+            GIVEN => window,
+            number => number,
+        }
+    }
+
+    /// The window in force and its count: those of the word, if they count now. Of a window that
+    /// was given, `GIVEN` and what is kept.
+    fn at(&self, word: u64, window: u32) -> (u32, u32) {
+        match unpack(word) {
+            (number, count) if number == GIVEN || counts(number, window) => (number, count),
+            _ => (window, self.elsewhere.load(Relaxed)),
+        }
+    }
+
+    #[cfg(test)]
+    fn count(&self, window: u32) -> u32 {
+        self.at(self.word.load(Relaxed), window).1
     }
 }
 
 /// The windows of one key.
 #[derive(Debug, Default)]
 pub struct Windows {
-    minute: Window,
-    day: Window,
+    /// The minute.
+    pub minute: Window,
+    /// The UTC day.
+    pub day: Window,
 }
 
 impl Windows {
@@ -117,10 +243,10 @@ impl Windows {
     /// Looks whether one more call would pass; charges nothing.
     pub fn check(&self, quota: Quota, now: WallTime) -> Result<(), Full> {
         let (minute, day) = numbers(now);
-        if quota.per_day > 0 && self.day.count(day) >= quota.per_day {
+        if quota.per_day > 0 && self.day.left(day, quota.per_day) == 0 {
             return Err(Full::Day);
         }
-        if quota.per_minute > 0 && self.minute.count(minute) >= quota.per_minute {
+        if quota.per_minute > 0 && self.minute.left(minute, quota.per_minute) == 0 {
             return Err(Full::Minute);
         }
         Ok(())
@@ -136,13 +262,17 @@ impl Windows {
     /// What is left, for a call that was refused.
     pub fn standing(&self, quota: Quota, now: WallTime) -> Standing {
         let (minute, day) = numbers(now);
-        let share = |limit: u32, count: u32| {
-            (limit > 0).then(|| Share { limit, left: limit.saturating_sub(count) })
-        };
+        let share = |limit: u32, left: u32| (limit > 0).then_some(Share { limit, left });
         Standing {
-            minute: share(quota.per_minute, self.minute.count(minute)),
-            day: share(quota.per_day, self.day.count(day)),
+            minute: share(quota.per_minute, self.minute.left(minute, quota.per_minute)),
+            day: share(quota.per_day, self.day.left(day, quota.per_day)),
         }
+    }
+
+    /// Whether the process before may yet give calls back that are counted here as had.
+    #[must_use]
+    pub fn are_out(&self) -> bool {
+        self.minute.is_out() || self.day.is_out()
     }
 
     /// Seconds until a full window ends, at least 1.
@@ -176,14 +306,6 @@ pub fn seconds_until_end(number: u32, window_s: u64, now: WallTime) -> u32 {
 #[must_use]
 pub fn counts(number: u32, now: u32) -> bool {
     number.checked_sub(now).is_some_and(|ahead| ahead <= 1)
-}
-
-/// The window in force and its count: those of the state, if they count now.
-fn at(state: u64, window: u32) -> (u32, u32) {
-    match unpack(state) {
-        (number, count) if counts(number, window) => (number, count),
-        _ => (window, 0),
-    }
 }
 
 fn unpack(state: u64) -> (u32, u32) {
@@ -334,7 +456,135 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_given_is_let_in_once() {
+        let (old, new) = (Window::default(), Window::default());
+        (0..30).for_each(|_| assert!(old.take(7, 60).is_some()));
+        let given = old.give(7, 60, 4).unwrap();
+        assert_eq!(given, GivenWindow { number: 7, used: 30, kept: 4 });
+        assert_eq!(old.give(7, 60, 4), None, "once");
+        new.inherit(given, 7);
+        let passed = |window: &Window| (0..99).filter(|_| window.take(7, 60).is_some()).count();
+        assert_eq!((passed(&old), passed(&new)), (4, 26));
+        assert_eq!((new.left(7, 60), old.left(7, 60), new.is_out()), (0, 0, true));
+    }
+
+    #[test]
+    fn of_a_window_that_is_nearly_full_half_is_kept() {
+        let of = |used: u32, most: u32| {
+            let window = Window::default();
+            (0..used).for_each(|_| assert!(window.take(7, 60).is_some()));
+            window.give(7, 60, most).unwrap().kept
+        };
+        assert_eq!((of(0, 100), of(59, 100), of(58, 100), of(60, 100)), (30, 1, 1, 0));
+    }
+
+    #[test]
+    fn what_was_kept_counts_in_every_window_until_it_comes_back() {
+        let (old, new) = (Window::default(), Window::default());
+        new.inherit(old.give(7, 10, 3).unwrap(), 7);
+        // The next minute begins with the three that the old one may yet let in, and does.
+        assert_eq!(new.left(8, 10), 7);
+        assert!(new.take(8, 10).is_some() && old.take(8, 10).is_some());
+        assert_eq!(old.keep(1), 2);
+        new.hear(1, 1, 8);
+        assert_eq!(new.left(8, 10), 7, "one here, one there, one that may still be");
+        assert_eq!(old.keep(0), 1);
+        new.hear(0, 0, 8);
+        assert_eq!((new.left(8, 10), new.left(9, 10), new.is_out()), (8, 10, false));
+        // What is heard twice, or is nonsense, gives nothing back.
+        new.hear(u32::MAX, u32::MAX, 8);
+        new.hear(0, 5, 8);
+        assert_eq!(new.left(8, 10), 8);
+    }
+
+    #[test]
+    fn what_is_inherited_late_counts_as_far_as_it_still_matters() {
+        let given = GivenWindow { number: 7, used: 4, kept: 2 };
+        let window = Window::default();
+        window.inherit(given, 8);
+        assert_eq!(window.left(8, 10), 8, "of the minute before only what is kept");
+        let window = Window::default();
+        assert!(window.take(8, 10).is_some());
+        window.inherit(given, 8);
+        assert_eq!(window.left(8, 10), 7);
+        let window = Window::default();
+        assert!(window.take(7, 10).is_some());
+        window.inherit(given, 7);
+        assert_eq!(window.left(7, 10), 3);
+        window.inherit(GivenWindow { number: u32::MAX, used: u32::MAX, kept: u32::MAX }, 7);
+        assert_eq!(window.left(7, 10), 0, "nonsense locks nobody out of another window");
+        window.hear(u32::MAX, 0, 7);
+        assert_eq!(window.left(8, 10), 10);
+    }
+
+    #[test]
+    fn what_is_taken_back_counts_on() {
+        let window = Window::default();
+        (0..4).for_each(|_| assert!(window.take(7, 20).is_some()));
+        let given = window.give(7, 20, 3).unwrap();
+        assert!(window.take(7, 20).is_some());
+        window.take_back(given, 7);
+        assert_eq!((window.left(7, 20), window.left(8, 20)), (15, 20));
+        window.take_back(given, 7);
+        assert_eq!(window.left(7, 20), 15, "once");
+        // Over the end of the minute: what was used since may be of the next.
+        let given = window.give(7, 20, 3).unwrap();
+        assert!(window.take(8, 20).is_some());
+        window.take_back(given, 9);
+        assert_eq!(window.left(9, 20), 19);
+    }
+
+    #[test]
+    fn a_call_that_is_undone_after_the_giving_comes_back() {
+        let (old, new) = (Window::default(), Window::default());
+        assert!(old.take(7, 2).is_some());
+        new.inherit(old.give(7, 2, 1).unwrap(), 7);
+        old.undo(7);
+        assert_eq!((old.left(7, 2), new.left(7, 2)), (2, 0));
+    }
+
     proptest! {
+        /// Whatever comes to which of the two, and however often the old one tells: no window lets
+        /// in more than the limit, and one that begins after the end lets in all of it.
+        #[test]
+        fn both_together_never_let_in_more_than_the_limit(
+            limit in 1u32..20, before in 0u32..25, most in 0u32..8,
+            steps in prop::collection::vec((0u8..8, 0u32..6), 1..120),
+        ) {
+            let (old, new) = (Window::default(), Window::default());
+            let mut passed: HashMap<u32, u32> = HashMap::new();
+            let mut now = 100;
+            let mut pass = |window: &Window, now: u32| {
+                let taken = window.take(now, limit).is_some();
+                *passed.entry(now).or_default() += u32::from(taken);
+                assert!(passed[&now] <= limit, "{} of {limit} in {now}", passed[&now]);
+                taken
+            };
+            (0..before).for_each(|_| assert!(pass(&old, now) || before > limit));
+            let given = old.give(now, limit, most).unwrap();
+            let mut left = given.kept;
+            // The message takes its time.
+            now += u32::from(steps[0].0 == 0);
+            new.inherit(given, now);
+            let mut tell = |most: u32, now: u32| {
+                let kept = old.keep(most);
+                new.hear(left - kept, kept.min(most), now);
+                left = kept.min(most);
+            };
+            for (what, number) in steps {
+                match what {
+                    0..=2 => _ = pass(&new, now),
+                    3..=4 => _ = pass(&old, now),
+                    5..=6 => tell(number, now),
+                    _ => now += number / 4,
+                }
+            }
+            tell(0, now);
+            prop_assert!(!new.is_out() && !pass(&old, now + 5));
+            prop_assert_eq!((0..40).filter(|_| pass(&new, now + 5)).count() as u32, limit);
+        }
+
         /// The oracle: a table of counts by window number.
         #[test]
         fn agrees_with_a_table(

@@ -13,6 +13,8 @@ use crate::base::clock::Moment;
 
 /// What stays of the past at each grant: 1/16 goes.
 const KEPT: f64 = 15.0 / 16.0;
+/// What the weighted number of grants never exceeds.
+const GRANTS_MAX: f64 = 16.0;
 
 /// The measured rate of one queue.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,6 +27,19 @@ pub(super) struct Drain {
 }
 
 impl Drain {
+    /// What was measured: grants, and the time for which somebody waited, both as weighted.
+    pub(super) fn measured(&self) -> (f64, Duration) {
+        (self.grants, Duration::from_nanos(self.waited as u64))
+    }
+
+    /// Goes on from what another process measured, if nothing was measured here yet.
+    pub(super) fn resume(&mut self, grants: f64, waited: Duration) {
+        if self.grants == 0.0 && grants.is_finite() && grants > 0.0 {
+            self.grants = grants.min(GRANTS_MAX);
+            self.waited += waited.as_nanos() as f64;
+        }
+    }
+
     /// Somebody waits where nobody did.
     pub(super) fn begin(&mut self, now: Moment) {
         self.from = now;

@@ -153,6 +153,17 @@ impl Queue {
         self.length = length;
     }
 
+    /// The measured rate: grants, and the time for which somebody waited, both as weighted.
+    #[must_use]
+    pub fn measured(&self) -> (f64, Duration) {
+        self.drain.measured()
+    }
+
+    /// Goes on from the rate that another process measured.
+    pub fn resume(&mut self, grants: f64, waited: Duration) {
+        self.drain.resume(grants, waited);
+    }
+
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> u32 {
