@@ -290,7 +290,9 @@ mod tests {
         let Ok(Command::Serve(args)) = parse([&["tokenring"][..], &said, &more].concat()) else {
             panic!()
         };
-        let config = server::serve::load_said(&args).unwrap_or_else(|why| panic!("{why}")).config;
+        let config = crate::load::load_sources(&server::serve::said(&args))
+            .unwrap_or_else(|why| panic!("{why}"))
+            .config;
         assert_eq!(config.listeners[0].binds[0].to_string(), "127.0.0.1:7");
         assert_eq!((config.keys.len(), config.upstreams.len()), (2, 2));
         let config::UpstreamAuth::Bearer(token) = &config.upstreams[0].auth else { panic!() };

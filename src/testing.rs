@@ -20,7 +20,7 @@ pub mod base {
     }
 }
 pub mod config {
-    pub use crate::config::{Config, Loaded, Outside, Report, fuzz, load};
+    pub use crate::config::{Config, Loaded, Outside, Report, Sources, fuzz, load};
 }
 pub mod control {
     pub use crate::control::Options;
@@ -34,7 +34,7 @@ pub mod control {
         pub use crate::control::redis::CALL_TIMEOUT;
     }
     pub mod reload {
-        pub use crate::control::reload::{ReloadHooks, Reloaded};
+        pub use crate::control::reload::{FileText, ReloadHooks, Reloaded};
     }
 }
 pub mod error {
@@ -121,7 +121,7 @@ pub mod llm {
     }
 }
 pub mod load {
-    pub use crate::load::load_text;
+    pub use crate::load::{load_sources, load_text, read_sources};
 }
 pub mod net {
     pub mod dial {

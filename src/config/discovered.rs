@@ -3,11 +3,10 @@
 use std::collections::HashMap;
 
 use crate::config::build::models::{Sets, listed_model, taken_names};
-use crate::config::fault::Report;
 use crate::config::model::*;
-use crate::config::reader::Outside;
+use crate::config::sources::Sources;
 use crate::config::subst::escape;
-use crate::config::{Loaded, load, toml_string};
+use crate::config::toml_string;
 
 impl Config {
     /// The config with the names that upstreams reported, in place of those reported before.
@@ -81,13 +80,6 @@ impl Config {
         config.groups = groups;
         config
     }
-
-    /// The config of a command line that says it all.
-    ///
-    /// Errors: as of a file that says the same.
-    pub fn without_file(said: &WithoutFile<'_>, outside: &Outside<'_>) -> Result<Loaded, Report> {
-        load("command line", &said.as_toml(), outside)
-    }
 }
 
 /// Leads whoever does not reach those that declare a name to those that report it.
@@ -129,6 +121,12 @@ pub struct WithoutFile<'a> {
 const LISTEN: &str = "127.0.0.1:4000";
 
 impl WithoutFile<'_> {
+    /// The config of a command line that says it all.
+    #[must_use]
+    pub fn sources(&self) -> Sources {
+        Sources::new("command line".to_owned(), self.as_toml())
+    }
+
     /// The file that would say the same.
     ///
     /// Shape: keys may be `file:/path` and hold `${ENV}`, as in a file; URLs are taken as they

@@ -47,7 +47,6 @@ const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("group_defaults.serve", Unless("[]")),
     ("group_defaults.errors", Unless("\"pass\"")),
     ("admin.dashboard", Unless("true")),
-    ("admin.persist", Unless("false")),
 ];
 
 /// Warns of every key that was set to something that is not in effect.

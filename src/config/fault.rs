@@ -35,6 +35,8 @@ pub struct Fault {
     pub line: u32,
     /// Column in characters, 1-based.
     pub column: u32,
+    /// The document that it stands in, where that is not the file of the report.
+    pub document: Option<&'static str>,
     /// The source line with secrets masked.
     excerpt: String,
     /// Characters of `excerpt` before the caret.
@@ -57,9 +59,10 @@ pub struct Report {
 impl Report {
     /// One complaint as text: place, path, message, source line, caret line.
     pub fn show(&self, fault: &Fault, kind: &str) -> String {
-        let Fault { path, message, line, column, excerpt, caret_at, caret_len } = fault;
+        let Fault { path, message, line, column, document, excerpt, caret_at, caret_len } = fault;
         let sep = if path.is_empty() { "" } else { ": " };
-        let at = format!("{}:{line}:{column}: {kind}{path}{sep}{message}", self.file);
+        let file = document.unwrap_or(&self.file);
+        let at = format!("{file}:{line}:{column}: {kind}{path}{sep}{message}");
         let gutter = line.to_string();
         let pad = " ".repeat(gutter.len());
         let lead = " ".repeat(*caret_at);
@@ -93,6 +96,8 @@ pub(crate) struct Draft<'a> {
     masked: Vec<Range<usize>>,
     /// The text is not TOML: of lines only harmless values are shown.
     broken: bool,
+    /// Where a second document begins, and its name.
+    second: Option<(usize, &'static str)>,
 }
 
 impl<'a> Draft<'a> {
@@ -100,7 +105,17 @@ impl<'a> Draft<'a> {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
         let (errors, warnings, masked) = (Vec::new(), Vec::new(), Vec::new());
-        Self { text, lines, errors, warnings, masked, broken: false }
+        Self { text, lines, errors, warnings, masked, broken: false, second: None }
+    }
+
+    /// Says that from this byte on, where a line begins, the text is another document.
+    pub(crate) fn overlay(&mut self, at: usize, name: &'static str) {
+        self.second = Some((at, name));
+    }
+
+    /// The second document, if a byte is of that.
+    pub(crate) fn document(&self, at: usize) -> Option<&'static str> {
+        self.second.filter(|(from, _)| at >= *from).map(|(_, name)| name)
     }
 
     /// The file is refused because of this.
@@ -157,7 +172,13 @@ impl<'a> Draft<'a> {
         let before = self.text.get(..at.min(self.text.len())).unwrap_or(self.text);
         let line = self.lines.partition_point(|start| *start <= before.len());
         let start = line.checked_sub(1).and_then(|at| self.lines.get(at)).copied().unwrap_or(0);
-        (clamp(line), clamp(1 + before[start..].chars().count()))
+        let column = 1 + before[start..].chars().count();
+        // Each document counts its own lines.
+        let lines_before = match self.second {
+            Some((from, _)) if at >= from => self.lines.partition_point(|start| *start < from),
+            _ => 0,
+        };
+        (clamp(line - lines_before), clamp(column))
     }
 
     /// Line of a value, for a message that names another place.
@@ -196,7 +217,8 @@ impl<'a> Draft<'a> {
         let (excerpt, caret_at, caret_end) =
             masked_line(self.text, line_span, &masks, start..spot.span.end.max(start));
         let caret_len = caret_end.saturating_sub(caret_at).max(1);
-        Fault { path: spot.path, message, line, column, excerpt, caret_at, caret_len }
+        let document = self.document(start);
+        Fault { path: spot.path, message, line, column, document, excerpt, caret_at, caret_len }
     }
 
     /// Masks that touch a line, sorted, and with them the comment behind a secret:

@@ -4,7 +4,7 @@
 //! meant; `build` leads from one to the other and reports every fault at once,
 //! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
 //! `build`, `fault` (with `harmless`); then `names`, `subst`, `effect`, `print`, `expanded`,
-//! `file_sd`, `discovered`.
+//! `file_sd`, `discovered`; `overlay` and `sources` (edits upon a file, and both together).
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
 
@@ -18,10 +18,12 @@ mod file_sd;
 mod harmless;
 pub mod model;
 mod names;
+mod overlay;
 mod print;
 mod raw;
 mod reader;
 mod schema;
+mod sources;
 mod subst;
 mod values;
 #[cfg(test)]
@@ -32,7 +34,9 @@ pub use expanded::{Target, distinct_targets};
 pub use fault::Report;
 pub use file_sd::parse_file_sd;
 pub use model::*;
+pub use overlay::{EntryId, Overlay, Section};
 pub use reader::Outside;
+pub use sources::{Sources, load_sources};
 
 use toml::de::{DeTable, DeValue};
 
@@ -58,13 +62,30 @@ pub fn load(file: &str, text: &str, outside: &Outside<'_>) -> Result<Loaded, Rep
     if !syntax.is_empty() {
         return Err(broken(file, text, &root, &syntax));
     }
-    let mut r = Reader::new(text, *outside);
-    let raw = raw::read_root(&Node::new(String::new(), &root), &mut r);
+    finish(file, &root, Reader::new(text, *outside))
+}
+
+/// Checks a tree and makes a config of it.
+fn finish(
+    file: &str,
+    root: &toml::Spanned<DeValue<'_>>,
+    mut r: Reader<'_>,
+) -> Result<Loaded, Report> {
+    let raw = raw::read_root(&Node::new(String::new(), root), &mut r);
     let config = build::build(&raw, &mut r);
-    effect::warn_of_no_effect(&root, &mut r.draft);
+    effect::warn_of_no_effect(root, &mut r.draft);
     let refused = r.draft.has_errors();
     let report = r.draft.finish(file);
     if refused { Err(report) } else { Ok(Loaded { config, report }) }
+}
+
+/// Where a file says that edits upon it are kept; `None` = nowhere, or it says no such thing well.
+pub fn kept_edits(text: &str, outside: &Outside<'_>) -> Option<std::path::PathBuf> {
+    let (root, _) = DeTable::parse_recoverable(text);
+    let root = toml::Spanned::new(root.span(), DeValue::Table(root.into_inner()));
+    let mut r = Reader::new(text, *outside);
+    let raw = raw::read_root(&Node::new(String::new(), &root), &mut r);
+    build::kept_edits(&raw, &mut r)
 }
 
 /// The report of a text that is not TOML: faults of syntax alone, since what a
@@ -105,6 +126,11 @@ impl Config {
 /// The JSON schema of the file.
 pub fn json_schema() -> String {
     schema::schema()
+}
+
+/// The word of the file for a balance.
+pub fn balance_name(balance: Balance) -> &'static str {
+    names::Named::name(balance)
 }
 
 /// A text as a TOML string.

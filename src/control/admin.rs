@@ -28,8 +28,10 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 
+use super::api::{self, Api};
 use super::certs::Reloads;
 use super::connections::{Connections, OpenConnection};
+use super::documents::Documents;
 use super::monitored::{Monitored, Standing};
 use super::reconciler::UpstreamTable;
 use super::reload::{Commit, ReloadStatus, Reloader};
@@ -93,7 +95,9 @@ pub(super) struct Shows {
     pub(super) table: UpstreamTable,
     pub(super) counters: Count,
     pub(super) live: AskLive,
+    pub(super) in_force: InForce,
     pub(super) draining: Draining,
+    pub(super) documents: Documents,
     pub(super) certificates: Arc<Reloads>,
     pub(super) reloads: Arc<ReloadStatus>,
     pub(super) reloader: Reloader,
@@ -101,6 +105,7 @@ pub(super) struct Shows {
 
 type Count = Box<dyn Fn() -> Counters + Send + Sync>;
 type AskLive = Box<dyn Fn() -> Live + Send + Sync>;
+type InForce = Box<dyn Fn() -> bool + Send + Sync>;
 type Draining = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// What the handlers of all requests share.
@@ -143,6 +148,18 @@ impl AdminListener {
         let is_tcp = matches!(self.listening, Listening::Tcp(_));
         set(&rules, self.rules);
         let state = Arc::new(AdminState { shows, rules: rules.clone(), is_tcp });
+        let api = Arc::new(Api {
+            documents: state.shows.documents.clone(),
+            reloader: state.shows.reloader.clone(),
+            in_force: {
+                let shows = state.shows.clone();
+                Box::new(move || (shows.in_force)())
+            },
+            has_token: {
+                let state = state.clone();
+                Box::new(move || state.token().is_some())
+            },
+        });
         let router = Router::new()
             .route("/health", get(health))
             .route("/health/force-check", post(force_check))
@@ -150,10 +167,11 @@ impl AdminListener {
             .route("/metrics", get(metrics))
             .route("/admin/reload", get(reload).post(reload))
             .route("/config/reload", post(reload_config))
+            .with_state(state.clone())
+            .merge(api::router(api))
             .fallback(nothing_here)
             .method_not_allowed_fallback(wrong_method)
-            .layer(middleware::from_fn_with_state(state.clone(), check_token))
-            .with_state(state);
+            .layer(middleware::from_fn_with_state(state, check_token));
         let accepting = Accepting {
             listening: Arc::new(self.listening),
             connections: Connections::new(CONNECTIONS_MAX),
@@ -358,6 +376,8 @@ async fn check_token(
         return nothing_here().await;
     }
     let reads = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    // What the config says, and who asks for what, is no other page's business either.
+    let reads = reads && !request.uri().path().starts_with("/api/");
     if !reads && !state.is_at_home(request.headers()) {
         return fault(StatusCode::FORBIDDEN, "forbidden", NOT_AT_HOME);
     }

@@ -14,8 +14,10 @@
 //! This folder knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
+mod api;
 pub mod certs;
 mod connections;
+pub mod documents;
 pub mod entry;
 pub mod event;
 pub mod fetch;
@@ -23,10 +25,12 @@ mod http_client;
 pub mod model_list;
 pub mod monitored;
 mod observed;
+pub mod overlay_file;
 pub mod probe;
 mod recheck;
 pub mod reconciler;
 pub mod redis;
+mod refusal;
 pub mod reload;
 pub mod resolve;
 mod say;
@@ -44,7 +48,7 @@ use std::thread::JoinHandle;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Notify, oneshot};
 
-use crate::config::Config;
+use crate::config::{Config, Sources};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
@@ -52,6 +56,7 @@ use crate::telemetry::prometheus::Live;
 use crate::upstream::registry::{Carried, Registry};
 use admin::{AdminListener, AdminServer, AdminSocket, Shows};
 use certs::Reloads;
+use documents::{Documents, Snapshot};
 use reconciler::{Publish, Reconciler, UpstreamTable};
 use reload::{Certificates, Prepare, Reload, ReloadHooks, ReloadStatus, Reloader, Request};
 use resolve::Resolver;
@@ -71,11 +76,13 @@ pub struct Options {
     pub seed: u64,
     /// What it takes to reload the whole config; none = only certificates are read again.
     pub reload: Option<ReloadHooks>,
+    /// What the config of the start is made of; none = it can be reloaded, but not edited.
+    pub sources: Option<Sources>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { name_server: None, say: Arc::new(|_| {}), seed: 1, reload: None }
+        Self { name_server: None, say: Arc::new(|_| {}), seed: 1, reload: None, sources: None }
     }
 }
 
@@ -91,6 +98,8 @@ pub struct ServerHooks {
     pub live: Box<dyn Fn() -> Live + Send + Sync>,
     /// Returns the time by which breakers count.
     pub clock: BreakerClock,
+    /// Whether all cores serve by the config that was published last.
+    pub in_force: Box<dyn Fn() -> bool + Send + Sync>,
     /// Whether the process drains: it will end, and takes no new requests.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -252,7 +261,11 @@ struct Life {
 impl Life {
     /// Finds out what the start waits for, then publishes configs and answers the operator for ever.
     async fn run(self) {
-        let Options { say, seed, reload: outside, .. } = self.options;
+        let Options { say, seed, reload: outside, sources, .. } = self.options;
+        let documents = Documents::default();
+        if let Some(sources) = sources {
+            drop(documents.set(Snapshot::new(sources, self.config.clone())));
+        }
         let table = UpstreamTable::default();
         let (resolver, tls) = (self.resolver, self.tls.clone());
         let mut reconciler =
@@ -266,13 +279,15 @@ impl Life {
         // An error means that the start has failed meanwhile, and `Control` is gone.
         let _ = self.begin.send(first);
         let Ok((hooks, listener)) = self.hooked.await else { return };
-        let ServerHooks { publish, prepare, counters, live, clock, draining } = hooks;
+        let ServerHooks { publish, prepare, counters, live, clock, in_force, draining } = hooks;
         let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
         let shows = Shows {
             table,
             counters,
             live,
+            in_force,
             draining,
+            documents: documents.clone(),
             certificates: counts.clone(),
             reloads: status.clone(),
             reloader: self.reloader,
@@ -285,6 +300,7 @@ impl Life {
             status,
             certificates: Certificates { store: self.tls, asked: self.asked, counts, task: None },
             say: say.clone(),
+            documents,
             pending: None,
             socket_lock: self.socket_lock,
             held_lock: None,

@@ -18,14 +18,17 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
+use super::documents::Snapshot;
 use super::entry::{Entry, Listing, is_name};
 use super::event::{EVENTS_MAX, EntryNumber, Event, Renewed};
 use super::model_list::keep_listing;
 use super::monitored::Monitored;
 use super::observed::Observed;
+use super::overlay_file::Staged;
 use super::probe::keep_probing;
 use super::recheck::BreakerClock;
-use super::reload::{Pending, Reload, Request};
+use super::refusal::Refusal;
+use super::reload::{Asked, Pending, Prepared, Reload, Reloaded, Request, Wanted};
 use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
@@ -260,26 +263,33 @@ impl Reconciler {
         }
     }
 
-    /// Reads the config again and begins to ask about what it names anew.
+    /// Makes the config that is asked for and begins to ask about what it names anew.
     async fn begin_reload(&mut self, reload: &mut Reload, request: Request) {
-        let (config, reloaded) = match reload.read(&self.base).await {
-            Ok(read) => read,
-            Err(why) => return reload.tell(request.reply, Err(why)),
+        let Request { asked, reply } = request;
+        let is_edit = matches!(asked, Asked::Edit { .. });
+        let wanted = match reload.read(asked, &self.base, FIRST_WAIT).await {
+            Ok(Some(wanted)) => wanted,
+            // Nothing changes; who asked may have left.
+            Ok(None) => {
+                let snapshot = reload.documents.now();
+                return drop(reply.send(Ok(Reloaded { snapshot, ..Reloaded::default() })));
+            }
+            Err(why) => return reload.tell(reply, is_edit, Err(why)),
         };
         // What was found out about the config before is about its numbers.
         while let Ok(event) = self.inbox.try_recv() {
             self.take(event);
         }
-        let carried = self.registry.scratch().carry(&config, &[]);
-        let (commit, budget) = match reload.prepare(&config, carried, &reloaded) {
+        let carried = self.registry.scratch().carry(&wanted.config, &[]);
+        let prepared = match reload.prepare(&wanted, carried).await {
             Ok(prepared) => prepared,
-            Err(why) => return reload.tell(request.reply, Err(why)),
+            Err(why) => return reload.tell(reply, is_edit, Err(why)),
         };
+        let Wanted { config, sources, reloaded, wait } = wanted;
         let before = self.rebase(config);
         reload.watch(&self.base, self.events());
-        let by = Instant::now() + FIRST_WAIT;
-        reload.pending =
-            Some(Pending { before, by, commit, budget, reloaded, reply: request.reply });
+        let by = Instant::now() + wait;
+        reload.pending = Some(Pending { before, by, prepared, reloaded, sources, reply });
     }
 
     /// Puts the config of a reload in force, once all that is new in it has answered or has been
@@ -288,31 +298,37 @@ impl Reconciler {
         let waits = self.is_incomplete();
         let is_due = |pending: &mut Pending| !waits || pending.by <= Instant::now();
         let Some(pending) = reload.pending.take_if(|pending| is_due(pending)) else { return };
-        if waits {
+        let Pending { before, prepared, mut reloaded, sources, reply, .. } = pending;
+        let Prepared { commit, budget, staged } = prepared;
+        let is_edit = reloaded.edited;
+        if waits && !is_edit {
             self.complain_of_silence();
         }
-        let Pending { before, commit, budget, mut reloaded, reply, .. } = pending;
         let budget_before = budget.map(|budget| self.registry.replace_budget(budget));
         let carried = self.carry();
-        match publish(&self.config, carried) {
-            Ok(()) => {
-                commit();
-                self.show();
-                reloaded.endpoints = self.config.upstreams.len();
-                reloaded.models = self.config.models.len();
-                reload.tell(reply, Ok(reloaded));
+        if let Err(why) = publish(&self.config, carried) {
+            if let Some(budget) = budget_before {
+                self.registry.replace_budget(budget);
             }
-            Err(why) => {
-                if let Some(budget) = budget_before {
-                    self.registry.replace_budget(budget);
-                }
-                self.rebase(before);
-                reload.watch(&self.base, self.events());
-                // The next turn publishes what has been found out meanwhile.
-                self.changed = true;
-                reload.tell(reply, Err(why));
-            }
+            self.rebase(before);
+            reload.watch(&self.base, self.events());
+            // The next turn publishes what has been found out meanwhile.
+            self.changed = true;
+            return reload.tell(reply, is_edit, Err(Refusal::bad_request(why)));
         }
+        commit();
+        self.show();
+        let snapshot = |sources| reload.documents.set(Snapshot::new(sources, self.base.clone()));
+        reloaded.snapshot = sources.map(snapshot);
+        reloaded.endpoints = self.config.upstreams.len();
+        reloaded.models = self.config.models.len();
+        // Kept before it is acknowledged, so that what was acknowledged is never lost.
+        let kept = staged.map_or(Ok(()), Staged::commit);
+        let how = match kept {
+            Ok(()) => Ok(reloaded),
+            Err(why) => Err(Refusal::internal(format!("in force, but lost at the end: {why}"))),
+        };
+        reload.tell(reply, is_edit, how);
     }
 
     /// What the plan of the config in force has in common with those before it.

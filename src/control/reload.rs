@@ -10,18 +10,22 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::certs::{Reloads, keep_watch};
+use super::documents::{Documents, Snapshot, place};
 use super::event::Event;
+use super::overlay_file::{Staged, stage};
+use super::refusal::Refusal;
 use super::say::Say;
 use super::socket_lock::{HeldSocketLock, SocketLock};
 use super::task::Task;
-use crate::config::diff::{Change, diff};
-use crate::config::{Config, Loaded};
+use crate::config::diff::{self, diff};
+use crate::config::{Config, Loaded, Report, Sources};
 use crate::net::sys::unix_s;
 use crate::net::tls::Store;
 use crate::policy::limit::shared::Budget;
@@ -31,10 +35,22 @@ use crate::upstream::registry::Carried;
 /// Most reloads that wait for one that runs.
 pub const WAITING_MAX: usize = 16;
 /// Longest time that reading the config may take.
-const READ_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+const READ_MAX: Duration = Duration::from_secs(10);
 
-/// Reads the config again, from where it came. Errors: a report for the operator.
-pub type LoadAgain = Arc<dyn Fn() -> Result<Loaded, String> + Send + Sync>;
+/// Reads the file again, without the edits upon it. Errors: a report for the operator.
+pub type ReadAgain = Arc<dyn Fn() -> Result<FileText, String> + Send + Sync>;
+
+/// Checks a file with the edits upon it. Errors: what is wrong with them.
+pub type Check = Arc<dyn Fn(&Sources) -> Result<Loaded, Box<Report>> + Send + Sync>;
+
+/// A file's name as it is shown, and what it holds.
+#[derive(Clone, Debug)]
+pub struct FileText {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub text: String,
+}
 
 /// Makes a prepared change final; cannot fail.
 pub type Commit = Box<dyn FnOnce() + Send>;
@@ -52,8 +68,10 @@ pub type TellReload = Arc<dyn Fn(&Result<Reloaded, String>) + Send + Sync>;
 /// What of a reload is not the control thread's.
 #[derive(Clone)]
 pub struct ReloadHooks {
-    /// Reads the config again.
-    pub load: LoadAgain,
+    /// Reads the file again.
+    pub read: ReadAgain,
+    /// Checks it with the edits upon it.
+    pub check: Check,
     /// Prepares what the caller keeps, such as log files.
     pub prepare: PrepareOutside,
     /// Is told how each reload went.
@@ -64,20 +82,44 @@ pub struct ReloadHooks {
 #[derive(Clone, Debug, Default)]
 pub struct Reloaded {
     /// What differs from the config before.
-    pub changes: Vec<Change>,
+    pub changes: Vec<diff::Change>,
     /// Warnings about the new config, a line each.
     pub warnings: Vec<String>,
     /// Upstreams in force.
     pub endpoints: usize,
     /// Models in force.
     pub models: usize,
+    /// It was an edit: the file was not read again.
+    pub edited: bool,
+    /// The documents that are in force by it; `None` where nobody has told of any.
+    pub snapshot: Option<Arc<Snapshot>>,
 }
 
-/// A reload that somebody asked for.
-pub struct Request {
-    /// Told how it went; who asked may have left.
-    pub reply: oneshot::Sender<Result<Reloaded, String>>,
+/// Makes other documents of those in force. Errors: why it does not.
+pub type Change = Box<dyn FnOnce(&Snapshot) -> Result<Sources, Refusal> + Send>;
+
+/// What is asked for.
+pub enum Asked {
+    /// The file is read again.
+    File,
+    /// The documents in force are edited.
+    Edit {
+        /// How; called when no other reload or edit is under way.
+        change: Change,
+        /// Longest time that new servers are waited for.
+        wait: Duration,
+    },
 }
+
+/// A reload or an edit that somebody asked for.
+pub struct Request {
+    /// What of the two.
+    pub asked: Asked,
+    /// Told how it went; who asked may have left.
+    pub reply: Reply,
+}
+
+type Reply = oneshot::Sender<Result<Reloaded, Refusal>>;
 
 /// Asks for reloads; clones ask the same process.
 #[derive(Clone)]
@@ -99,21 +141,39 @@ impl Reloader {
     pub async fn reload(&self) -> Result<Reloaded, String> {
         let (reply, told) = oneshot::channel();
         self.requests
-            .try_send(Request { reply })
+            .try_send(Request { asked: Asked::File, reply })
             .map_err(|_| "too many reloads wait".to_owned())?;
-        told.await.unwrap_or_else(|_| Err("the process is ending".to_owned()))
+        match told.await {
+            Ok(how) => how.map_err(|refusal| refusal.message),
+            Err(_) => Err(ENDING.to_owned()),
+        }
+    }
+
+    /// Edits the documents in force, and waits until the config that follows is in force or refused.
+    /// One edit follows the other, each upon what those before it have made.
+    ///
+    /// Errors: why nothing has changed; with status 500 it is in force and could not be kept.
+    pub async fn edit(&self, change: Change, wait: Duration) -> Result<Reloaded, Refusal> {
+        let (reply, told) = oneshot::channel();
+        let request = Request { asked: Asked::Edit { change, wait }, reply };
+        let ending = |_| Refusal::unavailable(ENDING);
+        self.requests.send(request).await.map_err(|_| Refusal::unavailable(ENDING))?;
+        told.await.map_err(ending)?
     }
 
     /// Asks for a reload and does not wait.
     ///
     /// Shape: how it went is told to whom `receive` asks.
-    pub fn begin(&self) -> oneshot::Receiver<Result<Reloaded, String>> {
+    pub fn begin(&self) -> oneshot::Receiver<Result<Reloaded, Refusal>> {
         let (reply, told) = oneshot::channel();
         // Where too many wait, the last of them reads the same file: nothing is lost.
-        let _ = self.requests.try_send(Request { reply });
+        let _ = self.requests.try_send(Request { asked: Asked::File, reply });
         told
     }
 }
+
+/// What who waits is told when there is nobody any more who could do it.
+const ENDING: &str = "the process is ending";
 
 /// How the last reload went, for metrics.
 #[derive(Debug)]
@@ -165,12 +225,21 @@ pub(super) struct Pending {
     pub(super) before: Config,
     /// When what has not answered is no longer waited for.
     pub(super) by: Instant,
-    /// Makes it final.
+    pub(super) prepared: Prepared,
+    pub(super) reloaded: Reloaded,
+    /// What it is made of.
+    pub(super) sources: Option<Sources>,
+    pub(super) reply: Reply,
+}
+
+/// What makes a reload final.
+pub(super) struct Prepared {
+    /// What the server and the operator's interface keep.
     pub(super) commit: Commit,
     /// The budget that nodes share from then on, if that changes.
     pub(super) budget: NewBudget,
-    pub(super) reloaded: Reloaded,
-    pub(super) reply: oneshot::Sender<Result<Reloaded, String>>,
+    /// The edits, to be kept.
+    pub(super) staged: Option<Staged>,
 }
 
 /// Another budget that nodes share, or that there is none any more; outside none = it stays.
@@ -184,6 +253,7 @@ pub(super) struct Reload {
     pub(super) status: Arc<ReloadStatus>,
     pub(super) certificates: Certificates,
     pub(super) say: Say,
+    pub(super) documents: Documents,
     pub(super) pending: Option<Pending>,
     pub(super) socket_lock: SocketLock,
     /// From the reading of a config until it is in force or refused.
@@ -196,6 +266,16 @@ pub(super) struct Certificates {
     pub(super) asked: Arc<Notify>,
     pub(super) counts: Arc<Reloads>,
     pub(super) task: Option<Task>,
+}
+
+/// A config that is wanted, before anything has changed.
+pub(super) struct Wanted {
+    pub(super) config: Config,
+    /// What it is made of; `None` = nobody has told.
+    pub(super) sources: Option<Sources>,
+    pub(super) reloaded: Reloaded,
+    /// Longest time that new servers are waited for.
+    pub(super) wait: Duration,
 }
 
 impl Reload {
@@ -216,56 +296,89 @@ impl Reload {
         }
     }
 
-    /// Reads the config and says what it changes.
+    /// Makes the config that is asked for and says what it changes. `None` = an edit that changes
+    /// nothing.
     ///
     /// Errors: it cannot be read, is refused, or changes what cannot change.
-    pub(super) async fn read(&mut self, base: &Config) -> Result<(Config, Reloaded), String> {
-        let outside = self.outside.as_ref().ok_or("this process has no config to read again")?;
+    pub(super) async fn read(
+        &mut self,
+        asked: Asked,
+        base: &Config,
+        first_wait: Duration,
+    ) -> Result<Option<Wanted>, Refusal> {
+        let no_config = || Refusal::unavailable("this process has no config to read again");
+        let outside = self.outside.clone().ok_or_else(no_config)?;
         self.held_lock = self.socket_lock.take();
         if self.held_lock.is_none() {
-            return Err(
-                "a handover to another process is under way, with its own config".to_owned()
-            );
+            let why = "a handover to another process is under way, with its own config";
+            return Err(Refusal::unavailable(why));
         }
-        let load = outside.load.clone();
-        // A file on a network may hang: not on the control thread itself.
-        let loaded = timeout(READ_MAX, spawn_blocking(move || load())).await;
-        let loaded = loaded.map_err(|_| format!("not read within {} s", READ_MAX.as_secs()))?;
-        let loaded = loaded.map_err(|_| "reading the config failed".to_owned())??;
+        let now = self.documents.now();
+        let edited = matches!(asked, Asked::Edit { .. });
+        let (sources, wait) = match asked {
+            Asked::File => {
+                let FileText { name, text } = read_file(&outside.read).await?;
+                let sources = match &now {
+                    Some(now) => now.sources.upon(name, text),
+                    None => Sources::new(name, text),
+                };
+                (sources, first_wait)
+            }
+            Asked::Edit { change, wait } => {
+                let now = now.as_ref().ok_or_else(no_config)?;
+                let sources = change(now)?;
+                if sources.overlay == now.sources.overlay {
+                    self.held_lock = None;
+                    return Ok(None);
+                }
+                (sources, wait.min(first_wait))
+            }
+        };
+        let (check, checked) = (outside.check.clone(), sources.clone());
+        // It may read secrets and certificates from files on a network.
+        let checking = spawn_blocking(move || check(&checked));
+        let loaded = timeout(READ_MAX, checking).await.map_err(|_| too_slow())?;
+        let loaded = loaded.map_err(|_| Refusal::internal("checking the config failed"))?;
+        let loaded = loaded.map_err(|report| match edited {
+            true => Refusal::of_report(&report),
+            false => Refusal::bad_request(report.to_string()),
+        })?;
         let changes = diff(base, &loaded.config);
-        let fixed: Vec<String> = changes.iter().filter_map(Change::fixed).collect();
+        let fixed: Vec<String> = changes.iter().filter_map(diff::Change::fixed).collect();
         if !fixed.is_empty() {
             let fixed = fixed.join(", ");
-            return Err(format!(
+            return Err(Refusal::bad_request(format!(
                 "{fixed} cannot change while running: nothing was changed; start a second process, which takes over"
-            ));
+            )));
         }
         let warnings = loaded.report.to_string().lines().map(str::to_owned).collect();
-        Ok((loaded.config, Reloaded { changes, warnings, ..Reloaded::default() }))
+        let reloaded = Reloaded { changes, warnings, edited, ..Reloaded::default() };
+        Ok(Some(Wanted { config: loaded.config, sources: Some(sources), reloaded, wait }))
     }
 
     /// Does all that may fail and changes nothing.
-    pub(super) fn prepare(
+    pub(super) async fn prepare(
         &mut self,
-        config: &Config,
+        wanted: &Wanted,
         carried: Carried,
-        reloaded: &Reloaded,
-    ) -> Result<(Commit, NewBudget), String> {
-        let inside = (self.prepare)(config, carried)?;
+    ) -> Result<Prepared, Refusal> {
+        let config = &wanted.config;
+        let inside = (self.prepare)(config, carried).map_err(Refusal::bad_request)?;
         let outside = match &self.outside {
-            Some(hooks) => (hooks.prepare)(config)?,
+            Some(hooks) => (hooks.prepare)(config).map_err(Refusal::bad_request)?,
             None => Box::new(|| {}) as Commit,
         };
-        let is_changed = reloaded.changes.iter().any(|change| change.element == "ratelimit_store");
-        let budget = match is_changed {
-            true => Some(self.open_store(config)?),
+        let mut changes = wanted.reloaded.changes.iter();
+        let budget = match changes.any(|change| change.element == "ratelimit_store") {
+            true => Some(self.open_store(config).map_err(Refusal::bad_request)?),
             false => None,
         };
+        let staged = stage_edits(self.documents.now(), wanted).await?;
         let commit = move || {
             inside();
             outside();
         };
-        Ok((Box::new(commit), budget))
+        Ok(Prepared { commit: Box::new(commit), budget, staged })
     }
 
     /// Opens the store of a config, and connects to it in the background.
@@ -279,18 +392,51 @@ impl Reload {
         }))
     }
 
-    /// Says how a reload went.
-    pub(super) fn tell(
-        &mut self,
-        reply: oneshot::Sender<Result<Reloaded, String>>,
-        how: Result<Reloaded, String>,
-    ) {
+    /// Says how a reload or an edit went.
+    pub(super) fn tell(&mut self, reply: Reply, is_edit: bool, how: Result<Reloaded, Refusal>) {
         self.held_lock = None;
-        self.status.record(how.is_ok());
-        if let Some(outside) = &self.outside {
-            (outside.told)(&how);
+        // A refused edit is told to whoever asked for it alone.
+        if !is_edit || how.is_ok() {
+            if !is_edit {
+                self.status.record(how.is_ok());
+            }
+            if let Some(outside) = &self.outside {
+                (outside.told)(&how.clone().map_err(|refusal| refusal.message));
+            }
         }
         // Who asked may have left.
         let _ = reply.send(how);
     }
+}
+
+/// Writes the edits beside the file that keeps them, where that does not say them already.
+async fn stage_edits(
+    now: Option<Arc<Snapshot>>,
+    wanted: &Wanted,
+) -> Result<Option<Staged>, Refusal> {
+    let (Some(place), Some(sources)) = (place(&wanted.config), &wanted.sources) else {
+        return Ok(None);
+    };
+    let is_kept = now.is_some_and(|now| {
+        now.place().as_ref() == Some(&place) && now.sources.overlay == sources.overlay
+    });
+    if is_kept {
+        return Ok(None);
+    }
+    let text = sources.overlay.to_string();
+    let staged = spawn_blocking(move || stage(&place, &text)).await;
+    let staged = staged.map_err(|_| Refusal::internal("writing the edits failed"))?;
+    staged.map(Some).map_err(Refusal::internal)
+}
+
+/// Reads the file; not on the control thread itself, since a file on a network may hang.
+async fn read_file(read: &ReadAgain) -> Result<FileText, Refusal> {
+    let read = read.clone();
+    let text = timeout(READ_MAX, spawn_blocking(move || read())).await.map_err(|_| too_slow())?;
+    let text = text.map_err(|_| Refusal::internal("reading the config failed"))?;
+    text.map_err(Refusal::bad_request)
+}
+
+fn too_slow() -> Refusal {
+    Refusal::unavailable(format!("not read within {} s", READ_MAX.as_secs()))
 }

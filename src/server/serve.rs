@@ -17,9 +17,9 @@ use super::occupy::Others;
 use super::start::{Started, start_beside};
 use super::systemd;
 use crate::base::units::counted;
-use crate::config::{Config, Loaded, LogFormat, Report, WithoutFile};
+use crate::config::{Loaded, LogFormat, Sources, WithoutFile};
 use crate::control;
-use crate::control::reload::{ReloadHooks, Reloaded};
+use crate::control::reload::{FileText, ReloadHooks, Reloaded};
 use crate::control::signals::{Ending, Leave, Leaving};
 use crate::error::Level;
 use crate::load::{self, CONFIG_PATH};
@@ -60,10 +60,10 @@ impl ServeArgs {
 
 /// Runs the proxy until it is told to end.
 pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
-    let config = match load_wanted(args) {
-        Ok(Loaded { config, report }) => {
+    let (sources, config) = match load_wanted(args) {
+        Ok((sources, Loaded { config, report })) => {
             say(err, &report.to_string());
-            config
+            (sources, config)
         }
         Err(report) => {
             say(err, &report);
@@ -91,6 +91,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let differs = control::Options {
         say: Arc::new(say_line),
         reload: Some(reload_hooks(args, &log)),
+        sources: Some(sources),
         ..control::Options::default()
     };
     let leave = ending.leave();
@@ -159,31 +160,50 @@ fn offer_handover(
     server.estate(hooks).map(HandoverServer::open).transpose()
 }
 
-/// The config that the command line asks for.
+/// The config that the command line asks for, with the edits that were kept upon it.
 ///
 /// Errors: a report for the operator.
-fn load_wanted(args: &ServeArgs) -> Result<Loaded, String> {
-    if !args.backends.is_empty() {
-        return load_said(args).map_err(|report| report.to_string());
+fn load_wanted(args: &ServeArgs) -> Result<(Sources, Loaded), String> {
+    let sources = match file_of(args) {
+        None => said(args),
+        Some(path) => load::read_sources(path).map_err(|fault| {
+            let hint = match args.file().is_none() && !path.exists() {
+                true => "hint: give a file with -c FILE, or servers with --backend URL\n",
+                false => "",
+            };
+            format!("{fault}{hint}")
+        })?,
+    };
+    let loaded = load::load_sources(&sources).map_err(|report| report.to_string())?;
+    Ok((sources, loaded))
+}
+
+/// The config file; `None` when the command line says it all.
+fn file_of(args: &ServeArgs) -> Option<&Path> {
+    let file = || args.file().unwrap_or(Path::new(CONFIG_PATH));
+    args.backends.is_empty().then(file)
+}
+
+/// Reads the config of the command line again, without the edits upon it.
+fn read_again(args: &ServeArgs) -> Result<FileText, String> {
+    match file_of(args) {
+        Some(path) => load::read_file(path).map_err(|fault| fault.to_string()),
+        None => {
+            let Sources { file: name, text, .. } = said(args);
+            Ok(FileText { name, text })
+        }
     }
-    let path = args.file().unwrap_or(Path::new(CONFIG_PATH));
-    load::load(path).map_err(|fault| {
-        let hint = match args.file().is_none() && !path.exists() {
-            true => "hint: give a file with -c FILE, or servers with --backend URL\n",
-            false => "",
-        };
-        format!("{fault}{hint}")
-    })
 }
 
 /// What a reload does besides the plan: the log, and what is told of it.
 fn reload_hooks(args: &ServeArgs, log: &Log) -> ReloadHooks {
     let (args, set, told) = (args.clone(), log.clone(), log.clone());
     ReloadHooks {
-        load: Arc::new(move || {
+        read: Arc::new(move || {
             systemd::reloading();
-            load_wanted(&args)
+            read_again(&args)
         }),
+        check: Arc::new(load::load_sources),
         prepare: Arc::new(move |config| {
             let (log, said) = (set.clone(), config.log.clone());
             Ok(Box::new(move || log.set(&said)))
@@ -201,7 +221,8 @@ fn tell_reload(log: &Log, how: &Result<Reloaded, String>) {
             let endpoints = done.endpoints.to_string();
             let models = done.models.to_string();
             let facts = [("upstreams", endpoints.as_str()), ("models", &models)];
-            let message = format!("config reloaded: {}", counted(done.changes.len(), "change"));
+            let how = if done.edited { "edited" } else { "reloaded" };
+            let message = format!("config {how}: {}", counted(done.changes.len(), "change"));
             log.say(Level::Info, &message, &facts);
             for change in &done.changes {
                 log.say(Level::Info, &format!("config: {change}"), &[]);
@@ -220,14 +241,14 @@ fn tell_reload(log: &Log, how: &Result<Reloaded, String>) {
 }
 
 /// The config that a command line with `--backend` says.
-pub fn load_said(args: &ServeArgs) -> Result<Loaded, Report> {
+pub fn said(args: &ServeArgs) -> Sources {
     let said = WithoutFile {
         backends: &args.backends,
         listen: &args.listen,
         keys: &args.keys,
         admin: args.admin.as_deref(),
     };
-    Config::without_file(&said, &load::outside())
+    said.sources()
 }
 
 /// Prints what was obtained and what is amiss.

@@ -69,6 +69,7 @@ pub fn start_beside(
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
     let (clocked, bounded, tried) = (shared(), shared(), listeners.clone());
+    let published = shared();
     let hooks = ServerHooks {
         publish: Box::new(move |config, carried| {
             let applied = listeners.apply(plan_of(config, carried)?)?;
@@ -94,6 +95,7 @@ pub fn start_beside(
         counters: Box::new(move || counted.counters_sum()),
         live: Box::new(move || live(&queued, &lost)),
         clock: Arc::new(move || clocked.notifier.now()),
+        in_force: Box::new(move || published.plan_of_all_cores().is_some()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     };
     let Occupied { admin, took_over, warnings: told } = occupy(&mut server, &config, others)?;

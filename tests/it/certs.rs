@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection};
 use rustls::{HandshakeKind, StreamOwned};
 use tokenring::testing::control;
-use tokenring::testing::control::reload::ReloadHooks;
+use tokenring::testing::control::reload::{FileText, ReloadHooks};
 use tokenring::testing::load;
 use tokenring::testing::net::dial::Address;
 use tokenring::testing::net::tls::{client_name, provider};
@@ -362,9 +362,10 @@ fn a_reload_that_is_refused_leaves_tls_as_it_was() {
     let (told, hears) = mpsc::channel();
     let told = Mutex::new(told);
     let hooks = ReloadHooks {
-        load: Arc::new(move || {
-            load::load_text("config.toml", &second).map_err(|report| report.to_string())
+        read: Arc::new(move || {
+            Ok(FileText { name: "config.toml".to_owned(), text: second.clone() })
         }),
+        check: Arc::new(load::load_sources),
         prepare: Arc::new(|_| Ok(Box::new(|| {}))),
         told: Arc::new(move |how| told.lock().unwrap().send(how.clone()).unwrap()),
     };

@@ -13,6 +13,8 @@
 mod abort;
 mod abuse;
 mod access_log;
+mod api;
+mod api_objects;
 mod auth;
 mod blame;
 mod bodies;

@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use loadtest::mock::Mock;
 use tokenring::testing::base::listener_id::ListenerId;
+use tokenring::testing::config::Sources;
 use tokenring::testing::control::Options;
-use tokenring::testing::control::reload::{ReloadHooks, Reloaded};
+use tokenring::testing::control::reload::{FileText, ReloadHooks, Reloaded};
 use tokenring::testing::load;
 use tokenring::testing::net::dial::Address;
 
@@ -28,14 +29,16 @@ impl Live {
         let told = Arc::new(Mutex::new(Vec::new()));
         let (reads, tells) = (written.clone(), told.clone());
         let hooks = ReloadHooks {
-            load: Arc::new(move || {
+            read: Arc::new(move || {
                 let text = reads.lock().unwrap().clone();
-                load::load_text("config.toml", &text).map_err(|report| report.to_string())
+                Ok(FileText { name: "config.toml".to_owned(), text })
             }),
+            check: Arc::new(load::load_sources),
             prepare: Arc::new(|_| Ok(Box::new(|| {}))),
             told: Arc::new(move |how| tells.lock().unwrap().push(how.clone())),
         };
-        let options = Options { reload: Some(hooks), ..Options::default() };
+        let sources = Some(Sources::new("config.toml".to_owned(), text.to_owned()));
+        let options = Options { reload: Some(hooks), sources, ..Options::default() };
         Live { proxy: Proxy::start_with(text, options), text: written, told }
     }
 

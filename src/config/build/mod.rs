@@ -69,6 +69,12 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
     }
 }
 
+/// The file that keeps edits, where there is one.
+pub(crate) fn kept_edits(raw: &RawConfig, r: &mut Reader<'_>) -> Option<std::path::PathBuf> {
+    let (process, admin) = (process::process(raw, r), process::admin(raw, r));
+    overlay_place(&process, admin.as_ref())
+}
+
 /// Declares what can be referred to before it is built.
 fn declare(raw: &RawConfig, r: &mut Reader<'_>) -> AllNames {
     let mut names = AllNames {

@@ -277,3 +277,14 @@ pub struct Admin {
     /// Put before the names of metrics; what Prometheus takes as a name, or empty.
     pub metrics_prefix: String,
 }
+
+/// Name of the file in `process.state_dir` that keeps edits.
+const OVERLAY_FILE: &str = "overlay.toml";
+
+/// Where the edits upon a config are kept; `None` = in memory alone.
+#[must_use]
+pub fn overlay_place(process: &Process, admin: Option<&Admin>) -> Option<PathBuf> {
+    let persist = admin.is_some_and(|admin| admin.persist);
+    let dir = process.state_dir.as_ref().filter(|_| persist)?;
+    Some(dir.join(OVERLAY_FILE))
+}

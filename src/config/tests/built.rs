@@ -104,7 +104,7 @@ fn timeouts_are_resolved() {
 fn for_backends(urls: &[&str], models: &[Vec<String>]) -> Result<Config, Report> {
     let urls: Vec<String> = urls.iter().map(|&url| url.to_owned()).collect();
     let said = WithoutFile { backends: &urls, ..WithoutFile::default() };
-    let config = Config::without_file(&said, &Outside::NOTHING)?.config;
+    let config = load_sources(&said.sources(), &Outside::NOTHING)?.config;
     let found: Vec<_> = (0..=u16::MAX).map(UpstreamId).zip(models.iter().cloned()).collect();
     Ok(config.with_discovered(&found, &[]))
 }

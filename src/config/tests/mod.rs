@@ -6,6 +6,7 @@ mod large;
 mod refused;
 mod secrets;
 mod shown;
+mod sources;
 pub(super) mod support;
 mod tls;
 

@@ -1,0 +1,275 @@
+//! `/api/v1/upstream-groups`: balanced sets of servers.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::{Map, Value, json};
+use toml::Table;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::super::documents::Snapshot;
+use super::super::refusal::Refusal;
+use super::answer::{Answer, JsonBody, check_fields, created, done, removed, shown, text};
+use super::objects;
+use super::state::{ADD_WAIT, Api, REPLACE_WAIT, check_unused, find, users_of_group};
+use crate::config::{EntryId, Group, Section, Sources};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new().routes(routes!(list, create)).routes(routes!(
+        one,
+        change_members,
+        replace,
+        remove
+    ))
+}
+
+fn id(name: &str) -> EntryId {
+    EntryId::new(Section::Group, name)
+}
+
+/// A group as it is shown: members, balance and times under the names that other proxies know; all
+/// else that it says beside them.
+fn object(now: &Snapshot, name: &str, entry: &Table) -> Value {
+    let mut object = objects::shown(Section::Group, entry);
+    let members = object.remove("members").unwrap_or_default();
+    let member = |one: &Value| match one {
+        Value::Object(one) => {
+            json!({ "name": one.get("upstream"), "weight": one.get("weight").unwrap_or(&json!(1)) })
+        }
+        name => json!({ "name": name, "weight": 1 }),
+    };
+    let members: Vec<Value> = members.as_array().into_iter().flatten().map(member).collect();
+    object.insert("upstreams".to_owned(), json!(members));
+    let is_it = |group: &&Group| !group.implicit && group.name == name;
+    if let Some(group) = now.config.groups.iter().find(is_it) {
+        let strategy = crate::config::balance_name(group.balance);
+        object.insert("balance".to_owned(), json!({ "strategy": strategy }));
+        object.insert("http_client".to_owned(), http_client(group));
+    }
+    Value::Object(object)
+}
+
+/// What of a group other proxies tell of their client, in its units: seconds, and milliseconds of
+/// `retry`.
+fn http_client(group: &Group) -> Value {
+    let (times, retry) = (&group.timeouts, &group.retry);
+    json!({
+        "keepalive": times.tcp_keepalive.as_secs(),
+        "timeout": {
+            "connect": times.connect.as_secs(),
+            "request": times.total.unwrap_or_default().as_secs(),
+            "idle": times.pool_idle.as_secs(),
+        },
+        "retry": {
+            "attempts": retry.attempts,
+            "initial": retry.initial.as_millis(),
+            "max": retry.max.as_millis(),
+        },
+    })
+}
+
+/// Members as the config file writes them.
+///
+/// Errors: a name that is no upstream's, or that stands twice.
+fn members(sources: &Sources, given: &Value) -> Result<Value, Refusal> {
+    let Value::Array(given) = given else {
+        return Err(Refusal::bad_request("upstreams is no list"));
+    };
+    let (mut members, mut seen) = (Vec::new(), HashSet::new());
+    for one in given {
+        let one = match one {
+            Value::Object(one) => one.clone(),
+            Value::String(_) => Map::from_iter([("name".to_owned(), one.clone())]),
+            _ => return Err(Refusal::bad_request("upstreams: each is { name, weight }")),
+        };
+        check_fields(&one, &["name", "weight"])?;
+        let name = text(&one, "name")?;
+        if sources.entry(&EntryId::new(Section::Upstream, name)).is_none() {
+            return Err(Refusal::bad_request(format!("upstream {name:?} not found")));
+        }
+        if !seen.insert(name.to_owned()) {
+            return Err(Refusal::bad_request(format!("duplicate upstream {name:?}")));
+        }
+        let mut member = Map::from_iter([("upstream".to_owned(), json!(name))]);
+        member.extend(one.get("weight").map(|weight| ("weight".to_owned(), weight.clone())));
+        members.push(Value::Object(member));
+    }
+    Ok(json!(members))
+}
+
+/// The entry that an object describes.
+fn entry(
+    now: &Snapshot,
+    mut object: Map<String, Value>,
+    before: Option<(&str, &Table)>,
+    may_refer: bool,
+) -> Result<Table, Refusal> {
+    if let Some(given) = object.remove("upstreams") {
+        if object.contains_key("members") {
+            return Err(Refusal::bad_request("upstreams and members are the same: give one"));
+        }
+        object.insert("members".to_owned(), members(&now.sources, &given)?);
+    }
+    if let Some(Value::Object(balance)) = object.get("balance").cloned() {
+        check_fields(&balance, &["strategy"])?;
+        object.insert("balance".to_owned(), json!(text(&balance, "strategy")?));
+    }
+    if let Some(client) = object.remove("http_client") {
+        let known = before.map(|(name, entry)| self::object(now, name, entry));
+        if known.is_none_or(|known| known["http_client"] != client) {
+            return Err(Refusal::bad_request(
+                "http_client is shown and not taken: its keys are timeouts and retry here",
+            ));
+        }
+    }
+    objects::entry_of(Section::Group, &object, before.map(|(_, entry)| entry), may_refer)
+}
+
+/// Lists all groups.
+#[utoipa::path(get, path = "/upstream-groups", tag = "upstream-groups", responses(
+    (status = 200, description = "All groups", body = Value)))]
+async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Answer {
+    let now = api.now()?;
+    let all = now.sources.entries(Section::Group);
+    let all: Vec<Value> = all.iter().map(|(name, entry)| object(&now, name, entry)).collect();
+    Ok(shown(&headers, &now, &json!(all)))
+}
+
+/// Shows a group.
+#[utoipa::path(get, path = "/upstream-groups/{name}", tag = "upstream-groups",
+    params(("name" = String, Path, description = "Its name", example = "chat")), responses(
+    (status = 200, description = "The group", body = Value),
+    (status = 404, description = "There is none of that name", body = Value)))]
+async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
+    let now = api.now()?;
+    let entry = find(&now.sources, &id(&name))?;
+    Ok(shown(&headers, &now, &object(&now, &name, entry)))
+}
+
+/// Adds a group.
+#[utoipa::path(post, path = "/upstream-groups", tag = "upstream-groups",
+    request_body(content = Value, description = "`name`, `upstreams`, and any key of a [[group]]",
+        example = json!({ "name": "batch", "upstreams": [{ "name": "gpu0", "weight": 2 }],
+            "balance": { "strategy": "round_robin" }, "queue": { "length": 10, "wait": "5s" } })),
+    responses(
+    (status = 201, description = "It is in force on all cores", body = Value),
+    (status = 400, description = "What is wrong with it", body = Value),
+    (status = 409, description = "There is one of that name", body = Value)))]
+async fn create(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    JsonBody(given): JsonBody,
+) -> Answer {
+    let name = text(&given, "name")?.to_owned();
+    let (may_refer, id) = ((api.has_token)(), id(&name));
+    let now = api
+        .edit(&headers, ADD_WAIT, move |now| {
+            if now.sources.entry(&id).is_some() {
+                let message = format!("upstream group {:?} already exists", id.name);
+                return Err(Refusal::conflict(message));
+            }
+            let mut sources = now.sources.clone();
+            sources.edit(id, Some(entry(now, given, None, may_refer)?));
+            Ok(sources)
+        })
+        .await?;
+    let entry = find(&now.sources, &self::id(&name))?;
+    Ok(created(&format!("/api/v1/upstream-groups/{name}"), &now, &object(&now, &name, entry)))
+}
+
+/// Replaces the members of a group, and nothing else of it.
+#[utoipa::path(patch, path = "/upstream-groups/{name}", tag = "upstream-groups",
+    params(("name" = String, Path, description = "Its name", example = "chat")),
+    request_body(content = Value, description = "`upstreams`: names and weights, 1 where none is given",
+        example = json!({ "upstreams": [{ "name": "gpu0", "weight": 8 }, { "name": "gpu1" }] })),
+    responses(
+    (status = 200, description = "It is in force on all cores", body = Value),
+    (status = 400, description = "A member that is no upstream, or stands twice", body = Value),
+    (status = 404, description = "There is no group of that name", body = Value),
+    (status = 412, description = "`If-Match` names another version", body = Value)))]
+async fn change_members(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    JsonBody(given): JsonBody,
+) -> Answer {
+    check_fields(&given, &["upstreams"])?;
+    let Some(given) = given.get("upstreams").cloned() else {
+        return Err(Refusal::bad_request("upstreams is missing"));
+    };
+    let id = id(&name);
+    let now = api
+        .edit(&headers, REPLACE_WAIT, move |now| {
+            let mut entry = find(&now.sources, &id)?.clone();
+            let members = Map::from_iter([("members".to_owned(), members(&now.sources, &given)?)]);
+            entry.extend(objects::entry_of(Section::Group, &members, None, true)?);
+            let mut sources = now.sources.clone();
+            sources.edit(id, Some(entry));
+            Ok(sources)
+        })
+        .await?;
+    let entry = find(&now.sources, &self::id(&name))?;
+    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+}
+
+/// Replaces a group. What is left out has its default.
+#[utoipa::path(put, path = "/upstream-groups/{name}", tag = "upstream-groups",
+    params(("name" = String, Path, description = "Its name", example = "batch")),
+    request_body(content = Value, description = "As for POST; `name` may be left out",
+        example = json!({ "upstreams": [{ "name": "gpu1" }], "balance": { "strategy": "random" } })),
+    responses(
+    (status = 200, description = "It is in force on all cores", body = Value),
+    (status = 400, description = "What is wrong with it", body = Value),
+    (status = 404, description = "There is none of that name", body = Value),
+    (status = 412, description = "`If-Match` names another version", body = Value)))]
+async fn replace(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+    JsonBody(mut given): JsonBody,
+) -> Answer {
+    if given.get("name").is_some_and(|said| *said != json!(name)) {
+        return Err(Refusal::bad_request("name: a group is not renamed: add one, remove one"));
+    }
+    given.insert("name".to_owned(), json!(name));
+    let (may_refer, id) = ((api.has_token)(), id(&name));
+    let now = api
+        .edit(&headers, REPLACE_WAIT, move |now| {
+            let before = find(&now.sources, &id)?;
+            let after = entry(now, given, Some((&id.name, before)), may_refer)?;
+            let mut sources = now.sources.clone();
+            sources.edit(id, Some(after));
+            Ok(sources)
+        })
+        .await?;
+    let entry = find(&now.sources, &self::id(&name))?;
+    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+}
+
+/// Removes a group.
+#[utoipa::path(delete, path = "/upstream-groups/{name}", tag = "upstream-groups",
+    params(("name" = String, Path, description = "Its name", example = "batch")), responses(
+    (status = 204, description = "It gets no more requests"),
+    (status = 404, description = "There is none of that name", body = Value),
+    (status = 409, description = "What still names it", body = Value)))]
+async fn remove(
+    State(api): State<Arc<Api>>,
+    Path(name): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let now = api
+        .edit(&headers, REPLACE_WAIT, move |now| {
+            let id = id(&name);
+            find(&now.sources, &id)?;
+            check_unused(&id, &users_of_group(&now.sources, &name))?;
+            let mut sources = now.sources.clone();
+            sources.edit(id, None);
+            Ok(sources)
+        })
+        .await?;
+    Ok(removed(&now))
+}
