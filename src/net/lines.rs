@@ -88,6 +88,11 @@ impl Lines {
         self.links.get(index as usize).map(|link| (index, link.since))
     }
 
+    /// Since when a slot is in its line (the `since` of its `join`).
+    pub(super) fn since(&self, index: u32) -> Option<Moment> {
+        self.links.get(index as usize).map(|link| link.since)
+    }
+
     /// How many slots are in a line.
     pub(super) fn len(&self, line: Line) -> u32 {
         self.ends[line as usize].len

@@ -114,19 +114,25 @@ impl Ticker {
         }
     }
 
-    /// Ends the receive side of every idle connection: a request that has already arrived is still
-    /// served, a later one is not waited for.
-    pub fn end_idle(&self) {
-        for slot in self.slots.borrow().entries().iter().filter(|slot| slot.idle.is_some()) {
-            slot.end(Shut::Read);
-        }
+    /// Ends the receive side of every connection that has idled for `grace`: a request that has
+    /// already arrived is still served, a later one is not waited for.
+    pub fn end_idle(&self, grace: Duration) {
+        self.end_those_idle(grace, |_| true);
     }
 
     /// As `end_idle`, for the connections of one listener.
-    pub fn end_idle_of(&self, listener: ListenerId) {
-        for slot in self.slots.borrow().entries().iter().filter(|slot| slot.idle == Some(listener))
-        {
-            slot.end(Shut::Read);
+    pub fn end_idle_of(&self, listener: ListenerId, grace: Duration) {
+        self.end_those_idle(grace, |one| one == listener);
+    }
+
+    fn end_those_idle(&self, grace: Duration, which: impl Fn(ListenerId) -> bool) {
+        let (at, lines) = (self.at.get(), self.lines.borrow());
+        for (index, slot) in (0u32..).zip(self.slots.borrow().entries()) {
+            let long = || lines.since(index).is_none_or(|since| at.since(since) >= grace);
+            let idles = |listener| which(listener) && long();
+            if slot.idle.is_some_and(idles) {
+                slot.end(Shut::Read);
+            }
         }
     }
 
@@ -420,7 +426,8 @@ mod tests {
 
     #[test]
     fn the_idle_ones_of_one_listener_are_ended() {
-        let ticker = Ticker::new(Instant::now());
+        let start = Instant::now();
+        let ticker = Ticker::new(start);
         let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
         let timers: Vec<_> = pairs
             .iter()
@@ -433,8 +440,11 @@ mod tests {
             .collect();
         // The last one serves a request now.
         timers[2].disarm();
-        ticker.end_idle_of(ListenerId(2));
+        ticker.end_idle_of(ListenerId(2), TICK);
         let gone = |at: usize| sys::peek(pairs[at].0.as_raw_fd()) == sys::Peek::Gone;
+        assert_eq!([gone(0), gone(1), gone(2)], [false; 3], "they have just begun to idle");
+        ticker.walk(start + TICK);
+        ticker.end_idle_of(ListenerId(2), TICK);
         assert_eq!([gone(0), gone(1), gone(2)], [false, true, false]);
     }
 

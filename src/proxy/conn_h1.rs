@@ -16,9 +16,6 @@ pub async fn serve(core: &Rc<Core>, down: &mut Downstream) {
     let next = loop {
         if down.recv.is_empty() {
             core.buffers.give_back(std::mem::take(&mut down.recv));
-            if core.is_leaving(&down.listener) && down.served > 0 {
-                break Next::Close;
-            }
             let timeouts = core.with_listener(&down.listener, |plan| plan.timeouts);
             down.write_idle = timeouts.write_idle;
             let timeout = if down.served == 0 { timeouts.head } else { timeouts.keepalive };

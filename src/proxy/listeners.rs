@@ -10,6 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::idle::IDLE_GRACE;
 use super::plan::{ListenerPlan, LocalPlan};
 use crate::base::listener_id::ListenerId;
 
@@ -128,7 +129,9 @@ impl CoreListeners {
         known.retain(|listener| {
             let last = listener.last.borrow();
             let Some(gone) = last.as_ref() else { return true };
-            end(listener.id);
+            if now.saturating_duration_since(gone.since) >= IDLE_GRACE {
+                end(listener.id);
+            }
             let long = now.saturating_duration_since(gone.since) >= GONE_KEPT;
             Rc::strong_count(listener) > 1 || !long
         });
@@ -189,7 +192,8 @@ mod tests {
         assert_eq!(b.plan(&before).0.listeners.len(), 3, "of the last plan that knew it");
         // One without a connection is forgotten after a while, one with a connection is not.
         let ended = RefCell::new(Vec::new());
-        listeners.sweep(start, |id| ended.borrow_mut().push(id));
+        listeners.sweep(start, |id| panic!("{id} may have a request on its way"));
+        listeners.sweep(start + IDLE_GRACE, |id| ended.borrow_mut().push(id));
         assert_eq!(*ended.borrow(), ["b", "c", "d"].map(ListenerId::of));
         listeners.sweep(start + GONE_KEPT, |_| {});
         assert!(listeners.find(ListenerId::of("c")).is_none());

@@ -7,10 +7,11 @@ use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::accept::{self, Acceptors};
 use super::core::{Core, Padded, Shared};
+use super::idle::IDLE_GRACE;
 use super::places;
 use crate::net::listener::ListeningSocket;
 use crate::net::mailbox::{Inbox, Message};
@@ -20,8 +21,6 @@ use crate::net::ticker::TICK;
 
 /// Ticks between two publications of the counters.
 const PUBLISH_TICKS: u32 = 20;
-/// How long idle connections live on in a drain, for requests that are on their way.
-const IDLE_GRACE: Duration = Duration::from_secs(2);
 /// Ticks between two trims of the free buffers.
 const TRIM_TICKS: u32 = 100;
 
@@ -104,7 +103,7 @@ impl Running {
             core.wake_lost();
             // In case the message about a new plan did not fit into the mailbox.
             core.refresh_plan();
-            core.listeners.sweep(now, |gone| core.ticker.end_idle_of(gone));
+            core.listeners.sweep(now, |gone| core.ticker.end_idle_of(gone, IDLE_GRACE));
             let plan = core.plan();
             let idle_max = |pool| {
                 let at = plan.pools.binary_search_by_key(&pool, |&(pool, _)| pool).ok()?;
@@ -139,11 +138,9 @@ impl Running {
                     rt::sleep(TICK).await;
                     break;
                 }
-                // A client learns by its next answer that the connection ends, and an idle one has
-                // had none: its next request may be on its way.
                 let grace = IDLE_GRACE.min(core.plan().drain);
                 if now >= *drains_since + grace {
-                    core.ticker.end_idle();
+                    core.ticker.end_idle(grace);
                 }
             }
         }

@@ -4,9 +4,9 @@
 
 use super::certs::House;
 use super::house::{Proxy, mock, wait_until};
+use super::process::{Run, address};
 use super::ratelimits::fresh_minute;
 use super::redis_store::{MINE, Redis, free_port};
-use super::told::{Run, address};
 use super::wire::{Client, chat};
 
 /// What must be in no line.

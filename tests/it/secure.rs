@@ -1,6 +1,7 @@
 //! A listener over TLS and its clients: an authority of the test's own, nothing on disk.
 
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -37,6 +38,12 @@ impl Secure {
         let text = Setup { listener: &listener, ..setup }.text(urls);
         let files = [("ca.pem", &*self.ca), ("cert.pem", &self.cert), ("key.pem", &self.key)];
         Proxy::start_beside(&text, &files)
+    }
+
+    /// Writes the certificate and its key into a folder, for a process of its own.
+    pub(crate) fn write(&self, folder: &Path) {
+        std::fs::write(folder.join("cert.pem"), &self.cert).unwrap();
+        std::fs::write(folder.join("key.pem"), &self.key).unwrap();
     }
 
     /// A client that offers these protocols.
