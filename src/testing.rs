@@ -127,6 +127,9 @@ pub mod net {
     pub mod dial {
         pub use crate::net::dial::Address;
     }
+    pub mod handover_socket {
+        pub use crate::net::handover_socket::{Channel, ControlSocket, Name, Received, file_of};
+    }
     pub mod sys {
         pub use crate::net::sys::wall_time;
     }
@@ -211,6 +214,10 @@ pub mod proxy {
 pub mod server {
     pub use crate::server::running::{Options, Server};
     pub use crate::server::start::{Started, start, start_with};
+    pub mod handover {
+        pub use crate::server::handover::Meeting;
+        pub use crate::server::handover::message::{Message, Passed, Role};
+    }
     pub mod listeners {
         pub use crate::server::listeners::Applied;
     }

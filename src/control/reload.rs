@@ -22,7 +22,7 @@ use super::event::Event;
 use super::overlay_file::{Staged, stage};
 use super::refusal::Refusal;
 use super::say::Say;
-use super::socket_lock::{HeldSocketLock, SocketLock};
+use super::socket_lock::{HeldSocketLock, Holder, SocketLock};
 use super::task::Task;
 use crate::config::diff::{self, diff};
 use crate::config::{Config, Loaded, Report, Sources};
@@ -308,7 +308,7 @@ impl Reload {
     ) -> Result<Option<Wanted>, Refusal> {
         let no_config = || Refusal::unavailable("this process has no config to read again");
         let outside = self.outside.clone().ok_or_else(no_config)?;
-        self.held_lock = self.socket_lock.take();
+        self.held_lock = self.socket_lock.take(Holder::Reload).ok();
         if self.held_lock.is_none() {
             let why = "a handover to another process is under way, with its own config";
             return Err(Refusal::unavailable(why));

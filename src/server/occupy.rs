@@ -74,11 +74,11 @@ pub(super) fn occupy(
     let (change, admin, session) = loop {
         let given = match ask(&names_of_others, cores) {
             Ok(given) => given,
-            Err(NotGiven(_)) if Instant::now() < by => {
+            Err(NotGiven { again: true, .. }) if Instant::now() < by => {
                 std::thread::sleep(PAUSE);
                 continue;
             }
-            Err(NotGiven(why)) => return Err(why),
+            Err(NotGiven { why, .. }) => return Err(why),
         };
         if let Some(given) = given {
             break take_given(server, config, given)?;

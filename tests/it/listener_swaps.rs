@@ -347,12 +347,12 @@ fn an_address_moves_to_another_listener_and_refuses_nobody() {
                 match client.try_answer() {
                     Ok(answer) if is_refusal(answer.status) => {}
                     Ok(answer) => assert_eq!(answer.field("x-mock-server"), Some("a")),
-                    // It was accepted for the one that has gone, and had asked nothing yet.
-                    Err(broken) => assert_unanswered(&broken),
+                    // One that was accepted for the listener that has gone has time to ask.
+                    Err(broken) => panic!("{broken:?}"),
                 }
             });
         });
-        for turn in 0..30 {
+        for turn in 0..5 {
             let (one, other) = if turn % 2 == 0 { ("b", "a") } else { ("a", "b") };
             let mut kept = Client::connect(addr);
             assert_eq!(server_of(&mut kept, other).as_deref(), Ok(other));

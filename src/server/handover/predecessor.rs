@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::message::{Message, Passed, Role};
 use super::{Heard, Meeting, STEP, hear, tell, tell_with};
 use crate::control::admin::AdminSocket;
-use crate::control::socket_lock::{HeldSocketLock, SocketLock};
+use crate::control::socket_lock::{HeldSocketLock, Holder, SocketLock};
 use crate::net::dial::Address;
 use crate::net::handover_socket::{Channel, ControlSocket, FDS_MAX, file_of, wait_readable};
 use crate::net::sys;
@@ -20,6 +20,9 @@ use crate::server::listeners::Listeners;
 const LOOK: Duration = Duration::from_millis(100);
 /// How often what the last exchanges have counted is sent.
 const LATER: Duration = Duration::from_millis(100);
+
+/// Most processes that are listened to at a time.
+const CONVERSATIONS_MAX: usize = 8;
 
 /// What travels with the sockets.
 pub trait Gift: Send {
@@ -87,25 +90,57 @@ impl Drop for HandoverServer {
     }
 }
 
-/// A handover under way.
+/// A conversation with another process.
 struct Running {
     thread: JoinHandle<()>,
-    /// The next process has taken over.
+    /// The other process has taken over.
     handed: Arc<AtomicBool>,
     /// Dropped when this process ends.
-    _until: mpsc::Sender<()>,
+    until: mpsc::Sender<()>,
+}
+
+/// All conversations; who says hello first is handed to, the others are refused.
+#[derive(Default)]
+struct Conversations(Vec<Running>);
+
+impl Conversations {
+    fn begin(&mut self, estate: &Arc<Estate>, channel: Channel) {
+        self.0.retain(|one| !one.thread.is_finished());
+        if self.0.len() >= CONVERSATIONS_MAX {
+            return refuse(&channel, "too many processes ask");
+        }
+        let (until, ended) = mpsc::channel();
+        let handed = Arc::new(AtomicBool::new(false));
+        let (of, told) = (estate.clone(), handed.clone());
+        let thread = std::thread::Builder::new().name("handover".to_owned());
+        // If it cannot start, the other process sees the end of the connection.
+        if let Ok(thread) = thread.spawn(move || hand_over(&of, &channel, &told, &ended)) {
+            self.0.push(Running { thread, handed, until });
+        }
+    }
+
+    fn have_handed(&self) -> bool {
+        self.0.iter().any(|one| one.handed.load(Ordering::Acquire))
+    }
+
+    /// Waits for the one that has handed over: it tells the last numbers.
+    fn end(self) {
+        for Running { thread, handed, until } in self.0 {
+            drop(until);
+            if handed.load(Ordering::Acquire) {
+                // A panic there has ended the conversation; the other process has what came.
+                let _ = thread.join();
+            }
+        }
+    }
 }
 
 fn keep_sockets(estate: &Arc<Estate>, end: &AtomicBool) {
     let (mut sockets, mut amiss_since) = (ControlSockets::default(), None);
     let mut complained = false;
-    let mut running: Option<Running> = None;
+    let mut conversations = Conversations::default();
     while !end.load(Ordering::Acquire) {
-        if let Some(one) = running.take_if(|one| one.thread.is_finished()) {
-            // It has said how it went.
-            let _ = one.thread.join();
-        }
-        if running.as_ref().is_some_and(|one| one.handed.load(Ordering::Acquire)) {
+        if conversations.have_handed() {
             // Whoever comes now finds the next process.
             sockets = ControlSockets::default();
             std::thread::sleep(LOOK);
@@ -121,29 +156,11 @@ fn keep_sockets(estate: &Arc<Estate>, end: &AtomicBool) {
                 }
             }
         }
-        for channel in sockets.wait() {
-            match running {
-                Some(_) => refuse(&channel, "another handover is under way"),
-                None => running = begin(estate, channel),
-            }
-        }
+        sockets.wait().into_iter().for_each(|channel| conversations.begin(estate, channel));
     }
     // After a handover there are none: a path is the next process's by then.
     sockets.0.iter().for_each(ControlSocket::remove_file);
-    if let Some(Running { thread, _until, .. }) = running {
-        drop(_until);
-        let _ = thread.join();
-    }
-}
-
-fn begin(estate: &Arc<Estate>, channel: Channel) -> Option<Running> {
-    let (until, ended) = mpsc::channel();
-    let handed = Arc::new(AtomicBool::new(false));
-    let (of, told) = (estate.clone(), handed.clone());
-    let thread = std::thread::Builder::new().name("handover".to_owned());
-    // If it cannot start, the other process sees the end of the connection.
-    let thread = thread.spawn(move || hand_over(&of, &channel, &told, &ended)).ok()?;
-    Some(Running { thread, handed, _until: until })
+    conversations.end();
 }
 
 /// The sockets by which this process is found.
@@ -194,8 +211,9 @@ fn hand_over(estate: &Estate, channel: &Channel, handed: &AtomicBool, ended: &mp
         Ok(program) => program,
         Err(why) => return give_up(estate, channel, &why),
     };
-    let Some(_held) = wait_lock(&estate.socket_lock) else {
-        return give_up(estate, channel, "a reload of the config is under way");
+    let _held = match wait_lock(&estate.socket_lock) {
+        Ok(held) => held,
+        Err(why) => return give_up(estate, channel, why),
     };
     (estate.hooks.say)(&format!(
         "handover: process {pid} (tokenring {program}) asks for the sockets"
@@ -250,14 +268,17 @@ fn greet(channel: &Channel) -> Result<String, String> {
     }
 }
 
-fn wait_lock(lock: &SocketLock) -> Option<HeldSocketLock> {
+fn wait_lock(lock: &SocketLock) -> Result<HeldSocketLock, &'static str> {
     // Half a step, so that the other one still waits for the answer.
     let by = Instant::now() + STEP / 2;
     loop {
-        match lock.take() {
-            Some(held) => return Some(held),
-            None if Instant::now() >= by => return None,
-            None => std::thread::sleep(Duration::from_millis(10)),
+        match lock.take(Holder::Handover) {
+            Ok(held) => return Ok(held),
+            Err(Holder::Handover) => return Err("another handover is under way"),
+            Err(Holder::Reload) if Instant::now() >= by => {
+                return Err("a reload of the config is under way");
+            }
+            Err(Holder::Reload) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
 }

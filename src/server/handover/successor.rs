@@ -24,10 +24,18 @@ pub struct Given {
 
 /// Why a process that serves has not given its sockets.
 #[derive(Debug)]
-pub struct NotGiven(
+pub struct NotGiven {
     /// For the operator.
-    pub String,
-);
+    pub why: String,
+    /// It said so itself, and may do so in a moment.
+    pub again: bool,
+}
+
+impl NotGiven {
+    fn ever(why: String) -> Self {
+        Self { why, again: false }
+    }
+}
 
 /// Asks whoever is found by one of these names; `None` = nobody is there, or it has just ended.
 ///
@@ -37,11 +45,11 @@ pub fn ask(names: &[Name], cores: usize) -> Result<Option<Given>, NotGiven> {
         let channel = match Channel::connect(name) {
             Ok(Some(channel)) => channel,
             Ok(None) => continue,
-            Err(error) => return Err(NotGiven(format!("handover at {name}: {error}"))),
+            Err(error) => return Err(NotGiven::ever(format!("handover at {name}: {error}"))),
         };
         if channel.peer.uid != sys::user() {
             let uid = channel.peer.uid;
-            return Err(NotGiven(format!(
+            return Err(NotGiven::ever(format!(
                 "handover at {name}: a process of user {uid} has that name; it was left alone"
             )));
         }
@@ -67,11 +75,13 @@ fn receive_sockets(channel: Channel, cores: usize) -> Result<Option<Given>, NotG
             }
             Heard::Ended => return Ok(None),
             other => {
+                let again = matches!(other, Heard::Message(Message::Refused { .. }, _));
                 let why = other.instead_of("sockets");
                 let refused = Message::Refused { why: why.clone() };
                 // It is told if it listens; it has lost nothing.
                 let _ = tell(&channel, &refused);
-                return Err(NotGiven(format!("process {pid} serves and gave no sockets: {why}")));
+                let why = format!("process {pid} serves and gave no sockets: {why}");
+                return Err(NotGiven { why, again });
             }
         };
         for (passed, socket) in sockets.iter().zip(descriptors) {
