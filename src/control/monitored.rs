@@ -102,6 +102,7 @@ impl Monitored {
         // The state may be that of an upstream that was down when it left the config: what is known
         // of it begins anew, like the counts of its probes above.
         state.set_healthy(true);
+        state.set_probed(upstream.health.is_some());
         state.set_away(false);
         state.set_late(false);
         state.set_unheard(is_asked(&upstream));
@@ -134,6 +135,9 @@ impl Monitored {
             }
             None => HealthState::new(health.fall, health.rise),
         });
+        if upstream.health.is_some() != self.upstream.health.is_some() {
+            self.state.set_probed(upstream.health.is_some());
+        }
         if facts.health.is_none() || !upstream.enabled {
             self.state.set_healthy(true);
             facts.health = upstream.health.as_ref().map(|h| HealthState::new(h.fall, h.rise));

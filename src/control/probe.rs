@@ -37,9 +37,11 @@ impl Monitored {
             Some(state) => state.record(result.is_ok()),
             None => None,
         };
+        let is_back = result.is_ok() && self.state.found_well();
         let healthy = match change {
             Some(HealthChange::Fell) => false,
             Some(HealthChange::Rose) => true,
+            None if is_back => true,
             None => return,
         };
         self.state.set_healthy(healthy);

@@ -532,6 +532,34 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn measures_that_resume_go_on_as_those_before(
+            calls in prop::collection::vec((any::<bool>(), 0u64..90_000, 0u64..60_000), 1..30),
+            later in 0u64..200_000,
+        ) {
+            let (old, new) = (Measures::new(), Measures::new());
+            let mut then = Moment::from_secs(1000);
+            for (ok, took, pause) in calls {
+                then = then + Duration::from_millis(pause);
+                match ok {
+                    true => old.record_success(Duration::from_millis(took), then),
+                    false => old.record_failure(Duration::from_millis(took), then),
+                }
+            }
+            // A process that has just begun: what was measured was so before its origin.
+            let (told, now) = (then + Duration::from_millis(later), Moment::from_millis(3));
+            new.resume(&old.image(told), now);
+            let (was, is) = (old.read(told), new.read(now));
+            prop_assert_eq!(was.success, is.success);
+            prop_assert!(was.rt_us.abs_diff(is.rt_us) <= 1 && was.peak_us.abs_diff(is.peak_us) <= 1);
+            // Who has measured for himself knows better.
+            let image = old.image(told);
+            new.record_success(Duration::from_millis(7), now);
+            let own = new.read(now);
+            new.resume(&MeasuresImage { success: 0.5, ..image }, now);
+            prop_assert_eq!(new.read(now), own);
+        }
+
         // The slow way: the same formulas in f64, one sample after the other.
         #[test]
         fn agrees_with_the_formulas(

@@ -25,6 +25,13 @@ const LATE: u8 = 4;
 /// It has not listed its models yet.
 const UNHEARD: u8 = 8;
 
+/// The process before had found it down, and no probe of this one has found it well since.
+const DOWN_BEFORE: u8 = 16;
+/// It is probed.
+const PROBED: u8 = 32;
+/// A probe of this process has found it well.
+const WELL: u8 = 64;
+
 /// Numbers of faults in `failure` begin here, above all statuses.
 const KIND: u32 = 1000;
 
@@ -60,7 +67,7 @@ pub struct UpstreamState {
     /// How many calls are and may be in flight, and the queues that wait for a slot.
     pub slots: Slots,
     attempts: AtomicU64,
-    /// What the control thread has found out: `DOWN`, `AWAY`, `LATE`, `UNHEARD`.
+    /// What the control thread has found out: `DOWN`, `AWAY`, `LATE`, `UNHEARD`, and the like.
     found: AtomicU8,
     /// A connection to it failed since the control thread last looked.
     suspect: AtomicBool,
@@ -208,13 +215,38 @@ impl UpstreamState {
     /// Whether active probes let requests go there; an upstream without probes counts as healthy.
     #[must_use]
     pub fn healthy(&self) -> bool {
-        !self.is_found(DOWN)
+        !self.is_found(DOWN | DOWN_BEFORE)
     }
 
     /// Whether requests may go there: it is healthy, and not away (`set_away`).
     #[must_use]
     pub fn usable(&self) -> bool {
-        !self.is_found(DOWN | AWAY)
+        !self.is_found(DOWN | DOWN_BEFORE | AWAY)
+    }
+
+    /// Says whether it is probed; what the process before has found counts only then.
+    pub fn set_probed(&self, probed: bool) {
+        self.find(PROBED, probed);
+        self.find(WELL | DOWN_BEFORE, false);
+    }
+
+    /// The process before had found it down: so it is, until a probe finds it well. One that a probe
+    /// of this process has found well already stays so.
+    pub fn set_down_before(&self) {
+        if self.is_found(PROBED) && !self.is_found(WELL) {
+            self.find(DOWN_BEFORE, true);
+        }
+    }
+
+    /// A probe has found it well. Whether only what the process before had found spoke against it.
+    pub fn found_well(&self) -> bool {
+        self.find(WELL, true);
+        let was_down = self.is_found(DOWN_BEFORE);
+        if was_down {
+            self.find(DOWN_BEFORE, false);
+            self.poke();
+        }
+        was_down && !self.is_found(DOWN)
     }
 
     /// Notes whether it is away: no server was there when it was asked for its models, or discovery

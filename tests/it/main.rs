@@ -76,6 +76,7 @@ mod swap;
 mod tls;
 mod tls_upstream;
 mod told;
+mod travel;
 mod tunnel;
 mod uploads;
 mod wire;

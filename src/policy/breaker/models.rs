@@ -179,6 +179,23 @@ mod tests {
     }
 
     #[test]
+    fn another_process_goes_on_avoiding_a_model() {
+        let policy = BreakerPolicy { consecutive: 2, ..BreakerPolicy::default() };
+        let (old, new) = (ModelMarks::default(), ModelMarks::default());
+        let then = Moment::from_secs(500);
+        old.failed(3, then);
+        old.worked(5, then);
+        old.failed(3, then);
+        let told = then + Duration::from_secs(1);
+        // A process that has just begun.
+        let now = Moment::from_secs(1);
+        old.images(told).iter().for_each(|image| new.resume(image, now));
+        assert!(new.avoids(3, &policy, now) && !new.avoids(5, &policy, now));
+        assert!(new.watches(now) && new.failed(3, now), "5 has worked: it is the model's alone");
+        assert_eq!(ModelMarks::default().images(told), []);
+    }
+
+    #[test]
     fn without_a_witness_a_failure_is_the_servers() {
         let marks = ModelMarks::default();
         assert!(!marks.watches(ms(0)));

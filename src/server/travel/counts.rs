@@ -11,12 +11,12 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use serde_json::{Map, Value, json};
 
-use super::read::Fields;
+use super::read::{Fields, as_sum};
 use crate::error::Finish;
 use crate::proxy::before::Counted;
 use crate::proxy::core::Shared;
 use crate::telemetry::counters::Counters;
-use crate::telemetry::histogram::{Histogram, TIMES_US, TOKENS};
+use crate::telemetry::histogram::{self, Histogram, TIMES_US, TOKENS};
 use crate::telemetry::labels::{LabelId, LabelKind, PlanLabels};
 use crate::telemetry::meters::ErrorLabel;
 use crate::telemetry::series::{RowId, RowKind};
@@ -44,7 +44,7 @@ pub fn give(shared: &Shared, lines_lost: u64) -> Value {
     let mut counters = counters_written(&shared.counters_sum());
     for (word, sum) in of_process(shared) {
         let more = if word == "access_lines_lost" { lines_lost } else { 0 };
-        counters[word] = json!(sum.load(Relaxed) + more);
+        counters[word] = json!(sum.load(Relaxed).saturating_add(more));
     }
     counters
 }
@@ -99,21 +99,21 @@ fn counters_written(counters: &Counters) -> Value {
 
 fn counters_read(fields: Fields<'_>) -> Counters {
     let by_finish = fields.inner("by_finish");
-    let finished = |end: Finish| by_finish.map_or(0, |all| all.number(end.name()));
+    let finished = |end: Finish| by_finish.map_or(0, |all| all.sum(end.name()));
     let histogram = |name: &str| {
-        let values = fields.numbers::<{ crate::telemetry::histogram::WIDTH }>(name);
+        let values = fields.sums::<{ histogram::WIDTH }>(name);
         values.and_then(|values| Histogram::of(&values)).unwrap_or_default()
     };
     Counters {
-        exchanges: fields.number("exchanges"),
-        by_class: fields.numbers("by_class").unwrap_or_default(),
+        exchanges: fields.sum("exchanges"),
+        by_class: fields.sums("by_class").unwrap_or_default(),
         by_finish: Finish::ALL.map(finished),
-        attempts: fields.number("attempts"),
-        retries: fields.number("retries"),
-        reused: fields.number("reused"),
-        streamed: fields.number("streamed"),
-        request_bytes: fields.number("request_bytes"),
-        response_bytes: fields.number("response_bytes"),
+        attempts: fields.sum("attempts"),
+        retries: fields.sum("retries"),
+        reused: fields.sum("reused"),
+        streamed: fields.sum("streamed"),
+        request_bytes: fields.sum("request_bytes"),
+        response_bytes: fields.sum("response_bytes"),
         queue_us: histogram("queue"),
         first_byte_us: histogram("first_byte"),
         overhead_us: histogram("overhead"),
@@ -146,7 +146,7 @@ impl TakenCounts {
         if let Some(fields) = message.inner("counters") {
             self.strange = !same_bounds(fields);
             for ((word, sum), heard) in of_process(shared).into_iter().zip(&mut self.process) {
-                let more = fields.number(word).saturating_sub(*heard);
+                let more = fields.sum(word).saturating_sub(*heard);
                 *heard += more;
                 sum.fetch_add(more, Relaxed);
             }
@@ -177,8 +177,7 @@ impl TakenCounts {
                 continue;
             };
             let labels: Vec<&Value> = entry.list("labels", 3).collect();
-            let values: Vec<u64> =
-                entry.list("values", kind.width()).filter_map(Value::as_u64).collect();
+            let values: Vec<u64> = entry.list("values", kind.width()).filter_map(as_sum).collect();
             let Some(id) = names.row(kind, &labels).filter(|_| values.len() == kind.width()) else {
                 entry.leave_out(|| format!("a row of the kind {word}: {labels:?}"));
                 continue;

@@ -10,6 +10,8 @@ use serde_json::{Map, Value};
 
 /// Longest time that is believed: a year.
 const TIME_MAX: Duration = Duration::from_secs(366 * 86_400);
+/// Largest sum that is believed: many of them added up must still be a number.
+const SUM_MAX: u64 = 1 << 58;
 /// Complaints that are kept.
 const COMPLAINTS_MAX: usize = 8;
 
@@ -64,6 +66,18 @@ impl<'v> Fields<'v> {
     #[must_use]
     pub fn number(self, name: &str) -> u64 {
         self.get(name, Value::as_u64).unwrap_or(0)
+    }
+
+    /// What has been counted of something; 0 when there is nothing.
+    #[must_use]
+    pub fn sum(self, name: &str) -> u64 {
+        self.number(name).min(SUM_MAX)
+    }
+
+    /// As many sums as wanted; `None` when there are none, or not so many.
+    #[must_use]
+    pub fn sums<const N: usize>(self, name: &str) -> Option<[u64; N]> {
+        self.numbers(name).map(|sums| sums.map(|sum: u64| sum.min(SUM_MAX)))
     }
 
     /// A small number; 0 when there is none.
@@ -145,6 +159,12 @@ impl<'v> Fields<'v> {
         }
         read
     }
+}
+
+/// What has been counted of something, if it is that.
+#[must_use]
+pub fn as_sum(value: &Value) -> Option<u64> {
+    value.as_u64().map(|sum| sum.min(SUM_MAX))
 }
 
 /// A length of time as it is written: whole nanoseconds.

@@ -2,8 +2,9 @@
 //! attempts, and how fast the queues of groups empty.
 //!
 //! An upstream is the same one when its name is, and it has an address in common: what was known of
-//! a server that another one has replaced says nothing. Health does not travel: a process has
-//! probed its upstreams, and asked for their models, before it serves.
+//! a server that another one has replaced says nothing. One that was found down is so at the new
+//! process until a probe finds it well. Lists of models do not travel: a process asks for them
+//! before it serves.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -64,6 +65,7 @@ fn give_one(upstream: &UpstreamPlan, now: Moment) -> ((UpstreamCounts, u32), Val
     entry["breaker"] = breaker_written(&state.breaker.image(now));
     entry["models"] = state.models.images(now).iter().map(mark_written).collect();
     entry["measures"] = measures_written(&state.measures.image(now));
+    entry["down"] = json!(!state.healthy());
     entry["back_off"] = written(state.backs_off_until().since(now));
     (told, entry)
 }
@@ -245,14 +247,14 @@ fn more(heard: &mut UpstreamCounts, entry: Fields<'_>) -> UpstreamCounts {
         more
     };
     let mut more = UpstreamCounts {
-        attempts: grow(&mut heard.attempts, entry.number("attempts")),
+        attempts: grow(&mut heard.attempts, entry.sum("attempts")),
         ..UpstreamCounts::default()
     };
-    if let Some(changes) = entry.numbers::<{ STATES * STATES }>("changes") {
+    if let Some(changes) = entry.sums::<{ STATES * STATES }>("changes") {
         let all = more.changes.as_flattened_mut().iter_mut().zip(heard.changes.as_flattened_mut());
         all.zip(changes).for_each(|((more, heard), now)| *more = grow(heard, now));
     }
-    if let Some(calls) = entry.numbers::<RESULTS>("calls") {
+    if let Some(calls) = entry.sums::<RESULTS>("calls") {
         let all = more.calls.iter_mut().zip(&mut heard.calls);
         all.zip(calls).for_each(|((more, heard), now)| *more = grow(heard, now));
     }
@@ -261,6 +263,9 @@ fn more(heard: &mut UpstreamCounts, entry: Fields<'_>) -> UpstreamCounts {
 
 fn resume(upstream: &UpstreamPlan, entry: Fields<'_>, age: Duration, now: Moment) {
     let state = &upstream.state;
+    if entry.is("down") {
+        state.set_down_before();
+    }
     if let Some(image) = entry.inner("breaker").and_then(|fields| breaker_read(fields, age)) {
         state.breaker.resume(&image, now);
     }
