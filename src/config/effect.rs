@@ -35,7 +35,6 @@ use Off::{BalanceIs, K8s, Present, Unless, Untranslated};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
-    ("process.control_socket", Unless("\"\"")),
     ("upstream.protocol", Untranslated),
     ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),

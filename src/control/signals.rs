@@ -1,15 +1,16 @@
 //! Signals: SIGTERM and SIGINT begin the drain, a second one aborts what is still in flight; SIGHUP
-//! has the config read again; SIGUSR1 has the access log opened again, by scripts that rotate it.
+//! has the config read again; SIGUSR1 has the access log opened again, by scripts that rotate it;
+//! SIGUSR2 has the program started anew, which takes over.
 //! A thread passes them on, so that the main thread can wait for them and for other reasons to end.
 
 use std::io;
 use std::sync::mpsc;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 
-/// The caught signals: SIGTERM, SIGINT, SIGHUP and SIGUSR1. If SIGUSR1 were not caught, it would
-/// end the process.
+/// The caught signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2. The last two would end the
+/// process if they were not caught.
 pub struct Ending {
     events: mpsc::Receiver<Event>,
     leave: Leave,
@@ -45,7 +46,7 @@ impl Leave {
 impl Ending {
     /// Begins to catch; called before the first thread starts, so that no signal is missed.
     pub fn catch() -> io::Result<Self> {
-        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1])?;
+        let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
         let (sender, events) = mpsc::channel();
         let leave = Leave(sender.clone());
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -66,13 +67,14 @@ impl Ending {
     }
 
     /// Waits for SIGTERM, SIGINT or another reason to end, and returns it; calls `reload` at each
-    /// SIGHUP before it and `reopen` at each SIGUSR1.
-    pub fn wait(&mut self, reload: impl Fn(), reopen: impl Fn()) -> Leaving {
+    /// SIGHUP before it, `reopen` at each SIGUSR1 and `renew` at each SIGUSR2.
+    pub fn wait(&mut self, reload: impl Fn(), reopen: impl Fn(), renew: impl Fn()) -> Leaving {
         let by = |name: &str| Leaving { why: name.to_owned(), successor: None };
         loop {
             match self.events.recv() {
                 Ok(Event::Signal(SIGHUP)) => reload(),
                 Ok(Event::Signal(SIGUSR1)) => reopen(),
+                Ok(Event::Signal(SIGUSR2)) => renew(),
                 Ok(Event::Signal(SIGINT)) => return by("SIGINT"),
                 Ok(Event::Leave(leaving)) => return leaving,
                 // `self` holds a sender, so the channel cannot have ended.
@@ -91,8 +93,9 @@ impl Ending {
             for event in events {
                 match event {
                     Event::Signal(SIGUSR1) => reopen(),
-                    // What drains takes no other config any more, and drains for one reason.
-                    Event::Signal(SIGHUP) | Event::Leave(_) => {}
+                    // What drains takes no other config, has nothing to hand over, and drains for
+                    // one reason.
+                    Event::Signal(SIGHUP | SIGUSR2) | Event::Leave(_) => {}
                     Event::Signal(_) => return abort(),
                 }
             }

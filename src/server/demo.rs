@@ -80,7 +80,7 @@ fn run(out: &mut dyn Write, err: &mut dyn Write) -> Result<(), String> {
     let address = started.server.address().map(|address| address.to_string()).unwrap_or_default();
     out.write_all(usage(&address).as_bytes()).map_err(|error| error.to_string())?;
     out.flush().map_err(|error| error.to_string())?;
-    ending.wait(|| started.server.reload(), || {});
+    ending.wait(|| started.server.reload(), || {}, || {});
     started.server.drain();
     ending.on_next(started.server.aborter(), || {});
     started.server.join();

@@ -4,7 +4,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
 use clap::Args;
@@ -70,6 +70,8 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    // Now: the name of a file that has been replaced since would not be its name any more.
+    let program = std::env::current_exe().ok();
     let passed = match systemd::sockets() {
         Ok(passed) => passed,
         Err(error) => {
@@ -121,8 +123,11 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     };
     systemd::ready("serving");
     let watchdog = systemd::watch(started.server.pulse());
-    let Leaving { why, successor } =
-        ending.wait(|| started.server.reload(), || started.server.reopen_logs());
+    let Leaving { why, successor } = ending.wait(
+        || started.server.reload(),
+        || started.server.reopen_logs(),
+        || renew(program.as_deref(), &log),
+    );
     let drain = started.server.shared().slot.plan().0.drain;
     match successor {
         Some(pid) => systemd::replaced_by(pid),
@@ -140,6 +145,36 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let told = format!("ended after {}", counted(exchanges, "exchange"));
     write(err, &log.line(Level::Info, &told, &[]));
     ExitCode::SUCCESS
+}
+
+/// Starts the program anew, as it is on the disk by now and as this process was called; it takes
+/// over.
+fn renew(program: Option<&Path>, log: &Log) {
+    let Some(program) = program else {
+        return log.say(Level::Error, "SIGUSR2: nobody knows where this program is", &[]);
+    };
+    let mut next = Command::new(program);
+    // Those are addressed to this process.
+    next.args(std::env::args_os().skip(1)).env_remove("WATCHDOG_PID").env_remove("LISTEN_PID");
+    let mut child = match next.spawn() {
+        Ok(child) => child,
+        Err(error) => {
+            let told = format!("SIGUSR2: cannot start {}: {error}", program.display());
+            return log.say(Level::Error, &told, &[]);
+        }
+    };
+    let told = format!("SIGUSR2: started process {}, which is to take over", child.id());
+    log.say(Level::Info, &told, &[]);
+    let log = log.clone();
+    let watch = std::thread::Builder::new().name("successor".to_owned());
+    // Without the thread nobody says that it has ended.
+    let _ = watch.spawn(move || {
+        let pid = child.id();
+        if let Ok(status) = child.wait() {
+            let told = format!("process {pid}, which was to take over, has ended: {status}");
+            log.say(Level::Error, &told, &[]);
+        }
+    });
 }
 
 /// Lets a next process take over from this one.

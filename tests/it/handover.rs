@@ -302,6 +302,23 @@ fn a_start_by_mistake_takes_over_and_both_say_so() {
 }
 
 #[test]
+fn a_signal_has_the_program_started_anew() {
+    let mut site = Site::new("handover-usr2");
+    let mut first = site.start(1, "");
+    first.behind("models     m");
+    first.signal("USR2");
+    let next: i32 =
+        first.behind("SIGUSR2: started process ").split(',').next().unwrap().parse().unwrap();
+    first.behind(&format!("handed over to process {next} "));
+    assert!(first.child.wait().unwrap().success());
+    ask_anew(site.addr());
+    // It is no child of this test: it ends by a signal, and is gone when nobody listens.
+    let killed = std::process::Command::new("kill").arg(next.to_string()).status().unwrap();
+    assert!(killed.success());
+    wait_until("nobody listens", || TcpStream::connect(site.addr()).is_err());
+}
+
+#[test]
 fn who_wants_no_handover_gets_the_old_error() {
     let (port, mock) = (free_port(), mock());
     let text = format!(
