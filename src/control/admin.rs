@@ -9,9 +9,7 @@
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -19,27 +17,20 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
-use tokio::net::{TcpListener, UnixListener};
 
+use super::admin_socket::{AdminSocket, BoundSocket, Open, lock};
 use super::api::{self, Api};
 use super::certs::Reloads;
-use super::connections::{Connections, OpenConnection};
 use super::documents::Documents;
 use super::monitored::{Monitored, Standing};
 use super::reconciler::UpstreamTable;
 use super::reload::{Commit, ReloadStatus, Reloader};
-use super::task::Task;
 use crate::base::units::counted;
-use crate::config::{self, Bind};
-use crate::net::dial::Address;
-use crate::net::listener::{self, Listening};
+use crate::config;
 use crate::policy::breaker::State as Breaker;
 use crate::telemetry::access::write_time;
 use crate::telemetry::counters::Counters;
@@ -47,19 +38,10 @@ use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
 
 /// Why a request that does something is refused.
 const NOT_AT_HOME: &str = "sent by a page of another origin, or to a name that is not this address";
-/// Most connections at a time; a further one replaces the connection that has idled longest.
-const CONNECTIONS_MAX: usize = 256;
-/// Longest time for a request's head, the idle time before it included.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause after an accept failed for lack of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// The bound and listening socket, before any connection is accepted.
+/// The bound socket with who may ask there, before any connection is accepted.
 pub struct AdminListener {
-    /// Where it listens, the port resolved.
-    pub address: Address,
-    wanted: Bind,
-    listening: Listening,
+    /// Where it listens.
+    pub socket: BoundSocket,
     rules: Rules,
 }
 
@@ -121,31 +103,14 @@ impl AdminListener {
     ///
     /// Shape: `adopted` are sockets of a process before; one that has this address is used.
     /// Errors: the address cannot be bound.
-    pub fn bind(admin: &config::Admin, adopted: Vec<OwnedFd>) -> Result<Self, io::Error> {
-        let wanted = match &admin.bind {
-            Bind::Tcp(addr) => Address::Tcp(*addr),
-            Bind::Unix(path) => Address::Unix(path.clone()),
-        };
-        let told = |error: io::Error| io::Error::new(error.kind(), format!("admin: {error}"));
-        let adopted = adopted.into_iter().find_map(|socket| {
-            let (address, listening) = Listening::of(socket).ok()?;
-            (address == wanted).then_some((address, listening))
-        });
-        let (address, listening) = match adopted {
-            Some(adopted) => adopted,
-            None => {
-                let (address, mut listening) = listener::bind(&wanted, 1).map_err(told)?;
-                let first = listening.pop();
-                (address, first.ok_or_else(|| io::Error::other("admin: nothing was bound"))?)
-            }
-        };
-        listening.set_nonblocking().map_err(told)?;
-        Ok(Self { address, wanted: admin.bind.clone(), listening, rules: Rules::of(admin) })
+    pub fn bind(admin: &config::Admin, adopted: Vec<OwnedFd>) -> io::Result<Self> {
+        let socket = BoundSocket::bind(&admin.bind, adopted)?;
+        Ok(Self { socket, rules: Rules::of(admin) })
     }
 
     /// Accepts and answers for as long as the task lives.
     fn open(self, shows: Arc<Shows>, rules: Arc<RwLock<Rules>>) -> Open {
-        let is_tcp = matches!(self.listening, Listening::Tcp(_));
+        let is_tcp = self.socket.is_tcp();
         set(&rules, self.rules);
         let state = Arc::new(AdminState { shows, rules: rules.clone(), is_tcp });
         let api = Arc::new(Api {
@@ -172,78 +137,11 @@ impl AdminListener {
             .fallback(nothing_here)
             .method_not_allowed_fallback(wrong_method)
             .layer(middleware::from_fn_with_state(state, check_token));
-        let accepting = Accepting {
-            listening: Arc::new(self.listening),
-            connections: Connections::new(CONNECTIONS_MAX),
-            rules,
-            router,
-            runtime: tokio::runtime::Handle::current(),
+        let allows = move |ip| {
+            let rules = rules.read().unwrap_or_else(PoisonError::into_inner);
+            rules.allow.iter().any(|net| net.contains(&ip))
         };
-        let task = Some(accepting.begin());
-        Open { wanted: self.wanted, address: self.address, accepting, task }
-    }
-}
-
-/// An interface that answers, until this is dropped.
-struct Open {
-    /// The address of the config.
-    wanted: Bind,
-    /// The address obtained.
-    address: Address,
-    accepting: Accepting,
-    /// None while it is paused.
-    task: Option<Task>,
-}
-
-/// The socket of the operator's interface, whichever it is at the time; clones are the same.
-#[derive(Clone, Default)]
-pub struct AdminSocket(Arc<Mutex<Option<Open>>>);
-
-impl AdminSocket {
-    /// Duplicates the socket for a process that comes next; `None` = there is no interface.
-    ///
-    /// Errors: no descriptors are left.
-    pub fn export(&self) -> io::Result<Option<(Address, OwnedFd)>> {
-        let open = lock(&self.0);
-        let Some(open) = open.as_ref() else { return Ok(None) };
-        Ok(Some((open.address.clone(), open.accepting.listening.duplicate()?)))
-    }
-
-    /// Where it is; none = there is no interface.
-    #[must_use]
-    pub fn address(&self) -> Option<Address> {
-        lock(&self.0).as_ref().map(|open| open.address.clone())
-    }
-
-    /// Accepts no more; each open connection ends after the request that it is at.
-    pub fn pause(&self) {
-        if let Some(open) = lock(&self.0).as_mut() {
-            open.task = None;
-            open.accepting.connections.finish_all();
-        }
-    }
-
-    /// Accepts again after `pause`.
-    pub fn resume(&self) {
-        if let Some(open) = lock(&self.0).as_mut() {
-            open.task = Some(open.accepting.begin());
-        }
-    }
-}
-
-/// What it takes to accept connections of the interface.
-#[derive(Clone)]
-struct Accepting {
-    listening: Arc<Listening>,
-    connections: Arc<Connections>,
-    rules: Arc<RwLock<Rules>>,
-    router: Router,
-    runtime: tokio::runtime::Handle,
-}
-
-impl Accepting {
-    fn begin(&self) -> Task {
-        Task::of(self.runtime.spawn(accept(self.clone())))
+        self.socket.open(Arc::new(allows), router)
     }
 }
 
@@ -287,83 +185,6 @@ impl AdminServer {
         }
         let listener = AdminListener::bind(admin, Vec::new()).map_err(|why| why.to_string())?;
         Ok(Box::new(move || *lock(&open) = Some(listener.open(shows, rules))))
-    }
-}
-
-fn lock(open: &Mutex<Option<Open>>) -> MutexGuard<'_, Option<Open>> {
-    // Stored whole: a thread that panicked meanwhile left nothing half done.
-    open.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Accepts connections; those of TCP from outside `allow` are closed at once.
-async fn accept(accepting: Accepting) {
-    let Accepting { listening, connections, rules, router, .. } = accepting;
-    let listener = match &*listening {
-        Listening::Tcp(socket) => {
-            socket.try_clone().and_then(TcpListener::from_std).map(Either::Tcp)
-        }
-        Listening::Unix(socket) => {
-            socket.try_clone().and_then(UnixListener::from_std).map(Either::Unix)
-        }
-    };
-    // Fails only without descriptors at the start; then nothing is answered.
-    let Ok(listener) = listener else { return };
-    loop {
-        let router = router.clone();
-        let accepted = match &listener {
-            Either::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
-                let ip = peer.ip().to_canonical();
-                let allows = |rules: &Rules| rules.allow.iter().any(|net| net.contains(&ip));
-                let allowed = allows(&rules.read().unwrap_or_else(PoisonError::into_inner));
-                if allowed && let Some(connection) = connections.open() {
-                    tokio::spawn(serve(TokioIo::new(stream), router, connection));
-                }
-            }),
-            Either::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                if let Some(connection) = connections.open() {
-                    tokio::spawn(serve(TokioIo::new(stream), router, connection));
-                }
-            }),
-        };
-        if accepted.is_err() {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-        }
-    }
-}
-
-enum Either {
-    Tcp(TcpListener),
-    Unix(UnixListener),
-}
-
-/// Serves one connection until it ends, or until a new connection needs its place.
-async fn serve<S>(stream: S, router: Router, connection: OpenConnection)
-where
-    S: hyper::rt::Read + hyper::rt::Write + Unpin + 'static,
-{
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let begin = connection.requests();
-    let busy = middleware::from_fn(move |request: Request, next: Next| {
-        let busy = begin();
-        async move {
-            let answer = next.run(request).await;
-            drop(busy);
-            answer
-        }
-    });
-    let service = TowerToHyperService::new(router.layer(busy));
-    let mut serving = pin!(http.serve_connection(stream, service));
-    tokio::select! {
-        // An error means that the client spoke no HTTP or has left: nothing can be answered.
-        _ = serving.as_mut() => return,
-        () = connection.must_leave() => return,
-        () = connection.must_finish() => {}
-    }
-    serving.as_mut().graceful_shutdown();
-    tokio::select! {
-        _ = serving => {}
-        () = connection.must_leave() => {}
     }
 }
 

@@ -7,13 +7,14 @@
 //! facts to it: `source` (targets and addresses, by `resolve`), `certs` (files of certificates),
 //! `probe`, `model_list` and `recheck` (of one `monitored` upstream, by `fetch`, which sends with
 //! `http_client`); the facts themselves (`event`, kept as `observed`, each by a `task`); then
-//! `admin` (the operator's HTTP interface) with `connections` (its clients, bounded in number),
+//! `admin` (the operator's HTTP interface) with `admin_socket` and `connections` (its clients, bounded in number),
 //! `say` (lines for the operator), `socket_lock` (a reload or a handover) and `signals` (which the main thread waits for). `redis` holds
 //! the rate limits that nodes share; it uses none of the others but `say`.
 //!
 //! This folder knows no plan and no core: the server hands it closures (`ServerHooks`).
 
 pub mod admin;
+pub mod admin_socket;
 mod api;
 pub mod certs;
 mod connections;
@@ -54,7 +55,8 @@ use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::registry::{Carried, Registry};
-use admin::{AdminListener, AdminServer, AdminSocket, Shows};
+use admin::{AdminListener, AdminServer, Shows};
+use admin_socket::AdminSocket;
 use certs::Reloads;
 use documents::{Documents, Snapshot};
 use reconciler::{Publish, Reconciler, UpstreamTable};
@@ -205,7 +207,7 @@ impl Control {
 
     /// Lets the control thread publish configs and open the operator's interface from now on.
     pub fn hook(&mut self, hooks: ServerHooks, listener: Option<AdminListener>) {
-        self.admin = listener.as_ref().map(|listener| listener.address.clone());
+        self.admin = listener.as_ref().map(|listener| listener.socket.address.clone());
         if let Some(waiting) = self.hooks.take() {
             // An error means that the thread has ended.
             let _ = waiting.send((hooks, listener));

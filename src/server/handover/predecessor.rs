@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::message::{Message, Passed, Role};
 use super::{Heard, Meeting, STEP, hear, tell, tell_with};
-use crate::control::admin::AdminSocket;
+use crate::control::admin_socket::AdminSocket;
 use crate::control::socket_lock::{HeldSocketLock, Holder, SocketLock};
 use crate::net::dial::Address;
 use crate::net::handover_socket::{Channel, ControlSocket, FDS_MAX, file_of, wait_readable};
