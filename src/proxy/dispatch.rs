@@ -13,6 +13,7 @@ use super::call_guard::CallGuard;
 use super::core::Core;
 use super::downstream::Downstream;
 use super::forward::Request;
+use super::gateway_choice;
 use super::permit::Permit;
 use super::pick::{self, Choice, Nobody, Picked};
 use super::plan::Plan;
@@ -45,6 +46,8 @@ struct Dispatch<'d> {
     by_target: bool,
     /// The model that is asked for; empty where none is known.
     model: &'d str,
+    /// The upstreams that a trusted proxy has chosen, the best first; usually empty.
+    chosen: Vec<u16>,
     tried: Tried,
     retries: u32,
     /// The last failure: what the client is told if no other member can be tried.
@@ -72,6 +75,9 @@ pub async fn dispatch(
     exchange: &mut ExchangeState<'_, '_>,
 ) -> Result<Next, Refusal> {
     let mut at = Dispatch::begin(core, plan, request, route);
+    if !request.listener.trusted.is_empty() {
+        at.chosen = gateway_choice::chosen(plan, route.group, request, &exchange.held);
+    }
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
     loop {
@@ -155,6 +161,7 @@ impl<'d> Dispatch<'d> {
             forced: route.upstream,
             by_target: route.by_target,
             model: route.model_sent(request.routed_by.name),
+            chosen: Vec::new(),
             tried: Tried::NONE,
             retries: 0,
             failed: None,
@@ -239,8 +246,8 @@ impl<'d> Dispatch<'d> {
     }
 
     fn choice<'c>(&'c self, permit: &Permit) -> Choice<'c, 'd> {
-        let &Self { group, forced, by_target, ref tried, model, .. } = self;
-        Choice { group, forced, asker: permit.asker(), by_target, tried, model }
+        let &Self { group, forced, by_target, ref tried, model, ref chosen, .. } = self;
+        Choice { group, forced, asker: permit.asker(), by_target, tried, model, chosen }
     }
 
     /// Whether there is a group left to fall back to.

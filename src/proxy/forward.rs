@@ -6,6 +6,7 @@
 //! key pays for by the token is asked for without a coding, so that it can be read.
 
 use super::core::Core;
+use super::gateway_choice;
 use super::hold::RoutedBy;
 use super::listeners::CoreListener;
 use super::permit::Permit;
@@ -67,6 +68,9 @@ pub fn head(
     if let Some(ViaPlan { mode: ProxyMode::Forward { authorization, .. }, .. }) = &upstream.via {
         out.extend_from_slice(authorization);
     }
+    // Where nobody is trusted nothing is withheld, so that usual requests pay nothing.
+    let withholds = !listener.trusted.is_empty()
+        && !gateway_choice::is_trusted(listener, permit.peer.as_ref().map(|peer| peer.ip));
     let own_credentials = !permit.credentials_pass(&upstream.credential);
     encode::copy_request_fields(out, request_head, bytes, |field| {
         let ours = match field.name_kind {
@@ -78,6 +82,7 @@ pub fn head(
             Name::XForwardedHost | Name::Forwarded => !listener.forwarded,
             Name::XRequestId => listener.forwarded,
             Name::UserAgent => upstream.user_agent,
+            Name::Other if withholds && gateway_choice::is_choice(field.name.of(bytes)) => true,
             Name::Other if permit.is_metered && is_coding_wish(field.name.of(bytes)) => true,
             _ => !listener.forwarded && is_forwarding(field.name.of(bytes)),
         };

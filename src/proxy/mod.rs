@@ -37,6 +37,7 @@ pub mod downstream;
 pub mod exchange;
 pub mod failure_report;
 pub mod forward;
+mod gateway_choice;
 pub mod h2_stream;
 pub mod hold;
 pub mod idle;

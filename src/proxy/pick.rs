@@ -37,6 +37,9 @@ pub struct Choice<'a, 'm> {
     pub tried: &'a Tried,
     /// The model that is asked for; empty where none is known.
     pub model: &'m str,
+    /// Upstreams that are taken before all others where they are usable, the best first; empty
+    /// unless a trusted proxy has chosen (`gateway_choice`).
+    pub chosen: &'a [u16],
 }
 
 impl Choice<'_, '_> {
@@ -81,8 +84,14 @@ pub fn pick<'p>(
     let group = &plan.groups[usize::from(choice.group)];
     let mut nobody = view(plan, choice, members, now);
     loop {
-        let picked = core.with_pick_state(usize::from(choice.group), |state| {
-            balance::pick(group.strategy, state, members, choice.tried, core.random_u64())
+        let picked = match choice.chosen {
+            [] => None,
+            chosen => first_chosen(plan, choice.group, chosen, members),
+        };
+        let picked = picked.or_else(|| {
+            core.with_pick_state(usize::from(choice.group), |state| {
+                balance::pick(group.strategy, state, members, choice.tried, core.random_u64())
+            })
         });
         let Some(member) = picked else { return Err(nobody) };
         let upstream = &plan.upstreams[usize::from(group.members[member].0)];
@@ -97,6 +106,17 @@ pub fn pick<'p>(
         }
         members[member].usable = false;
     }
+}
+
+/// The first of the chosen upstreams that is a usable member.
+#[cold]
+fn first_chosen(plan: &Plan, group: u16, chosen: &[u16], members: &[Member]) -> Option<usize> {
+    let all = &plan.groups[usize::from(group)].members;
+    let place = |wanted: &u16| {
+        let mut numbers = all.iter().zip(members);
+        numbers.position(|((number, _), member)| number == wanted && member.usable)
+    };
+    chosen.iter().find_map(place)
 }
 
 /// Picks a member whose breaker refuses, when only such members are left: the one that failed

@@ -34,6 +34,7 @@ mod fleet;
 mod forwarding;
 mod framing;
 mod fuzz;
+mod gateway_choice;
 mod h2;
 mod h2_client;
 mod h2_ends;
