@@ -23,20 +23,17 @@ enum Off {
     Unless(&'static str),
     /// The key at all.
     Present,
-    /// A source of that kind.
-    K8s,
     /// This balance.
     BalanceIs(Balance),
     /// Another protocol than OpenAI's, as far as requests go.
     Untranslated,
 }
 
-use Off::{BalanceIs, K8s, Present, Unless, Untranslated};
+use Off::{BalanceIs, Present, Unless, Untranslated};
 
 /// The keys, by path.
 const NOT_IN_EFFECT: &[(&str, Off)] = &[
     ("upstream.protocol", Untranslated),
-    ("upstream.discover", K8s),
     ("group.balance", BalanceIs(Balance::Prefix)),
     ("group.affinity", Present),
     ("group.serve", Unless("[]")),
@@ -60,7 +57,6 @@ fn walk(pattern: &str, path: &str, value: &Spanned<DeValue<'_>>, draft: &mut Dra
             let spot = Spot { path: path.to_owned(), span: value.span(), ..Spot::default() };
             let message = match off {
                 BalanceIs(_) => "not implemented yet; acts as round_robin",
-                K8s => "k8s: is not implemented yet; the url counts",
                 Unless(_) | Present => "not implemented yet; has no effect",
                 Untranslated => "requests are not translated yet; they pass as they came",
             };
@@ -107,7 +103,6 @@ impl Off {
     fn mark(&self) -> &'static str {
         match self {
             Unless(_) | Present => "No effect yet.",
-            K8s => "No effect yet: k8s: sources; the url counts.",
             BalanceIs(_) => "No effect yet: prefix; it acts as round_robin.",
             Untranslated => "No effect yet on requests: they are not translated.",
         }
@@ -117,7 +112,6 @@ impl Off {
         match self {
             Present => false,
             Untranslated => value.as_str().and_then(Protocol::named) == Some(Protocol::OpenAi),
-            K8s => !value.as_str().is_some_and(|source| source.starts_with("k8s:")),
             // What is no balance at all is complained about elsewhere.
             BalanceIs(off) => value.as_str().and_then(Balance::named) != Some(*off),
             Unless(default) => match DeValue::parse(default) {

@@ -49,6 +49,9 @@ pub(crate) fn print(config: &Config) -> String {
     out.raw("prefix", config.discovery.prefix);
     out.time("grace", config.discovery.grace);
     out.raw("endpoints", config.discovery.endpoints);
+    let kubeconfig = config.discovery.kubeconfig.as_ref();
+    let kubeconfig = kubeconfig.map_or_else(String::new, |path| path.display().to_string());
+    out.text("kubeconfig", &kubeconfig);
     if let Some(admin) = &config.admin {
         print_admin(&mut out, admin);
     }
@@ -458,7 +461,11 @@ fn print_discover(discover: &Discover) -> String {
         Discover::Dns { name, port } => format!("dns:{name}:{port}"),
         Discover::Srv(name) => format!("srv:{name}"),
         Discover::File(path) => format!("file:{}", path.display()),
-        Discover::K8s { namespace, service } => format!("k8s:{namespace}/{service}"),
+        Discover::K8s(KubernetesService { namespace, name, port }) => match port {
+            None => format!("k8s:{namespace}/{name}"),
+            Some(ServicePort::Number(port)) => format!("k8s:{namespace}/{name}:{port}"),
+            Some(ServicePort::Name(port)) => format!("k8s:{namespace}/{name}:{port}"),
+        },
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! New targets are not used at once. They replace the old ones when their host names have been
 //! looked up, and an old target leaves when every new one has listed its models. In between both
-//! are in force, so that a model that both have can be served all the while.
+//! are in force, so that a model that both have can be served all the while. A target of Kubernetes
+//! leaves when any of the others has listed its models: its server has been told to end.
 //!
 //! That list is waited for `LEAVE_MAX` at most: an operator who takes a server out of discovery
 //! wants no more requests there soon, whatever becomes of its successor. An old target that lists
@@ -23,7 +24,7 @@ use tokio::time::Instant;
 use super::event::EntryNumber;
 use super::observed::Observed;
 use super::task::Task;
-use crate::config::{ModelsFrom, Target, Upstream, distinct_targets};
+use crate::config::{Discover, ModelsFrom, Target, Upstream, distinct_targets};
 
 /// Longest time that a target stays in force after discovery stopped naming it: longer than a new
 /// server may take for its list without counting as late (`model_list::LATE_AFTER`), and no longer
@@ -115,7 +116,12 @@ impl Entry {
         if asked && named.is_empty() {
             self.departed.extend(self.leaving.drain(..).map(|(target, _)| target));
         }
-        if !asked || named.iter().all(|target| serves(target)) {
+        // An endpoint that Kubernetes takes out is about to end, so one successor is enough.
+        let is_replaced = match entry.discover {
+            Some(Discover::K8s(_)) => named.iter().any(|target| serves(target)),
+            _ => named.iter().all(|target| serves(target)),
+        };
+        if !asked || is_replaced {
             self.leaving.clear();
         }
         self.leaving.retain(|(target, until)| now < *until && serves(target) && !is_named(target));
@@ -156,9 +162,10 @@ mod tests {
     }
 
     fn case(more: &str) -> Case {
+        let source = if more.contains("discover") { "" } else { "discover = \"srv:x\"\n" };
         let text = format!(
             "[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
-             [[upstream]]\nname = \"u\"\nurl = \"http://h\"\ndiscover = \"srv:x\"\n{more}"
+             [[upstream]]\nname = \"u\"\nurl = \"http://h\"\n{source}{more}"
         );
         let config = Config::from_toml_str(&text, &|_| None).unwrap_or_else(|why| panic!("{why}"));
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -232,6 +239,17 @@ mod tests {
             case.check(2, "", "ab", "");
             assert_eq!(case.entry.departed(), []);
         }
+    }
+
+    #[cfg(feature = "kubernetes")]
+    #[test]
+    fn of_kubernetes_one_leaves_as_soon_as_another_serves() {
+        let mut case = case("discover = \"k8s:a/b\"\n");
+        case.check(0, "ab", "ab", "ab");
+        case.check(1, "bc", "ab", "bc");
+        case.check(2, "de", "bc", "debc");
+        case.check(3, "de", "bcd", "de");
+        case.check(4, "", "de", "");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! `reconciler` (all that is known, and the config that follows) with `entry` (which discovered
 //! servers are in that config) and `server` (what is known of one server); the tasks that bring
-//! facts to it: `source` (targets and addresses, by `resolve`), `certs` (files of certificates),
+//! facts to it: `source` (targets and addresses, by `resolve` and `kubernetes`), `certs` (files of certificates),
 //! `probe`, `model_list` and `recheck` (of one `monitored` upstream, by `fetch`, which sends with
 //! `http_client`); the facts themselves (`event`, kept as `observed`, each by a `task`); then
 //! `admin` (the operator's HTTP interface) with `admin_socket` and `connections` (its clients, bounded in number),
@@ -23,6 +23,8 @@ pub mod entry;
 pub mod event;
 pub mod fetch;
 mod http_client;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 pub mod model_list;
 pub mod monitored;
 mod observed;

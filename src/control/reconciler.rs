@@ -33,7 +33,7 @@ use super::resolve::Resolver;
 use super::server::Server;
 use super::source;
 use crate::base::rng::Rng;
-use crate::config::{Config, Target, Upstream, UpstreamId};
+use crate::config::{Config, Discover, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::upstream::identity::Identity;
@@ -121,15 +121,18 @@ impl Reconciler {
         let mut known = std::mem::take(&mut self.entries);
         for (index, upstream) in self.base.upstreams.iter().enumerate() {
             let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
+            let kubeconfig = self.base.discovery.kubeconfig.as_deref();
             let same = |had: &Upstream| {
                 let of = |one: &Upstream| (one.name.clone(), one.discover.clone(), one.url.port);
+                let is_k8s = matches!(upstream.discover, Some(Discover::K8s(_)));
                 of(had) == of(upstream)
+                    && (!is_k8s || before.discovery.kubeconfig.as_deref() == kubeconfig)
             };
             let had = known.keys().copied().find(|had| same(before.upstream(*had)));
             let entry = had.and_then(|had| known.remove(&had)).or_else(|| {
                 let number = EntryNumber(self.entries_given);
                 let (resolver, events) = (self.resolver.clone(), self.events.clone());
-                let task = source::targets(number, upstream, resolver, events)?;
+                let task = source::targets(number, upstream, resolver, kubeconfig, events)?;
                 self.entries_given += 1;
                 Some(Entry::by(number, task))
             });

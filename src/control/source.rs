@@ -5,12 +5,14 @@
 //! path would miss changes, since a config map and many editors replace the file by a rename; and
 //! length and time would miss a change of equal length within one tick of the clock.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
 use super::event::{EntryNumber, Event};
+#[cfg(feature = "kubernetes")]
+use super::kubernetes;
 use super::resolve::Resolver;
 use super::task::Task;
 use crate::config::{Discover, Target, Upstream, parse_file_sd};
@@ -41,11 +43,12 @@ pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Ta
 }
 
 /// Looks up the targets of an entry for as long as the task lives, and sends each result; `None`
-/// for an entry without `discover`, or with a kind of it that has no task.
+/// for an entry without `discover`. `kubeconfig` is `discovery.kubeconfig`.
 pub fn targets(
     id: EntryNumber,
     entry: &Upstream,
     resolver: Resolver,
+    #[cfg_attr(not(feature = "kubernetes"), expect(unused_variables))] kubeconfig: Option<&Path>,
     events: mpsc::Sender<Event>,
 ) -> Option<Task> {
     let port = entry.url.port;
@@ -54,7 +57,15 @@ pub fn targets(
         source @ (Discover::Dns { .. } | Discover::Srv(_)) => {
             Some(Task::of(tokio::spawn(records(id, source, resolver, events))))
         }
-        Discover::K8s { .. } => None,
+        #[cfg(feature = "kubernetes")]
+        Discover::K8s(service) => {
+            let kubeconfig = kubeconfig.map(Path::to_path_buf);
+            let follow = kubernetes::follow(id, service, port, kubeconfig, events);
+            Some(Task::of(tokio::spawn(follow)))
+        }
+        // Refused when the config is read.
+        #[cfg(not(feature = "kubernetes"))]
+        Discover::K8s(_) => None,
     }
 }
 
@@ -74,7 +85,7 @@ async fn records(
                 })
             }
             Discover::Srv(name) => resolver.services(name).await,
-            Discover::File(_) | Discover::K8s { .. } => return,
+            Discover::File(_) | Discover::K8s(_) => return,
         };
         let (found, wait) = match answer {
             Ok(answer) => (Ok(answer.found), pause.after_success(answer.holds)),

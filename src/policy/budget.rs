@@ -192,7 +192,7 @@ mod tests {
         ) {
             let begun = Instant::now();
             let mut budget = RetryBudget::new(0, begun);
-            let (mut credits, mut ms) = (std::collections::VecDeque::new(), 0);
+            let (mut credits, mut ms) = (std::collections::VecDeque::<(u64, u64)>::new(), 0);
             for (wait_ms, exchanges, asks) in steps {
                 ms += wait_ms;
                 let now = begun + Duration::from_millis(ms);

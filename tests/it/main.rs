@@ -15,6 +15,8 @@ mod abuse;
 mod access_log;
 mod api;
 mod api_objects;
+#[cfg(feature = "kubernetes")]
+mod api_server;
 mod auth;
 mod blame;
 mod bodies;
@@ -47,6 +49,8 @@ mod handover_faults;
 mod health;
 mod house;
 mod kept;
+#[cfg(feature = "kubernetes")]
+mod kubernetes;
 mod late;
 mod limits;
 mod listener_swaps;

@@ -257,6 +257,7 @@ pub(crate) fn discovery(raw: &RawConfig, r: &mut Reader<'_>) -> Discovery {
         prefix: value(&raw.prefix, false),
         grace: time(r, &raw.grace, secs(600), secs(0)..=secs(24 * 3600)),
         endpoints: value(&raw.endpoints, false),
+        kubeconfig: filled(&raw.kubeconfig).map(|at| PathBuf::from(&at.value)),
     }
 }
 

@@ -254,6 +254,35 @@ fn models_from(r: &mut Reader<'_>, raw: &RawUpstream) -> ModelsFrom {
     ModelsFrom::List(names)
 }
 
+/// `NAMESPACE/SERVICE`, and behind it `:PORT` as a number or a name.
+fn kubernetes_service(text: &str) -> Option<KubernetesService> {
+    // RFC 1123 labels, which are all that Kubernetes allows for each of the three.
+    let is_label = |text: &str| {
+        let is_inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        let ends = !text.starts_with('-') && !text.ends_with('-');
+        (1..=63).contains(&text.len()) && text.bytes().all(is_inner) && ends
+    };
+    let (namespace, rest) = text.split_once('/')?;
+    let (name, port) = match rest.split_once(':') {
+        None => (rest, None),
+        Some((name, port)) => {
+            let is_number = port.bytes().all(|b| b.is_ascii_digit());
+            let port = match is_number {
+                true => ServicePort::Number(port.parse().ok().filter(|number| *number > 0)?),
+                false if is_label(port) => ServicePort::Name(port.to_owned()),
+                false => return None,
+            };
+            (name, Some(port))
+        }
+    };
+    let known = is_label(namespace) && is_label(name);
+    known.then(|| KubernetesService {
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        port,
+    })
+}
+
 fn discover(r: &mut Reader<'_>, at: &At<String>) -> Option<Discover> {
     let found = match at.value.split_once(':') {
         Some(("dns", rest)) => match split_host_port(rest) {
@@ -262,18 +291,19 @@ fn discover(r: &mut Reader<'_>, at: &At<String>) -> Option<Discover> {
         },
         Some(("srv", name)) if !name.is_empty() => Some(Discover::Srv(name.to_owned())),
         Some(("file", path)) if !path.is_empty() => Some(Discover::File(path.into())),
-        Some(("k8s", rest)) => match rest.split_once('/') {
-            Some((namespace, service)) if !namespace.is_empty() && !service.is_empty() => {
-                let (namespace, service) = (namespace.to_owned(), service.to_owned());
-                Some(Discover::K8s { namespace, service })
+        Some(("k8s", rest)) => {
+            if !cfg!(feature = "kubernetes") {
+                let message = "k8s: is not in this program: built without the feature kubernetes";
+                r.draft.fault(&at.spot, message);
+                return None;
             }
-            _ => None,
-        },
+            kubernetes_service(rest).map(Discover::K8s)
+        }
         _ => None,
     };
     if found.is_none() {
         let shown = r.draft.quote(&at.spot, &at.value);
-        let forms = "dns:NAME:PORT, srv:NAME, file:PATH, k8s:NAMESPACE/SERVICE";
+        let forms = "dns:NAME:PORT, srv:NAME, file:PATH, k8s:NAMESPACE/SERVICE[:PORT]";
         r.draft.fault(&at.spot, format!("{shown} is none of {forms}"));
     }
     found

@@ -227,7 +227,7 @@ pub enum StoreOnError {
 }
 
 /// `[discovery]`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Discovery {
     /// Age at which a models list is asked for again.
     pub ttl: Duration,
@@ -240,6 +240,8 @@ pub struct Discovery {
     pub grace: Duration,
     /// True: the list of models tells where each is, as `host:port`.
     pub endpoints: bool,
+    /// Of sources `k8s:…`; none = `$KUBECONFIG`, this pod's service account, `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 impl Discovery {

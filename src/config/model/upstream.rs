@@ -407,13 +407,28 @@ pub enum Discover {
     Srv(String),
     /// `file:PATH`.
     File(PathBuf),
-    /// `k8s:NAMESPACE/SERVICE`.
-    K8s {
-        /// Namespace.
-        namespace: String,
-        /// Service.
-        service: String,
-    },
+    /// `k8s:NAMESPACE/SERVICE[:PORT]`.
+    K8s(KubernetesService),
+}
+
+/// A Service of Kubernetes, whose pods are the upstreams.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesService {
+    /// Namespace.
+    pub namespace: String,
+    /// Its name there.
+    pub name: String,
+    /// Which port of its pods; none = the only one it has.
+    pub port: Option<ServicePort>,
+}
+
+/// A port of a Service's pods.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ServicePort {
+    /// The number on the pods (`targetPort`).
+    Number(u16),
+    /// The name that the Service gives it.
+    Name(String),
 }
 
 #[cfg(test)]

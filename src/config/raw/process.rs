@@ -132,6 +132,8 @@ mirror! {
         grace: Time,
         /// GET /v1/models tells where each model is, as host:port.
         endpoints: bool,
+        /// The file that says where Kubernetes is and who we are there; empty = the usual places.
+        kubeconfig: String,
     }
     /// `[admin]`.
     RawAdmin {

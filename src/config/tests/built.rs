@@ -302,3 +302,51 @@ fn several_keys_take_the_carrier_of_the_protocol() {
         matches!(auth("gemini"), UpstreamAuth::Header { name, .. } if name == "x-goog-api-key")
     );
 }
+
+#[cfg(feature = "kubernetes")]
+#[test]
+fn a_service_of_kubernetes_has_a_namespace_and_perhaps_a_port() {
+    let service = |port| {
+        let (namespace, name) = ("ml".to_owned(), "vllm-0".to_owned());
+        Some(Discover::K8s(KubernetesService { namespace, name, port }))
+    };
+    let text =
+        |source: &str| BASE.replace("models = ", &format!("discover=\"{source}\"\nmodels = "));
+    let name = Some(ServicePort::Name("http".to_owned()));
+    for (source, port) in [
+        ("k8s:ml/vllm-0", None),
+        ("k8s:ml/vllm-0:8000", Some(ServicePort::Number(8000))),
+        ("k8s:ml/vllm-0:http", name),
+    ] {
+        let loaded = good(&text(source));
+        assert_eq!(loaded.config.upstreams[0].discover, service(port), "{source}");
+        let printed = crate::config::print::print(&loaded.config);
+        assert!(printed.contains(&format!("discover = \"{source}\"\n")), "{printed}");
+    }
+    for source in [
+        "k8s:vllm",
+        "k8s:/vllm",
+        "k8s:ml/",
+        "k8s:ml/vllm:",
+        "k8s:ml/vllm:0",
+        "k8s:ml/vllm:65536",
+        "k8s:ml/vllm:Http",
+        "k8s:ml/a/b",
+        "k8s:ml/vllm?watch=1",
+        "k8s:../vllm",
+        "k8s:ml/-vllm",
+    ] {
+        let found = errors(&text(source));
+        let forms = "is none of dns:NAME:PORT, srv:NAME, file:PATH, k8s:NAMESPACE/SERVICE[:PORT]";
+        assert!(found.len() == 1 && found[0].ends_with(forms), "{source}: {found:?}");
+    }
+}
+
+#[cfg(not(feature = "kubernetes"))]
+#[test]
+fn a_build_without_kubernetes_says_so() {
+    let text = BASE.replace("models = ", "discover=\"k8s:a/b\"\nmodels = ");
+    let told = "upstream.gpu0.discover: k8s: is not in this program: built without the feature \
+                kubernetes";
+    assert_eq!(errors(&text), [told]);
+}

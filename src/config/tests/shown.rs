@@ -45,9 +45,6 @@ fn warns_of_what_has_no_effect_unless_it_is_the_default() {
     assert_eq!(warnings(&text), ["group.chat.balance: not implemented yet; acts as round_robin"]);
     let text = BASE.replace("members = ", "balance=\"leastconn\"\nmembers = ");
     assert_eq!(warnings(&text), Vec::<String>::new());
-    let text = BASE.replace("models = ", "discover=\"k8s:a/b\"\nhealth={}\nmodels = ");
-    let ignored = "upstream.gpu0.discover: k8s: is not implemented yet; the url counts";
-    assert_eq!(warnings(&text), [ignored]);
     let text = with("[process]\ncontrol_socket=\"/run/t\"");
     assert_eq!(warnings(&text), Vec::<String>::new());
 }
