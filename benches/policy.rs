@@ -74,6 +74,7 @@ fn keys(c: &mut Criterion) {
         let key = |i: usize| Key {
             name: format!("key-{i}").into(),
             digest: Some(KeyDigest::of(format!("sk-{i:048}").as_bytes())),
+            previous: None,
             models: ModelRights::new(["*"]),
             listeners: None,
             expires_at: None,

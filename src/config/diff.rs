@@ -178,6 +178,10 @@ fn hidden(config: &Config) -> BTreeMap<(String, &'static str), Hidden> {
     for key in &config.keys {
         let digest = key.sha256.map_or_else(Vec::new, |digest| digest.to_vec());
         put(format!("key {}", key.name), "key", Hidden::Bytes(digest));
+        if let Some(previous) = &key.previous {
+            let digest = Hidden::Bytes(previous.sha256.to_vec());
+            put(format!("key {}", key.name), "previous_sha256", digest);
+        }
     }
     for upstream in &config.upstreams {
         let element = || format!("upstream {}", upstream.name);

@@ -4,7 +4,8 @@
 //! meant; `build` leads from one to the other and reports every fault at once,
 //! with its path, line and caret. Reading order: `model`, `raw`, `reader`, `values`,
 //! `build`, `fault` (with `harmless`); then `names`, `subst`, `effect`, `print`, `expanded`,
-//! `file_sd`, `discovered`; `overlay` and `sources` (edits upon a file, and both together).
+//! `file_sd`, `discovered`; `overlay`, `sources` and `origin` (edits upon a file, both
+//! together, and where each value comes from).
 //!
 //! It opens no file and reads no variable: both come in through `Outside`.
 
@@ -18,6 +19,7 @@ mod file_sd;
 mod harmless;
 pub mod model;
 mod names;
+mod origin;
 mod overlay;
 mod print;
 mod raw;
@@ -29,11 +31,13 @@ mod values;
 #[cfg(test)]
 mod tests;
 
+pub use build::date::format_date;
 pub use discovered::WithoutFile;
 pub use expanded::{Target, distinct_targets};
 pub use fault::Report;
 pub use file_sd::parse_file_sd;
 pub use model::*;
+pub use origin::origins;
 pub use overlay::{EntryId, Overlay, Section};
 pub use reader::Outside;
 pub use sources::{Sources, load_sources};

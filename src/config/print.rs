@@ -275,6 +275,10 @@ fn print_key(out: &mut Out, config: &Config, key: &Key) {
     if key.sha256.is_some() {
         out.raw("key", MASKED);
     }
+    if let Some(previous) = &key.previous {
+        out.raw("previous_sha256", MASKED);
+        out.text("previous_until", &format_date(previous.until));
+    }
     out.raw("rpm", key.rpm);
     out.raw("rpd", key.rpd);
     out.raw("tpm", key.tpm);

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use toml::de::{DeArray, DeTable, DeValue};
 use toml::{Spanned, Table};
 
-use super::fault::{Report, Spot};
+use super::fault::{Draft, Report, Spot};
 use super::overlay::{Edit, EntryId, Overlay, Section, digest, entries_of, hex};
 use super::reader::{Outside, Reader};
 use super::{Loaded, finish, load};
@@ -140,30 +140,57 @@ impl Sources {
 /// Errors: as `load`; an edit whose entry the file has changed since is a fault at that entry.
 pub fn load_sources(sources: &Sources, outside: &Outside<'_>) -> Result<Loaded, Report> {
     let (file, text) = (&sources.file, &sources.text);
-    if sources.overlay.is_empty() {
+    if sources.overlay.is_empty() || !DeTable::parse_recoverable(text).1.is_empty() {
         return load(file, text, outside);
     }
     let edits = sources.overlay.to_string();
-    let both = format!("{text}\n{edits}");
-    let at = text.len() + 1;
-    let behind = " ".repeat(at) + &edits;
-    let (root, syntax) = DeTable::parse_recoverable(text);
-    // It was printed from values.
-    let (overlay, _) = DeTable::parse_recoverable(&behind);
-    if !syntax.is_empty() {
-        return load(file, text, outside);
-    }
-    let span = root.span();
-    let (mut root, overlay) = (root.into_inner(), overlay.into_inner());
-    let mut r = Reader::new(&both, *outside);
-    r.draft.overlay(at, OVERLAY_NAME);
+    let both = Both::new(text, &edits);
+    let (mut root, overlay) = both.trees();
+    let mut r = Reader::new(&both.text, *outside);
+    r.draft.overlay(both.at, OVERLAY_NAME);
     for edit in sources.conflicts() {
         let spot = spot_of(&edit.id, &root).or_else(|| spot_of(&edit.id, &overlay));
         r.draft.fault(&spot.unwrap_or_default(), conflict(edit));
     }
     merge(&mut root, overlay, &sources.overlay);
-    let root = Spanned::new(span, DeValue::Table(root));
-    finish(file, &root, r)
+    finish(file, &Spanned::new(0..text.len(), DeValue::Table(root)), r)
+}
+
+/// Calls with the tree of both documents, and with what knows the places in them.
+pub(super) fn with_tree<T>(
+    sources: &Sources,
+    see: impl FnOnce(&Spanned<DeValue<'_>>, &Draft<'_>) -> T,
+) -> T {
+    let edits = sources.overlay.to_string();
+    let both = Both::new(&sources.text, &edits);
+    let (mut root, overlay) = both.trees();
+    merge(&mut root, overlay, &sources.overlay);
+    let mut draft = Draft::new(&both.text);
+    draft.overlay(both.at, OVERLAY_NAME);
+    see(&Spanned::new(0..sources.text.len(), DeValue::Table(root)), &draft)
+}
+
+/// A file and the edits upon it as one text.
+struct Both {
+    text: String,
+    /// Where the edits begin.
+    at: usize,
+    /// The edits behind as many blanks.
+    edits: String,
+}
+
+impl Both {
+    fn new(file: &str, edits: &str) -> Self {
+        let at = file.len() + 1;
+        Self { text: format!("{file}\n{edits}"), at, edits: " ".repeat(at) + edits }
+    }
+
+    /// The two as trees, their places in the one text.
+    fn trees(&self) -> (DeTable<'_>, DeTable<'_>) {
+        let file = self.text.get(..self.at).unwrap_or_default();
+        let tree = |text| DeTable::parse_recoverable(text).0.into_inner();
+        (tree(file), tree(&self.edits))
+    }
 }
 
 /// Why it is not known whether the file or an edit is meant.

@@ -16,6 +16,7 @@
 pub mod admin;
 pub mod admin_socket;
 mod api;
+mod caller;
 pub mod certs;
 mod connections;
 pub mod documents;

@@ -60,6 +60,8 @@ pub struct Key {
     pub name: Box<str>,
     /// Its digest; `None` = no secret belongs to it, only a certificate with its name.
     pub digest: Option<KeyDigest>,
+    /// The digest of the secret before, and the Unix second from which on it is invalid.
+    pub previous: Option<(KeyDigest, u64)>,
     /// The models it may use.
     pub models: ModelRights,
     /// The listeners it may use; `None` = all.
@@ -68,11 +70,15 @@ pub struct Key {
     pub expires_at: Option<u64>,
 }
 
+/// Marks the index of a key whose secret before was found.
+const PREVIOUS: u32 = 1 << 31;
+
 /// All keys, in declared order.
 #[derive(Clone, Debug, Default)]
 pub struct KeyTable {
     keys: Vec<Key>,
-    /// The digests alone, so that a lookup walks little memory; each with its key's index.
+    /// The digests alone, so that a lookup walks little memory; each with its key's index, and
+    /// `PREVIOUS` where it is that of the secret before.
     digests: Vec<(u32, KeyDigest)>,
     /// Indexes in the order of names.
     by_name: Vec<u32>,
@@ -95,11 +101,13 @@ impl KeyTable {
         let mut digests = Vec::new();
         let mut seen = std::collections::HashMap::new();
         for (second, key) in keys.iter().enumerate() {
-            let Some(digest) = key.digest else { continue };
-            if let Some(first) = seen.insert(digest, second) {
-                return Err(KeyTwice { first, second });
+            let previous = key.previous.map(|(digest, _)| (PREVIOUS, digest));
+            for (mark, digest) in key.digest.map(|digest| (0, digest)).into_iter().chain(previous) {
+                if let Some(first) = seen.insert(digest, second) {
+                    return Err(KeyTwice { first, second });
+                }
+                digests.push((second as u32 | mark, digest));
             }
-            digests.push((second as u32, digest));
         }
         let mut by_name: Vec<u32> = (0..keys.len() as u32).collect();
         by_name.sort_by(|a, b| keys[*a as usize].name.cmp(&keys[*b as usize].name));
@@ -110,11 +118,16 @@ impl KeyTable {
     ///
     /// Shape: walks the whole table in constant time, whatever it finds.
     pub fn find(&self, digest: &KeyDigest) -> Option<KeyId> {
+        self.find_marked(digest).map(|found| KeyId(found & !PREVIOUS))
+    }
+
+    /// As `find`, with the mark.
+    fn find_marked(&self, digest: &KeyDigest) -> Option<u32> {
         let mut found = u32::MAX;
         for (index, known) in &self.digests {
             found.conditional_assign(index, known.ct_eq(digest));
         }
-        (found != u32::MAX).then_some(KeyId(found))
+        (found != u32::MAX).then_some(found)
     }
 
     /// Tells whose secret this is, and whether the key may be used here and now.
@@ -126,7 +139,14 @@ impl KeyTable {
         if secret.len() > CREDENTIAL_BYTES_MAX {
             return Err(Kind::KeyInvalid);
         }
-        let id = self.find(&KeyDigest::of(secret)).ok_or(Kind::KeyInvalid)?;
+        let found = self.find_marked(&KeyDigest::of(secret)).ok_or(Kind::KeyInvalid)?;
+        let id = KeyId(found & !PREVIOUS);
+        if found & PREVIOUS != 0 {
+            let previous = self.key(id).and_then(|key| key.previous);
+            if previous.is_none_or(|(_, until)| now_s >= until) {
+                return Err(Kind::KeyInvalid);
+            }
+        }
         self.check(id, listener, now_s)
     }
 
@@ -209,6 +229,7 @@ mod tests {
         Key {
             name: name.into(),
             digest: Some(KeyDigest::of(name.as_bytes())),
+            previous: None,
             models: ModelRights::new(["*"]),
             listeners: None,
             expires_at: None,
@@ -264,6 +285,21 @@ mod tests {
         let table = one(Key { expires_at: Some(100), ..key("a") });
         assert!(table.authenticate(b"a", 0, 99).is_ok());
         assert_eq!(table.authenticate(b"a", 0, 100), Err(Kind::KeyInvalid));
+    }
+
+    #[test]
+    fn the_secret_before_is_good_until_its_second() {
+        let previous = Some((KeyDigest::of(b"old"), 100));
+        let limited = Key { previous, expires_at: Some(90), ..key("z") };
+        let other = Key { previous: Some((KeyDigest::of(b"older"), 100)), ..key("b") };
+        let table = KeyTable::new(vec![key("x"), limited, other]).unwrap();
+        assert_eq!(table.authenticate(b"older", 0, 99), Ok(KeyId(2)));
+        assert_eq!(table.authenticate(b"older", 0, 100), Err(Kind::KeyInvalid));
+        assert_eq!(table.authenticate(b"b", 0, 100), Ok(KeyId(2)), "the new one stays");
+        assert_eq!(table.authenticate(b"old", 0, 89), Ok(KeyId(1)));
+        assert_eq!(table.authenticate(b"old", 0, 90), Err(Kind::KeyInvalid), "the key has ended");
+        let twice = KeyTable::new(vec![key("old"), Key { previous, ..key("a") }]);
+        assert_eq!(twice.err(), Some(KeyTwice { first: 0, second: 1 }));
     }
 
     #[test]

@@ -137,6 +137,7 @@ fn key(key: &config::Key) -> Key {
     Key {
         name: key.name.as_str().into(),
         digest: key.sha256.as_ref().map(KeyDigest::from_bytes),
+        previous: key.previous.map(|one| (KeyDigest::from_bytes(&one.sha256), one.until)),
         models,
         listeners: match &key.listeners {
             ListenersAllowed::All => None,

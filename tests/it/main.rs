@@ -14,9 +14,13 @@ mod abort;
 mod abuse;
 mod access_log;
 mod api;
+mod api_docs;
+mod api_kept;
+mod api_keys;
 mod api_objects;
 #[cfg(feature = "kubernetes")]
 mod api_server;
+mod api_versions;
 mod auth;
 mod blame;
 mod bodies;

@@ -60,7 +60,7 @@ impl Live {
         done.changes.iter().map(ToString::to_string).collect()
     }
 
-    fn addr(&self, listener: &str) -> SocketAddr {
+    pub(crate) fn addr(&self, listener: &str) -> SocketAddr {
         let id = ListenerId::of(listener);
         let addresses = self.proxy.addresses();
         match addresses.iter().find(|(one, _)| *one == id) {

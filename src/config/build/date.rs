@@ -29,7 +29,7 @@ pub(crate) fn parse_date(text: &str) -> Option<u64> {
 }
 
 /// Writes what `parse_date` reads.
-pub(crate) fn format_date(unix: u64) -> String {
+pub fn format_date(unix: u64) -> String {
     let days = i64::try_from(unix / 86_400).unwrap_or(i64::MAX / 2);
     let (year, month, day) = civil_of(days);
     let s = unix % 86_400;

@@ -9,7 +9,7 @@ use crate::config::build::date::parse_date;
 use crate::config::build::url::hex;
 use crate::config::fault::Spot;
 use crate::config::model::*;
-use crate::config::raw::{RawConfig, RawKey};
+use crate::config::raw::{DateText, RawConfig, RawKey};
 use crate::config::reader::{At, Reader};
 use crate::config::values::SecretText;
 
@@ -31,7 +31,13 @@ pub(crate) fn keys(raw: &RawConfig, r: &mut Reader<'_>, names: &mut AllNames) ->
                 seen.insert(sha256, &at.spot);
             }
         }
-        keys.push(key(r, &at.value, names, sha256));
+        let previous = previous(r, &at.value, &at.spot);
+        if let Some(previous) = previous
+            && seen.insert(previous.sha256, &at.spot).is_some()
+        {
+            r.draft.fault(&at.spot, "previous_sha256 is the secret of a key as it is");
+        }
+        keys.push(Key { previous, ..key(r, &at.value, names, sha256) });
     }
     keys
 }
@@ -42,6 +48,7 @@ fn key(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames, sha256: Option<[u
     Key {
         name: raw.name.text(),
         sha256,
+        previous: None,
         models: model_set(r, raw),
         listeners: listener_set(r, raw, names),
         rpm: count(r, &raw.rpm, 0),
@@ -96,6 +103,26 @@ fn digest(
             sha256
         }
     }
+}
+
+/// The secret before, which needs an end.
+fn previous(r: &mut Reader<'_>, raw: &RawKey, parent: &Spot) -> Option<PreviousSecret> {
+    let until = raw.previous_until.as_ref().filter(|at| !at.value.0.is_empty());
+    let secret = raw.previous_sha256.as_ref().filter(|at| !at.value.0.expose().is_empty());
+    let (secret, until) = match (secret, until) {
+        (None, None) => return None,
+        (Some(secret), Some(until)) => (secret, until),
+        _ => {
+            r.draft.fault(parent, "previous_sha256 and previous_until belong together");
+            return None;
+        }
+    };
+    let sha256 = unhex(secret.value.0.expose());
+    if sha256.is_none() {
+        r.draft.fault(&secret.spot, "not 64 hexadecimal digits");
+    }
+    let until = date(r, until);
+    sha256.zip(until).map(|(sha256, until)| PreviousSecret { sha256, until })
 }
 
 fn of_key(r: &mut Reader<'_>, at: &At<SecretText>) -> Option<[u8; 32]> {
@@ -167,7 +194,10 @@ fn listener_set(r: &mut Reader<'_>, raw: &RawKey, names: &mut AllNames) -> Liste
 }
 
 fn expires(r: &mut Reader<'_>, raw: &RawKey) -> Option<u64> {
-    let at = raw.expires.as_ref().filter(|at| !at.value.0.is_empty())?;
+    date(r, raw.expires.as_ref().filter(|at| !at.value.0.is_empty())?)
+}
+
+fn date(r: &mut Reader<'_>, at: &At<DateText>) -> Option<u64> {
     let date = parse_date(&at.value.0);
     if date.is_none() {
         let shown = r.draft.quote(&at.spot, &at.value.0);

@@ -189,6 +189,8 @@ pub struct Key {
     /// SHA-256 of the key; the key itself is not kept. None = it is good for clients whose
     /// certificate has its name, and for nobody else.
     pub sha256: Option<[u8; 32]>,
+    /// The secret before, while clients still move to the new one.
+    pub previous: Option<PreviousSecret>,
     /// Models it may use.
     pub models: ModelSet,
     /// Listeners it is good for.
@@ -209,6 +211,15 @@ pub struct Key {
     pub priority: i32,
     /// Seconds since 1970 UTC from which on it is refused; none = never.
     pub expires: Option<u64>,
+}
+
+/// A secret that another one has replaced, and is good for a while.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct PreviousSecret {
+    /// Its SHA-256.
+    pub sha256: [u8; 32],
+    /// Seconds since 1970 UTC from which on it is refused.
+    pub until: u64,
 }
 
 impl std::fmt::Debug for Key {

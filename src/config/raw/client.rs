@@ -98,6 +98,10 @@ mirror! {
         key: SecretText,
         /// SHA-256 of the key in hexadecimal.
         key_sha256: SecretText,
+        /// SHA-256 of the secret before, which is good until previous_until.
+        previous_sha256: SecretText,
+        /// Date or time from which on the secret before is refused.
+        previous_until: DateText,
         /// Requests per minute; 0 = no limit.
         rpm: i64,
         /// Requests per UTC day; 0 = no limit.

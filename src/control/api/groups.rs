@@ -94,9 +94,10 @@ fn members(sources: &Sources, given: &Value) -> Result<Value, Refusal> {
         if !seen.insert(name.to_owned()) {
             return Err(Refusal::bad_request(format!("duplicate upstream {name:?}")));
         }
-        let mut member = Map::from_iter([("upstream".to_owned(), json!(name))]);
-        member.extend(one.get("weight").map(|weight| ("weight".to_owned(), weight.clone())));
-        members.push(Value::Object(member));
+        members.push(match one.get("weight").filter(|weight| **weight != json!(1)) {
+            None => json!(name),
+            Some(weight) => json!({ "upstream": name, "weight": weight }),
+        });
     }
     Ok(json!(members))
 }

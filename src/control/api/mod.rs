@@ -5,8 +5,12 @@
 //! `forwards` with `routes`, `keys`, `models`, `config`; `docs` (what describes all of it).
 
 mod answer;
+mod config;
+mod docs;
 mod forwards;
 mod groups;
+mod keys;
+mod models;
 mod objects;
 mod routes;
 mod state;
@@ -15,17 +19,27 @@ mod upstreams;
 use std::sync::Arc;
 
 use axum::Router;
+use serde_json::Value;
+use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 
 pub use state::Api;
 
-/// The routes below `/api/v1`.
-pub fn router(api: Arc<Api>) -> Router {
+/// The routes below `/api/v1`; `api` makes what their handlers share of the document that
+/// describes them.
+pub fn router(api: impl FnOnce(Value) -> Api) -> Router {
     let routes = OpenApiRouter::new()
         .merge(forwards::routes())
         .merge(routes::routes())
         .merge(groups::routes())
-        .merge(upstreams::routes());
-    let (router, _document) = routes.split_for_parts();
-    Router::new().nest("/api/v1", router).with_state(api)
+        .merge(upstreams::routes())
+        .merge(keys::routes())
+        .merge(models::routes())
+        .merge(config::routes())
+        .merge(docs::routes());
+    let all = OpenApiRouter::with_openapi(docs::Description::openapi()).nest("/api/v1", routes);
+    let (router, mut document) = all.split_for_parts();
+    env!("CARGO_PKG_VERSION").clone_into(&mut document.info.version);
+    let document = serde_json::to_value(&document).unwrap_or_default();
+    router.with_state(Arc::new(api(document)))
 }

@@ -26,6 +26,8 @@ const IN_FORCE_POLL: Duration = Duration::from_millis(1);
 
 /// What the handlers share.
 pub struct Api {
+    /// The OpenAPI document of all routes.
+    pub document: serde_json::Value,
     /// The documents in force.
     pub documents: Documents,
     /// Carries edits out.
