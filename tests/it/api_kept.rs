@@ -10,7 +10,7 @@ use tokenring::testing::base::rng::Rng;
 
 use super::api::{Operator, ask, named, text};
 use super::house::wait_until;
-use super::told::{Run, address};
+use super::process::{Run, address};
 
 fn persist(name: &str) -> (PathBuf, String) {
     let dir = std::env::temp_dir().join(format!("tokenring-{}-{name}-state", std::process::id()));
