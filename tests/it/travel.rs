@@ -78,7 +78,7 @@ fn a_minute_over_a_handover_has_as_many_requests_as_any_other() {
     assert_eq!(new.client().send(chat("x-api-key: sk-b\r\n", false)).answer().status, 200);
     let (mut gift, state) = old.give()();
     let line = taker.take(&state).unwrap();
-    assert!(line.starts_with("taken over: 1 upstream, 1 limited key,"), "{line}");
+    assert!(line.starts_with("1 upstream, 1 limited key, 0 client rates,"), "{line}");
     assert_eq!(early.answer().status, 200);
     // The old one has one connection, so it may let in one more.
     assert_eq!(passed(&mut before, 5), 1);

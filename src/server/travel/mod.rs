@@ -266,9 +266,9 @@ impl Taker {
             counted(keys, "limited key"),
             counted(addresses, "client rate"),
             counted(tickets, "ticket key"),
-            counted(rows, "row of metrics"),
+            counted(rows, "metrics row"),
         ];
-        format!("taken over: {}", parts.join(", "))
+        parts.join(", ")
     }
 
     fn take_tickets(&self, fields: Fields<'_>) -> usize {
