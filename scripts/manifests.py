@@ -3,7 +3,7 @@
 
 Each document is read into the models of Kubernetes' own Python client: a field that no model has, one that is
 missing, or one of another type is a fault. Then what one manifest says is compared with what another needs:
-selectors, ports, the Secret's and the ConfigMap's names, and the times of a pod's end. ServiceMonitor belongs to the
+selectors, ports, the Secret's and the ConfigMap's names, the rights that discovery needs, and the times of a pod's end. ServiceMonitor belongs to the
 Prometheus operator, and no model of it is at hand: its fields are compared with a list.
 
     scripts/manifests.py        the packages it needs go into ~/.cache/tokenring-tests/venv (TOKENRING_VENV)
@@ -26,6 +26,9 @@ MODELS = {
     ("v1", "Service"): "V1Service",
     ("policy/v1", "PodDisruptionBudget"): "V1PodDisruptionBudget",
     ("networking.k8s.io/v1", "NetworkPolicy"): "V1NetworkPolicy",
+    ("v1", "ServiceAccount"): "V1ServiceAccount",
+    ("rbac.authorization.k8s.io/v1", "Role"): "V1Role",
+    ("rbac.authorization.k8s.io/v1", "RoleBinding"): "V1RoleBinding",
 }
 MONITOR = {"jobLabel", "selector", "matchLabels", "endpoints", "port", "path", "interval", "authorization"}
 
@@ -88,11 +91,24 @@ def check_together(found, kustomization, config, faults):
     must("ServiceMonitor selects no Service",
          monitor["selector"]["matchLabels"].items() <= admin["metadata"]["labels"].items())
     must("ServiceMonitor names no port", monitor["endpoints"][0]["port"] in {p["name"] for p in admin["spec"]["ports"]})
-    given = {env["name"]: env["valueFrom"]["secretKeyRef"] for env in container["env"]}
+    given = {env["name"]: env["valueFrom"].get("secretKeyRef") for env in container["env"]}
     asked = set(re.findall(r"\$\{(\w+)", (FOLDER / "tokenring.toml").read_text()))
     must(f"the config asks for {asked}, the Deployment gives {set(given)}", asked == set(given))
     secret = monitor["endpoints"][0]["authorization"]["credentials"]
     must("ServiceMonitor has another token", secret == given["TOKENRING_ADMIN_TOKEN"])
+    if any(upstream.get("discover", "").startswith("k8s:") for upstream in config["upstream"]):
+        account, rules = spec["serviceAccountName"], found["Role", "tokenring"]["rules"]
+        binding = found["RoleBinding", "tokenring"]
+        may = [rule for rule in rules if "discovery.k8s.io" in rule["apiGroups"]
+               and "endpointslices" in rule["resources"] and {"get", "list", "watch"} <= set(rule["verbs"])]
+        must("Role: no get, list and watch on endpointslices", may)
+        must("RoleBinding names another Role", binding["roleRef"]["name"] == "tokenring")
+        must(f"RoleBinding is not about {account}", account in {subject["name"] for subject in binding["subjects"]})
+        must(f"no ServiceAccount {account}", ("ServiceAccount", account) in found)
+        must("the pod has no token for the API server", spec["automountServiceAccountToken"])
+        egress = found["NetworkPolicy", "tokenring"]["spec"]["egress"]
+        open_to_all = {port["port"] for rule in egress if "to" not in rule for port in rule["ports"]}
+        must("NetworkPolicy: the API server is not reached", {443, 6443} <= open_to_all)
     generated = {made["name"]: made["files"] for made in kustomization["configMapGenerator"]}
     volume = spec["volumes"][0]["configMap"]["name"]
     must(f"no ConfigMap {volume}", generated.get(volume) == ["tokenring.toml"])
