@@ -199,6 +199,11 @@ fn hidden(config: &Config) -> BTreeMap<(String, &'static str), Hidden> {
     put("ratelimit_store".to_owned(), "url", Hidden::Bytes(url));
     let store = &config.ratelimit_store.tls;
     put_tls(store, &mut |what, hidden| put("ratelimit_store".to_owned(), what, hidden));
+    let header =
+        |(name, value): &(String, Secret)| [name.as_bytes(), b"\0", value.expose()].concat();
+    let headers = config.tracing.headers.iter().map(header).collect::<Vec<_>>().join(&b'\n');
+    put("tracing".to_owned(), "headers", Hidden::Bytes(headers));
+    put_tls(&config.tracing.tls, &mut |what, hidden| put("tracing".to_owned(), what, hidden));
     if let Some(token) = config.admin.as_ref().and_then(|admin| admin.token.as_ref()) {
         put("admin".to_owned(), "token", Hidden::Bytes(token.expose().to_vec()));
     }

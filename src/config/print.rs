@@ -55,6 +55,7 @@ pub(crate) fn print(config: &Config) -> String {
     if let Some(admin) = &config.admin {
         print_admin(&mut out, admin);
     }
+    print_tracing(&mut out, &config.tracing);
     out.0
 }
 
@@ -313,6 +314,21 @@ fn store(out: &mut Out, store: &RatelimitStore) {
     out.raw("tls", print_client_tls(&store.tls));
     out.word("mode", store.mode);
     out.word("on_error", store.on_error);
+}
+
+fn print_tracing(out: &mut Out, tracing: &Tracing) {
+    out.head("[tracing]");
+    out.text("endpoint", tracing.collector.as_ref().map_or("", |one| &one.endpoint));
+    out.raw("sample", format!("{:?}", tracing.sample));
+    out.text("service_name", &tracing.service_name);
+    let header = |(name, _): &(String, Secret)| format!("{} = {MASKED}", quoted(name));
+    let headers: Vec<_> = tracing.headers.iter().map(header).collect();
+    match headers.is_empty() {
+        true => out.raw("headers", "{}"),
+        false => out.raw("headers", format!("{{ {} }}", headers.join(", "))),
+    }
+    out.time("timeout", tracing.timeout);
+    out.raw("tls", print_client_tls(&tracing.tls));
 }
 
 /// `scheme://***@rest`; a text with `@` and without `://` is a secret as a whole.

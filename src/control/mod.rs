@@ -42,6 +42,7 @@ mod server;
 pub mod signals;
 pub mod source;
 mod task;
+pub mod traces;
 pub mod socket_lock;
 
 use std::future::Future;
@@ -66,6 +67,8 @@ use reconciler::{Publish, Reconciler, UpstreamTable};
 use reload::{Certificates, Prepare, Reload, ReloadHooks, ReloadStatus, Reloader, Request};
 use resolve::Resolver;
 use socket_lock::SocketLock;
+use task::Task;
+use traces::TraceHooks;
 
 pub use recheck::BreakerClock;
 pub use say::Say;
@@ -107,6 +110,8 @@ pub struct ServerHooks {
     pub in_force: Box<dyn Fn() -> bool + Send + Sync>,
     /// Whether the process drains: it will end, and takes no new requests.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
+    /// What the export of traces needs.
+    pub traces: TraceHooks,
 }
 
 /// What is known when the first answers are in, and the server may start.
@@ -284,7 +289,9 @@ impl Life {
         // An error means that the start has failed meanwhile, and `Control` is gone.
         let _ = self.begin.send(first);
         let Ok((hooks, listener)) = self.hooked.await else { return };
-        let ServerHooks { publish, prepare, counters, live, clock, in_force, draining } = hooks;
+        let ServerHooks { publish, prepare, counters, live, clock, in_force, draining, traces } =
+            hooks;
+        let _exports = Task::of(tokio::spawn(traces::run(traces, say.clone())));
         let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
         let shows = Shows {
             table,

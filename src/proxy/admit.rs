@@ -75,8 +75,9 @@ fn is_preflight(listener: &ListenerPlan, head: &RequestHead, bytes: &[u8]) -> bo
         && only(head, bytes, b"origin").is_some_and(|origin| listener.cors.lines(origin).is_some())
 }
 
-/// The value of a field that occurs exactly once.
-fn only<'a>(head: &RequestHead, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+/// The value of a field that occurs exactly once; `name` in lower case.
+#[must_use]
+pub fn only<'a>(head: &RequestHead, bytes: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let named = |field: &&Field| field.name.of(bytes).eq_ignore_ascii_case(name);
     let mut found = head.fields.iter().filter(named);
     let value = found.next()?.value.of(bytes);

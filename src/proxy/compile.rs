@@ -99,6 +99,7 @@ pub fn compile(
         body_rate_min: config.limits.body_rate_min,
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pools: pools(config, &sites),
+        tracing: config.tracing.collector.as_ref().map(|_| Arc::new(config.tracing.clone())),
         access_sample: (config.log.access != AccessLog::Off).then_some(config.log.access_sample),
         drain: config.process.drain,
         loaded_unix_s,

@@ -17,6 +17,7 @@ use super::listeners::{CoreListener, CoreListeners};
 pub use super::plan::LocalPlan;
 use super::plan::{ListenerPlan, Plan};
 use super::tap::Taps;
+use super::traces::{CoreTraces, Traces};
 use crate::base::buf::Buffers;
 use crate::base::clock::{Clock, Moment};
 use crate::base::free_list::FreeList;
@@ -103,6 +104,8 @@ pub struct Shared {
     pub access_lost: AtomicU64,
     /// The rings to that thread, until each core has taken its own.
     pub access_rings: Mutex<Vec<Option<RecordWriter>>>,
+    /// Sampled exchanges on their way to the control thread.
+    pub traces: Traces,
     /// Counters of each core, published once a second and at its end.
     pub counters: Vec<std::sync::Mutex<Counters>>,
     /// What each core counts by label; read at any time.
@@ -361,6 +364,8 @@ pub struct Core {
     /// HTTP/2 connections to wake when the core drains or a listener goes.
     pub leaving: Rc<Leaving>,
     access: RefCell<AccessRing>,
+    /// Where sampled exchanges go.
+    pub traces: CoreTraces,
     /// What all cores share.
     pub shared: Arc<Shared>,
 }
@@ -407,6 +412,7 @@ impl Core {
             scratches: FreeList::new(),
             draining: Cell::new(false),
             leaving: Rc::default(),
+            traces: shared.traces.take_writer(index),
             access: RefCell::new(AccessRing { ring: shared.take_ring(index), record: Vec::new() }),
             shared,
         })

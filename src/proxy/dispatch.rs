@@ -75,8 +75,10 @@ pub async fn dispatch(
     exchange: &mut ExchangeState<'_, '_>,
 ) -> Result<Next, Refusal> {
     let mut at = Dispatch::begin(core, plan, request, route);
-    if !request.listener.trusted.is_empty() {
-        at.chosen = gateway_choice::chosen(plan, route.group, request, &exchange.held);
+    if !request.listener.trusted.is_empty()
+        && gateway_choice::is_trusted(request.listener, request.permit.peer_ip())
+    {
+        at.chosen = gateway_choice::chosen(plan, route.group, request.head, &exchange.held);
     }
     let now = core.ticker.now();
     core.with_budget(usize::from(route.group), |budget| budget.record_exchange(now));
@@ -108,6 +110,7 @@ pub async fn dispatch(
         };
         let (failed, after) = loop {
             exchange.settle.record.attempt_began();
+            exchange.settle.record.trace_told(|trace| attempt.tell_begin(trace, exchange.settle));
             let attempted = attempt.run(down, exchange).await;
             let failed = match end(core, down, request, &attempt, exchange, attempted).await {
                 Ended::Next(next) => return Ok(next),
@@ -335,6 +338,9 @@ async fn end(
         Attempted::Failed(failed) => {
             let (settle, status) = (exchange.settle, failed.status.unwrap_or(0));
             settle.record.attempt_failed(&attempt.upstream.name, failed.kind, status);
+            settle
+                .record
+                .trace_told(|trace| trace.attempt_failed(failed.kind, status, settle.now()));
             settle.meter_failed(failed.error(), attempt.guard.begun());
             Ended::Failed(failed)
         }

@@ -31,6 +31,7 @@ use super::unrouted;
 use crate::base::buf::{LARGE_BYTES, SMALL_BYTES};
 use crate::base::clock::WallTime;
 use crate::base::ids::RequestId;
+use crate::config::Tracing;
 use crate::error::Kind;
 use crate::http::head::{RequestHead, Version};
 use crate::http::method::Method;
@@ -43,6 +44,7 @@ use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::sys::Shut;
 use crate::policy::limit::standing::Standing;
+use crate::telemetry::trace::{Trace, TraceParent};
 use crate::upstream::held::Held;
 
 /// Serves one request; the connection's receive buffer may hold its beginning already.
@@ -83,6 +85,9 @@ async fn live(
     let method = scratch.request.method_text.of(&down.recv);
     let kind = scratch.request.method;
     settle.record.head_read(kind, method, scratch.request.path(&down.recv));
+    if let Some(tracing) = &plan.tracing {
+        trace(core, tracing, &scratch.request, &down.recv, &settle);
+    }
     if !listener.cors.is_off() {
         caller.cors = admit::cors_lines(listener, &scratch.request, &down.recv);
     }
@@ -116,6 +121,15 @@ async fn live(
             }
             next
         }
+    }
+}
+
+/// Decides whether the exchange is sampled.
+#[cold]
+fn trace(core: &Core, tracing: &Tracing, head: &RequestHead, bytes: &[u8], settle: &Settle) {
+    let parent = admit::only(head, bytes, b"traceparent").and_then(TraceParent::parse);
+    if let Some(trace) = Trace::begin(parent, tracing.sample, || core.random_u64()) {
+        settle.record.traced(trace);
     }
 }
 

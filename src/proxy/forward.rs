@@ -17,6 +17,7 @@ use crate::http::name::Name;
 use crate::http1::encode;
 use crate::policy::auth::Carrier;
 use crate::policy::query;
+use crate::telemetry::trace::TRACEPARENT_BYTES;
 
 /// How the body is framed on its way upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,13 +50,15 @@ pub struct Request<'a> {
 
 /// Writes the head for one attempt.
 ///
-/// Shape: `bytes` begins with the client's head, to which the spans of `request.head` refer.
+/// Shape: `bytes` begins with the client's head, to which the spans of `request.head` refer;
+/// `traceparent` stands in for the client's.
 pub fn head(
     out: &mut Vec<u8>,
     core: &Core,
     upstream: &UpstreamPlan,
     request: &Request<'_>,
     outgoing: Outgoing,
+    traceparent: Option<[u8; TRACEPARENT_BYTES]>,
     bytes: &[u8],
 ) {
     let &Request { listener, permit, .. } = request;
@@ -69,8 +72,8 @@ pub fn head(
         out.extend_from_slice(authorization);
     }
     // Where nobody is trusted nothing is withheld, so that usual requests pay nothing.
-    let withholds = !listener.trusted.is_empty()
-        && !gateway_choice::is_trusted(listener, permit.peer.as_ref().map(|peer| peer.ip));
+    let withholds =
+        !listener.trusted.is_empty() && !gateway_choice::is_trusted(listener, permit.peer_ip());
     let own_credentials = !permit.credentials_pass(&upstream.credential);
     encode::copy_request_fields(out, request_head, bytes, |field| {
         let ours = match field.name_kind {
@@ -83,11 +86,15 @@ pub fn head(
             Name::XRequestId => listener.forwarded,
             Name::UserAgent => upstream.user_agent,
             Name::Other if withholds && gateway_choice::is_choice(field.name.of(bytes)) => true,
+            Name::Other if traceparent.is_some() && is_traceparent(field.name.of(bytes)) => true,
             Name::Other if permit.is_metered && is_coding_wish(field.name.of(bytes)) => true,
             _ => !listener.forwarded && is_forwarding(field.name.of(bytes)),
         };
         ours || (!upstream.dropped.is_empty() && is_dropped(upstream, field.name.of(bytes)))
     });
+    if let Some(value) = &traceparent {
+        encode::field(out, TRACEPARENT, value);
+    }
     if permit.is_metered {
         ask_for_no_coding(out, upstream);
     }
@@ -118,6 +125,12 @@ pub fn head(
         forwarding_fields(out, request, bytes);
     }
     encode::end_of_head(out);
+}
+
+const TRACEPARENT: &[u8] = b"traceparent";
+
+fn is_traceparent(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(TRACEPARENT)
 }
 
 /// Whether a field asks for an answer under a content coding, or for a compressed WebSocket.

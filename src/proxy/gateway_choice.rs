@@ -12,7 +12,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::forward::Request;
 use super::plan::{GroupPlan, ListenerPlan, Plan, UpstreamPlan};
 use crate::http::head::{Field, RequestHead};
 use crate::http::name::Name;
@@ -41,19 +40,15 @@ pub fn is_trusted(listener: &ListenerPlan, peer: Option<IpAddr>) -> bool {
     peer.is_some_and(|ip| listener.trusted.iter().any(|net| net.contains(&ip)))
 }
 
-/// The members of a group that a trusted peer names, by upstream number, the first choice first.
+/// The members of a group that a trusted peer named, by upstream number, the first choice first.
 ///
 /// Shape: `bytes` begins with the client's head. Empty where the field is missing, names no member, or
 /// stands more than once.
 #[must_use]
 #[cold]
-pub fn chosen(plan: &Plan, group: u16, request: &Request<'_>, bytes: &[u8]) -> Vec<u16> {
-    let peer = request.permit.peer.as_ref().map(|peer| peer.ip);
-    if !is_trusted(request.listener, peer) {
-        return Vec::new();
-    }
+pub fn chosen(plan: &Plan, group: u16, head: &RequestHead, bytes: &[u8]) -> Vec<u16> {
     let group = &plan.groups[usize::from(group)];
-    endpoints(request.head, bytes).flat_map(|endpoint| members_at(plan, group, endpoint)).collect()
+    endpoints(head, bytes).flat_map(|endpoint| members_at(plan, group, endpoint)).collect()
 }
 
 /// The endpoints that the field lists; what is no `IP:port` is passed over.

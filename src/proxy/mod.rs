@@ -6,8 +6,8 @@
 //! many streams) → `exchange` (the life of a request, station by station), and then the stations:
 //! `admit` (head → permit), `limit` (what the key has left), `hold` (body → model, not too slowly:
 //! `pace`), `route` (where to; `proven` for keys limited to some models, `rename` for another model
-//! name, at each attempt anew), `dispatch` (attempts until one succeeds), `pick` (which member),
-//! `wait` (until a member has a slot), `attempt` (one try at one upstream), `upload` and `download`
+//! name, at each attempt anew), `dispatch` (attempts until one succeeds), `pick` (which member;
+//! `gateway_choice`: as a trusted proxy wishes), `wait` (until a member has a slot), `attempt` (one try at one upstream), `upload` and `download`
 //! (both directions of an attempt, which tell each other by `progress`), `call_guard` (what the
 //! attempt reports of the upstream), `settle` (what is recorded). What these hand to each other:
 //! `downstream` (the client and its connection), `permit`, `refusal`. `failure_report` tells the
@@ -16,7 +16,7 @@
 //! bytes (`tap` reads usage in them), `tunnel` relays an upgraded connection.
 //! `plan` is the compiled config (`compile` makes it, `reaches` works out who may be sent where),
 //! `before` what is known of a process that handed over to this one,
-//! `core` what a core owns (`listeners` finds a connection's listener in it, whatever plan
+//! `traces` takes sampled exchanges to the control thread, `core` what a core owns (`listeners` finds a connection's listener in it, whatever plan
 //! is in force).
 
 pub mod accept;
@@ -59,6 +59,7 @@ pub mod respond;
 pub mod route;
 pub mod settle;
 pub mod tap;
+pub mod traces;
 pub mod tunnel;
 pub mod unrouted;
 pub mod upload;

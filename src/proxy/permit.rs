@@ -44,6 +44,12 @@ impl Permit {
         Asker { listener: self.listener, key: self.key }
     }
 
+    /// The address of the other end of the connection; `None` on a Unix socket.
+    #[must_use]
+    pub fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer.as_ref().map(|peer| peer.ip)
+    }
+
     /// Whether the client's own credential fields go upstream.
     ///
     /// They do when the operator says so, and when neither the listener nor the upstream uses

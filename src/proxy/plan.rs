@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::refusal::Refusal;
 use crate::base::clock::Moment;
 use crate::base::listener_id::ListenerId;
-use crate::config::H2Limits;
+use crate::config::{H2Limits, Tracing};
 use crate::error::Kind;
 use crate::http1::parse::HeadLimits;
 use crate::net::dial::Address;
@@ -83,6 +83,8 @@ pub struct Plan {
     /// The share of exchanges that ended well and are logged, 0.0..=1.0; those that did not always
     /// are. `None` = there is no access log.
     pub access_sample: Option<f64>,
+    /// Where traces go, and which; `None` = nothing is traced.
+    pub tracing: Option<Arc<Tracing>>,
     /// How long a drain may last.
     pub drain: Duration,
     /// When the config was loaded, seconds since 1970; `created` of the models listed.

@@ -19,6 +19,8 @@ use crate::telemetry::finished::Finished;
 use crate::telemetry::labels::{LabelId, PlanLabels, label_at};
 use crate::telemetry::meters::{ErrorLabel, ExchangeLabels};
 use crate::telemetry::record::{Facts, Record};
+use crate::telemetry::trace::Trace;
+use crate::telemetry::traced::TracedExchange;
 
 /// Holds the record of one exchange until its end.
 pub struct Settle {
@@ -111,7 +113,7 @@ impl Drop for Settle {
         core.meters.borrow_mut().exchange(&labels, method, &facts.outcome, last_is_told);
         let failed = facts.outcome.fault.is_some();
         let logged = core.logs_access(self.plan.access_sample, !failed);
-        if failed || logged || core.shared.on_finished.get().is_some() {
+        if failed || logged || facts.trace.is_some() || core.shared.on_finished.get().is_some() {
             tell(core, &self.plan, facts, logged);
         }
         core.texts.give_back(self.record.take_buffer());
@@ -158,6 +160,11 @@ fn tell(core: &Core, plan: &LocalPlan, facts: &Facts, logged: bool) {
     };
     if logged {
         core.log_access(&finished);
+    }
+    if let Some(trace) = &facts.trace {
+        let wall = core.shared.notifier.clock.both(facts.begun).wall;
+        let traced = TracedExchange::new(&finished, Trace::clone(trace), facts.begun, wall);
+        core.traces.hand(traced, &core.shared.traces);
     }
     report_failure(core, &finished);
     if let Some(listen) = core.shared.on_finished.get() {

@@ -28,6 +28,7 @@ use crate::proxy::before::ProcessBefore;
 use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::plan::Plan;
+use crate::proxy::traces::Traces;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::ring::{RecordReader, RecordWriter, ring};
@@ -429,6 +430,7 @@ fn shared(
         acknowledged: Acknowledged::new(copies),
         access_lost: AtomicU64::new(0),
         access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
+        traces: Traces::new(copies),
         rows: (0..copies).map(|_| Arc::default()).collect(),
         pool_idle: (0..copies).map(|_| Padded::default()).collect(),
         counters: (0..copies).map(|_| Mutex::new(Counters::default())).collect(),

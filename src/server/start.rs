@@ -10,6 +10,7 @@ use super::access_log::AccessLog;
 use super::occupy::{Occupied, Others, occupy};
 use super::running::{Options, Server};
 use crate::config::Config;
+use crate::control::traces::TraceHooks;
 use crate::control::{self, Begun, Control, ServerHooks};
 use crate::net::sys;
 use crate::net::tls::Store;
@@ -96,6 +97,7 @@ pub fn start_beside(
         live: Box::new(move || live(&queued, &lost)),
         clock: Arc::new(move || clocked.notifier.now()),
         in_force: Box::new(move || published.plan_of_all_cores().is_some()),
+        traces: traces(&server),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     };
     let Occupied { admin, took_over, warnings: told } = occupy(&mut server, &config, others)?;
@@ -103,6 +105,20 @@ pub fn start_beside(
     control.hook(hooks, admin);
     server.control = Some(control);
     Ok(Started { server, config, warnings, took_over })
+}
+
+/// How the control thread comes to the spans of the cores.
+fn traces(server: &Server) -> TraceHooks {
+    let shared = || server.shared.clone();
+    let (planned, taken, counted) = (shared(), shared(), shared());
+    TraceHooks {
+        settings: Box::new(move || planned.slot.plan().0.tracing.clone()),
+        take: Box::new(move |max, into| taken.traces.take(max, into)),
+        count: Box::new(move |exported, dropped| {
+            counted.traces.exported.fetch_add(exported, Ordering::Relaxed);
+            counted.traces.dropped.fetch_add(dropped, Ordering::Relaxed);
+        }),
+    }
 }
 
 /// What the cores and the log have in use at the moment.
@@ -126,6 +142,8 @@ fn live(shared: &Shared, log: &AccessLog) -> Live {
         connections_refused: shared.refused.load(Ordering::Relaxed),
         handshakes_failed: shared.handshakes_failed.load(Ordering::Relaxed),
         panics: shared.panics.load(Ordering::Relaxed),
+        traces_exported: shared.traces.exported.load(Ordering::Relaxed),
+        traces_dropped: shared.traces.dropped.load(Ordering::Relaxed),
         access_lines_lost: shared.access_lost.load(Ordering::Relaxed) + log.lost(),
         pool_idle: shared.pool_idle.iter().map(idle).sum(),
         certificates: plan.certificates.iter().map(|one| one.row(now_s)).collect(),

@@ -3,7 +3,8 @@
 //! Reading order: `record` (what the stations of one exchange write), `outcome` (its numbers at the
 //! end), `finished` (the same with names), `counters` (a core's sums), `meters` (what one adds to the
 //! counts by label), `series` (the rows of these) with `labels` (numbers for names) and `histogram`
-//! (buckets), `access` (the log line of one), `line` (any other line), `prometheus` (the sums as
+//! (buckets), `access` (the log line of one), `line` (any other line), `trace` (the spans of a sampled one,
+//! `traced` at its end), `prometheus` (the sums as
 //! text) with `families` (those by label) and `exposition` (its lines). All pure: the clock stands in
 //! the record, and whoever owns a file or a socket writes the bytes.
 
@@ -23,3 +24,5 @@ pub mod prometheus;
 pub mod record;
 pub mod ring;
 pub mod series;
+pub mod trace;
+pub mod traced;

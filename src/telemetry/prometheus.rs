@@ -60,6 +60,10 @@ pub struct Live {
     pub queues: Vec<(String, u32)>,
     /// Lines of the access log that were not written.
     pub access_lines_lost: u64,
+    /// Sampled exchanges whose spans the collector took.
+    pub traces_exported: u64,
+    /// Sampled exchanges whose spans were dropped.
+    pub traces_dropped: u64,
     /// Client connections.
     pub connections: u32,
     /// Bytes of request bodies that are held, as `limits.held_total` counts them.
@@ -141,6 +145,10 @@ fn live(out: &mut Text<'_>, live: &Live) {
     let (name, help) = ("access_log_lines_lost_total", "Lines of the access log not written.");
     out.family(name, "counter", help);
     out.sample(name, &[], live.access_lines_lost);
+    let name = "trace_exchanges_total";
+    out.family(name, "counter", "Sampled exchanges whose spans the collector took or not.");
+    out.sample(name, &[("result", "exported")], live.traces_exported);
+    out.sample(name, &[("result", "dropped")], live.traces_dropped);
     out.family("client_connections", "gauge", "Client connections.");
     out.sample("client_connections", &[], live.connections);
     let help = "Bytes of request bodies held, out of limits.held_total.";

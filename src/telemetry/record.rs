@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::outcome::{Outcome, RouteKind};
+use super::trace::{TRACEPARENT_BYTES, Trace};
 use crate::base::clock::{Moment, micros};
 use crate::base::ids::RequestId;
 use crate::error::Kind;
@@ -57,6 +58,8 @@ pub struct Facts {
     pub failed_attempts: u32,
     /// The attempts that failed, `FAILURES_MAX` of them.
     pub failures: Vec<FailedAttempt>,
+    /// Its spans, if it is sampled.
+    pub trace: Option<Box<Trace>>,
     texts: Texts,
 }
 
@@ -111,6 +114,7 @@ impl Record {
             model_known: None,
             failed_attempts: 0,
             failures: Vec::new(),
+            trace: None,
             texts,
         };
         Self { facts: RefCell::new(facts) }
@@ -193,6 +197,27 @@ impl Record {
         outcome.reused = false;
         outcome.upstream_status = 0;
         (outcome.connected_us, outcome.sent_us, outcome.first_byte_us) = (None, None, None);
+    }
+
+    /// The exchange is sampled.
+    #[cold]
+    pub fn traced(&self, trace: Box<Trace>) {
+        self.facts.borrow_mut().trace = Some(trace);
+    }
+
+    /// Tells the spans of a sampled exchange something; does nothing for any other.
+    #[inline]
+    pub fn trace_told(&self, tell: impl FnOnce(&mut Trace)) {
+        if let Some(trace) = &mut self.facts.borrow_mut().trace {
+            tell(trace);
+        }
+    }
+
+    /// The `traceparent` that the attempt's server is sent; `None` = the client's own.
+    #[inline]
+    #[must_use]
+    pub fn traceparent(&self) -> Option<[u8; TRACEPARENT_BYTES]> {
+        self.facts.borrow().trace.as_ref().map(|trace| trace.traceparent())
     }
 
     /// The attempt has a connection that has served before.

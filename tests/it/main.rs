@@ -86,6 +86,7 @@ mod tls;
 mod tls_upstream;
 mod told;
 mod travel;
+mod traces;
 mod tunnel;
 mod uploads;
 mod wire;

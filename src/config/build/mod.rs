@@ -22,6 +22,7 @@ pub(crate) mod models;
 mod process;
 mod rights;
 mod tls;
+mod tracing;
 pub(crate) mod upstream;
 pub(crate) mod url;
 
@@ -66,6 +67,7 @@ pub(crate) fn build(raw: &RawConfig, r: &mut Reader<'_>) -> Config {
         sets: Vec::new(),
         discovery: process::discovery(raw, r),
         admin,
+        tracing: tracing::tracing(raw, r),
     }
 }
 

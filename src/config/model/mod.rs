@@ -7,7 +7,7 @@
 //! Ids index the `Vec` of the `Config` they were built with and no other.
 //!
 //! Reading order: this file, then `ids`, `timeouts`, `process`, `listener`,
-//! `upstream`, `group`, `secret`. Knows nothing of the file's syntax, of sockets or of clocks.
+//! `upstream`, `group`, `tracing`, `secret`. Knows nothing of the file's syntax, of sockets or of clocks.
 
 mod group;
 mod ids;
@@ -15,6 +15,7 @@ mod listener;
 mod process;
 mod secret;
 mod timeouts;
+mod tracing;
 mod upstream;
 
 pub use group::*;
@@ -23,6 +24,7 @@ pub use listener::*;
 pub use process::*;
 pub use secret::Secret;
 pub use timeouts::*;
+pub use tracing::*;
 pub use upstream::*;
 
 /// A whole checked configuration; shared as `Arc<Config>` by every core.
@@ -61,6 +63,8 @@ pub struct Config {
     pub discovery: Discovery,
     /// `[admin]`; none when the file has no such section or its `bind` is empty.
     pub admin: Option<Admin>,
+    /// `[tracing]`.
+    pub tracing: Tracing,
 }
 
 impl Config {

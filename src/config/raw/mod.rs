@@ -50,6 +50,8 @@ mirror! {
         discovery: RawDiscovery,
         /// The operator's listener.
         admin: RawAdmin,
+        /// Where traces go.
+        tracing: RawTracing,
     }
 }
 

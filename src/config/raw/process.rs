@@ -5,7 +5,7 @@ use crate::config::raw::entries::CoresEntry;
 use crate::config::raw::mirror::mirror;
 use crate::config::raw::upstream::RawUpstreamTls;
 use crate::config::reader::At;
-use crate::config::values::{OneOf, SecretText, Size, Time};
+use crate::config::values::{NameTable, OneOf, SecretText, Size, Time, UrlText};
 
 mirror! {
     /// `[process]`.
@@ -134,6 +134,21 @@ mirror! {
         endpoints: bool,
         /// The file that says where Kubernetes is and who we are there; empty = the usual places.
         kubeconfig: String,
+    }
+    /// `[tracing]`.
+    RawTracing {
+        /// URL of an OTLP collector over HTTP, /v1/traces is added; empty = none.
+        endpoint: UrlText,
+        /// Share of traces that begin here and are sampled, 0..=1.
+        sample: f64,
+        /// The service.name of all spans.
+        service_name: String,
+        /// Fields of each export, by name.
+        headers: NameTable<SecretText>,
+        /// An export, 1s..60s.
+        timeout: Time,
+        /// TLS of an https:// collector.
+        tls: RawUpstreamTls,
     }
     /// `[admin]`.
     RawAdmin {

@@ -18,6 +18,7 @@ pub use state::{Attempt, Attempted, ExchangeState, Failed};
 
 use crate::base::buf::SMALL_BYTES;
 use crate::error::{Kind, RetryClass};
+use crate::net::dial::Address;
 use crate::net::pooled_future::PooledFuture;
 use crate::net::rt::Part;
 use crate::net::stream::Stream;
@@ -34,6 +35,7 @@ use crate::proxy::rename::Renamer;
 use crate::proxy::reply;
 use crate::proxy::settle::Settle;
 use crate::proxy::upload::{ClientPace, Encoded, Sent, Upload, Uploaded};
+use crate::telemetry::trace::Trace;
 use crate::upstream::conn::UpConn;
 use crate::upstream::via::TunnelError;
 
@@ -96,6 +98,17 @@ impl Attempt<'_> {
             Uploaded::Broken(kind) => Attempted::Refused(kind.into()),
             uploaded => self.conclude(conn, uploaded, downloaded, large, settle),
         }
+    }
+
+    /// Begins the span of the attempt.
+    #[cold]
+    pub fn tell_begin(&self, trace: &mut Trace, settle: &Settle) {
+        let address = self.upstream.endpoints.first().and_then(|first| match &first.address {
+            Address::Tcp(at) => Some(*at),
+            Address::Unix(_) => None,
+        });
+        let chance = self.core.random_u64();
+        trace.attempt_began(chance, &self.upstream.name, address, settle.now());
     }
 
     /// Tells what the attempt has come to, and reports a failure to the guard; the connection goes
@@ -334,7 +347,9 @@ impl Attempt<'_> {
             None => Outgoing::AsCame,
             Some(renamer) => Outgoing::Length(renamer.length(body, &mut out)),
         };
-        forward::head(&mut out, self.core, self.upstream, self.request, outgoing, held);
+        let traceparent = exchange.settle.record.traceparent();
+        let (core, upstream) = (self.core, self.upstream);
+        forward::head(&mut out, core, upstream, self.request, outgoing, traceparent, held);
         let from = body.begin + joined;
         let behind = &held[body.begin..from];
         match &mut renamer {

@@ -29,12 +29,14 @@ const ROWS_MAX: usize = 200_000;
 pub struct GivenRows(HashMap<RowId, Vec<u64>>);
 
 /// What the process counts beside its cores, with the words for it.
-fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 4] {
+fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 6] {
     [
         ("connections_refused", &shared.refused),
         ("handshakes_failed", &shared.handshakes_failed),
         ("panics", &shared.panics),
         ("access_lines_lost", &shared.access_lost),
+        ("traces_exported", &shared.traces.exported),
+        ("traces_dropped", &shared.traces.dropped),
     ]
 }
 
@@ -134,7 +136,7 @@ fn same_bounds(fields: Fields<'_>) -> bool {
 /// The counts as the process that takes over has heard of them.
 #[derive(Default)]
 pub struct TakenCounts {
-    process: [u64; 4],
+    process: [u64; 6],
     rows: HashMap<(RowKind, Vec<String>), Vec<u64>>,
     /// The buckets are others: no row counts.
     strange: bool,
