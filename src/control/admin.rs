@@ -24,17 +24,15 @@ use subtle::ConstantTimeEq;
 use super::admin_socket::{AdminSocket, BoundSocket, Open, lock};
 use super::api::{self, Api};
 use super::caller::{bearer, is_of_this_address, is_sent_by_no_page};
-use super::certs::Reloads;
-use super::documents::Documents;
 use super::monitored::{Monitored, Standing};
 use super::reconciler::UpstreamTable;
-use super::reload::{Commit, ReloadStatus, Reloader};
+use super::reload::Commit;
+use super::shows::Shows;
 use crate::base::units::counted;
 use crate::config;
 use crate::policy::breaker::State as Breaker;
 use crate::telemetry::access::write_time;
-use crate::telemetry::counters::Counters;
-use crate::telemetry::prometheus::{Live, Snapshot, UpstreamRow, render};
+use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
 
 /// Why a request that does something is refused.
 const NOT_AT_HOME: &str = "sent by a page of another origin, or to a name that is not this address";
@@ -72,24 +70,6 @@ impl Rules {
     }
 }
 
-/// What the interface shows, and the reloads that it can cause.
-pub(super) struct Shows {
-    pub(super) table: UpstreamTable,
-    pub(super) counters: Count,
-    pub(super) live: AskLive,
-    pub(super) in_force: InForce,
-    pub(super) draining: Draining,
-    pub(super) documents: Documents,
-    pub(super) certificates: Arc<Reloads>,
-    pub(super) reloads: Arc<ReloadStatus>,
-    pub(super) reloader: Reloader,
-}
-
-type Count = Box<dyn Fn() -> Counters + Send + Sync>;
-type AskLive = Box<dyn Fn() -> Live + Send + Sync>;
-type InForce = Box<dyn Fn() -> bool + Send + Sync>;
-type Draining = Box<dyn Fn() -> bool + Send + Sync>;
-
 /// What the handlers of all requests share.
 struct AdminState {
     shows: Arc<Shows>,
@@ -115,12 +95,7 @@ impl AdminListener {
         let state = Arc::new(AdminState { shows, rules: rules.clone(), is_tcp });
         let api = |document| Api {
             document,
-            documents: state.shows.documents.clone(),
-            reloader: state.shows.reloader.clone(),
-            in_force: {
-                let shows = state.shows.clone();
-                Box::new(move || (shows.in_force)())
-            },
+            shows: state.shows.clone(),
             has_token: {
                 let state = state.clone();
                 Box::new(move || state.token().is_some())

@@ -39,10 +39,12 @@ pub mod reload;
 pub mod resolve;
 mod say;
 mod server;
+mod shows;
 pub mod signals;
 pub mod source;
 mod task;
 pub mod traces;
+pub mod usage;
 pub mod socket_lock;
 
 use std::future::Future;
@@ -57,18 +59,21 @@ use crate::config::{Config, Sources};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::failures::Failure;
 use crate::telemetry::prometheus::Live;
 use crate::upstream::registry::{Carried, Registry};
-use admin::{AdminListener, AdminServer, Shows};
+use admin::{AdminListener, AdminServer};
 use admin_socket::AdminSocket;
 use certs::Reloads;
 use documents::{Documents, Snapshot};
 use reconciler::{Publish, Reconciler, UpstreamTable};
 use reload::{Certificates, Prepare, Reload, ReloadHooks, ReloadStatus, Reloader, Request};
 use resolve::Resolver;
+use shows::Shows;
 use socket_lock::SocketLock;
 use task::Task;
 use traces::TraceHooks;
+use usage::Usage;
 
 pub use recheck::BreakerClock;
 pub use say::Say;
@@ -108,6 +113,10 @@ pub struct ServerHooks {
     pub clock: BreakerClock,
     /// Whether all cores serve by the config that was published last.
     pub in_force: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Returns the exchanges that failed last, the latest first.
+    pub failures: Box<dyn Fn() -> Vec<Failure> + Send + Sync>,
+    /// Returns what the cores of this process count by label, and the names in it.
+    pub rows: usage::Rows,
     /// Whether the process drains: it will end, and takes no new requests.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
     /// What the export of traces needs.
@@ -272,6 +281,7 @@ impl Life {
     /// Finds out what the start waits for, then publishes configs and answers the operator for ever.
     async fn run(self) {
         let Options { say, seed, reload: outside, sources, .. } = self.options;
+        let state_dir = self.config.process.state_dir.clone();
         let documents = Documents::default();
         if let Some(sources) = sources {
             drop(documents.set(Snapshot::new(sources, self.config.clone())));
@@ -289,9 +299,10 @@ impl Life {
         // An error means that the start has failed meanwhile, and `Control` is gone.
         let _ = self.begin.send(first);
         let Ok((hooks, listener)) = self.hooked.await else { return };
-        let ServerHooks { publish, prepare, counters, live, clock, in_force, draining, traces } =
-            hooks;
-        let _exports = Task::of(tokio::spawn(traces::run(traces, say.clone())));
+        let ServerHooks { publish, prepare, counters, live, clock, in_force, draining, .. } = hooks;
+        let (failures, rows, usage) = (hooks.failures, Arc::new(hooks.rows), Usage::default());
+        let _exports = Task::of(tokio::spawn(traces::run(hooks.traces, say.clone())));
+        drop(tokio::spawn(usage.clone().run(rows.clone(), state_dir, say.clone())));
         let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
         let shows = Shows {
             table,
@@ -300,6 +311,9 @@ impl Life {
             in_force,
             draining,
             documents: documents.clone(),
+            failures,
+            usage,
+            rows,
             certificates: counts.clone(),
             reloads: status.clone(),
             reloader: self.reloader,

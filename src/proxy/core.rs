@@ -39,6 +39,7 @@ use crate::policy::limit::token_size::TokenSizes;
 use crate::telemetry::access_record::encode;
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failed::Tell;
+use crate::telemetry::failures::RecentFailures;
 use crate::telemetry::finished::{Finished, OnFinished};
 use crate::telemetry::labels::PlanLabels;
 use crate::telemetry::meters::Meters;
@@ -100,6 +101,8 @@ pub struct Shared {
     pub acknowledged: Acknowledged,
     /// Called once with each finished exchange, on the thread of its core; unset = nobody listens.
     pub on_finished: std::sync::OnceLock<OnFinished>,
+    /// The exchanges that failed last.
+    pub failures: RecentFailures,
     /// Lines of the access log that found no room on their way to its thread.
     pub access_lost: AtomicU64,
     /// The rings to that thread, until each core has taken its own.
@@ -172,6 +175,15 @@ impl Shared {
     fn take_ring(&self, core: usize) -> Option<RecordWriter> {
         let mut rings = self.access_rings.lock().unwrap_or_else(PoisonError::into_inner);
         rings.get_mut(core).and_then(Option::take)
+    }
+
+    /// What the cores of this process count by label, as of now, without what a process before it
+    /// has counted, and the names of the labels.
+    #[must_use]
+    pub fn own_rows_sum(&self) -> (RowSums, Arc<PlanLabels>) {
+        let mut sums = RowSums::default();
+        self.rows.iter().for_each(|rows| sums.add(rows));
+        (sums, self.slot.plan().0.labels.clone())
     }
 
     /// All that is counted by label, as of now, and the names of the labels.

@@ -11,12 +11,14 @@ use crate::telemetry::finished::Finished;
 #[cold]
 pub fn report_failure(core: &Core, finished: &Finished<'_>) {
     let outcome = finished.outcome;
-    let (Some(tell), Some(fault)) = (core.shared.tell.get(), outcome.fault) else { return };
+    let Some(fault) = outcome.fault else { return };
     let row = fault.row();
     // A fault of the client's own is in its answer, and none of the operator's business.
     if row.side == Side::Client || row.level < Level::Warn {
         return;
     }
+    core.shared.failures.keep(finished, row.log);
+    let Some(tell) = core.shared.tell.get() else { return };
     tell(&FailedExchange {
         level: row.level,
         request_id: finished.request_id,

@@ -31,6 +31,7 @@ use crate::proxy::plan::Plan;
 use crate::proxy::traces::Traces;
 use crate::proxy::worker::Worker;
 use crate::telemetry::counters::Counters;
+use crate::telemetry::failures::RecentFailures;
 use crate::telemetry::ring::{RecordReader, RecordWriter, ring};
 use crate::upstream::held::HeldBudget;
 
@@ -428,6 +429,7 @@ fn shared(
         on_finished: std::sync::OnceLock::new(),
         tell: std::sync::OnceLock::new(),
         acknowledged: Acknowledged::new(copies),
+        failures: RecentFailures::default(),
         access_lost: AtomicU64::new(0),
         access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
         traces: Traces::new(copies),

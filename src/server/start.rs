@@ -70,7 +70,7 @@ pub fn start_beside(
     let (counted, queued, draining) = (shared(), shared(), shared());
     let listeners = server.listeners.clone();
     let (clocked, bounded, tried) = (shared(), shared(), listeners.clone());
-    let published = shared();
+    let (published, failing, used) = (shared(), shared(), shared());
     let hooks = ServerHooks {
         publish: Box::new(move |config, carried| {
             let applied = listeners.apply(plan_of(config, carried)?)?;
@@ -98,6 +98,8 @@ pub fn start_beside(
         clock: Arc::new(move || clocked.notifier.now()),
         in_force: Box::new(move || published.plan_of_all_cores().is_some()),
         traces: traces(&server),
+        failures: Box::new(move || failing.failures.latest()),
+        rows: Box::new(move || used.own_rows_sum()),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     };
     let Occupied { admin, took_over, warnings: told } = occupy(&mut server, &config, others)?;

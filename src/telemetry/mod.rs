@@ -13,6 +13,7 @@ pub mod access_record;
 pub mod counters;
 pub mod exposition;
 pub mod failed;
+pub mod failures;
 pub mod families;
 pub mod finished;
 pub mod histogram;

@@ -48,6 +48,9 @@ fn every_example_works() {
         let mut filled = path.strip_prefix("/api/v1").unwrap().to_owned();
         for parameter in operation["parameters"].as_array().into_iter().flatten() {
             let name = parameter["name"].as_str().unwrap();
+            if parameter["in"] == "query" {
+                continue;
+            }
             let example = parameter["example"].as_str().unwrap_or_else(|| panic!("{path}: {name}"));
             filled = filled.replace(&format!("{{{name}}}"), example);
         }

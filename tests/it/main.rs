@@ -17,6 +17,7 @@ mod api;
 mod api_docs;
 mod api_kept;
 mod api_keys;
+mod api_live;
 mod api_objects;
 #[cfg(feature = "kubernetes")]
 mod api_server;

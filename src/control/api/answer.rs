@@ -35,6 +35,14 @@ fn json_of(status: StatusCode, value: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
 }
 
+/// An answer with what is so at the moment.
+pub fn live(data: &Value) -> Response {
+    let text = json!({ "code": 200, "status": "success", "data": data });
+    let mut answer = json_of(StatusCode::OK, &text);
+    answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    answer
+}
+
 /// What a GET of the config is answered with: nothing new where the client has this version.
 pub fn shown(headers: &HeaderMap, now: &Snapshot, data: &Value) -> Response {
     let known = versions(headers, header::IF_NONE_MATCH);

@@ -38,6 +38,7 @@ use super::state::Api;
         (name = "keys", description = "The clients' credentials"),
         (name = "models", description = "The names that clients ask for"),
         (name = "config", description = "What is in force, and what was edited"),
+        (name = "live", description = "What happens now: servers, failures, usage"),
         (name = "docs", description = "This description"),
     )
 )]

@@ -2,7 +2,8 @@
 //!
 //! Read in this order: `state` (what all share, and how an edit goes), `answer` (envelope, versions,
 //! bodies), `objects` (entries as JSON, secrets masked), then the subjects: `upstreams`, `groups`,
-//! `forwards` with `routes`, `keys`, `models`, `config`; `docs` (what describes all of it).
+//! `forwards` with `routes`, `keys`, `models`, `config`,
+//! `live`; `docs` (what describes all of it).
 
 mod answer;
 mod config;
@@ -10,6 +11,7 @@ mod docs;
 mod forwards;
 mod groups;
 mod keys;
+mod live;
 mod models;
 mod objects;
 mod routes;
@@ -36,6 +38,7 @@ pub fn router(api: impl FnOnce(Value) -> Api) -> Router {
         .merge(keys::routes())
         .merge(models::routes())
         .merge(config::routes())
+        .merge(live::routes())
         .merge(docs::routes());
     let all = OpenApiRouter::with_openapi(docs::Description::openapi()).nest("/api/v1", routes);
     let (router, mut document) = all.split_for_parts();

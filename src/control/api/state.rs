@@ -10,9 +10,9 @@ use std::time::Duration;
 use axum::http::{HeaderMap, header};
 use tokio::time::{Instant, sleep};
 
-use super::super::documents::{Documents, Snapshot};
+use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
-use super::super::reload::Reloader;
+use super::super::shows::Shows;
 use crate::config::{EntryId, Section, Sources};
 
 /// How long new servers are waited for when an edit takes nothing away from anybody.
@@ -28,12 +28,8 @@ const IN_FORCE_POLL: Duration = Duration::from_millis(1);
 pub struct Api {
     /// The OpenAPI document of all routes.
     pub document: serde_json::Value,
-    /// The documents in force.
-    pub documents: Documents,
-    /// Carries edits out.
-    pub reloader: Reloader,
-    /// Whether all cores serve by what was published last.
-    pub in_force: Box<dyn Fn() -> bool + Send + Sync>,
+    /// What is shown, and what carries edits out.
+    pub shows: Arc<Shows>,
     /// Whether who asks has shown a token: without one, no edit may read files and variables.
     pub has_token: Box<dyn Fn() -> bool + Send + Sync>,
 }
@@ -44,7 +40,7 @@ impl Api {
     /// Errors: this process has none.
     pub fn now(&self) -> Result<Arc<Snapshot>, Refusal> {
         let none = || Refusal::unavailable("the config of this process cannot be shown or edited");
-        self.documents.now().ok_or_else(none)
+        self.shows.documents.now().ok_or_else(none)
     }
 
     /// Changes the documents in force, if they are those that `If-Match` names.
@@ -68,9 +64,9 @@ impl Api {
                 ))),
             }
         };
-        let edited = self.reloader.edit(Box::new(change), wait).await?;
+        let edited = self.shows.reloader.edit(Box::new(change), wait).await?;
         let by = Instant::now() + IN_FORCE_MAX;
-        while !(self.in_force)() && Instant::now() < by {
+        while !(self.shows.in_force)() && Instant::now() < by {
             sleep(IN_FORCE_POLL).await;
         }
         edited.snapshot.map_or_else(|| self.now(), Ok)
