@@ -235,8 +235,17 @@ async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
     let prefix = state.rules.read().unwrap_or_else(PoisonError::into_inner).metrics_prefix.clone();
     let prefix = &*prefix;
     let counters = &counters;
-    let text =
-        render(&Snapshot { prefix, version, counters, upstreams, live, certificates, reloads });
+    let sources = state.shows.sources.rows();
+    let text = render(&Snapshot {
+        prefix,
+        version,
+        counters,
+        upstreams,
+        live,
+        certificates,
+        reloads,
+        sources,
+    });
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

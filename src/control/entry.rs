@@ -24,7 +24,8 @@ use tokio::time::Instant;
 use super::event::EntryNumber;
 use super::observed::Observed;
 use super::task::Task;
-use crate::config::{Discover, ModelsFrom, Target, Upstream, distinct_targets};
+use crate::config::{Config, Discover, ModelsFrom, Target, Upstream, distinct_targets};
+use crate::telemetry::prometheus::SourceRow;
 
 /// Longest time that a target stays in force after discovery stopped naming it: longer than a new
 /// server may take for its list without counting as late (`model_list::LATE_AFTER`), and no longer
@@ -61,6 +62,13 @@ impl Entry {
     pub(super) fn by(number: EntryNumber, task: Task) -> Self {
         let (named, leaving, departed) = (Vec::new(), Vec::new(), Vec::new());
         Self { number, targets: Observed::by(task), named, leaving, departed }
+    }
+
+    /// How it does, once it has answered; `entry` is the entry of the file.
+    pub(super) fn row(&self, entry: &Upstream) -> Option<SourceRow> {
+        let (name, works) = (entry.name.clone(), !self.targets.failed);
+        let targets = self.targets.value.len();
+        self.targets.reported.then_some(SourceRow { name, works, targets })
     }
 
     /// The targets that requests go to.
@@ -144,6 +152,19 @@ impl Entry {
     }
 }
 
+/// Whether an entry of a config and one of the next are one, whose targets are looked for in the same
+/// place.
+pub(super) fn is_found_alike(
+    had: &Upstream,
+    now: &Upstream,
+    before: &Config,
+    next: &Config,
+) -> bool {
+    let is_of_kubernetes = matches!(now.discover, Some(Discover::K8s(_)));
+    (&had.name, &had.discover, had.url.port) == (&now.name, &now.discover, now.url.port)
+        && (!is_of_kubernetes || before.discovery.kubeconfig == next.discovery.kubeconfig)
+}
+
 /// Whether a host is a name to be looked up, and not an IP address.
 pub(super) fn is_name(host: &str) -> bool {
     host.parse::<IpAddr>().is_err()
@@ -152,7 +173,6 @@ pub(super) fn is_name(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     /// An entry of the file and what is known of it, without the task.
     struct Case {

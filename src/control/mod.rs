@@ -316,6 +316,7 @@ impl Life {
             rows,
             certificates: counts.clone(),
             reloads: status.clone(),
+            sources: reconciler.sources.clone(),
             reloader: self.reloader,
         };
         let admin = AdminServer::new(shows, self.admin, listener);

@@ -8,7 +8,7 @@ pub(super) struct Observed<T> {
     /// The task has reported at least once, if only a failure.
     pub(super) reported: bool,
     /// Its last report was a failure.
-    failed: bool,
+    pub(super) failed: bool,
     _task: Task,
 }
 

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::documents::Snapshot;
-use super::entry::{Entry, Listing, is_name};
+use super::entry::{Entry, Listing, is_found_alike, is_name};
 use super::event::{EVENTS_MAX, EntryNumber, Event, Renewed};
 use super::model_list::keep_listing;
 use super::monitored::Monitored;
@@ -31,9 +31,9 @@ use super::refusal::Refusal;
 use super::reload::{Asked, Pending, Prepared, Reload, Reloaded, Request, Wanted};
 use super::resolve::Resolver;
 use super::server::Server;
-use super::source;
+use super::source::{self, SourceRows};
 use crate::base::rng::Rng;
-use crate::config::{Config, Discover, Target, Upstream, UpstreamId};
+use crate::config::{Config, Target, Upstream, UpstreamId};
 use crate::net::dial::Address;
 use crate::net::tls::Store;
 use crate::upstream::identity::Identity;
@@ -66,6 +66,8 @@ pub struct Reconciler {
     servers: HashMap<Identity, Server>,
     registry: Registry,
     table: UpstreamTable,
+    /// How the entries with `discover` do.
+    pub sources: SourceRows,
     /// The table of `config`, which a reload shows only once it is in force.
     next_table: Vec<Arc<Monitored>>,
     /// Lines that the operator has not been told yet.
@@ -103,6 +105,7 @@ impl Reconciler {
             servers: HashMap::new(),
             registry,
             table,
+            sources: SourceRows::default(),
             next_table: Vec::new(),
             complaints: Vec::new(),
             addresses: Vec::new(),
@@ -122,12 +125,7 @@ impl Reconciler {
         for (index, upstream) in self.base.upstreams.iter().enumerate() {
             let id = UpstreamId(u16::try_from(index).unwrap_or(u16::MAX));
             let kubeconfig = self.base.discovery.kubeconfig.as_deref();
-            let same = |had: &Upstream| {
-                let of = |one: &Upstream| (one.name.clone(), one.discover.clone(), one.url.port);
-                let is_k8s = matches!(upstream.discover, Some(Discover::K8s(_)));
-                of(had) == of(upstream)
-                    && (!is_k8s || before.discovery.kubeconfig.as_deref() == kubeconfig)
-            };
+            let same = |had: &Upstream| is_found_alike(had, upstream, before, &self.base);
             let had = known.keys().copied().find(|had| same(before.upstream(*had)));
             let entry = had.and_then(|had| known.remove(&had)).or_else(|| {
                 let number = EntryNumber(self.entries_given);
@@ -354,6 +352,7 @@ impl Reconciler {
                     &mut self.complaints,
                     &mut self.changed,
                 );
+                self.show_sources();
             }
             Event::Addresses(host, found) => {
                 let Some(known) = self.names.get_mut(&host) else { return };
@@ -407,6 +406,7 @@ impl Reconciler {
     /// Makes the config in force anew from the file's and all facts.
     fn rebuild(&mut self) {
         self.changed = false;
+        self.show_sources();
         self.put_targets_in_force();
         let known = |entry: &Entry| [&entry.in_force(), entry.departed()].concat();
         let targets: Vec<_> = self.entries.iter().map(|(id, entry)| (*id, known(entry))).collect();
@@ -441,6 +441,12 @@ impl Reconciler {
         if !self.running {
             self.show();
         }
+    }
+
+    /// Shows the operator which entries with `discover` get answers.
+    fn show_sources(&self) {
+        let rows = self.entries.iter().filter_map(|(id, entry)| entry.row(self.base.upstream(*id)));
+        self.sources.show(rows.collect());
     }
 
     /// Shows the operator the upstreams of the config that is in force now.

@@ -7,6 +7,7 @@ use super::certs::Reloads;
 use super::documents::Documents;
 use super::reconciler::UpstreamTable;
 use super::reload::{ReloadStatus, Reloader};
+use super::source::SourceRows;
 use super::usage::{Rows, Usage};
 use crate::telemetry::counters::Counters;
 use crate::telemetry::failures::Failure;
@@ -36,6 +37,8 @@ pub struct Shows {
     pub certificates: Arc<Reloads>,
     /// How the last reload went.
     pub reloads: Arc<ReloadStatus>,
+    /// How the entries with `discover` do.
+    pub sources: SourceRows,
     /// Carries reloads and edits out.
     pub reloader: Reloader,
 }

@@ -6,6 +6,7 @@
 //! length and time would miss a change of equal length within one tick of the clock.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,6 +17,7 @@ use super::kubernetes;
 use super::resolve::Resolver;
 use super::task::Task;
 use crate::config::{Discover, Target, Upstream, parse_file_sd};
+use crate::telemetry::prometheus::SourceRow;
 
 /// Time from one read of a file to the next.
 const FILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,6 +26,23 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 /// Pause after the first lookup that failed; doubled after each further one, up to `FAILED_MAX`.
 const FAILED_MIN: Duration = Duration::from_secs(1);
 const FAILED_MAX: Duration = Duration::from_secs(30);
+
+/// How each entry with `discover` does, for the operator's interface; clones show the same.
+#[derive(Clone, Default)]
+pub struct SourceRows(Arc<Mutex<Vec<SourceRow>>>);
+
+impl SourceRows {
+    /// Shows these from now on, by name.
+    pub(super) fn show(&self, mut rows: Vec<SourceRow>) {
+        rows.sort_by(|a, b| a.name.cmp(&b.name));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = rows;
+    }
+
+    /// What is shown.
+    pub(super) fn rows(&self) -> Vec<SourceRow> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 /// Looks up the addresses of a host name for as long as the task lives, and sends each result.
 pub fn name(host: String, resolver: Resolver, events: mpsc::Sender<Event>) -> Task {

@@ -38,6 +38,19 @@ pub struct Snapshot<'a> {
     pub certificates: (u64, u64),
     /// Reloads of the config.
     pub reloads: ReloadCounts,
+    /// The entries with `discover` that have answered, if only with a failure.
+    pub sources: Vec<SourceRow>,
+}
+
+/// One entry with `discover`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceRow {
+    /// The entry's name.
+    pub name: String,
+    /// Whether the last answer was a good one.
+    pub works: bool,
+    /// How many servers the last good answer named.
+    pub targets: usize,
 }
 
 /// How reloads of the config went.
@@ -134,6 +147,7 @@ pub fn render(snapshot: &Snapshot<'_>) -> String {
     live(&mut out, &snapshot.live);
     certificates(&mut out, snapshot.certificates);
     reloads(&mut out, snapshot.reloads);
+    sources(&mut out, &snapshot.sources);
     out.into_string()
 }
 
@@ -185,6 +199,18 @@ fn reloads(out: &mut Text<'_>, reloads: ReloadCounts) {
     out.family("config_reloads_total", "counter", "Reloads of the config, by what became of them.");
     out.sample("config_reloads_total", &[("result", "done")], reloads.done);
     out.sample("config_reloads_total", &[("result", "refused")], reloads.failed);
+}
+
+fn sources(out: &mut Text<'_>, rows: &[SourceRow]) {
+    let help = "Whether discovery answers for an entry; 0 = its last servers stay.";
+    out.family("discovery_up", "gauge", help);
+    for row in rows {
+        out.sample("discovery_up", &[("upstream", &row.name)], u8::from(row.works));
+    }
+    out.family("discovery_targets", "gauge", "Servers that discovery has found for an entry.");
+    for row in rows {
+        out.sample("discovery_targets", &[("upstream", &row.name)], row.targets);
+    }
 }
 
 fn certificates(out: &mut Text<'_>, (done, failed): (u64, u64)) {
@@ -344,7 +370,17 @@ mod tests {
         let reloads = ReloadCounts { done: 3, at_unix_s: 9, ..ReloadCounts::default() };
         let counters = &counters;
         let prefix = "tokenring_";
-        render(&Snapshot { prefix, version, counters, upstreams, live, certificates, reloads })
+        let sources = vec![SourceRow { name: "many".to_owned(), works: false, targets: 2 }];
+        render(&Snapshot {
+            prefix,
+            version,
+            counters,
+            upstreams,
+            live,
+            certificates,
+            reloads,
+            sources,
+        })
     }
 
     #[test]
@@ -362,6 +398,8 @@ mod tests {
             "tokenring_config_reload_success 0",
             "tokenring_config_loaded_timestamp_seconds 9",
             "tokenring_config_reloads_total{result=\"done\"} 3",
+            "tokenring_discovery_up{upstream=\"many\"} 0",
+            "tokenring_discovery_targets{upstream=\"many\"} 2",
             "tokenring_tls_reload_failures_total 8",
             "tokenring_upstream_attempts_total{upstream=\"gpu0\"} 7",
             "tokenring_breaker_state{upstream=\"gpu0\",state=\"closed\"} 0",

@@ -11,6 +11,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use serde_json::json;
 use tokenring::testing::control::reconciler::FIRST_WAIT;
+use tokenring::testing::net::dial::Address;
 use tokenring::testing::net::tls::provider;
 
 use super::api_server::{ApiServer, TOKEN};
@@ -18,7 +19,7 @@ use super::certs::{House, listening};
 use super::fake::Fake;
 use super::house::{Proxy, mock, wait_until};
 use super::reload::Live;
-use super::wire::{Client, chat, post};
+use super::wire::{Client, chat, get, post};
 
 fn ask(client: &mut Client) -> (u16, String) {
     let answer = client.send(post("/v1/chat/completions", "", r#"{"model":"m"}"#)).answer();
@@ -33,7 +34,7 @@ fn served_by(proxy: &Proxy) -> String {
 fn text(api: &ApiServer, models: &str) -> String {
     format!(
         "[process]\ncores = 1\n[[listener]]\nname = \"l\"\nbind = \"127.0.0.1:0\"\nauth = \"none\"\n\
-         [discovery]\nkubeconfig = \"{}\"\n\
+         [admin]\nbind = \"127.0.0.1:0\"\n[discovery]\nkubeconfig = \"{}\"\n\
          [[upstream]]\nname = \"many\"\nurl = \"http://vllm:80\"\n{models}\n\
          discover = \"k8s:ml/vllm:http\"\n\
          [models.m]\nupstream = \"many\"\n",
@@ -56,6 +57,18 @@ fn start_warned(text: &str) -> (Proxy, Vec<String>, Lines) {
     let loaded = tokenring::testing::load::load_text("config.toml", text).unwrap();
     let started = tokenring::testing::server::start_with(&loaded.config, options).unwrap();
     (Proxy::of(started.server), started.warnings, lines)
+}
+
+/// Whether discovery works and how many servers it knows, as Prometheus would read it.
+fn shown(proxy: &Proxy) -> String {
+    let Some(Address::Tcp(addr)) = proxy.admin() else { panic!("no admin listener") };
+    let text = Client::connect(*addr).send(get("/metrics", "")).answer().text();
+    let of = |family: &str| {
+        let begin = format!("tokenring_discovery_{family}{{upstream=\"many\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&begin));
+        line.unwrap_or("none").to_owned()
+    };
+    format!("{} {}", of("up"), of("targets"))
 }
 
 fn count(lines: &Lines, part: &str) -> usize {
@@ -220,9 +233,11 @@ fn while_the_api_server_is_away_the_last_pods_stay_and_it_is_told_once() {
         let told = Instant::now();
         wait_until("it has tried again", || told.elapsed() > Duration::from_secs(3));
         assert!(lines.lock().unwrap()[0].contains("localhost:"), "{lines:?}");
+        assert_eq!(shown(&proxy), "0 1");
         api.ready("b", b.addr());
         api.go_on();
         wait_until("what came meanwhile is found", || b.served() > 10);
+        assert_eq!(shown(&proxy), "1 2");
         // A server that answers with faults is no better than one that is away.
         api.refuse(Some(500), Some(500));
         api.end_watches();
