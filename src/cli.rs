@@ -4,6 +4,8 @@
 //! it. `check`, `diff` and `config` are carried out here, since they need nothing but
 //! files (`load`), or one question (`live`); `serve` and `demo` are the server's.
 
+mod shell;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,6 +17,7 @@ use crate::config::{self, Config, Loaded};
 use crate::load::{CONFIG_PATH, LoadFault, load};
 use crate::server::live::{self, Said};
 use crate::server::{self, serve::ServeArgs};
+pub use shell::{CompletionsArgs, completions, man};
 
 /// The reverse proxy in front of LLM servers.
 #[derive(Debug, Parser)]
@@ -44,6 +47,10 @@ pub enum Command {
     Config(ConfigCommand),
     /// Run three simulated model servers and the proxy in one process.
     Demo,
+    /// Print the completions of this command line for a shell.
+    Completions(CompletionsArgs),
+    /// Print the manual page (roff): `tokenring man | man -l -`.
+    Man,
 }
 
 /// Arguments of what reads a file and nothing else.
