@@ -10,6 +10,9 @@ Three rounds: a fresh connection for each request, one connection for all, and e
 pieces of 7 bytes. Two listeners: one whose upstream has a bearer token (the client's credential
 must be gone and the upstream's be there exactly once), one that lets credentials pass.
 
+Each request must also have its line in the access log, in order, with the numbers that both ends have
+counted: bytes of both bodies, tokens, status, attempts, who ended it.
+
 usage: replay.py --proxy BINARY CAPTURES.jsonl      (one JSON object a line: head, body)
 Exit: 0 all the same, 1 a difference, 2 it could not run.
 """
@@ -41,6 +44,9 @@ CONFIG = """
 [process]
 cores = 1
 drain = "2s"
+
+[log]
+access = "{log}"
 
 [[listener]]
 name = "bearer"
@@ -92,6 +98,9 @@ class Upstream(threading.Thread):
         self.socket = socket.create_server(("127.0.0.1", 0))
         self.port = self.socket.getsockname()[1]
         self.seen = queue.Queue()
+        self.lock = threading.Lock()
+        self.count = 0
+        self.answered = []
 
     def run(self):
         while True:
@@ -99,7 +108,6 @@ class Upstream(threading.Thread):
             threading.Thread(target=self.serve, args=(connection,), daemon=True).start()
 
     def serve(self, connection):
-        answer = b'{"seen":true}'
         rest = b""
         try:
             while True:
@@ -108,6 +116,7 @@ class Upstream(threading.Thread):
                     return
                 head, body, rest = read
                 self.seen.put((head, body))
+                answer = self.answer()
                 connection.sendall(
                     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
                     b"content-length: %d\r\n\r\n%s" % (len(answer), answer)
@@ -116,6 +125,17 @@ class Upstream(threading.Thread):
             self.seen.put(fault)
         finally:
             connection.close()
+
+    def answer(self):
+        """An answer with other numbers of tokens each time, in every dialect's words."""
+        with self.lock:
+            self.count += 1
+            prompt, completion = 1000 + self.count, 1 + self.count % 97
+        usage = {"prompt_tokens": prompt, "completion_tokens": completion}
+        usage |= {"input_tokens": prompt, "output_tokens": completion}
+        answer = json.dumps({"seen": True, "usage": usage}).encode()
+        self.answered.append((len(answer), prompt, completion))
+        return answer
 
     def next(self):
         """The next request; raises when none comes."""
@@ -215,9 +235,34 @@ def answered_here(line):
     return line.split("?")[0].split(" ")[:2] == ["GET", "/v1/models"]
 
 
-def replay_one(client, upstream, head, body, passing):
-    """Sends one request; returns its faults, or None when the proxy answered it itself."""
+def replay_one(client, upstream, head, body, passing, expected):
+    """Sends one request; returns its faults, or None when the proxy answered it itself.
+
+    `expected` is given what the access log must say of it.
+    """
     status, answer = client.ask(head + b"\r\n\r\n" + body)
+    method, target = head.decode("latin1").split("\r\n", 1)[0].split(" ")[:2]
+    here = answered_here(f"{method} {target}")
+    line = {
+        "method": method,
+        "path": target.split("?")[0],
+        "status": status,
+        "request_bytes": len(body),
+        "response_bytes": len(answer),
+        "attempts": 0 if here else 1,
+        "finish": "ok",
+    }
+    if not here and upstream.answered:
+        size, prompt, completion = upstream.answered[-1]
+        line |= {"upstream": "passing" if passing else "with-token", "upstream_status": 200}
+        line |= {"response_bytes": size, "failed": []}
+        if target.split("?")[0].endswith(("/completions", "/messages", "/responses")):
+            line |= {"prompt_tokens": prompt, "completion_tokens": completion}
+        try:
+            line["model"] = json.loads(body)["model"]
+        except (ValueError, KeyError, TypeError):
+            pass
+    expected.append(line)
     if answered_here(head.decode("latin1").split("\r\n", 1)[0]):
         is_list = status == 200 and json.loads(answer).get("object") == "list"
         return None if is_list else [f"models list: status {status}"]
@@ -226,7 +271,26 @@ def replay_one(client, upstream, head, body, passing):
     return differences((head, body), upstream.next(), passing, upstream.port)
 
 
-def replay(captures, upstream, ports):
+def log_faults(path, expected):
+    """Compares the access log with what both ends have counted."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        with open(path, encoding="utf8") as file:
+            lines = [json.loads(line) for line in file]
+        if len(lines) >= len(expected) or time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    faults = []
+    if len(lines) != len(expected):
+        faults.append(f"{len(lines)} lines for {len(expected)} requests")
+    for number, (line, wanted) in enumerate(zip(lines, expected)):
+        for name, value in wanted.items():
+            if line.get(name) != value:
+                faults.append(f"line {number} ({wanted['path']}): {name} {line.get(name)!r}, not {value!r}")
+    return faults
+
+
+def replay(captures, upstream, ports, expected):
     """Replays everything; prints the table and returns the number of faults."""
     rounds = [("fresh", None, False), ("kept", None, True), ("7 bytes", 7, False)]
     columns = [(name, port, how) for name, port in ports.items() for how in rounds]
@@ -236,7 +300,7 @@ def replay(captures, upstream, ports):
         for number, (head, body) in enumerate(captures):
             client = client or Client(port, piece)
             try:
-                found = replay_one(client, upstream, head, body, name == "pass")
+                found = replay_one(client, upstream, head, body, name == "pass", expected)
             except (OSError, EOFError, ValueError, queue.Empty) as fault:
                 found = [f"{type(fault).__name__} {fault}".strip()]
             results[number, name, how] = found
@@ -280,19 +344,25 @@ def main():
     upstream.start()
     ports = {"bearer": bed.free_port(), "pass": bed.free_port()}
     with tempfile.TemporaryDirectory() as folder:
-        config = os.path.join(folder, "replay.toml")
+        config, log = os.path.join(folder, "replay.toml"), os.path.join(folder, "access.log")
         with open(config, "w", encoding="utf8") as file:
             file.write(
                 CONFIG.format(
                     bearer=ports["bearer"],
                     passing=ports["pass"],
                     upstream=upstream.port,
+                    log=log,
                     token=TOKEN,
                 )
             )
         process = start_proxy(args.proxy, config, ports["bearer"])
         try:
-            failed = replay(captures, upstream, ports)
+            expected = []
+            failed = replay(captures, upstream, ports, expected)
+            told = log_faults(log, expected)
+            print(f"access log: {len(expected)} requests, {len(told)} differences")
+            print("".join(f"    {fault}\n" for fault in told[:20]), end="")
+            failed += len(told)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
