@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use super::dial::Address;
 use super::listener::{self, BoundId, Listening, ListeningSocket};
+use super::sharers::strangers;
 use crate::base::listener_id::ListenerId;
 
 /// An address that a listener is to have.
@@ -155,6 +156,18 @@ impl ListenerSet {
             }
         }
         listen
+    }
+
+    /// Ports on which others listen as well, and how many sockets they have.
+    pub fn shared_ports(&self) -> Vec<(Address, usize)> {
+        let shared = self.bound.iter().filter_map(|bound| match &bound.obtained {
+            Address::Tcp(addr) => match strangers(*addr, &bound.sockets) {
+                0 => None,
+                count => Some((bound.obtained.clone(), count)),
+            },
+            Address::Unix(_) => None,
+        });
+        shared.collect()
     }
 
     /// Takes the files of adopted Unix sockets over: this process removes them at its end.

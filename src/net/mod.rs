@@ -5,7 +5,7 @@
 //! stream in memory) with `unsent` (how much of the answers may wait in memory), `stream` (what the
 //! trunk calls a connection) with `discard` (reading on before a close), `watch` (noticing that a
 //! client leaves), `dial` (connecting), `listener`,
-//! `listener_set` (all that the process listens on), `mailbox` (messages to a core) with `acknowledge` (which cores
+//! `listener_set` (all that the process listens on), `sharers` (who else does), `mailbox` (messages to a core) with `acknowledge` (which cores
 //! have done what a message said), `handover_socket` (between this process and the next), `h2io` (a
 //! stream for the `h2` crate), `h2body` (bodies between the two protocols), `tls`, `notify` (an
 //! exchange that waits for another thread), `splice` (kernel-to-kernel bodies).
@@ -27,6 +27,7 @@ pub mod pipe;
 pub mod pooled_future;
 pub mod race;
 pub mod rt;
+pub mod sharers;
 pub mod splice;
 pub mod stream;
 pub mod sys;

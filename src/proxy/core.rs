@@ -105,6 +105,10 @@ pub struct Shared {
     pub failures: RecentFailures,
     /// Lines of the access log that found no room on their way to its thread.
     pub access_lost: AtomicU64,
+    /// Handovers from process to process that were carried through, those before this one included.
+    pub handovers: AtomicU64,
+    /// Handovers that were begun and not carried through.
+    pub handovers_failed: AtomicU64,
     /// The rings to that thread, until each core has taken its own.
     pub access_rings: Mutex<Vec<Option<RecordWriter>>>,
     /// Sampled exchanges on their way to the control thread.

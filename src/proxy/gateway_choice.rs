@@ -109,7 +109,7 @@ mod tests {
         check("10.0.0.1:8000", &["10.0.0.1:8000"]);
         check(" 10.0.0.2:1 ,[::1]:2,, gpu:3,10.0.0.4", &["10.0.0.2:1", "[::1]:2"]);
         check("", &[]);
-        let many = vec!["10.0.0.1:1"; ENDPOINTS_MAX + 1].join(",");
+        let many = ["10.0.0.1:1"; ENDPOINTS_MAX + 1].join(",");
         assert_eq!(listed(&format!("{field}{many}\r\n")).len(), ENDPOINTS_MAX);
         assert!(listed(&format!("{field}10.0.0.1:1\r\n{field}10.0.0.1:1\r\n")).is_empty());
         assert!(listed("x-gateway-destination: 10.0.0.1:1\r\n").is_empty());

@@ -129,6 +129,11 @@ impl Listeners {
         }
     }
 
+    /// Ports on which others listen as well, and how many sockets they have.
+    pub(super) fn shared_ports(&self) -> Vec<(Address, usize)> {
+        self.set().shared_ports()
+    }
+
     /// Takes the files of adopted Unix sockets over: removed at the end.
     pub(super) fn own_files(&self) {
         self.set().own_files();

@@ -4,6 +4,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::handover::successor::{Given, NotGiven, Outcome, Session, ask};
 use super::handover::{Meeting, STEP, addresses_of};
 use super::running::Server;
 use crate::base::listener_id::ListenerId;
+use crate::base::units::counted;
 use crate::config::{Bind, Config};
 use crate::control::admin::AdminListener;
 use crate::net::listener_set::Change;
@@ -109,6 +111,12 @@ pub(super) fn occupy(
         }
         Some(session) => {
             let took_over = take_over(server, session, change, leave, &mut warnings)?;
+            for (address, count) in server.listeners.shared_ports() {
+                warnings.push(format!(
+                    "{} of another program on {address}: it gets a part of the connections, which may be lost",
+                    counted(count, "socket")
+                ));
+            }
             Ok(Occupied { admin, took_over: Some(took_over), warnings })
         }
     }
@@ -208,6 +216,7 @@ fn take_over(
         session.conclude(take, Box::new(move || ends.end())).map_err(|error| error.to_string())?;
     match outcome.recv_timeout(STEP) {
         Ok(Outcome::Alone(taken)) => {
+            server.shared.handovers.fetch_add(1, Ordering::Relaxed);
             if let Err(why) = server.listeners.widen() {
                 warnings.push(format!("handover: {why}"));
             }
@@ -218,6 +227,7 @@ fn take_over(
             Err(format!("{name} goes on, and this one leaves: {why}"))
         }
         Ok(Outcome::Died) => {
+            server.shared.handovers.fetch_add(1, Ordering::Relaxed);
             server.listeners.own_files();
             warnings.push(format!("{name} ended in the handover: what it had counted is lost"));
             Ok(name)
@@ -228,19 +238,29 @@ fn take_over(
             warnings.push(format!(
                 "{name} does not answer: this one serves beside it, and takes over when it does"
             ));
-            wait_longer(outcome, name.clone(), leave);
+            wait_longer(server, outcome, name.clone(), leave);
             Ok(name)
         }
     }
 }
 
 /// Leaves if the process before comes back and goes on by itself.
-fn wait_longer(outcome: mpsc::Receiver<Outcome>, name: String, leave: Box<dyn Fn(String) + Send>) {
+fn wait_longer(
+    server: &Server,
+    outcome: mpsc::Receiver<Outcome>,
+    name: String,
+    leave: Box<dyn Fn(String) + Send>,
+) {
+    let (shared, listeners) = (server.shared.clone(), server.listeners.clone());
     let thread = std::thread::Builder::new().name("handover-late".to_owned());
     // If it cannot start, both serve.
-    let _ = thread.spawn(move || {
-        if let Ok(Outcome::WentOn(why)) = outcome.recv() {
-            leave(format!("{name} goes on: {why}"));
+    let _ = thread.spawn(move || match outcome.recv() {
+        Ok(Outcome::WentOn(why)) => leave(format!("{name} goes on: {why}")),
+        Ok(Outcome::Alone(_) | Outcome::Died) => {
+            shared.handovers.fetch_add(1, Ordering::Relaxed);
+            listeners.own_files();
         }
+        // The process before has ended, and the thread that listened to it too.
+        Err(_) => {}
     });
 }

@@ -283,6 +283,12 @@ impl Server {
             listeners: self.listeners.clone(),
             admin: control.admin_socket.clone(),
             socket_lock: control.socket_lock.clone(),
+            count_failed: {
+                let shared = self.shared.clone();
+                Box::new(move || {
+                    shared.handovers_failed.fetch_add(1, Ordering::Relaxed);
+                })
+            },
             give: Box::new(self.give()),
             hooks,
         })
@@ -431,6 +437,8 @@ fn shared(
         acknowledged: Acknowledged::new(copies),
         failures: RecentFailures::default(),
         access_lost: AtomicU64::new(0),
+        handovers: AtomicU64::new(0),
+        handovers_failed: AtomicU64::new(0),
         access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
         traces: Traces::new(copies),
         rows: (0..copies).map(|_| Arc::default()).collect(),

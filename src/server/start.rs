@@ -146,6 +146,8 @@ fn live(shared: &Shared, log: &AccessLog) -> Live {
         panics: shared.panics.load(Ordering::Relaxed),
         traces_exported: shared.traces.exported.load(Ordering::Relaxed),
         traces_dropped: shared.traces.dropped.load(Ordering::Relaxed),
+        handovers: shared.handovers.load(Ordering::Relaxed),
+        handovers_failed: shared.handovers_failed.load(Ordering::Relaxed),
         access_lines_lost: shared.access_lost.load(Ordering::Relaxed) + log.lost(),
         pool_idle: shared.pool_idle.iter().map(idle).sum(),
         certificates: plan.certificates.iter().map(|one| one.row(now_s)).collect(),

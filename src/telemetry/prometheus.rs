@@ -77,6 +77,10 @@ pub struct Live {
     pub traces_exported: u64,
     /// Sampled exchanges whose spans were dropped.
     pub traces_dropped: u64,
+    /// Handovers that were carried through.
+    pub handovers: u64,
+    /// Handovers that were begun and given up.
+    pub handovers_failed: u64,
     /// Client connections.
     pub connections: u32,
     /// Bytes of request bodies that are held, as `limits.held_total` counts them.
@@ -163,6 +167,9 @@ fn live(out: &mut Text<'_>, live: &Live) {
     out.family(name, "counter", "Sampled exchanges whose spans the collector took or not.");
     out.sample(name, &[("result", "exported")], live.traces_exported);
     out.sample(name, &[("result", "dropped")], live.traces_dropped);
+    out.family("handovers_total", "counter", "Handovers between processes, by how they ended.");
+    out.sample("handovers_total", &[("result", "done")], live.handovers);
+    out.sample("handovers_total", &[("result", "failed")], live.handovers_failed);
     out.family("client_connections", "gauge", "Client connections.");
     out.sample("client_connections", &[], live.connections);
     let help = "Bytes of request bodies held, out of limits.held_total.";
@@ -359,6 +366,8 @@ mod tests {
             seconds_left: -129_600,
         };
         let live = Live {
+            handovers: 1,
+            handovers_failed: 0,
             queues: vec![("chat".to_owned(), 9)],
             panics: 2,
             certificates: vec![certificate],

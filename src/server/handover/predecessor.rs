@@ -44,6 +44,8 @@ pub struct Estate {
     pub admin: AdminSocket,
     /// No reload and no other handover meanwhile.
     pub socket_lock: SocketLock,
+    /// Counts a handover that was begun and not carried through.
+    pub count_failed: Box<dyn Fn() + Send + Sync>,
     /// Writes its state.
     pub give: Give,
     /// What else it takes.
@@ -209,7 +211,7 @@ fn hand_over(estate: &Estate, channel: &Channel, handed: &AtomicBool, ended: &mp
     let pid = channel.peer.pid;
     let program = match greet(channel) {
         Ok(program) => program,
-        Err(why) => return give_up(estate, channel, &why),
+        Err(why) => return turn_away(estate, channel, &why),
     };
     let _held = match wait_lock(&estate.socket_lock) {
         Ok(held) => held,
@@ -330,6 +332,11 @@ fn resume(estate: &Estate) {
 }
 
 fn give_up(estate: &Estate, channel: &Channel, why: &str) {
+    (estate.count_failed)();
+    turn_away(estate, channel, why);
+}
+
+fn turn_away(estate: &Estate, channel: &Channel, why: &str) {
     let pid = channel.peer.pid;
     refuse(channel, why);
     (estate.hooks.say)(&format!(

@@ -154,7 +154,15 @@ impl Session {
         let follows = matches!(outcome, Outcome::Alone(_));
         // Whoever started this may have given up meanwhile.
         let _ = told.send(outcome);
-        while follows {
+        if follows {
+            self.follow(&mut take);
+        }
+        ended();
+    }
+
+    /// Takes what changes until the process before has ended.
+    fn follow(&self, take: &mut Take) {
+        loop {
             match hear(&self.channel, STEP) {
                 Heard::Message(Message::Later { last }, files) => {
                     for file in files {
@@ -162,14 +170,13 @@ impl Session {
                         let _ = bytes_of(file).map(|bytes| take(&bytes));
                     }
                     if last {
-                        break;
+                        return;
                     }
                 }
                 Heard::Silent => {}
-                _ => break,
+                _ => return,
             }
         }
-        ended();
     }
 
     fn take_over(&self, take: &mut Take) -> Outcome {

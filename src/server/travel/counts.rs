@@ -29,7 +29,7 @@ const ROWS_MAX: usize = 200_000;
 pub struct GivenRows(HashMap<RowId, Vec<u64>>);
 
 /// What the process counts beside its cores, with the words for it.
-fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 6] {
+fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 8] {
     [
         ("connections_refused", &shared.refused),
         ("handshakes_failed", &shared.handshakes_failed),
@@ -37,6 +37,8 @@ fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 6] {
         ("access_lines_lost", &shared.access_lost),
         ("traces_exported", &shared.traces.exported),
         ("traces_dropped", &shared.traces.dropped),
+        ("handovers", &shared.handovers),
+        ("handovers_failed", &shared.handovers_failed),
     ]
 }
 
@@ -136,7 +138,7 @@ fn same_bounds(fields: Fields<'_>) -> bool {
 /// The counts as the process that takes over has heard of them.
 #[derive(Default)]
 pub struct TakenCounts {
-    process: [u64; 6],
+    process: [u64; 8],
     rows: HashMap<(RowKind, Vec<String>), Vec<u64>>,
     /// The buckets are others: no row counts.
     strange: bool,
