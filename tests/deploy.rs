@@ -235,6 +235,29 @@ fn the_simulated_servers_of_compose_understand_their_flags() {
 }
 
 #[test]
+fn the_seccomp_profile_allows_io_uring_and_little_else_than_the_usual() {
+    let profile: serde_json::Value = serde_json::from_str(&read("deploy/seccomp.json")).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let rules = profile["syscalls"].as_array().unwrap();
+    let is_allowed = |call: &str| {
+        rules.iter().any(|rule| {
+            rule["action"] == "SCMP_ACT_ALLOW"
+                && rule.get("includes").is_none_or(|only| only.as_object().unwrap().is_empty())
+                && rule["names"].as_array().unwrap().iter().any(|name| name == call)
+        })
+    };
+    for call in ["io_uring_setup", "io_uring_enter", "io_uring_register", "accept4", "prctl"] {
+        assert!(is_allowed(call), "{call}");
+    }
+    for call in ["mount", "bpf", "init_module", "kexec_load", "reboot"] {
+        assert!(!is_allowed(call), "{call}");
+    }
+    for user in ["deploy/compose.yaml", "deploy/kubernetes/deployment.yaml", "docs/deploy.md"] {
+        assert!(read(user).contains("seccomp.json"), "{user}");
+    }
+}
+
+#[test]
 fn what_compose_mounts_is_there() {
     let compose = read("deploy/compose.yaml");
     let mounts = settings(&compose).filter_map(|line| line.strip_prefix("- ./")?.split(':').next());

@@ -129,7 +129,9 @@ impl<'p> Text<'p> {
 }
 
 impl Unit {
-    fn text(self, value: u64) -> String {
+    /// A value of it, as a number of the base unit.
+    #[must_use]
+    pub fn text(self, value: u64) -> String {
         let text = match self {
             Unit::Micros => format!("{}.{:06}", value / 1_000_000, value % 1_000_000),
             Unit::Plain => return value.to_string(),

@@ -59,6 +59,7 @@ pub fn write(out: &mut Text<'_>, sums: &RowSums, labels: &PlanLabels) {
         out.counter(name, help, of(RowKind::Tokens), &token_labels, at);
     }
     out.models(of(RowKind::Model));
+    out.saved(of(RowKind::Saved));
 }
 
 struct Families<'o, 'p, 'l> {
@@ -157,6 +158,17 @@ impl<'l> Families<'_, '_, 'l> {
             let error = ErrorLabel::text(id.labels[2]);
             let [group, upstream] = self.named(id, &names);
             self.out.count(name, &[("error", &*error), group, upstream], values[0]);
+        }
+    }
+
+    fn saved(&mut self, rows: &Rows<'_>) {
+        let name = "gpu_seconds_saved_total";
+        let help =
+            "Time that answers would have taken on whose clients left, by the upstream's median.";
+        self.out.family(name, "counter", help);
+        for (id, values) in rows {
+            let labels = self.named(id, &["model", "upstream"]);
+            self.out.sample(name, &labels, Unit::Micros.text(values[0]));
         }
     }
 

@@ -48,6 +48,24 @@ impl Bounds {
     }
 }
 
+impl Bounds {
+    /// The median of what these buckets count, as if values lay evenly within a bucket; of what is
+    /// above the last bound, that bound. `None` = nothing is counted.
+    #[must_use]
+    pub fn median(&self, buckets: &[u64; SUM]) -> Option<u64> {
+        let half = buckets.iter().sum::<u64>().div_ceil(2);
+        let (mut below, mut from) = (0, 0);
+        for (count, to) in buckets.iter().zip(self.all) {
+            if *count > 0 && below + count >= half {
+                let within = u128::from(to - from) * u128::from(half - below) / u128::from(*count);
+                return Some(from + within as u64);
+            }
+            (below, from) = (below + count, to);
+        }
+        (half > 0).then_some(from)
+    }
+}
+
 /// Bounds of times, in microseconds: 1 ms to 10 min.
 pub static TIMES_US: Bounds = Bounds::new([
     1_000,
@@ -118,6 +136,20 @@ impl Histogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_median_lies_within_its_bucket() {
+        let check = |counts: &[(usize, u64)], expected: Option<u64>| {
+            let mut buckets = [0; SUM];
+            counts.iter().for_each(|(at, count)| buckets[*at] = *count);
+            assert_eq!(TIMES_US.median(&buckets), expected, "{counts:?}");
+        };
+        check(&[], None);
+        check(&[(0, 1)], Some(1_000));
+        check(&[(2, 2)], Some(7_500));
+        check(&[(1, 3), (6, 97)], Some(100_000 + 150_000 * 47 / 97));
+        check(&[(0, 1), (SUM - 1, 9)], Some(600_000_000));
+    }
 
     #[test]
     fn a_value_falls_into_the_first_bucket_whose_bound_it_does_not_exceed() {

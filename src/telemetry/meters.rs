@@ -178,6 +178,9 @@ impl Meters {
             self.rows.with(id, |row| row.add(RATE_LIMITED, 1));
         }
         self.exchange_error(labels.listener, outcome);
+        if outcome.finish() == Finish::ClientAbort && outcome.attempts > 0 {
+            self.saved(labels, outcome);
+        }
         if outcome.attempts > 0 && !last_is_told {
             let status = outcome.upstream_status;
             let error = match outcome.fault {
@@ -188,6 +191,21 @@ impl Meters {
             if let Some(error) = error {
                 self.attempt_error(labels.group, labels.upstream, error);
             }
+        }
+    }
+
+    /// What an answer would have taken after its client left, by the median of its upstream.
+    ///
+    /// That median is of all attempts on this core, those that were left included: with many of them
+    /// it is too small rather than too large.
+    fn saved(&mut self, labels: &ExchangeLabels, outcome: &Outcome) {
+        let ExchangeLabels { group, upstream, model, .. } = *labels;
+        let attempts = self.rows.row(RowId::of(RowKind::Attempt, [group, upstream]));
+        let Some(median) = attempts.median(ATTEMPT_DURATION, &TIMES_US) else { return };
+        let took_us = outcome.duration_us.saturating_sub(outcome.picked_us.unwrap_or(0));
+        let saved = median.saturating_sub(took_us);
+        if saved > 0 {
+            self.rows.with(RowId::of(RowKind::Saved, [model, upstream]), |row| row.add(0, saved));
         }
     }
 

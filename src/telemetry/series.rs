@@ -43,9 +43,11 @@ pub enum RowKind {
     Tokens,
     /// Times and sizes of a model.
     Model,
+    /// What answers of a model and an upstream would have taken after their clients left.
+    Saved,
 }
 
-const KINDS: usize = RowKind::Model as usize + 1;
+const KINDS: usize = RowKind::Saved as usize + 1;
 
 /// Methods that are told apart; those of `http::method::Method`.
 pub const METHODS: usize = 10;
@@ -75,6 +77,7 @@ impl RowKind {
         RowKind::AttemptError,
         RowKind::Tokens,
         RowKind::Model,
+        RowKind::Saved,
     ];
 
     /// A word for it, the same in all versions.
@@ -88,6 +91,7 @@ impl RowKind {
             RowKind::AttemptError => "attempt_error",
             RowKind::Tokens => "tokens",
             RowKind::Model => "model",
+            RowKind::Saved => "saved",
         }
     }
 
@@ -101,6 +105,7 @@ impl RowKind {
             RowKind::Attempt | RowKind::AttemptError => &[Group, Upstream],
             RowKind::Tokens => &[Model, Upstream, Key],
             RowKind::Model => &[Model],
+            RowKind::Saved => &[Model, Upstream],
         }
     }
 
@@ -115,7 +120,10 @@ impl RowKind {
     pub fn width(self) -> usize {
         match self {
             RowKind::Listener => DURATION + histogram::WIDTH,
-            RowKind::RouteMatch | RowKind::ExchangeError | RowKind::AttemptError => 1,
+            RowKind::RouteMatch
+            | RowKind::ExchangeError
+            | RowKind::AttemptError
+            | RowKind::Saved => 1,
             RowKind::Attempt => ATTEMPT_DURATION + histogram::WIDTH,
             RowKind::Tokens => 3,
             RowKind::Model => WIDTH_MAX,
@@ -203,6 +211,16 @@ impl Row {
     pub fn observe(&self, at: usize, bounds: &Bounds, value: u64) {
         self.add(at + bounds.bucket_of(value), 1);
         self.add(at + histogram::SUM, value);
+    }
+
+    /// The median of the histogram that begins at `at`, whose buckets have these bounds.
+    #[must_use]
+    pub fn median(&self, at: usize, bounds: &Bounds) -> Option<u64> {
+        let mut buckets = [0; histogram::SUM];
+        for (copy, value) in buckets.iter_mut().zip(self.values.get(at..)?) {
+            *copy = value.load(Relaxed);
+        }
+        bounds.median(&buckets)
     }
 
     fn free(&self) {

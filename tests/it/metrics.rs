@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use tokenring::testing::net::dial::Address;
 
@@ -188,6 +191,36 @@ fn a_retry_counts_both_attempts_and_an_abort_its_client() {
     scrape.check("http_request_errors_total", &[(error, 1.0)]);
     scrape.check("upstream_requests_total", &[(&gpu0, 1.0)]);
     scrape.check("upstream_errors_total", &[]);
+}
+
+#[test]
+fn what_an_abort_saves_is_what_the_upstreams_median_had_left() {
+    let hanging = Arc::new(AtomicBool::new(false));
+    let hangs = hanging.clone();
+    let server = Scripted::start(move |conn| {
+        let head = conn.head().unwrap_or_default();
+        if head.contains("x-hang") {
+            hangs.store(true, Relaxed);
+            return conn.drain();
+        }
+        std::thread::sleep(Duration::from_millis(1200));
+        conn.say("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}");
+    });
+    let proxy = Setup { rest: ADMIN, ..Setup::default() }.start_on(&[server.url()]);
+    for _ in 0..3 {
+        assert_eq!(proxy.client().send(chat("", false)).answer().status, 200);
+    }
+    Scrape::after(&proxy, 3).check("gpu_seconds_saved_total", &[]);
+    let mut client = proxy.client();
+    client.send(chat("x-hang: 1\r\n", false));
+    wait_until("the server has it", || hanging.load(Relaxed));
+    client.reset();
+    let scrape = Scrape::after(&proxy, 4);
+    let saved = scrape.family("gpu_seconds_saved_total");
+    let [(labels, seconds)] = saved[..] else { panic!("{saved:?}") };
+    assert_eq!(labels, "{model=\"m\",upstream=\"gpu0\"}");
+    // Whole answers take between 1 and 2.5 s, and this one was left at once.
+    assert!((0.2..2.5).contains(&seconds), "{seconds}");
 }
 
 #[test]
