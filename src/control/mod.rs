@@ -22,6 +22,7 @@ mod connections;
 pub mod documents;
 pub mod entry;
 pub mod event;
+pub mod exchanges;
 pub mod fetch;
 mod http_client;
 #[cfg(feature = "kubernetes")]
@@ -117,6 +118,8 @@ pub struct ServerHooks {
     pub failures: Box<dyn Fn() -> Vec<Failure> + Send + Sync>,
     /// Returns what the cores of this process count by label, and the names in it.
     pub rows: usage::Rows,
+    /// Looks at exchanges in flight.
+    pub exchanges: exchanges::ExchangeHooks,
     /// Whether the process drains: it will end, and takes no new requests.
     pub draining: Box<dyn Fn() -> bool + Send + Sync>,
     /// What the export of traces needs.
@@ -312,6 +315,7 @@ impl Life {
             draining,
             documents: documents.clone(),
             failures,
+            exchanges: hooks.exchanges,
             usage,
             rows,
             certificates: counts.clone(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::certs::Reloads;
 use super::documents::Documents;
+use super::exchanges::ExchangeHooks;
 use super::reconciler::UpstreamTable;
 use super::reload::{ReloadStatus, Reloader};
 use super::source::SourceRows;
@@ -29,6 +30,8 @@ pub struct Shows {
     pub documents: Documents,
     /// The exchanges that failed last, the latest first.
     pub failures: Failures,
+    /// The exchanges in flight.
+    pub exchanges: ExchangeHooks,
     /// Who used how many tokens.
     pub usage: Usage,
     /// What the cores count by label.

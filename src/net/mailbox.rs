@@ -65,6 +65,18 @@ pub enum Message {
     RefreshPlan,
     /// Close the connection that has idled longest: a new connection needs its place.
     EndIdle,
+    /// Put the list of exchanges in flight where it is looked for, as the answer to this question.
+    ListExchanges {
+        /// The question.
+        number: u64,
+    },
+    /// End an exchange in flight as if its client had left.
+    EndExchange {
+        /// Its slot.
+        slot: u32,
+        /// How often that slot had been used.
+        uses: u32,
+    },
 }
 
 /// The sending end; clones share one socket and may be used on any thread.
@@ -162,6 +174,15 @@ fn encode(message: &Message) -> [u8; RECORD_BYTES] {
             record[16..24].copy_from_slice(&number.to_le_bytes());
         }
         Message::EndIdle => record[0] = b'I',
+        Message::ListExchanges { number } => {
+            record[0] = b'Q';
+            record[16..24].copy_from_slice(&number.to_le_bytes());
+        }
+        Message::EndExchange { slot, uses } => {
+            record[0] = b'E';
+            record[4..8].copy_from_slice(&slot.to_le_bytes());
+            record[8..12].copy_from_slice(&uses.to_le_bytes());
+        }
         Message::Connection { listener, fd, peer } => {
             record[0] = b'C';
             record[28..32].copy_from_slice(&listener.0.to_le_bytes());
@@ -199,6 +220,8 @@ fn decode(record: &[u8]) -> Option<Message> {
         }
         b'L' => Some(Message::RefreshPlan),
         b'I' => Some(Message::EndIdle),
+        b'Q' => Some(Message::ListExchanges { number: eight(16) }),
+        b'E' => Some(Message::EndExchange { slot: four(4), uses: four(8) }),
         b'N' => {
             let socket = sys::own(four(4) as i32);
             Some(Message::Listen(ListeningSocket { bound, listener, socket }))

@@ -100,6 +100,7 @@ pub fn compile(
         tcp_keepalive: config.timeouts.upstream.tcp_keepalive,
         pools: pools(config, &sites),
         tracing: config.tracing.collector.as_ref().map(|_| Arc::new(config.tracing.clone())),
+        lists_exchanges: config.admin.is_some(),
         access_sample: (config.log.access != AccessLog::Off).then_some(config.log.access_sample),
         drain: config.process.drain,
         loaded_unix_s,

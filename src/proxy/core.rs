@@ -11,11 +11,13 @@ use std::time::Instant;
 
 use super::before::ProcessBefore;
 use super::bounds::Bounds;
+use super::exchanges::{Exchanges, Lists};
 use super::idle::Idle;
 use super::leaving::Leaving;
 use super::listeners::{CoreListener, CoreListeners};
 pub use super::plan::LocalPlan;
 use super::plan::{ListenerPlan, Plan};
+pub use super::plan_slot::PlanSlot;
 use super::tap::Taps;
 use super::traces::{CoreTraces, Traces};
 use crate::base::buf::Buffers;
@@ -43,6 +45,7 @@ use crate::telemetry::failures::RecentFailures;
 use crate::telemetry::finished::{Finished, OnFinished};
 use crate::telemetry::labels::PlanLabels;
 use crate::telemetry::meters::Meters;
+use crate::telemetry::record::Record;
 use crate::telemetry::ring::RecordWriter;
 use crate::telemetry::series::{CoreRows, RowSums};
 use crate::upstream::h2_pool::H2Pool;
@@ -101,6 +104,8 @@ pub struct Shared {
     pub acknowledged: Acknowledged,
     /// Called once with each finished exchange, on the thread of its core; unset = nobody listens.
     pub on_finished: std::sync::OnceLock<OnFinished>,
+    /// The exchanges in flight, as far as they were asked for.
+    pub lists: Lists,
     /// The exchanges that failed last.
     pub failures: RecentFailures,
     /// Lines of the access log that found no room on their way to its thread.
@@ -119,37 +124,6 @@ pub struct Shared {
     pub rows: Vec<Arc<CoreRows>>,
     /// Idle connections to upstreams on each core, as of its last tick.
     pub pool_idle: Vec<Padded<AtomicU32>>,
-}
-
-/// Where a new plan is put and each core finds it.
-///
-/// A core compares the version first, so that it takes the lock once per plan and no more.
-pub struct PlanSlot {
-    plan: Mutex<Arc<Plan>>,
-    version: AtomicU64,
-}
-
-impl PlanSlot {
-    /// A slot with the first plan.
-    #[must_use]
-    pub fn new(plan: Plan) -> Self {
-        Self { plan: Mutex::new(Arc::new(plan)), version: AtomicU64::new(0) }
-    }
-
-    /// The plan in force and its version.
-    #[must_use]
-    pub fn plan(&self) -> (Arc<Plan>, u64) {
-        // A plan is stored whole: a thread that panicked while it held the lock left nothing half
-        // done.
-        let plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        (plan.clone(), self.version.load(Ordering::Acquire))
-    }
-
-    fn put(&self, plan: Plan) {
-        let mut slot = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        *slot = Arc::new(plan);
-        self.version.fetch_add(1, Ordering::Release);
-    }
 }
 
 impl Shared {
@@ -359,8 +333,10 @@ pub struct Core {
     pub h2_pool: Rc<H2Pool>,
     /// Empty pipes.
     pub pipes: Pipes,
-    /// Free buffers for the texts of records.
-    pub texts: FreeList<Vec<u8>, SCRATCHES_KEPT>,
+    /// Free records.
+    pub records: FreeList<Rc<Record>, SCRATCHES_KEPT>,
+    /// The exchanges in flight, where somebody may look at them.
+    pub exchanges: Exchanges,
     /// Free readers of usage.
     pub taps: Taps,
     /// The wake-ups that exchanges of this core wait for.
@@ -419,7 +395,8 @@ impl Core {
             pool: Pool::default(),
             h2_pool: Rc::default(),
             pipes: Pipes::default(),
-            texts: FreeList::new(),
+            records: FreeList::new(),
+            exchanges: Exchanges::default(),
             taps: Taps::default(),
             wake_table: WakeTable::new(index),
             counters: RefCell::default(),
@@ -462,7 +439,7 @@ impl Core {
 
     /// Takes the plan in force, if it is another one than this core's.
     pub fn refresh_plan(&self) {
-        if self.shared.slot.version.load(Ordering::Acquire) == self.plan_version.get() {
+        if self.shared.slot.version() == self.plan_version.get() {
             return;
         }
         let (plan, version) = self.shared.slot.plan();

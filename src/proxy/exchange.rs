@@ -76,6 +76,7 @@ async fn live(
     }
     let path = scratch.request.normalise_path(&mut down.recv);
     let mut settle = Settle::begin(core, &plan, listener.number, client);
+    settle.list(|| down.socket.handle());
     if first.is_some() {
         note_slow_head(&settle, core, first);
     }

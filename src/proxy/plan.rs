@@ -83,6 +83,8 @@ pub struct Plan {
     /// The share of exchanges that ended well and are logged, 0.0..=1.0; those that did not always
     /// are. `None` = there is no access log.
     pub access_sample: Option<f64>,
+    /// Whether an operator may look at exchanges in flight.
+    pub lists_exchanges: bool,
     /// Where traces go, and which; `None` = nothing is traced.
     pub tracing: Option<Arc<Tracing>>,
     /// How long a drain may last.

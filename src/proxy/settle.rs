@@ -14,6 +14,7 @@ use super::failure_report::report_failure;
 use super::limit::Charge;
 use crate::base::clock::{Moment, Timestamp};
 use crate::error::Kind;
+use crate::net::stream::Handle;
 use crate::policy::limit::passed::Passed;
 use crate::telemetry::finished::Finished;
 use crate::telemetry::labels::{LabelId, PlanLabels, label_at};
@@ -27,7 +28,9 @@ pub struct Settle {
     core: Rc<Core>,
     plan: LocalPlan,
     /// What has become known so far.
-    pub record: Record,
+    pub record: Rc<Record>,
+    /// Its place among the exchanges that an operator may look at.
+    slot: Option<u32>,
     /// What a charge by the token goes by, as far as it is known.
     pub passed: RefCell<Passed>,
     charge: Option<Charge>,
@@ -40,12 +43,27 @@ impl Settle {
     #[must_use]
     pub fn begin(core: &Rc<Core>, plan: &LocalPlan, listener: u16, client: Option<IpAddr>) -> Self {
         let now = core.shared.notifier.clock.at(Instant::now());
+        let mut record = core.records.take().unwrap_or_default();
+        // What was given back is nobody else's any more.
+        if let Some(record) = Rc::get_mut(&mut record) {
+            *record = Record::begin(now, listener, client, record.take_buffer());
+        }
         Self {
             core: core.clone(),
             plan: plan.clone(),
-            record: Record::begin(now, listener, client, core.texts.take().unwrap_or_default()),
+            record,
+            slot: None,
             passed: RefCell::default(),
             charge: None,
+        }
+    }
+
+    /// Lets an operator look at the exchange, where there is one; `client` ends the connection or
+    /// stream that it came by.
+    pub fn list(&mut self, client: impl FnOnce() -> Handle) {
+        if self.plan.lists_exchanges {
+            let (record, plan) = (self.record.clone(), self.plan.clone());
+            self.slot = Some(self.core.exchanges.enter(record, plan, client()));
         }
     }
 
@@ -100,8 +118,14 @@ impl Drop for Settle {
         if std::thread::panicking() {
             self.record.failed(Kind::Internal);
         }
+        if let Some(slot) = self.slot {
+            self.core.exchanges.leave(slot);
+        }
         let now = self.now();
-        let (core, facts) = (&self.core, self.record.finish(now));
+        let core = &self.core;
+        // Off the list it is nobody else's.
+        let Some(record) = Rc::get_mut(&mut self.record) else { return };
+        let facts = record.finish(now);
         if let Some(charge) = &self.charge {
             let passed = self.passed.get_mut();
             passed.request_bytes = facts.outcome.request_bytes;
@@ -116,7 +140,7 @@ impl Drop for Settle {
         if failed || logged || facts.trace.is_some() || core.shared.on_finished.get().is_some() {
             tell(core, &self.plan, facts, logged);
         }
-        core.texts.give_back(self.record.take_buffer());
+        self.core.records.give_back(self.record.clone());
     }
 }
 

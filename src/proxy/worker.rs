@@ -183,6 +183,12 @@ async fn read_mailbox(
             Message::Wake { token, value } => core.wake_table.wake(token, value),
             Message::Abort => abort.set(true),
             Message::RefreshPlan => core.refresh_plan(),
+            Message::ListExchanges { number } => {
+                let now = core.shared.notifier.clock.at(Instant::now());
+                let list = core.exchanges.list(core.index, now);
+                core.shared.lists.answer(core.index, number, list);
+            }
+            Message::EndExchange { slot, uses } => core.exchanges.cancel(slot, uses),
             Message::EndIdle => {
                 core.ticker.end_longest_idle();
             }

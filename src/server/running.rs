@@ -27,6 +27,7 @@ use crate::policy::limit::token_size::TokenSizes;
 use crate::proxy::before::ProcessBefore;
 use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
+use crate::proxy::exchanges::Lists;
 use crate::proxy::plan::Plan;
 use crate::proxy::traces::Traces;
 use crate::proxy::worker::Worker;
@@ -435,6 +436,7 @@ fn shared(
         on_finished: std::sync::OnceLock::new(),
         tell: std::sync::OnceLock::new(),
         acknowledged: Acknowledged::new(copies),
+        lists: Lists::new(copies),
         failures: RecentFailures::default(),
         access_lost: AtomicU64::new(0),
         handovers: AtomicU64::new(0),

@@ -2,7 +2,7 @@
 //! sockets, which a process before may have.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,8 +10,10 @@ use super::access_log::AccessLog;
 use super::occupy::{Occupied, Others, occupy};
 use super::running::{Options, Server};
 use crate::config::Config;
+use crate::control::exchanges::ExchangeHooks;
 use crate::control::traces::TraceHooks;
 use crate::control::{self, Begun, Control, ServerHooks};
+use crate::net::mailbox::Message;
 use crate::net::sys;
 use crate::net::tls::Store;
 use crate::proxy::compile::compile;
@@ -100,6 +102,7 @@ pub fn start_beside(
         traces: traces(&server),
         failures: Box::new(move || failing.failures.latest()),
         rows: Box::new(move || used.own_rows_sum()),
+        exchanges: exchanges(&server),
         draining: Box::new(move || draining.draining.load(Ordering::Relaxed)),
     };
     let Occupied { admin, took_over, warnings: told } = occupy(&mut server, &config, others)?;
@@ -119,6 +122,28 @@ fn traces(server: &Server) -> TraceHooks {
         count: Box::new(move |exported, dropped| {
             counted.traces.exported.fetch_add(exported, Ordering::Relaxed);
             counted.traces.dropped.fetch_add(dropped, Ordering::Relaxed);
+        }),
+    }
+}
+
+/// Looks at exchanges in flight and cancels them, by messages to their cores.
+fn exchanges(server: &Server) -> ExchangeHooks {
+    let (asked, answered, ended) =
+        (server.shared.clone(), server.shared.clone(), server.shared.clone());
+    let questions = AtomicU64::new(0);
+    ExchangeHooks {
+        ask: Box::new(move || {
+            let number = questions.fetch_add(1, Ordering::Relaxed) + 1;
+            for mailbox in &asked.mailboxes {
+                // A core whose mailbox is full does not answer in time.
+                let _ = mailbox.send(Message::ListExchanges { number });
+            }
+            number
+        }),
+        gather: Box::new(move |number| answered.lists.gather(number)),
+        end: Box::new(move |[core, slot, uses]| {
+            let mailbox = ended.mailboxes.get(core as usize);
+            mailbox.is_some_and(|mailbox| mailbox.send(Message::EndExchange { slot, uses }).is_ok())
         }),
     }
 }

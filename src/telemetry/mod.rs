@@ -17,6 +17,7 @@ pub mod failures;
 pub mod families;
 pub mod finished;
 pub mod histogram;
+pub mod in_flight;
 pub mod labels;
 pub mod line;
 pub mod meters;

@@ -96,6 +96,13 @@ impl Texts {
     }
 }
 
+impl Default for Record {
+    /// The record of nothing, until `begin` makes it one of something.
+    fn default() -> Self {
+        Self::begin(Moment::ORIGIN, 0, None, Vec::new())
+    }
+}
+
 impl Record {
     /// Begins a record; `buffer` is for its texts.
     #[must_use]

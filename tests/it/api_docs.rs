@@ -59,6 +59,11 @@ fn every_example_works() {
         if path == "/api/v1/docs" {
             continue;
         }
+        if path == "/api/v1/exchanges/{id}" {
+            // There is none in flight: `api_exchanges` has some.
+            assert_eq!(operator.send(&method, &filled, "", body).status, 404);
+            continue;
+        }
         let told = operator.send(&method, &filled, "", body);
         let wanted: Vec<&String> = operation["responses"].as_object().unwrap().keys().collect();
         assert!((200..300).contains(&told.status), "{method} {filled} {body}: {told:?}");

@@ -15,6 +15,7 @@ mod abuse;
 mod access_log;
 mod api;
 mod api_docs;
+mod api_exchanges;
 mod api_kept;
 mod api_keys;
 mod api_live;

@@ -3,11 +3,12 @@
 //! Read in this order: `state` (what all share, and how an edit goes), `answer` (envelope, versions,
 //! bodies), `objects` (entries as JSON, secrets masked), then the subjects: `upstreams`, `groups`,
 //! `forwards` with `routes`, `keys`, `models`, `config`,
-//! `live`; `docs` (what describes all of it).
+//! `live` with `exchanges`; `docs` (what describes all of it).
 
 mod answer;
 mod config;
 mod docs;
+mod exchanges;
 mod forwards;
 mod groups;
 mod keys;
@@ -39,6 +40,7 @@ pub fn router(api: impl FnOnce(Value) -> Api) -> Router {
         .merge(models::routes())
         .merge(config::routes())
         .merge(live::routes())
+        .merge(exchanges::routes())
         .merge(docs::routes());
     let all = OpenApiRouter::with_openapi(docs::Description::openapi()).nest("/api/v1", routes);
     let (router, mut document) = all.split_for_parts();
