@@ -376,8 +376,7 @@ impl Core {
         let (plan, version) = shared.slot.plan();
         shared.took_plan(index, version);
         let plan = Rc::new(plan);
-        let now = Instant::now();
-        let listeners = CoreListeners::default();
+        let (now, listeners) = (Instant::now(), CoreListeners::default());
         let rows = shared.rows.get(index).cloned().unwrap_or_default();
         let labels = plan.labels.clone();
         listeners.follow(&plan, &plan, now);
