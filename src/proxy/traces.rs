@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use crate::telemetry::traced::{TraceReader, TraceWriter, TracedExchange, trace_ring};
+use crate::telemetry::traced::{TraceReader, TraceWriter, TracedBatch, TracedExchange, trace_ring};
 
 /// Sampled exchanges of one core that wait for the control thread.
 const TRACES_WAITING_MAX: usize = 2048;
@@ -39,7 +39,7 @@ impl Traces {
     }
 
     /// Takes what waits, at most so many.
-    pub fn take(&self, max: usize, into: &mut Vec<Box<TracedExchange>>) {
+    pub fn take(&self, max: usize, into: &mut TracedBatch) {
         let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         for reader in &mut *readers {
             while into.len() < max

@@ -79,6 +79,9 @@ impl TracedExchange {
     }
 }
 
+/// Exchanges that are exported together; boxed as they come out of the rings.
+#[allow(clippy::vec_box)]
+pub type TracedBatch = Vec<Box<TracedExchange>>;
 /// A core's end of a ring of exchanges.
 pub type TraceWriter = Producer<Box<TracedExchange>>;
 /// The control thread's end.

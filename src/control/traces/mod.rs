@@ -24,7 +24,7 @@ use super::http_client::{Spoken, send};
 use super::say::Say;
 use crate::config::{Collector, Tracing};
 use crate::net::tls::{client_config, explain};
-use crate::telemetry::traced::TracedExchange;
+use crate::telemetry::traced::{TracedBatch, TracedExchange};
 
 /// How often the rings are looked at.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ pub struct TraceHooks {
     /// The settings in force; none = nothing is traced.
     pub settings: Box<dyn Fn() -> Option<Arc<Tracing>> + Send + Sync>,
     /// Takes exchanges that wait, at most so many.
-    pub take: Box<dyn Fn(usize, &mut Vec<Box<TracedExchange>>) + Send + Sync>,
+    pub take: Box<dyn Fn(usize, &mut TracedBatch) + Send + Sync>,
     /// Told how many exchanges the collector has taken, and how many were dropped.
     pub count: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
