@@ -1,6 +1,6 @@
 //! What is known of the process that this one has taken over from, if there was one.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::telemetry::counters::Counters;
@@ -20,6 +20,15 @@ pub struct Counted {
     pub counters: Counters,
     /// The same by label.
     pub rows: RowSums,
+}
+
+/// Handovers of this process and of those before it.
+#[derive(Debug, Default)]
+pub struct Handovers {
+    /// Carried through.
+    pub done: AtomicU64,
+    /// Begun and given up.
+    pub failed: AtomicU64,
 }
 
 impl ProcessBefore {

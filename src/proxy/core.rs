@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use super::before::ProcessBefore;
+use super::before::{Handovers, ProcessBefore};
 use super::bounds::Bounds;
 use super::exchanges::{Exchanges, Lists};
 use super::idle::Idle;
@@ -110,10 +110,8 @@ pub struct Shared {
     pub failures: RecentFailures,
     /// Lines of the access log that found no room on their way to its thread.
     pub access_lost: AtomicU64,
-    /// Handovers from process to process that were carried through, those before this one included.
-    pub handovers: AtomicU64,
-    /// Handovers that were begun and not carried through.
-    pub handovers_failed: AtomicU64,
+    /// Handovers from process to process, those before this one included.
+    pub handovers: Handovers,
     /// The rings to that thread, until each core has taken its own.
     pub access_rings: Mutex<Vec<Option<RecordWriter>>>,
     /// Sampled exchanges on their way to the control thread.

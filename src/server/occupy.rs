@@ -216,7 +216,7 @@ fn take_over(
         session.conclude(take, Box::new(move || ends.end())).map_err(|error| error.to_string())?;
     match outcome.recv_timeout(STEP) {
         Ok(Outcome::Alone(taken)) => {
-            server.shared.handovers.fetch_add(1, Ordering::Relaxed);
+            server.shared.handovers.done.fetch_add(1, Ordering::Relaxed);
             if let Err(why) = server.listeners.widen() {
                 warnings.push(format!("handover: {why}"));
             }
@@ -227,7 +227,7 @@ fn take_over(
             Err(format!("{name} goes on, and this one leaves: {why}"))
         }
         Ok(Outcome::Died) => {
-            server.shared.handovers.fetch_add(1, Ordering::Relaxed);
+            server.shared.handovers.done.fetch_add(1, Ordering::Relaxed);
             server.listeners.own_files();
             warnings.push(format!("{name} ended in the handover: what it had counted is lost"));
             Ok(name)
@@ -257,7 +257,7 @@ fn wait_longer(
     let _ = thread.spawn(move || match outcome.recv() {
         Ok(Outcome::WentOn(why)) => leave(format!("{name} goes on: {why}")),
         Ok(Outcome::Alone(_) | Outcome::Died) => {
-            shared.handovers.fetch_add(1, Ordering::Relaxed);
+            shared.handovers.done.fetch_add(1, Ordering::Relaxed);
             listeners.own_files();
         }
         // The process before has ended, and the thread that listened to it too.

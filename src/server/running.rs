@@ -24,7 +24,7 @@ use crate::net::tls::Store;
 use crate::net::unsent::UnsentTotal;
 use crate::policy::limit::tally::Tally;
 use crate::policy::limit::token_size::TokenSizes;
-use crate::proxy::before::ProcessBefore;
+use crate::proxy::before::{Handovers, ProcessBefore};
 use crate::proxy::bounds::BoundsWanted;
 use crate::proxy::core::{Mailboxes, Notifier, Padded, PlanSlot, Shared};
 use crate::proxy::exchanges::Lists;
@@ -287,7 +287,7 @@ impl Server {
             count_failed: {
                 let shared = self.shared.clone();
                 Box::new(move || {
-                    shared.handovers_failed.fetch_add(1, Ordering::Relaxed);
+                    shared.handovers.failed.fetch_add(1, Ordering::Relaxed);
                 })
             },
             give: Box::new(self.give()),
@@ -439,8 +439,7 @@ fn shared(
         lists: Lists::new(copies),
         failures: RecentFailures::default(),
         access_lost: AtomicU64::new(0),
-        handovers: AtomicU64::new(0),
-        handovers_failed: AtomicU64::new(0),
+        handovers: Handovers::default(),
         access_rings: Mutex::new(rings.into_iter().map(Some).collect()),
         traces: Traces::new(copies),
         rows: (0..copies).map(|_| Arc::default()).collect(),

@@ -37,8 +37,8 @@ fn of_process(shared: &Shared) -> [(&'static str, &AtomicU64); 8] {
         ("access_lines_lost", &shared.access_lost),
         ("traces_exported", &shared.traces.exported),
         ("traces_dropped", &shared.traces.dropped),
-        ("handovers", &shared.handovers),
-        ("handovers_failed", &shared.handovers_failed),
+        ("handovers", &shared.handovers.done),
+        ("handovers_failed", &shared.handovers.failed),
     ]
 }
 
