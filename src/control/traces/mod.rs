@@ -33,12 +33,15 @@ const BATCH_MAX: usize = 512;
 /// Least time between two lines about a collector that takes nothing.
 const COMPLAINT_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Adds exchanges that wait to a batch, until it has so many.
+pub type TakeTraces = Box<dyn Fn(usize, &mut TracedBatch) + Send + Sync>;
+
 /// What the export needs of the server.
 pub struct TraceHooks {
     /// The settings in force; none = nothing is traced.
     pub settings: Box<dyn Fn() -> Option<Arc<Tracing>> + Send + Sync>,
     /// Takes exchanges that wait, at most so many.
-    pub take: Box<dyn Fn(usize, &mut TracedBatch) + Send + Sync>,
+    pub take: TakeTraces,
     /// Told how many exchanges the collector has taken, and how many were dropped.
     pub count: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
