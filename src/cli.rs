@@ -10,14 +10,16 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 use crate::base::units::counted;
 use crate::config::{self, Config, Loaded};
+use crate::import::ImportArgs;
+pub use crate::import::import;
 use crate::load::{CONFIG_PATH, LoadFault, load};
 use crate::server::live::{self, Said};
 use crate::server::{self, serve::ServeArgs};
-pub use shell::{CompletionsArgs, completions, man};
+pub use shell::CompletionsArgs;
 
 /// The reverse proxy in front of LLM servers.
 #[derive(Debug, Parser)]
@@ -47,6 +49,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// Run three simulated model servers and the proxy in one process.
     Demo,
+    /// Turn the config of another proxy into one for this, and tell what has no place in it.
+    Import(ImportArgs),
     /// Print the completions of this command line for a shell.
     Completions(CompletionsArgs),
     /// Print the manual page (roff): `tokenring man | man -l -`.
@@ -132,10 +136,7 @@ where
         (None, true) => Ok(Command::Check(CheckArgs::of(file()))),
         (Some(command), false) => Ok(command),
         (Some(_), true) => Err(("error: -t stands without a command\n".to_owned(), 2)),
-        (None, false) => {
-            use clap::CommandFactory as _;
-            Err((Cli::command().render_help().to_string(), 2))
-        }
+        (None, false) => Err((Cli::command().render_help().to_string(), 2)),
     }
 }
 
@@ -248,6 +249,16 @@ pub fn show(command: &ConfigCommand, out: &mut dyn Write, err: &mut dyn Write) -
     // A reader that leaves early, such as `head`, is not our fault.
     let _ = out.write_all(text.as_bytes());
     ExitCode::SUCCESS
+}
+
+/// `completions`: the script for a shell, to `out`.
+pub fn completions(args: &CompletionsArgs, out: &mut dyn Write) -> ExitCode {
+    shell::completions(args, Cli::command(), out)
+}
+
+/// `man`: the manual page, as roff, to `out`; exit 1 where it cannot be made.
+pub fn man(out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    shell::man(Cli::command(), out, err)
 }
 
 #[cfg(test)]

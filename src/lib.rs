@@ -25,6 +25,7 @@
 //! control    7  io    what is off the data plane: discovery, probes, admin, signals
 //! load       8        the config meets the environment and the file system
 //! server     8        boot order, `serve`, `demo`, what a handover takes along (`travel`)
+//! import     8        another proxy's config as one of ours
 //! cli        8        the command line
 //! testing    8        what tests, benches and fuzz targets reach of all this
 //! ```
@@ -86,6 +87,7 @@ mod error;
 mod http;
 mod http1;
 mod http2;
+mod import;
 mod llm;
 mod load;
 mod net;

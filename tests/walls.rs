@@ -46,7 +46,7 @@ const FLOORS: &[(&str, u32)] = &[
 ];
 /// The floor of what starts everything: `ROOFED`.
 const ROOF: u32 = 8;
-const ROOFED: &[&str] = &["load", "server", "cli", "testing", "main"];
+const ROOFED: &[&str] = &["load", "server", "import", "cli", "testing", "main"];
 
 /// Floors without a runtime, socket, file or clock.
 const PURE: &[&str] =

@@ -4,10 +4,8 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, Command};
 use clap_complete::{Shell, generate};
-
-use super::Cli;
 
 /// Arguments of `completions`.
 #[derive(Debug, Clone, Args)]
@@ -17,10 +15,10 @@ pub struct CompletionsArgs {
     shell: Shell,
 }
 
-/// `completions`: the script for a shell, to `out`.
-pub fn completions(args: &CompletionsArgs, out: &mut dyn Write) -> ExitCode {
+/// `completions`: the script for a shell, to `out`; `command` is the whole command line.
+pub fn completions(args: &CompletionsArgs, mut command: Command, out: &mut dyn Write) -> ExitCode {
     let mut text = Vec::new();
-    generate(args.shell, &mut Cli::command(), "tokenring", &mut text);
+    generate(args.shell, &mut command, "tokenring", &mut text);
     // A reader that leaves early, such as `head`, is not our fault.
     let _ = out.write_all(&text);
     ExitCode::SUCCESS
@@ -29,8 +27,8 @@ pub fn completions(args: &CompletionsArgs, out: &mut dyn Write) -> ExitCode {
 /// `man`: the manual page with a section for every command, as roff, to `out`.
 ///
 /// Errors: it cannot be made; exit 1.
-pub fn man(out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
-    match page() {
+pub fn man(command: Command, out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
+    match page(command) {
         Ok(text) => {
             let _ = out.write_all(&text);
             ExitCode::SUCCESS
@@ -43,8 +41,7 @@ pub fn man(out: &mut dyn Write, err: &mut dyn Write) -> ExitCode {
 }
 
 /// One page for all: its own options, then those of each command under the command's name.
-fn page() -> std::io::Result<Vec<u8>> {
-    let mut command = Cli::command();
+fn page(mut command: Command) -> std::io::Result<Vec<u8>> {
     command.build();
     let mut text = Vec::new();
     let whole = clap_mangen::Man::new(command.clone()).title("TOKENRING").manual("tokenring");
@@ -63,7 +60,7 @@ fn page() -> std::io::Result<Vec<u8>> {
 }
 
 /// A section of its own for every command below `command`, and for those below them.
-fn command_sections(command: &clap::Command, text: &mut Vec<u8>) -> std::io::Result<()> {
+fn command_sections(command: &Command, text: &mut Vec<u8>) -> std::io::Result<()> {
     for below in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
         // `build` has made the display name "tokenring-config-print" of it.
         let shown = below.get_display_name().unwrap_or(below.get_name()).replace('-', " ");
@@ -82,13 +79,14 @@ fn command_sections(command: &clap::Command, text: &mut Vec<u8>) -> std::io::Res
 
 #[cfg(test)]
 mod tests {
-    use clap::ValueEnum as _;
+    use clap::{CommandFactory as _, ValueEnum as _};
     use clap_complete::Generator as _;
 
     use super::*;
+    use crate::cli::Cli;
 
     /// Every command, as typed: "config print".
-    fn commands(command: &clap::Command, before: &str) -> Vec<String> {
+    fn commands(command: &Command, before: &str) -> Vec<String> {
         let mut all = Vec::new();
         for below in command.get_subcommands() {
             let typed = format!("{before} {}", below.get_name()).trim().to_owned();
@@ -99,7 +97,7 @@ mod tests {
     }
 
     /// Every long option of a command and those below it.
-    fn options(command: &clap::Command) -> Vec<String> {
+    fn options(command: &Command) -> Vec<String> {
         let own = command.get_arguments().filter_map(|a| a.get_long()).map(|l| format!("--{l}"));
         own.chain(command.get_subcommands().flat_map(options)).collect()
     }
@@ -108,7 +106,7 @@ mod tests {
     fn every_shell_completes_every_command_and_option() {
         for shell in Shell::value_variants() {
             let (mut out, args) = (Vec::new(), CompletionsArgs { shell: *shell });
-            assert_eq!(completions(&args, &mut out), ExitCode::SUCCESS);
+            assert_eq!(completions(&args, Cli::command(), &mut out), ExitCode::SUCCESS);
             let script = String::from_utf8(out).unwrap();
             assert!(!shell.file_name("tokenring").is_empty());
             for command in commands(&Cli::command(), "") {
@@ -125,7 +123,7 @@ mod tests {
     #[test]
     fn the_manual_page_has_every_command_and_option() {
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        assert_eq!(man(&mut out, &mut err), ExitCode::SUCCESS);
+        assert_eq!(man(Cli::command(), &mut out, &mut err), ExitCode::SUCCESS);
         let page = String::from_utf8(out).unwrap();
         for command in commands(&Cli::command(), "") {
             let heading = format!(".SH \"TOKENRING {}\"", command.to_uppercase());

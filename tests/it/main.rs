@@ -54,6 +54,7 @@ mod handover;
 mod handover_faults;
 mod health;
 mod house;
+mod import;
 mod kept;
 #[cfg(feature = "kubernetes")]
 mod kubernetes;
