@@ -23,6 +23,7 @@ use crate::control::reload::{FileText, ReloadHooks, Reloaded};
 use crate::control::signals::{Ending, Leave, Leaving};
 use crate::error::Level;
 use crate::load::{self, CONFIG_PATH};
+use crate::net::sys;
 use crate::telemetry::failed::FailedExchange;
 
 /// Arguments of `serve`.
@@ -70,6 +71,7 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    sys::gain_no_rights();
     // Now: the name of a file that has been replaced since would not be its name any more.
     let program = std::env::current_exe().ok();
     let passed = match systemd::sockets() {
