@@ -21,7 +21,7 @@ pub struct Origin {
     pub key: String,
     /// The value, secrets as `***`.
     pub value: Value,
-    /// `config.toml:12`, `overlay:3`, `default`, or the variable that says it.
+    /// `config.toml:12`, `overlay:3`, `default`, or `environment`.
     pub from: String,
 }
 
@@ -39,7 +39,7 @@ pub fn origins(sources: &Sources, config: &Config) -> Vec<Origin> {
     let mut all = Vec::new();
     flatten("", &Value::Table(printed), &mut |key, value| {
         let from = said_at(&said, &key).unwrap_or_else(|| match key.as_str() {
-            "admin.token" => "TOKENRING_ADMIN_TOKEN".to_owned(),
+            "admin.token" => "environment".to_owned(),
             _ => "default".to_owned(),
         });
         all.push(Origin { key, value: value.clone(), from });

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::api::House;
+use super::h2_client::H2Client;
 use super::house::wait_until;
 use super::wire::{Client, chat, post};
 
@@ -101,4 +102,26 @@ fn one_request_of_a_kept_connection_is_cancelled_and_the_id_of_the_one_before_is
     assert_eq!(house.operator().delete(&format!("/exchanges/{first}")).status, 404);
     assert_eq!(list(&house).len(), 1, "the second goes on");
     drop(second);
+}
+
+#[test]
+fn a_cancelled_stream_of_http2_leaves_its_connection_and_the_others() {
+    let house = House::new();
+    let client = H2Client::connect(house.live.proxy.addr(), None);
+    let mut streams = [0; 2].map(|_| {
+        let mut stream = client.chat("interval=20ms,tokens=100000", true);
+        assert_eq!(stream.head().unwrap().status(), 200);
+        stream.through("\n\n");
+        stream
+    });
+    let all = list(&house);
+    assert_eq!(all.len(), 2, "{all:#?}");
+    let aborted = house.a.stats().aborted_total;
+    let called = all[0]["id"].as_str().unwrap();
+    assert_eq!(house.operator().delete(&format!("/exchanges/{called}")).status, 204);
+    wait_until("the server is told", || house.a.stats().aborted_total == aborted + 1);
+    wait_until("one is left", || list(&house).len() == 1);
+    assert!(streams[0].rest().is_err(), "it does not look like a whole answer");
+    assert!(!streams[1].through("\n\n").is_empty(), "the other goes on");
+    assert_eq!(client.chat("", false).answer().status, 200, "and the connection");
 }

@@ -23,6 +23,8 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 /// Shortest time that a timeout may be; 0 would cut everything.
 const TIMEOUT_MIN: Duration = Duration::from_millis(1);
+/// Variables that hold the operator's token; the second is what llmproxy calls it.
+const ADMIN_TOKENS: [&str; 2] = ["TOKENRING_ADMIN_TOKEN", "LLMPROXY_ADMIN_AUTH_TOKEN"];
 /// Longest time that a timeout may be.
 const TIMEOUT_MAX: Duration = secs(7 * 24 * 3600);
 
@@ -272,21 +274,23 @@ pub(crate) fn admin(raw: &RawConfig, r: &mut Reader<'_>) -> Option<Admin> {
         None => Bind::Tcp(SocketAddr::from(([127, 0, 0, 1], 9000))),
     };
     let said = raw.token.as_ref().map(|t| t.value.0.clone()).filter(|t| !t.expose().is_empty());
-    let from_env = || (r.outside.env)("TOKENRING_ADMIN_TOKEN").filter(|t| !t.is_empty());
+    let from_env = ADMIN_TOKENS
+        .into_iter()
+        .find_map(|name| Some((name, (r.outside.env)(name).filter(|text| !text.is_empty())?)));
     let trimmed = |token: Secret| match token.expose().strip_suffix(b"\n") {
         Some(rest) => Secret::new(rest.strip_suffix(b"\r").unwrap_or(rest)),
         None => token,
     };
     let token = match said {
         Some(token) => Some((trimmed(token), None)),
-        None => from_env().map(|text| (Secret::new(without_line_end(&text)), Some(()))),
+        None => from_env.map(|(name, text)| (Secret::new(without_line_end(&text)), Some(name))),
     };
     let token = token.map(|(token, from_env)| {
         if !token.expose().is_empty() && token.expose().iter().all(u8::is_ascii_graphic) {
             return token;
         }
         let spot = raw.token.as_ref().map_or(&at.spot, |token| &token.spot);
-        let whose = if from_env.is_some() { "TOKENRING_ADMIN_TOKEN " } else { "" };
+        let whose = from_env.map_or(String::new(), |name| format!("{name} "));
         let why = "holds a blank, a line end or another byte that a header cannot carry";
         r.draft.fault(spot, format!("{whose}{why}"));
         // Complained about; the address is not open for it.

@@ -266,6 +266,13 @@ fn admin_token_may_come_from_the_environment() {
     let env = |name: &str| (name == "TOKENRING_ADMIN_TOKEN").then(|| "t0ken".to_owned());
     let admin = Config::from_toml_str(&text, &env).unwrap().admin.unwrap();
     assert_eq!(admin.token.unwrap().expose(), b"t0ken");
+    // The name that users of llmproxy bring; ours comes first.
+    let theirs = |name: &str| (name == "LLMPROXY_ADMIN_AUTH_TOKEN").then(|| "theirs".to_owned());
+    let admin = Config::from_toml_str(&text, &theirs).unwrap().admin.unwrap();
+    assert_eq!(admin.token.unwrap().expose(), b"theirs");
+    let both = |name: &str| env(name).or_else(|| theirs(name));
+    let admin = Config::from_toml_str(&text, &both).unwrap().admin.unwrap();
+    assert_eq!(admin.token.unwrap().expose(), b"t0ken");
     // One line end is what `echo` leaves; more, and any other control byte, is a fault.
     for (token, is_good) in
         [("t0ken\n", true), ("t0ken\r\n", true), ("t0ken\n\n", false), ("t0\nken", false)]
