@@ -4,6 +4,7 @@
 //! it. `check`, `diff` and `config` are carried out here, since they need nothing but
 //! files (`load`), or one question (`live`); `serve` and `demo` are the server's.
 
+mod init;
 mod shell;
 
 use std::io::Write;
@@ -19,6 +20,7 @@ pub use crate::import::import;
 use crate::load::{CONFIG_PATH, LoadFault, load};
 use crate::server::live::{self, Said};
 use crate::server::{self, serve::ServeArgs};
+pub use init::{InitArgs, init};
 pub use shell::CompletionsArgs;
 
 /// The reverse proxy in front of LLM servers.
@@ -49,6 +51,8 @@ pub enum Command {
     Config(ConfigCommand),
     /// Run three simulated model servers and the proxy in one process.
     Demo,
+    /// Look for model servers on this machine and write a config that works.
+    Init(InitArgs),
     /// Turn the config of another proxy into one for this, and tell what has no place in it.
     Import(ImportArgs),
     /// Print the completions of this command line for a shell.

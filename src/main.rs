@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Ok(Command::Diff(args)) => cli::diff(&args, &mut out, &mut err),
         Ok(Command::Config(command)) => cli::show(&command, &mut out, &mut err),
         Ok(Command::Demo) => demo(&mut out, &mut err),
+        Ok(Command::Init(args)) => cli::init(&args, &mut out, &mut err),
         Ok(Command::Import(args)) => cli::import(&args, &mut out, &mut err),
         Ok(Command::Completions(args)) => cli::completions(&args, &mut out),
         Ok(Command::Man) => cli::man(&mut out, &mut err),

@@ -23,6 +23,7 @@ use clap::{Args, ValueEnum};
 
 use crate::base::units::counted;
 use draft::Draft;
+pub use draft::quoted;
 use source::{Lost, Node};
 
 /// Whose config it is.
