@@ -113,6 +113,15 @@ impl Overlay {
         self.edits.is_empty()
     }
 
+    /// Tells these edits from others; empty for none.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        match self.is_empty() {
+            true => String::new(),
+            false => Sha256::digest(self.to_string()).iter().map(|b| format!("{b:02x}")).collect(),
+        }
+    }
+
     /// The entries that are edited, each with whether it was removed.
     pub fn entries(&self) -> impl Iterator<Item = (&EntryId, bool)> {
         self.edits.iter().map(|edit| (&edit.id, edit.entry.is_none()))

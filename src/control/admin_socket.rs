@@ -125,6 +125,11 @@ impl AdminSocket {
         }
     }
 
+    /// Gives the socket up: the next process has it.
+    pub fn close(&self) {
+        *lock(&self.0) = None;
+    }
+
     /// Accepts again after `pause`.
     pub fn resume(&self) {
         if let Some(open) = lock(&self.0).as_mut() {

@@ -145,6 +145,8 @@ pub struct Control {
     pub admin_socket: AdminSocket,
     /// Taken by a reload and by a handover.
     pub socket_lock: SocketLock,
+    /// What the config in force was said by.
+    pub documents: Documents,
     /// Notified to have all certificates read again.
     reload: Arc<Notify>,
     /// Asks for the whole config to be read again; `None` without `Options::reload`.
@@ -192,6 +194,7 @@ impl Control {
         let (reloader, requests) = Reloader::channel();
         let whole = options.reload.is_some();
         let (socket_lock, admin_socket) = (SocketLock::default(), AdminSocket::default());
+        let documents = Documents::default();
         let life = Life {
             config: config.clone(),
             registry,
@@ -202,6 +205,7 @@ impl Control {
             reloader: reloader.clone(),
             requests,
             socket_lock: socket_lock.clone(),
+            documents: documents.clone(),
             admin: admin_socket.clone(),
             begin,
             hooked,
@@ -214,6 +218,7 @@ impl Control {
             admin: None,
             admin_socket,
             socket_lock,
+            documents,
             reload,
             reloader,
             hooks: Some(hooks),
@@ -275,6 +280,7 @@ struct Life {
     reloader: Reloader,
     requests: tokio::sync::mpsc::Receiver<Request>,
     socket_lock: SocketLock,
+    documents: Documents,
     admin: AdminSocket,
     begin: mpsc::Sender<Begun>,
     hooked: oneshot::Receiver<(ServerHooks, Option<AdminListener>)>,
@@ -285,7 +291,7 @@ impl Life {
     async fn run(self) {
         let Options { say, seed, reload: outside, sources, .. } = self.options;
         let state_dir = self.config.process.state_dir.clone();
-        let documents = Documents::default();
+        let documents = self.documents;
         if let Some(sources) = sources {
             drop(documents.set(Snapshot::new(sources, self.config.clone())));
         }
@@ -303,9 +309,10 @@ impl Life {
         let _ = self.begin.send(first);
         let Ok((hooks, listener)) = self.hooked.await else { return };
         let ServerHooks { publish, prepare, counters, live, clock, in_force, draining, .. } = hooks;
+        let lock = self.socket_lock.clone();
         let (failures, rows, usage) = (hooks.failures, Arc::new(hooks.rows), Usage::default());
         let _exports = Task::of(tokio::spawn(traces::run(hooks.traces, say.clone())));
-        drop(tokio::spawn(usage.clone().run(rows.clone(), state_dir, say.clone())));
+        drop(tokio::spawn(usage.clone().run(rows.clone(), state_dir, lock, say.clone())));
         let (counts, status) = (Arc::new(Reloads::default()), Arc::new(ReloadStatus::default()));
         let shows = Shows {
             table,

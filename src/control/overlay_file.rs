@@ -23,7 +23,9 @@ pub struct Staged {
 ///
 /// Errors: a line that names the file.
 pub fn stage(place: &Path, text: &str) -> Result<Staged, String> {
-    let beside = place.with_extension("toml.new");
+    let mut name = place.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = place.with_file_name(name);
     let write = || -> io::Result<()> {
         if let Some(folder) = place.parent() {
             fs::create_dir_all(folder)?;

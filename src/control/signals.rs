@@ -4,7 +4,8 @@
 //! A thread passes them on, so that the main thread can wait for them and for other reasons to end.
 
 use std::io;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -14,6 +15,7 @@ use signal_hook::iterator::Signals;
 pub struct Ending {
     events: mpsc::Receiver<Event>,
     leave: Leave,
+    told: Arc<AtomicBool>,
 }
 
 /// What the main thread waits for.
@@ -49,15 +51,26 @@ impl Ending {
         let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2])?;
         let (sender, events) = mpsc::channel();
         let leave = Leave(sender.clone());
+        let told = Arc::new(AtomicBool::new(false));
+        let tell = told.clone();
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
+                if matches!(signal, SIGTERM | SIGINT) {
+                    tell.store(true, Ordering::Release);
+                }
                 // Nobody waits any more: the process is at its end.
                 if sender.send(Event::Signal(signal)).is_err() {
                     break;
                 }
             }
         })?;
-        Ok(Self { events, leave })
+        Ok(Self { events, leave, told })
+    }
+
+    /// Says whether SIGTERM or SIGINT has come: a start goes no further then.
+    pub fn told(&self) -> impl Fn() -> bool + 'static + use<> {
+        let told = self.told.clone();
+        move || told.load(Ordering::Acquire)
     }
 
     /// Has `wait` end for another reason.
@@ -89,7 +102,7 @@ impl Ending {
         let watch = std::thread::Builder::new().name("ending".to_owned());
         // If the thread cannot start, a second signal is ignored; the drain ends at its limit.
         let _ = watch.spawn(move || {
-            let Self { events, leave: _leave } = self;
+            let Self { events, leave: _leave, .. } = self;
             for event in events {
                 match event {
                     Event::Signal(SIGUSR1) => reopen(),

@@ -32,6 +32,12 @@ impl SocketLock {
         Ok(HeldSocketLock(self.clone()))
     }
 
+    /// Whether it is held for this.
+    #[must_use]
+    pub fn is_held_by(&self, holder: Holder) -> bool {
+        *self.lock() == Some(holder)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Holder>> {
         // Stored whole: a thread that panicked meanwhile left nothing half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

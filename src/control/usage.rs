@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep};
 
 use super::overlay_file::stage;
 use super::say::Say;
+use super::socket_lock::{Holder, SocketLock};
 use crate::net::sys::unix_s;
 use crate::telemetry::labels::{LabelId, PlanLabels};
 use crate::telemetry::series::{RowId, RowKind, RowSums};
@@ -23,7 +24,7 @@ use crate::telemetry::series::{RowId, RowKind, RowSums};
 /// From one look at the counters to the next.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// From one writing to the file to the next.
-const KEEP_INTERVAL: Duration = Duration::from_secs(60);
+const KEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// Name of the file in `process.state_dir`.
 const FILE: &str = "usage.json";
 /// Most pairs of a key and a model in one bucket; further ones are counted together.
@@ -146,7 +147,7 @@ impl Usage {
     }
 
     /// Looks at the counters for ever, and keeps what was used in `folder`, if there is one.
-    pub async fn run(self, rows: Arc<Rows>, folder: Option<PathBuf>, say: Say) {
+    pub async fn run(self, rows: Arc<Rows>, folder: Option<PathBuf>, lock: SocketLock, say: Say) {
         let place = folder.map(|folder| folder.join(FILE));
         if let Some(place) = place.clone() {
             let text = spawn_blocking(move || std::fs::read_to_string(place)).await;
@@ -159,7 +160,8 @@ impl Usage {
             sleep(LOOK_INTERVAL).await;
             self.look(&rows);
             let Some(place) = &place else { continue };
-            if kept_at.elapsed() < KEEP_INTERVAL {
+            // From the first word of a handover on the file is the next process's.
+            if kept_at.elapsed() < KEEP_INTERVAL || lock.is_held_by(Holder::Handover) {
                 continue;
             }
             kept_at = Instant::now();

@@ -162,7 +162,12 @@ fn bind_unix(path: &Path, copies: usize) -> io::Result<(Address, Vec<Listening>)
 /// Removes a socket file on which no process listens any more; any other file stays.
 fn remove_stale(path: &Path) {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && UnixStream::connect(path).is_err() {
+    // Any other error says something of this process, not of that one.
+    let nobody = || {
+        let refused = UnixStream::connect(path).map_err(|error| error.kind());
+        matches!(refused, Err(io::ErrorKind::ConnectionRefused))
+    };
+    if is_socket && nobody() {
         // A failure shows at the bind that follows.
         let _ = fs::remove_file(path);
     }

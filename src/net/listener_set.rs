@@ -116,7 +116,7 @@ impl ListenerSet {
     ///
     /// Errors: no descriptors are left.
     pub fn export(&self) -> io::Result<Vec<Exported>> {
-        let all = self.bound.iter().flat_map(|bound| {
+        let all = self.bound.iter().filter(|_| !self.closed).flat_map(|bound| {
             bound.sockets.iter().enumerate().map(|(index, socket)| {
                 let socket = socket.try_clone()?;
                 Ok(Exported { address: bound.obtained.clone(), index, socket })
@@ -129,7 +129,8 @@ impl ListenerSet {
     ///
     /// Errors: no descriptors are left.
     pub fn again(&self) -> io::Result<Vec<(usize, ListeningSocket)>> {
-        let each = self.bound.iter().map(|bound| spread(bound, self.cores));
+        let each = self.bound.iter().filter(|_| !self.closed);
+        let each = each.map(|bound| spread(bound, self.cores));
         Ok(each.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 pub fn strangers(addr: SocketAddr, ours: &[OwnedFd]) -> usize {
     let inode = |socket| rustix::fs::fstat(socket).ok().map(|stat| stat.st_ino);
     let ours: Vec<u64> = ours.iter().filter_map(inode).collect();
-    let table = if addr.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
+    let table = if addr.is_ipv4() { "/proc/self/net/tcp" } else { "/proc/self/net/tcp6" };
     let text = std::fs::read_to_string(table).unwrap_or_default();
     listening(&text, addr).filter(|inode| !ours.contains(inode)).count()
 }

@@ -8,13 +8,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use super::handover::successor::{Given, NotGiven, Outcome, Session, ask};
-use super::handover::{Meeting, STEP, addresses_of};
+use super::handover::successor::{Calls, Given, NotGiven, Outcome, Session, ask};
+use super::handover::{self, Meeting, STEP, addresses_of};
+use super::listeners::Listeners;
 use super::running::Server;
 use crate::base::listener_id::ListenerId;
 use crate::base::units::counted;
 use crate::config::{Bind, Config};
 use crate::control::admin::AdminListener;
+use crate::net::handover_socket::Name;
 use crate::net::listener_set::Change;
 use crate::net::mailbox::Message;
 
@@ -22,6 +24,8 @@ use crate::net::mailbox::Message;
 const TAKEN_MAX: Duration = Duration::from_secs(2);
 /// Time between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Time between two looks at the queues while the process before hangs.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// What a new process asks itself before it takes a client's request.
 const TO_ITSELF: &[u8] = b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\
     user-agent: tokenring-handover\r\nconnection: close\r\n\r\n";
@@ -32,8 +36,12 @@ pub struct Others {
     pub meeting: Meeting,
     /// Listening sockets of the service manager, each with its name.
     pub passed: Vec<(String, OwnedFd)>,
+    /// Tells the edits of the admin API that were read (`Overlay::digest`).
+    pub edits: String,
+    /// Whether this process has been told to end meanwhile.
+    pub cancelled: Box<dyn Fn() -> bool>,
     /// Told why, if this process is to leave after it has begun to serve.
-    pub leave: Box<dyn Fn(String) + Send>,
+    pub leave: Arc<dyn Fn(String) + Send + Sync>,
 }
 
 /// What came of it.
@@ -55,7 +63,7 @@ pub(super) fn occupy(
     config: &Config,
     others: Option<Others>,
 ) -> Result<Occupied, String> {
-    let Some(Others { meeting, passed, leave }) = others else {
+    let Some(Others { meeting, passed, edits, cancelled, leave }) = others else {
         let bound = bind_all(server, config, Vec::new());
         let (change, admin) = bound.map_err(|error| error.to_string())?;
         server.listeners.begin(change).map_err(|error| error.to_string())?;
@@ -70,54 +78,93 @@ pub(super) fn occupy(
             false => server.listeners.adopt(index, socket).map_err(told)?,
         }
     }
-    let by = Instant::now() + TAKEN_MAX;
-    let names_of_others = meeting.names(&addresses_of(config));
-    let cores = server.shared.mailboxes.len();
-    let (change, admin, session) = loop {
-        let given = match ask(&names_of_others, cores) {
+    let mut warnings = Vec::new();
+    let hello = Hello {
+        names: meeting.names(&addresses_of(config)),
+        message: handover::message::Message::Hello {
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            cores: server.shared.mailboxes.len(),
+            edits,
+        },
+        cancelled,
+    };
+    let (change, admin, given) = find_sockets(server, config, &hello, passed_admin, &mut warnings)?;
+    let unclaimed: Vec<String> =
+        server.listeners.unclaimed().iter().map(ToString::to_string).collect();
+    if !unclaimed.is_empty() {
+        let whose = match &given {
+            Some((session, _)) => session.name(),
+            None => format!("the service manager ({})", names.join(", ")),
+        };
+        let unclaimed = unclaimed.join(", ");
+        warnings.push(format!(
+            "no address of the config: {unclaimed} of {whose}; nobody listens there now"
+        ));
+    }
+    let Some((session, edits_lost)) = given else {
+        server.listeners.begin(change).map_err(|error| error.to_string())?;
+        return Ok(Occupied { admin, took_over: None, warnings });
+    };
+    if edits_lost {
+        warnings.push(format!(
+            "edits of the admin API were in the memory of {} alone and are lost: admin.persist keeps them",
+            session.name()
+        ));
+    }
+    let took_over = take_over(server, session, change, leave, &mut warnings)?;
+    for (address, count) in server.listeners.shared_ports() {
+        let sockets = counted(count, "socket");
+        warnings.push(format!(
+            "{sockets} of another program on {address}: it gets a part of the connections, which may be lost"
+        ));
+    }
+    Ok(Occupied { admin, took_over: Some(took_over), warnings })
+}
+
+/// How another process is asked.
+struct Hello {
+    names: Vec<Name>,
+    message: handover::message::Message,
+    cancelled: Box<dyn Fn() -> bool>,
+}
+
+/// Addresses, the operator's interface, and the process before with whether edits are lost with it.
+type Found = (Change, Option<AdminListener>, Option<(Session, bool)>);
+
+/// Takes the sockets of a process that serves, or binds; tries again while either is in the way for a
+/// moment.
+fn find_sockets(
+    server: &Server,
+    config: &Config,
+    hello: &Hello,
+    passed_admin: Vec<OwnedFd>,
+    warnings: &mut Vec<String>,
+) -> Result<Found, String> {
+    let begun = Instant::now();
+    let is_over = |most: Duration| begun.elapsed() >= most;
+    loop {
+        if (hello.cancelled)() {
+            return Err("told to end before it served".to_owned());
+        }
+        let given = match ask(&hello.names, &hello.message, warnings) {
             Ok(given) => given,
-            Err(NotGiven { again: true, .. }) if Instant::now() < by => {
+            // A reload that is under way there may take as long.
+            Err(NotGiven { again: true, .. }) if !is_over(2 * STEP) => {
                 std::thread::sleep(PAUSE);
                 continue;
             }
             Err(NotGiven { why, .. }) => return Err(why),
         };
         if let Some(given) = given {
-            break take_given(server, config, given)?;
+            return take_given(server, config, given, &hello.cancelled);
         }
         let own = passed_admin.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
         match own.and_then(|own| bind_all(server, config, own)) {
-            Ok((change, admin)) => break (change, admin, None),
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse || Instant::now() >= by => {
+            Ok((change, admin)) => return Ok((change, admin, None)),
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse || is_over(TAKEN_MAX) => {
                 return Err(error.to_string());
             }
             Err(_) => std::thread::sleep(PAUSE),
-        }
-    };
-    let mut warnings = Vec::new();
-    let unclaimed: Vec<String> =
-        server.listeners.unclaimed().iter().map(ToString::to_string).collect();
-    if !unclaimed.is_empty() && session.is_none() {
-        warnings.push(format!(
-            "sockets of the service manager on {} (of {}) are on no address of the config: closed",
-            unclaimed.join(", "),
-            names.join(", ")
-        ));
-    }
-    match session {
-        None => {
-            server.listeners.begin(change).map_err(|error| error.to_string())?;
-            Ok(Occupied { admin, took_over: None, warnings })
-        }
-        Some(session) => {
-            let took_over = take_over(server, session, change, leave, &mut warnings)?;
-            for (address, count) in server.listeners.shared_ports() {
-                warnings.push(format!(
-                    "{} of another program on {address}: it gets a part of the connections, which may be lost",
-                    counted(count, "socket")
-                ));
-            }
-            Ok(Occupied { admin, took_over: Some(took_over), warnings })
         }
     }
 }
@@ -149,21 +196,32 @@ fn take_given(
     server: &Server,
     config: &Config,
     given: Given,
-) -> Result<(Change, Option<AdminListener>, Option<Session>), String> {
-    let Given { listeners, admin, session } = given;
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Found, String> {
+    let Given { listeners, admin, edits_lost, session } = given;
     let adopted = || -> Result<Bound, String> {
         for (index, socket) in listeners {
             server.listeners.adopt(index, socket).map_err(|error| error.to_string())?;
         }
+        let of_theirs = server.listeners.unclaimed().len();
         let bound = bind_all(server, config, admin).map_err(|error| error.to_string())?;
+        if of_theirs > 0 && server.listeners.unclaimed().len() == of_theirs {
+            return Err("it has another one's admin address, and no listener in common: \
+                        that is another instance, which needs an address of its own"
+                .to_owned());
+        }
         serve_itself(server, config)?;
-        Ok(bound)
+        match cancelled() {
+            true => Err("told to end before it served".to_owned()),
+            false => Ok(bound),
+        }
     };
     match adopted() {
-        Ok((change, admin)) => Ok((change, admin, Some(session))),
+        Ok((change, admin)) => Ok((change, admin, Some((session, edits_lost)))),
         Err(why) => {
+            let told = format!("{}: {why}", session.name());
             session.give_up(&why);
-            Err(why)
+            Err(told)
         }
     }
 }
@@ -199,7 +257,7 @@ fn take_over(
     server: &mut Server,
     session: Session,
     change: Change,
-    leave: Box<dyn Fn(String) + Send>,
+    leave: Arc<dyn Fn(String) + Send + Sync>,
     warnings: &mut Vec<String>,
 ) -> Result<String, String> {
     let name = session.name();
@@ -210,10 +268,14 @@ fn take_over(
         server.leave();
         return Err(error.to_string());
     }
-    let (takes, ends) = (taker.clone(), taker.clone());
-    let take = Box::new(move |state: &[u8]| takes.take(state));
-    let outcome =
-        session.conclude(take, Box::new(move || ends.end())).map_err(|error| error.to_string())?;
+    let (takes, ends, goes) = (taker.clone(), taker.clone(), leave.clone());
+    let of = name.clone();
+    let calls = Calls {
+        take: Box::new(move |state| takes.take(state).inspect_err(|_| takes.go_without())),
+        ended: Box::new(move || ends.end()),
+        went_on: Box::new(move |why| goes(format!("{of} goes on: {why}"))),
+    };
+    let outcome = session.conclude(calls).map_err(|error| error.to_string())?;
     match outcome.recv_timeout(STEP) {
         Ok(Outcome::Alone(taken)) => {
             server.shared.handovers.done.fetch_add(1, Ordering::Relaxed);
@@ -229,10 +291,11 @@ fn take_over(
         Ok(Outcome::Died) => {
             server.shared.handovers.done.fetch_add(1, Ordering::Relaxed);
             server.listeners.own_files();
+            look_at_queues(&server.listeners);
             warnings.push(format!("{name} ended in the handover: what it had counted is lost"));
             Ok(name)
         }
-        Err(_) => {
+        Err(mpsc::RecvTimeoutError::Timeout) => {
             // Clients of limited keys have waited long enough.
             taker.give_up();
             warnings.push(format!(
@@ -241,26 +304,50 @@ fn take_over(
             wait_longer(server, outcome, name.clone(), leave);
             Ok(name)
         }
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            server.leave();
+            Err(format!("{name}: the handover has failed here"))
+        }
     }
 }
 
-/// Leaves if the process before comes back and goes on by itself.
+/// Looks at every queue once: the kernel may have told a process that has ended, or is stopped, of
+/// connections that wait there.
+fn look_at_queues(listeners: &Listeners) {
+    listeners.pause();
+    // The process serves on with what it could take up again; the next look tries again.
+    let _ = listeners.resume();
+}
+
+/// Waits for the process before without limit: takes over, or leaves if it goes on by itself.
 fn wait_longer(
     server: &Server,
     outcome: mpsc::Receiver<Outcome>,
     name: String,
-    leave: Box<dyn Fn(String) + Send>,
+    leave: Arc<dyn Fn(String) + Send + Sync>,
 ) {
     let (shared, listeners) = (server.shared.clone(), server.listeners.clone());
     let thread = std::thread::Builder::new().name("handover-late".to_owned());
     // If it cannot start, both serve.
-    let _ = thread.spawn(move || match outcome.recv() {
-        Ok(Outcome::WentOn(why)) => leave(format!("{name} goes on: {why}")),
-        Ok(Outcome::Alone(_) | Outcome::Died) => {
-            shared.handovers.done.fetch_add(1, Ordering::Relaxed);
-            listeners.own_files();
+    let _ = thread.spawn(move || {
+        loop {
+            look_at_queues(&listeners);
+            match outcome.recv_timeout(LOOK_AGAIN) {
+                Err(mpsc::RecvTimeoutError::Timeout) if shared.draining.load(Ordering::Relaxed) => {
+                    return;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Ok(Outcome::WentOn(why)) => return leave(format!("{name} goes on: {why}")),
+                Ok(Outcome::Alone(_) | Outcome::Died) => {
+                    shared.handovers.done.fetch_add(1, Ordering::Relaxed);
+                    // Cores that share a queue serve all the same.
+                    let _ = listeners.widen();
+                    return look_at_queues(&listeners);
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    return leave(format!("{name}: the handover has failed here"));
+                }
+            }
         }
-        // The process before has ended, and the thread that listened to it too.
-        Err(_) => {}
     });
 }

@@ -284,6 +284,21 @@ impl Server {
             listeners: self.listeners.clone(),
             admin: control.admin_socket.clone(),
             socket_lock: control.socket_lock.clone(),
+            edits: {
+                let documents = control.documents.clone();
+                Box::new(move || {
+                    let now = documents.now();
+                    let digest = now.as_ref().map(|now| now.sources.overlay.digest());
+                    let kept = now.is_some_and(|now| {
+                        now.config.admin.as_ref().is_some_and(|admin| admin.persist)
+                    });
+                    (digest.unwrap_or_default(), kept)
+                })
+            },
+            draining: {
+                let shared = self.shared.clone();
+                Box::new(move || shared.draining.load(Ordering::Relaxed))
+            },
             count_failed: {
                 let shared = self.shared.clone();
                 Box::new(move || {

@@ -92,18 +92,20 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     let log = Log::start(&config.log);
     let tell = log.clone();
     let say_line = move |line: &str| tell.say(Level::Warn, line, &[]);
-    let differs = control::Options {
-        say: Arc::new(say_line),
-        reload: Some(reload_hooks(args, &log)),
-        sources: Some(sources),
-        ..control::Options::default()
-    };
     let leave = ending.leave();
     let late = leave.clone();
     let others = Others {
         meeting: Meeting::of(&config),
         passed,
-        leave: Box::new(move |why| late.tell(Leaving { why, successor: None })),
+        edits: sources.overlay.digest(),
+        cancelled: Box::new(ending.told()),
+        leave: Arc::new(move |why| late.tell(Leaving { why, successor: None })),
+    };
+    let differs = control::Options {
+        say: Arc::new(say_line),
+        reload: Some(reload_hooks(args, &log)),
+        sources: Some(sources),
+        ..control::Options::default()
     };
     let started = match start_beside(&config, differs, Some(others)) {
         Ok(started) => started,
@@ -126,7 +128,10 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
     systemd::ready("serving");
     let watchdog = systemd::watch(started.server.pulse());
     let Leaving { why, successor } = ending.wait(
-        || started.server.reload(),
+        || {
+            systemd::reloading();
+            started.server.reload();
+        },
         || started.server.reopen_logs(),
         || renew(program.as_deref(), &log),
     );
@@ -152,6 +157,11 @@ pub fn serve(args: &ServeArgs, err: &mut dyn Write) -> ExitCode {
 /// Starts the program anew, as it is on the disk by now and as this process was called; it takes
 /// over.
 fn renew(program: Option<&Path>, log: &Log) {
+    if std::process::id() == 1 {
+        let told = "SIGUSR2: this is process 1 (of a container), and all others end with it: \
+                    replace the container";
+        return log.say(Level::Error, told, &[]);
+    }
     let Some(program) = program else {
         return log.say(Level::Error, "SIGUSR2: nobody knows where this program is", &[]);
     };
@@ -236,10 +246,7 @@ fn read_again(args: &ServeArgs) -> Result<FileText, String> {
 fn reload_hooks(args: &ServeArgs, log: &Log) -> ReloadHooks {
     let (args, set, told) = (args.clone(), log.clone(), log.clone());
     ReloadHooks {
-        read: Arc::new(move || {
-            systemd::reloading();
-            read_again(&args)
-        }),
+        read: Arc::new(move || read_again(&args)),
         check: Arc::new(load::load_sources),
         prepare: Arc::new(move |config| {
             let (log, said) = (set.clone(), config.log.clone());

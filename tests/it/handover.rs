@@ -4,14 +4,14 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use loadtest::mock::Mock;
 use rustls::ClientConfig;
 
 use super::h2_client::H2Client;
 use super::house::{LIMIT, mock, wait_until};
-use super::process::{Run, address, folder};
+use super::process::{Run, folder};
 use super::secure::Secure;
 use super::wire::{Client, chat, get};
 
@@ -360,23 +360,4 @@ fn a_path_can_be_the_place_to_meet() {
     assert!(serving.child.wait().unwrap().success());
     assert!(!path.exists(), "the last one removes it");
     std::fs::remove_dir_all(&dir).unwrap();
-}
-
-#[test]
-fn a_process_that_ends_leaves_its_address_to_one_that_starts() {
-    let mut site = Site::new("handover-late");
-    let mut first = site.start(1, "");
-    first.behind("models     m");
-    let mut stream = Client::connect(site.addr());
-    stream.send(chat("x-mock: interval=20ms,tokens=20\r\n", true));
-    stream.through(b"\n\n").expect("it has begun");
-    // It drains: nobody can take over, and its addresses are free at once.
-    first.signal("TERM");
-    first.behind("SIGTERM: draining");
-    let next = site.start(1, "");
-    next.behind("models     m");
-    ask_anew(site.addr());
-    stream.through(b"data: [DONE]\n\n").expect("it ends well");
-    assert!(first.child.wait().unwrap().success());
-    let _ = (address("127.0.0.1:1 "), Duration::ZERO);
 }

@@ -22,22 +22,26 @@ const STEP: Duration = Duration::from_secs(5);
 struct Place {
     mock: Mock,
     port: u16,
-    control: &'static str,
+    /// Of the listener.
+    listener: &'static str,
+    /// Whole tables.
+    rest: String,
 }
 
 impl Place {
     fn new() -> Place {
-        Place { mock: mock(), port: free_port(), control: "" }
+        Place { mock: mock(), port: free_port(), listener: "", rest: String::new() }
     }
 
     fn text(&self) -> String {
         format!(
-            "[process]\ncores = 2\ndrain = \"10s\"\ncontrol_socket = \"{}\"\n\
-             [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:{}\"\nauth = \"none\"\n\
-             [[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = [\"m\"]\n",
-            self.control,
+            "[process]\ncores = 2\ndrain = \"10s\"\n\
+             [[listener]]\nname = \"main\"\nbind = \"127.0.0.1:{}\"\nauth = \"none\"\n{}\
+             [[upstream]]\nname = \"a\"\nurl = \"{}\"\nmodels = [\"m\"]\n{}",
             self.port,
-            self.mock.url()
+            self.listener,
+            self.mock.url(),
+            self.rest
         )
     }
 
@@ -109,6 +113,14 @@ impl Peer {
     }
 }
 
+fn hello() -> Message {
+    Message::Hello { program: "0.0.9".to_owned(), cores: 1, edits: String::new() }
+}
+
+fn sockets_of(sockets: Vec<Passed>) -> Message {
+    Message::Sockets { program: "0.0.9".to_owned(), sockets, more: false, edits_lost: false }
+}
+
 /// A new process that has connected and says nothing yet.
 fn new_one(place: &Place) -> Peer {
     Peer(Channel::connect(&place.name()).unwrap().expect("the process is found"))
@@ -117,7 +129,7 @@ fn new_one(place: &Place) -> Peer {
 /// One that has come as far as this step; its sockets.
 fn come_to(place: &Place, step: &str) -> (Peer, Vec<OwnedFd>) {
     let peer = new_one(place);
-    peer.says(&Message::Hello { program: "0.0.9".to_owned(), cores: 1 });
+    peer.says(&hello());
     let (message, sockets) = peer.hears();
     let Message::Sockets { sockets: told, more: false, .. } = message else { panic!() };
     assert_eq!((told.len(), sockets.len()), (2, 2), "one for each core");
@@ -199,7 +211,7 @@ fn one_handover_at_a_time_and_no_reload_meanwhile() {
     let serving = place.start("handover-one");
     let (first, sockets) = come_to(&place, "sockets");
     let second = new_one(&place);
-    second.says(&Message::Hello { program: "0.0.9".to_owned(), cores: 1 });
+    second.says(&hello());
     second.is_refused("another handover is under way");
     serving.signal("HUP");
     serving.behind("error: a handover to another process is under way");
@@ -233,15 +245,25 @@ impl Old {
 
     /// A new process that has come as far as to be ready.
     fn ready(&self, place: &Place) -> Peer {
+        let peer = self.greeted();
+        self.gives(&peer, place);
+        assert_eq!(peer.hears().0, Message::Ready);
+        peer
+    }
+
+    /// A new process that has asked.
+    fn greeted(&self) -> Peer {
         let peer = self.accepts();
         assert!(matches!(peer.hears().0, Message::Hello { .. }));
+        peer
+    }
+
+    fn gives(&self, peer: &Peer, place: &Place) {
         let address = place.addr().to_string();
         let sockets = vec![Passed { role: Role::Listener, index: 0, address }];
         let socket = OwnedFd::from(self.listener.try_clone().unwrap());
-        let message = Message::Sockets { program: "0.0.9".to_owned(), sockets, more: false };
+        let message = sockets_of(sockets);
         peer.says_with(&message, &[socket]);
-        assert_eq!(peer.hears().0, Message::Ready);
-        peer
     }
 }
 
@@ -321,7 +343,7 @@ fn sockets_that_are_none_and_state_that_is_none_are_told() {
     let peer = old.accepts();
     assert!(matches!(peer.hears().0, Message::Hello { .. }));
     let passed = Passed { role: Role::Listener, index: 0, address: String::new() };
-    let message = |sockets| Message::Sockets { program: String::new(), sockets, more: false };
+    let message = |sockets| sockets_of(sockets);
     // More are told than come.
     peer.says(&message(vec![passed.clone()]));
     peer.is_refused("sockets");
@@ -334,4 +356,84 @@ fn sockets_that_are_none_and_state_that_is_none_are_told() {
     peer.is_refused("");
     assert_eq!(next.child.wait().unwrap().code(), Some(1));
     TcpStream::connect(place.addr()).expect("the old one was left alone");
+}
+
+#[test]
+fn state_that_cannot_be_taken_holds_no_client_up() {
+    for state in [&b"nonsense"[..], b"", b"{}"] {
+        let place =
+            Place { listener: "ratelimit = { per_second = 1000, burst = 1000 }\n", ..Place::new() };
+        let old = Old::new(&place);
+        let next = Run::start("handover-nonsense", &place.text());
+        let peer = old.ready(&place);
+        peer.says_with(&Message::Stopped, &[file_of(state).unwrap()]);
+        assert_eq!(peer.hears().0, Message::Taken);
+        peer.says(&Message::Draining);
+        next.behind("models     m");
+        // The old one lives on, and says no more.
+        let begun = Instant::now();
+        place.asks();
+        assert!(begun.elapsed() < STEP, "{:?}", begun.elapsed());
+        drop(peer);
+    }
+}
+
+#[test]
+fn a_process_that_is_told_to_end_while_it_starts_takes_nothing() {
+    let place = Place::new();
+    let old = Old::new(&place);
+    let mut next = Run::start("handover-cancelled", &place.text());
+    let peer = old.greeted();
+    next.signal("INT");
+    // Its thread for signals is quick, but not at once.
+    std::thread::sleep(Duration::from_millis(300));
+    old.gives(&peer, &place);
+    peer.is_refused("told to end before it served");
+    assert_eq!(next.child.wait().unwrap().code(), Some(1));
+    TcpStream::connect(place.addr()).expect("the old one was left alone");
+}
+
+#[test]
+fn another_instance_with_the_same_admin_address_is_told_so() {
+    let admin = format!("[admin]\nbind = \"127.0.0.1:{}\"\n", free_port());
+    let [one, other] = [(); 2].map(|()| Place { rest: admin.clone(), ..Place::new() });
+    let serving = one.start("handover-one-of-two");
+    let mut second = Run::start("handover-two-of-two", &other.text());
+    second.behind("no listener in common");
+    assert_eq!(second.child.wait().unwrap().code(), Some(1));
+    one.is_still_handed_over("handover-one-of-two-2", serving);
+}
+
+#[test]
+fn what_is_taken_over_by_nobody_is_told() {
+    let mut place = Place::new();
+    let serving = place.start("handover-unclaimed");
+    let (kept, gone) = (place.port, free_port());
+    let second =
+        format!("[[listener]]\nname = \"b\"\nbind = \"127.0.0.1:{gone}\"\nauth = \"none\"\n");
+    place.rest = second;
+    let both = Run::start("handover-unclaimed-2", &place.text());
+    both.behind("took over  from process ");
+    place.rest.clear();
+    let last = Run::start("handover-unclaimed-3", &place.text());
+    last.behind(&format!("no address of the config: 127.0.0.1:{gone}"));
+    assert_eq!(kept, place.port);
+    place.asks();
+    drop((serving, both));
+}
+
+#[test]
+fn one_that_drains_is_not_asked() {
+    let place = Place::new();
+    let serving = place.start("handover-drains");
+    let mut client = Client::connect(place.addr());
+    client.send(chat("x-mock: interval=50ms,tokens=60\r\n", true));
+    client.through(b"\n\n").expect("it has begun");
+    serving.signal("TERM");
+    serving.behind("SIGTERM: draining");
+    let next = Run::start("handover-drains-2", &place.text());
+    next.behind("models     m");
+    assert!(!next.lines().iter().any(|line| line.contains("took over")), "{:?}", next.lines());
+    place.asks();
+    client.through(b"data: [DONE]\n\n").expect("it ends well");
 }

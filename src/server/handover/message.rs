@@ -37,6 +37,8 @@ pub enum Message {
         program: String,
         /// How many cores it has.
         cores: usize,
+        /// Tells the edits of the admin API that it has read (`Overlay::digest`).
+        edits: String,
     },
     /// Old: listening sockets, in the order of the descriptors.
     Sockets {
@@ -46,6 +48,8 @@ pub enum Message {
         sockets: Vec<Passed>,
         /// Another such message follows.
         more: bool,
+        /// It has edits of the admin API in its memory alone, which end with it.
+        edits_lost: bool,
     },
     /// New: accepts on all that it wants.
     Ready,
@@ -72,10 +76,13 @@ impl Message {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut object = match self {
-            Message::Hello { program, cores } => json!({ "program": program, "cores": cores }),
-            Message::Sockets { program, sockets, more } => {
+            Message::Hello { program, cores, edits } => {
+                json!({ "program": program, "cores": cores, "edits": edits })
+            }
+            Message::Sockets { program, sockets, more, edits_lost } => {
                 let sockets: Vec<Value> = sockets.iter().map(write_passed).collect();
-                json!({ "program": program, "sockets": sockets, "more": more })
+                let (program, lost) = (program, edits_lost);
+                json!({ "program": program, "sockets": sockets, "more": more, "edits_lost": lost })
             }
             Message::Later { last } => json!({ "last": last }),
             Message::Refused { why } => json!({ "why": why }),
@@ -111,6 +118,7 @@ impl Message {
                 Message::Hello {
                     program: text("program"),
                     cores: usize::try_from(cores).unwrap_or(usize::MAX),
+                    edits: text("edits"),
                 }
             }
             "sockets" => {
@@ -121,6 +129,7 @@ impl Message {
                     program: text("program"),
                     sockets: sockets.collect::<Result<_, _>>()?,
                     more: flag("more"),
+                    edits_lost: flag("edits_lost"),
                 }
             }
             "ready" => Message::Ready,
@@ -184,11 +193,12 @@ mod tests {
     fn each() -> Vec<Message> {
         let passed = |role, index| Passed { role, index, address: "unix:/a".to_owned() };
         vec![
-            Message::Hello { program: "0.1.0".to_owned(), cores: 64 },
+            Message::Hello { program: "0.1.0".to_owned(), cores: 64, edits: "0a".to_owned() },
             Message::Sockets {
                 program: "0.1.0".to_owned(),
                 sockets: vec![passed(Role::Listener, 3), passed(Role::Admin, 0)],
                 more: true,
+                edits_lost: true,
             },
             Message::Ready,
             Message::Stopped,

@@ -12,7 +12,9 @@ use super::{Heard, Meeting, STEP, hear, tell, tell_with};
 use crate::control::admin_socket::AdminSocket;
 use crate::control::socket_lock::{HeldSocketLock, Holder, SocketLock};
 use crate::net::dial::Address;
-use crate::net::handover_socket::{Channel, ControlSocket, FDS_MAX, file_of, wait_readable};
+use crate::net::handover_socket::{
+    Channel, ControlSocket, FDS_MAX, file_of, is_alive, wait_readable,
+};
 use crate::net::sys;
 use crate::server::listeners::Listeners;
 
@@ -21,6 +23,9 @@ const LOOK: Duration = Duration::from_millis(100);
 /// How often what the last exchanges have counted is sent.
 const LATER: Duration = Duration::from_millis(100);
 
+/// How often and how many times the queues are looked at while a process that did not take over lives.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const LOOKS_MAX: u32 = 60;
 /// Most processes that are listened to at a time.
 const CONVERSATIONS_MAX: usize = 8;
 
@@ -44,6 +49,10 @@ pub struct Estate {
     pub admin: AdminSocket,
     /// No reload and no other handover meanwhile.
     pub socket_lock: SocketLock,
+    /// Tells the edits of the admin API, and whether they are kept in a file.
+    pub edits: Box<dyn Fn() -> (String, bool) + Send + Sync>,
+    /// Whether this process is ending, and has nothing to hand over.
+    pub draining: Box<dyn Fn() -> bool + Send + Sync>,
     /// Counts a handover that was begun and not carried through.
     pub count_failed: Box<dyn Fn() + Send + Sync>,
     /// Writes its state.
@@ -142,8 +151,13 @@ fn keep_sockets(estate: &Arc<Estate>, end: &AtomicBool) {
     let mut complained = false;
     let mut conversations = Conversations::default();
     while !end.load(Ordering::Acquire) {
-        if conversations.have_handed() {
-            // Whoever comes now finds the next process.
+        if conversations.have_handed() || (estate.draining)() {
+            // Whoever comes now finds the next process, or nobody.
+            sockets
+                .0
+                .iter()
+                .filter(|_| !conversations.have_handed())
+                .for_each(|one| one.remove_file());
             sockets = ControlSockets::default();
             std::thread::sleep(LOOK);
             continue;
@@ -196,8 +210,15 @@ impl ControlSockets {
         let all: Vec<BorrowedFd<'_>> = self.0.iter().map(AsFd::as_fd).collect();
         let ready = wait_readable(&all, LOOK);
         let ready = self.0.iter().zip(ready).filter(|(_, ready)| *ready);
-        // Without descriptors the other one waits, and comes again.
-        ready.filter_map(|(socket, _)| socket.accept().ok().flatten()).collect()
+        let accept = |(socket, _): (&ControlSocket, bool)| match socket.accept() {
+            Ok(channel) => channel,
+            Err(_) => {
+                // Without descriptors the other one waits; it is no reason to spin.
+                std::thread::sleep(LOOK);
+                None
+            }
+        };
+        ready.filter_map(accept).collect()
     }
 }
 
@@ -206,45 +227,104 @@ fn refuse(channel: &Channel, why: &str) {
     let _ = tell(channel, &Message::Refused { why: why.to_owned() });
 }
 
+/// This process accepts no more; unless it hands over, it goes back to work when this is dropped.
+struct Paused<'a> {
+    estate: &'a Estate,
+    gift: Option<Box<dyn Gift>>,
+    handed: bool,
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if !self.handed {
+            if let Some(gift) = self.gift.take() {
+                gift.keep();
+            }
+            resume(self.estate);
+        }
+    }
+}
+
 /// One handover, from hello to the end of this process or back to work.
 fn hand_over(estate: &Estate, channel: &Channel, handed: &AtomicBool, ended: &mpsc::Receiver<()>) {
     let pid = channel.peer.pid;
-    let program = match greet(channel) {
-        Ok(program) => program,
+    let (program, edits) = match greet(channel) {
+        Ok(told) => told,
         Err(why) => return turn_away(estate, channel, &why),
     };
-    let _held = match wait_lock(&estate.socket_lock) {
+    let held = match wait_lock(&estate.socket_lock) {
         Ok(held) => held,
         Err(why) => return give_up(estate, channel, why),
     };
     (estate.hooks.say)(&format!(
         "handover: process {pid} (tokenring {program}) asks for the sockets"
     ));
-    if let Err(why) = send_sockets(estate, channel) {
+    if let Err(why) = check(estate, &edits).and_then(|lost| send_sockets(estate, channel, lost)) {
         return give_up(estate, channel, &why);
     }
-    match hear(channel, STEP) {
-        Heard::Message(Message::Ready, _) => {}
-        other => {
-            give_up(estate, channel, &other.instead_of("ready"));
-            // It may have been told of a connection that it did not accept: all are looked at.
-            estate.listeners.pause();
-            return resume(estate);
+    match stop(estate, channel) {
+        Ok(mut paused) => {
+            paused.handed = true;
+            let gift = paused.gift.take();
+            estate.listeners.leave_files();
+            estate.admin.close();
+            handed.store(true, Ordering::Release);
+            let told = format!("handed over to process {pid} (tokenring {program})");
+            (estate.hooks.leave)(pid, told);
+            gift.into_iter().for_each(|gift| tell_later(channel, gift, ended));
+            drop(held);
+        }
+        Err(why) => {
+            give_up(estate, channel, &why);
+            drop(held);
+            look_again(estate, pid);
         }
     }
-    estate.admin.pause();
+}
+
+/// Whether it may be given the sockets; then, whether edits of the admin API are lost with this one.
+///
+/// Errors: this process is ending, or was edited since the other one has read its config.
+fn check(estate: &Estate, edits: &str) -> Result<bool, String> {
+    if (estate.draining)() {
+        return Err("it is ending".to_owned());
+    }
+    match (estate.edits)() {
+        (own, _) if own == edits => Ok(false),
+        (_, true) => Err("it was edited over the admin API meanwhile: start once more".to_owned()),
+        (_, false) => Ok(true),
+    }
+}
+
+/// Waits until the other one is ready, accepts no more, and agrees.
+///
+/// Errors: why the other one is not to take over; this process accepts again by then.
+fn stop<'a>(estate: &'a Estate, channel: &Channel) -> Result<Paused<'a>, String> {
+    let ready = match hear(channel, STEP) {
+        Heard::Message(Message::Ready, _) => Ok(()),
+        other => Err(other.instead_of("ready")),
+    };
+    let mut paused = Paused { estate, gift: None, handed: false };
+    if ready.is_ok() {
+        estate.admin.pause();
+    }
+    // Otherwise the other one may have been told of a connection that it did not accept: all queues
+    // are looked at once.
     if let Err(amiss) = estate.listeners.pause().complete() {
         (estate.hooks.say)(&format!("handover: {amiss}"));
     }
-    let (mut gift, state) = (estate.give)();
-    if let Err(why) = agree(channel, &state) {
-        gift.keep();
-        resume(estate);
-        return give_up(estate, channel, &why);
-    }
-    estate.listeners.leave_files();
-    handed.store(true, Ordering::Release);
-    (estate.hooks.leave)(pid, format!("handed over to process {pid} (tokenring {program})"));
+    let agreed = ready.and_then(|()| {
+        let (gift, state) = (estate.give)();
+        paused.gift = Some(gift);
+        agree(channel, &state)
+    });
+    // First the word, so that the other one does not wait while this one resumes.
+    agreed.inspect_err(|why| refuse(channel, why))?;
+    Ok(paused)
+}
+
+/// Sends what the last exchanges still count, until this process ends.
+fn tell_later(channel: &Channel, mut gift: Box<dyn Gift>, ended: &mpsc::Receiver<()>) {
     loop {
         let last = ended.recv_timeout(LATER) != Err(mpsc::RecvTimeoutError::Timeout);
         let state = gift.later(last);
@@ -259,13 +339,29 @@ fn hand_over(estate: &Estate, channel: &Channel, handed: &AtomicBool, ended: &mp
     }
 }
 
-fn greet(channel: &Channel) -> Result<String, String> {
+/// Looks at all queues now and then while the other process lives: one that was stopped is told of
+/// connections that it does not accept.
+fn look_again(estate: &Estate, pid: i32) {
+    for _ in 0..LOOKS_MAX {
+        std::thread::sleep(LOOK_AGAIN);
+        if is_alive(pid) != Some(true) || (estate.draining)() {
+            return;
+        }
+        let Ok(_held) = estate.socket_lock.take(Holder::Handover) else { return };
+        estate.listeners.pause();
+        if estate.listeners.resume().is_err() {
+            return;
+        }
+    }
+}
+
+fn greet(channel: &Channel) -> Result<(String, String), String> {
     let uid = channel.peer.uid;
     if uid != sys::user() {
         return Err(format!("it runs as user {uid}, this process as user {}", sys::user()));
     }
     match hear(channel, STEP) {
-        Heard::Message(Message::Hello { program, .. }, _) => Ok(program),
+        Heard::Message(Message::Hello { program, edits, .. }, _) => Ok((program, edits)),
         other => Err(other.instead_of("hello")),
     }
 }
@@ -285,7 +381,7 @@ fn wait_lock(lock: &SocketLock) -> Result<HeldSocketLock, &'static str> {
     }
 }
 
-fn send_sockets(estate: &Estate, channel: &Channel) -> Result<(), String> {
+fn send_sockets(estate: &Estate, channel: &Channel, edits_lost: bool) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
     let mut all: Vec<(Passed, OwnedFd)> = Vec::new();
     for one in estate.listeners.export().map_err(text)? {
@@ -301,7 +397,7 @@ fn send_sockets(estate: &Estate, channel: &Channel) -> Result<(), String> {
         let rest = all.split_off(all.len().min(FDS_MAX));
         let (sockets, descriptors): (Vec<_>, Vec<_>) = all.into_iter().unzip();
         let more = !rest.is_empty();
-        let message = Message::Sockets { program: program.clone(), sockets, more };
+        let message = Message::Sockets { program: program.clone(), sockets, more, edits_lost };
         tell_with(channel, &message, &descriptors).map_err(text)?;
         if !more {
             return Ok(());

@@ -18,6 +18,8 @@ pub struct Given {
     pub listeners: Vec<(usize, OwnedFd)>,
     /// Sockets of the operator's interface.
     pub admin: Vec<OwnedFd>,
+    /// It has edits of the admin API that are nowhere else.
+    pub edits_lost: bool,
     /// The rest of the conversation.
     pub session: Session,
 }
@@ -31,55 +33,60 @@ pub struct NotGiven {
     pub again: bool,
 }
 
-impl NotGiven {
-    fn ever(why: String) -> Self {
-        Self { why, again: false }
-    }
-}
-
 /// Asks whoever is found by one of these names; `None` = nobody is there, or it has just ended.
 ///
+/// Shape: `hello` is what this process says; lines for the operator go to `warnings`.
 /// Errors: the process that serves is busy, hangs, or speaks another version.
-pub fn ask(names: &[Name], cores: usize) -> Result<Option<Given>, NotGiven> {
+pub fn ask(
+    names: &[Name],
+    hello: &Message,
+    warnings: &mut Vec<String>,
+) -> Result<Option<Given>, NotGiven> {
     for name in names {
         let channel = match Channel::connect(name) {
             Ok(Some(channel)) => channel,
             Ok(None) => continue,
-            Err(error) => return Err(NotGiven::ever(format!("handover at {name}: {error}"))),
+            Err(error) => {
+                let again = error.kind() == std::io::ErrorKind::WouldBlock;
+                return Err(NotGiven { why: format!("handover at {name}: {error}"), again });
+            }
         };
         if channel.peer.uid != sys::user() {
+            // Anybody may have bound the name: it is no reason not to start.
             let uid = channel.peer.uid;
-            return Err(NotGiven::ever(format!(
-                "handover at {name}: a process of user {uid} has that name; it was left alone"
-            )));
+            let told =
+                format!("handover: a process of user {uid} has the name {name}, and is left alone");
+            if !warnings.contains(&told) {
+                warnings.push(told);
+            }
+            continue;
         }
-        return receive_sockets(channel, cores);
+        return receive_sockets(channel, hello);
     }
     Ok(None)
 }
 
-fn receive_sockets(channel: Channel, cores: usize) -> Result<Option<Given>, NotGiven> {
+fn receive_sockets(channel: Channel, hello: &Message) -> Result<Option<Given>, NotGiven> {
     let pid = channel.peer.pid;
-    let hello = Message::Hello { program: env!("CARGO_PKG_VERSION").to_owned(), cores };
-    if tell(&channel, &hello).is_err() {
+    if tell(&channel, hello).is_err() {
         return Ok(None);
     }
     let (mut listeners, mut admin) = (Vec::new(), Vec::new());
     loop {
         let heard = hear(&channel, STEP);
-        let (program, sockets, more, descriptors) = match heard {
-            Heard::Message(Message::Sockets { program, sockets, more }, descriptors)
-                if sockets.len() == descriptors.len() =>
-            {
-                (program, sockets, more, descriptors)
+        let (program, sockets, more, edits_lost, descriptors) = match heard {
+            Heard::Message(
+                Message::Sockets { program, sockets, more, edits_lost },
+                descriptors,
+            ) if sockets.len() == descriptors.len() => {
+                (program, sockets, more, edits_lost, descriptors)
             }
             Heard::Ended => return Ok(None),
             other => {
                 let again = matches!(other, Heard::Message(Message::Refused { .. }, _));
                 let why = other.instead_of("sockets");
-                let refused = Message::Refused { why: why.clone() };
                 // It is told if it listens; it has lost nothing.
-                let _ = tell(&channel, &refused);
+                let _ = tell(&channel, &Message::Refused { why: why.clone() });
                 let why = format!("process {pid} serves and gave no sockets: {why}");
                 return Err(NotGiven { why, again });
             }
@@ -92,7 +99,7 @@ fn receive_sockets(channel: Channel, cores: usize) -> Result<Option<Given>, NotG
         }
         if !more {
             let session = Session { channel, program };
-            return Ok(Some(Given { listeners, admin, session }));
+            return Ok(Some(Given { listeners, admin, edits_lost, session }));
         }
     }
 }
@@ -114,8 +121,18 @@ pub struct Session {
     program: String,
 }
 
-/// Takes what the process before has sent: its state, then what changed since.
+/// Takes a message with state. Returns a line for the operator. Errors: why it cannot be taken.
 pub type Take = Box<dyn FnMut(&[u8]) -> Result<String, String> + Send>;
+
+/// What the thread of a handover calls.
+pub struct Calls {
+    /// Takes what the process before has sent: its state, then what changed since.
+    pub take: Take,
+    /// Nothing comes from the process before any more.
+    pub ended: Box<dyn FnOnce() + Send>,
+    /// It goes on by itself after all: this one is to leave.
+    pub went_on: Box<dyn Fn(String) + Send>,
+}
 
 impl Session {
     /// The process before, for people.
@@ -133,53 +150,51 @@ impl Session {
     /// Says that this process accepts on all sockets, and carries the handover through on a thread
     /// of its own.
     ///
-    /// Shape: the outcome comes through `outcome`; it may be long in coming if the process before
-    /// hangs. After it `take` goes on to be called until the process before has ended; then `ended`.
-    pub fn conclude(
-        self,
-        take: Take,
-        ended: Box<dyn FnOnce() + Send>,
-    ) -> std::io::Result<mpsc::Receiver<Outcome>> {
+    /// Shape: the outcome comes through the channel; it may be long in coming if the process before
+    /// hangs.
+    pub fn conclude(self, calls: Calls) -> std::io::Result<mpsc::Receiver<Outcome>> {
         let (outcome, told) = mpsc::channel();
         let thread = std::thread::Builder::new().name("handover".to_owned());
-        thread.spawn(move || self.run(take, ended, &outcome))?;
+        thread.spawn(move || self.run(calls, &outcome))?;
         Ok(told)
     }
 
-    fn run(self, mut take: Take, ended: Box<dyn FnOnce() + Send>, told: &mpsc::Sender<Outcome>) {
+    fn run(self, mut calls: Calls, told: &mpsc::Sender<Outcome>) {
         let outcome = match tell(&self.channel, &Message::Ready) {
-            Ok(()) => self.take_over(&mut take),
+            Ok(()) => self.take_over(&mut calls),
             Err(_) => self.lost(),
         };
         let follows = matches!(outcome, Outcome::Alone(_));
         // Whoever started this may have given up meanwhile.
         let _ = told.send(outcome);
         if follows {
-            self.follow(&mut take);
+            self.follow(&mut calls);
         }
-        ended();
+        (calls.ended)();
     }
 
     /// Takes what changes until the process before has ended.
-    fn follow(&self, take: &mut Take) {
+    fn follow(&self, calls: &mut Calls) {
         loop {
             match hear(&self.channel, STEP) {
                 Heard::Message(Message::Later { last }, files) => {
                     for file in files {
                         // What cannot be read is what was counted in its last moments.
-                        let _ = bytes_of(file).map(|bytes| take(&bytes));
+                        let _ = bytes_of(file).map(|bytes| (calls.take)(&bytes));
                     }
                     if last {
                         return;
                     }
                 }
-                Heard::Silent => {}
+                // It was stopped, has gone back to work, and the word for it came late.
+                Heard::Message(Message::Refused { why }, _) => return (calls.went_on)(why),
+                Heard::Message(Message::Draining, _) | Heard::Silent => {}
                 _ => return,
             }
         }
     }
 
-    fn take_over(&self, take: &mut Take) -> Outcome {
+    fn take_over(&self, calls: &mut Calls) -> Outcome {
         let file = loop {
             match hear(&self.channel, STEP) {
                 // However long it hangs: it stops accepting as soon as it runs again.
@@ -190,9 +205,9 @@ impl Session {
                 other => return Outcome::WentOn(other.instead_of("stopped")),
             }
         };
-        let bytes = file.ok_or_else(|| "it came without its state".to_owned());
-        let bytes = bytes.and_then(|file| bytes_of(file).map_err(|error| error.to_string()));
-        let taken = match bytes.and_then(|bytes| take(&bytes)) {
+        // State that cannot be read is taken as none: whoever waits for it must be told.
+        let bytes = file.and_then(|file| bytes_of(file).ok()).unwrap_or_default();
+        let taken = match (calls.take)(&bytes) {
             Ok(taken) => taken,
             Err(why) => format!("its state could not be taken: {why}"),
         };

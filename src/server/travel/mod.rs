@@ -297,6 +297,12 @@ impl Taker {
         }
     }
 
+    /// The state cannot be taken: what comes later is about what is not known here.
+    pub fn go_without(&self) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).begun = true;
+        self.give_up();
+    }
+
     /// Waits no more for the state: calls that count are let in, by the counts of this process.
     pub fn give_up(&self) {
         if self.shared.before.is_awaited() {
