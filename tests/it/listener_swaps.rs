@@ -352,7 +352,7 @@ fn an_address_moves_to_another_listener_and_refuses_nobody() {
                 }
             });
         });
-        for turn in 0..5 {
+        for turn in 0..6 {
             let (one, other) = if turn % 2 == 0 { ("b", "a") } else { ("a", "b") };
             let mut kept = Client::connect(addr);
             assert_eq!(server_of(&mut kept, other).as_deref(), Ok(other));

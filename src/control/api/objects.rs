@@ -108,6 +108,9 @@ struct Reading {
     may_refer: bool,
 }
 
+/// The keys of an upstream that say where it is and who can listen on the way.
+const LEADS: [&str; 7] = ["url", "ports", "unix", "discover", "host", "proxy", "tls"];
+
 impl Reading {
     /// The value as TOML; `None` for null.
     fn value(
@@ -131,10 +134,12 @@ impl Reading {
             Value::Array(list) => self.list(path, list, before)?,
             Value::Object(object) => {
                 let before = before.and_then(toml::Value::as_table);
+                let keeps_no_secrets = path.is_empty() && self.moves(object, before);
                 let mut table = Table::new();
                 for (key, value) in object {
                     let path = [path, &[key.as_str()]].concat();
                     let before = before.and_then(|before| before.get(key));
+                    let before = before.filter(|_| !keeps_no_secrets);
                     if let Some(value) = self.value(&path, value, before)? {
                         table.insert(key.clone(), value);
                     }
@@ -143,6 +148,17 @@ impl Reading {
             }
         };
         Ok(Some(value))
+    }
+
+    /// Whether an entry is to lead elsewhere, at the word of somebody who may not know its secrets:
+    /// they would be sent there.
+    fn moves(&self, given: &serde_json::Map<String, Value>, before: Option<&Table>) -> bool {
+        let differs = |key: &&str| {
+            let had = before.and_then(|before| before.get(*key));
+            let had = had.map(|had| show_value(self.section, &[*key], had, false));
+            had.as_ref() != given.get(*key).filter(|value| !value.is_null())
+        };
+        !self.may_refer && before.is_some() && LEADS.iter().any(differs)
     }
 
     fn text(&self, path: &[&str], text: &str) -> Result<toml::Value, Refusal> {

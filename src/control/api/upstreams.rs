@@ -28,11 +28,14 @@ fn id(name: &str) -> EntryId {
 /// An upstream as it is shown: the names of its fields that other proxies know too are always there.
 fn object(now: &Snapshot, name: &str, entry: &Table) -> Value {
     let mut object = objects::shown(Section::Upstream, entry);
-    let is_it = |one: &&Upstream| {
-        // One entry with `ports` is several upstreams with the same settings.
-        one.name == name || one.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
+    // One entry with `ports` is several upstreams with the same settings.
+    let is_several = entry.contains_key("ports") || entry.contains_key("discover");
+    let is_one_of_it = |one: &&Upstream| {
+        is_several && one.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('-'))
     };
-    let upstream = now.config.upstreams.iter().find(is_it);
+    let all = &now.config.upstreams;
+    let upstream =
+        all.iter().find(|one| one.name == name).or_else(|| all.iter().find(is_one_of_it));
     object.entry("auth").or_insert_with(|| json!({ "type": "none" }));
     object.entry("headers").or_insert_with(|| json!([]));
     let breaker = object.entry("breaker").or_insert_with(|| json!({}));

@@ -103,12 +103,12 @@ impl Watcher {
     async fn run(&mut self) {
         loop {
             let begun = Instant::now();
-            let version = self.version.clone();
             let end = match self.list_and_watch().await {
                 Ok(never) => match never {},
                 Err(end) => end,
             };
-            let has_served = begun.elapsed() >= WATCH_MIN || self.version != version;
+            // A list alone is no service: an API whose watches end at once is asked ever more seldom.
+            let has_served = begun.elapsed() >= WATCH_MIN && !matches!(end, End::Failed(..));
             if has_served {
                 self.backoff.next = FAILED_MIN;
             }
