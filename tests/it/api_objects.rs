@@ -303,3 +303,31 @@ fn a_deleted_upstream_lets_its_exchanges_end() {
         assert_eq!(asks.join().unwrap(), "slow");
     });
 }
+
+#[test]
+fn secrets_do_not_follow_an_upstream_at_the_word_of_somebody_without_a_token() {
+    let secret = "[[upstream]]\nname = \"paid\"\nurl = \"http://127.0.0.1:9\"\nmodels = [\"p\"]\n\
+                  auth = { type = \"bearer\", token = \"sk-of-the-server\" }\n";
+    let kept = json!({ "type": "bearer", "token": "***" });
+    let token = "[admin]\nbind = \"127.0.0.1:0\"\ntoken = \"t0ken\"\n";
+    for (admin, status) in [("", 400), (token, 200)] {
+        let house = House::with(&format!("{secret}{admin}"));
+        let mut operator = house.operator();
+        operator.fields = "authorization: Bearer t0ken\r\n".to_owned();
+        let elsewhere = [
+            json!({ "url": house.a.url(), "models": ["p"], "auth": kept }),
+            json!({ "url": "http://127.0.0.1:9", "models": ["p"], "auth": kept,
+                "proxy": format!("http://{}", house.a.addr()) }),
+        ];
+        for there in elsewhere {
+            let told = operator.put("/upstreams/paid", there.clone());
+            assert_eq!(told.status, status, "{there}: {told:?}");
+        }
+        // Where it leads as before, all else may change and the secret stays.
+        let now = operator.get("/upstreams/paid").data().clone();
+        let mut same = now.clone();
+        same["concurrency"] = json!(3);
+        let told = operator.put("/upstreams/paid", same);
+        assert_eq!((told.status, &told.data()["auth"]), (200, &kept), "{told:?}");
+    }
+}

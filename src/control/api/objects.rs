@@ -93,6 +93,7 @@ pub fn entry_of(
     may_refer: bool,
 ) -> Result<Table, Refusal> {
     let reading = Reading { section, may_refer };
+    let before = before.filter(|before| !reading.moves(object, before));
     let mut entry = Table::new();
     for (key, value) in object {
         let before = before.and_then(|before| before.get(key));
@@ -109,7 +110,7 @@ struct Reading {
 }
 
 /// The keys of an upstream that say where it is and who can listen on the way.
-const LEADS: [&str; 7] = ["url", "ports", "unix", "discover", "host", "proxy", "tls"];
+const LEADS: [&str; 6] = ["url", "ports", "discover", "host", "proxy", "tls"];
 
 impl Reading {
     /// The value as TOML; `None` for null.
@@ -134,12 +135,10 @@ impl Reading {
             Value::Array(list) => self.list(path, list, before)?,
             Value::Object(object) => {
                 let before = before.and_then(toml::Value::as_table);
-                let keeps_no_secrets = path.is_empty() && self.moves(object, before);
                 let mut table = Table::new();
                 for (key, value) in object {
                     let path = [path, &[key.as_str()]].concat();
                     let before = before.and_then(|before| before.get(key));
-                    let before = before.filter(|_| !keeps_no_secrets);
                     if let Some(value) = self.value(&path, value, before)? {
                         table.insert(key.clone(), value);
                     }
@@ -152,13 +151,12 @@ impl Reading {
 
     /// Whether an entry is to lead elsewhere, at the word of somebody who may not know its secrets:
     /// they would be sent there.
-    fn moves(&self, given: &serde_json::Map<String, Value>, before: Option<&Table>) -> bool {
+    fn moves(&self, given: &Map<String, Value>, before: &Table) -> bool {
         let differs = |key: &&str| {
-            let had = before.and_then(|before| before.get(*key));
-            let had = had.map(|had| show_value(self.section, &[*key], had, false));
+            let had = before.get(*key).map(|had| show_value(self.section, &[*key], had, false));
             had.as_ref() != given.get(*key).filter(|value| !value.is_null())
         };
-        !self.may_refer && before.is_some() && LEADS.iter().any(differs)
+        self.section == Section::Upstream && !self.may_refer && LEADS.iter().any(differs)
     }
 
     fn text(&self, path: &[&str], text: &str) -> Result<toml::Value, Refusal> {
