@@ -5,8 +5,9 @@
 //! fractions, so nothing is rounded. Sizes follow IEC 80000-13: `KiB` is 1024,
 //! `KB` is 1000; a bare `K`, `M`, `G` is 1024 of the smaller, as in nginx.
 //!
-//! And bare whole numbers, as heads and metrics have them: `decimal`.
+//! And bare whole numbers, as heads and metrics have them: `decimal`; bytes as digits: `hex`.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 /// Units of time, the largest first, in nanoseconds.
@@ -200,6 +201,16 @@ pub fn decimal(mut value: u64, digits: &mut [u8; DECIMAL_BYTES_MAX]) -> &[u8] {
             return &digits[at..];
         }
     }
+}
+
+/// Bytes in hexadecimal, two lower-case digits each.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 #[cfg(test)]

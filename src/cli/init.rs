@@ -3,13 +3,15 @@
 //! It asks where vLLM, llama-server, Ollama and SGLang listen by default, and where it is told to.
 //! Plain HTTP only: a server behind https is written down unasked, since its key is not known here.
 
-use std::io::{Read, Write};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::io::Write;
+use std::net::ToSocketAddrs as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
+
+use crate::server::question::{connect, exchange, explain};
 
 /// Where servers listen by default, and whose port it is.
 const USUAL: &[(&str, &str)] = &[
@@ -126,19 +128,12 @@ fn get(url: &str, path: &str) -> Result<(u16, String), String> {
     let target = if has_port { authority.to_owned() } else { format!("{authority}:80") };
     let told = |why: std::io::Error| match why.kind() {
         std::io::ErrorKind::ConnectionRefused => "nobody listens".to_owned(),
-        std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut => {
-            "no answer in time".to_owned()
-        }
-        _ => why.to_string(),
+        _ => explain(&why),
     };
     let address = target.to_socket_addrs().map_err(told)?.next().ok_or("no address")?;
-    let mut stream = TcpStream::connect_timeout(&address, STEP_TIMEOUT).map_err(told)?;
-    stream.set_read_timeout(Some(STEP_TIMEOUT)).map_err(told)?;
-    stream.set_write_timeout(Some(STEP_TIMEOUT)).map_err(told)?;
+    let stream = connect(&address, STEP_TIMEOUT).map_err(told)?;
     let request = format!("GET {base}{path} HTTP/1.0\r\nHost: {authority}\r\nAccept: */*\r\n\r\n");
-    stream.write_all(request.as_bytes()).map_err(told)?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).map_err(told)?;
+    let answer = exchange(stream, request.as_bytes(), ANSWER_BYTES_MAX).map_err(told)?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").ok_or("speaks no HTTP")?;
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
@@ -183,6 +178,7 @@ fn text(found: &[Found]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::net::TcpListener;
 
     use super::*;

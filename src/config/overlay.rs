@@ -10,10 +10,11 @@
 //! digests. An entry that is not in `upon` was in no file.
 
 use std::fmt;
-use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
+
+use crate::base::units::hex;
 
 /// The kinds of entries that can be edited, each with the section of the file that lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -118,7 +119,7 @@ impl Overlay {
     pub fn digest(&self) -> String {
         match self.is_empty() {
             true => String::new(),
-            false => Sha256::digest(self.to_string()).iter().map(|b| format!("{b:02x}")).collect(),
+            false => hex(&Sha256::digest(self.to_string())),
         }
     }
 
@@ -235,16 +236,12 @@ fn bare(key: &str) -> String {
 
 /// Tells entries apart by what they say: not by comments, blanks, or the order of keys.
 pub(super) fn digest(entry: &Table) -> String {
-    hex(&Sha256::digest(Value::Table(entry.clone()).to_string()))
+    short(&Sha256::digest(Value::Table(entry.clone()).to_string()))
 }
 
-/// The first 16 bytes in hexadecimal.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(16).fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+/// As much of a digest as tells two documents apart: 16 bytes, in hexadecimal.
+pub(super) fn short(digest: &[u8]) -> String {
+    hex(&digest[..16])
 }
 
 #[cfg(test)]

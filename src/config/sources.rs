@@ -12,7 +12,7 @@ use toml::de::{DeArray, DeTable, DeValue};
 use toml::{Spanned, Table};
 
 use super::fault::{Draft, Report, Spot};
-use super::overlay::{Edit, EntryId, Overlay, Section, digest, entries_of, hex};
+use super::overlay::{Edit, EntryId, Overlay, Section, digest, entries_of, short};
 use super::reader::{Outside, Reader};
 use super::{Loaded, finish, load};
 
@@ -63,7 +63,7 @@ impl Sources {
         hash.update((self.text.len() as u64).to_le_bytes());
         hash.update(&self.text);
         hash.update(self.overlay.to_string());
-        hex(&hash.finalize())
+        short(&hash.finalize())
     }
 
     /// The entry as it is meant; `None` where there is none.

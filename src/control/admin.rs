@@ -24,14 +24,14 @@ use subtle::ConstantTimeEq;
 use super::admin_socket::{AdminSocket, BoundSocket, Open, lock};
 use super::api::{self, Api};
 use super::caller::{bearer, is_of_this_address, is_sent_by_no_page};
-use super::monitored::{Monitored, Standing};
+use super::monitored::{Monitored, Standing, check_all};
 use super::reconciler::UpstreamTable;
 use super::reload::Commit;
 use super::shows::Shows;
 use crate::base::units::counted;
 use crate::config;
 use crate::policy::breaker::State as Breaker;
-use crate::telemetry::access::write_time;
+use crate::telemetry::access::shown_time;
 use crate::telemetry::prometheus::{Snapshot, UpstreamRow, render};
 
 /// Why a request that does something is refused.
@@ -300,12 +300,7 @@ async fn wrong_method() -> Response {
 pub async fn probe_now(table: &UpstreamTable) {
     let rows = table.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let enabled = rows.into_iter().filter(|monitored| monitored.upstream.enabled);
-    let checks: Vec<_> =
-        enabled.map(|monitored| tokio::spawn(async move { monitored.check().await })).collect();
-    for check in checks {
-        // An error means that the check panicked: it has found nothing out.
-        let _ = check.await;
-    }
+    check_all(enabled).await;
 }
 
 impl AdminState {
@@ -348,15 +343,10 @@ impl AdminState {
 
 fn endpoint(monitored: &Monitored) -> Value {
     let checked = monitored.checked();
-    let time = |at| {
-        let mut text = Vec::new();
-        write_time(at, &mut text);
-        String::from_utf8_lossy(&text).into_owned()
-    };
     json!({
         "healthy": monitored.standing() == Standing::Healthy,
         "state": monitored.standing().name(),
-        "lastCheck": checked.last.map(time),
+        "lastCheck": checked.last.map(shown_time),
         "errorCount": checked.errors,
         "lastError": checked.last_error,
     })

@@ -46,10 +46,7 @@ impl BoundSocket {
     /// Shape: `adopted` are sockets of a process before; one that has this address is used.
     /// Errors: the address cannot be bound.
     pub fn bind(bind: &Bind, adopted: Vec<OwnedFd>) -> io::Result<Self> {
-        let wanted = match bind {
-            Bind::Tcp(addr) => Address::Tcp(*addr),
-            Bind::Unix(path) => Address::Unix(path.clone()),
-        };
+        let wanted = Address::from(bind);
         let told = |error: io::Error| io::Error::new(error.kind(), format!("admin: {error}"));
         let adopted = adopted.into_iter().find_map(|socket| {
             let (address, listening) = Listening::of(socket).ok()?;

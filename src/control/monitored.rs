@@ -245,6 +245,16 @@ pub(super) fn is_asked(upstream: &Upstream) -> bool {
     upstream.models == ModelsFrom::Discover && upstream.enabled
 }
 
+/// Checks servers now, all at once, and waits for the results.
+pub async fn check_all(servers: impl Iterator<Item = Arc<Monitored>>) {
+    let checks: Vec<_> =
+        servers.map(|one| tokio::spawn(async move { one.check().await })).collect();
+    for check in checks {
+        // An error means that the check panicked: it has found nothing out.
+        let _ = check.await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,6 +17,7 @@ use super::rt::{Socket, is_epoll};
 use super::stream::Handle;
 use super::sys::{self, Shut};
 use super::ticker::Timer;
+use crate::config::Bind;
 
 /// Where an upstream listens, after name resolution.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +26,15 @@ pub enum Address {
     Tcp(SocketAddr),
     /// A path in the file system.
     Unix(PathBuf),
+}
+
+impl From<&Bind> for Address {
+    fn from(bind: &Bind) -> Self {
+        match bind {
+            Bind::Tcp(addr) => Self::Tcp(*addr),
+            Bind::Unix(path) => Self::Unix(path.clone()),
+        }
+    }
 }
 
 /// As people write it.

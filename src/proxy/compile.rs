@@ -17,7 +17,7 @@ use super::plan::{IpLimit, KeyLimit};
 use super::reaches::reaches;
 use crate::base::listener_id::ListenerId;
 use crate::config::{
-    self, AccessLog, Balance, Bind, Config, Forwarded, HeaderAction, HostRule, ListenerAuth,
+    self, AccessLog, Balance, Config, Forwarded, HeaderAction, HostRule, ListenerAuth,
     ListenersAllowed, ModelOrigin, ModelPattern, ModelSet, PathMode, UpstreamAuth,
 };
 use crate::http1::connect;
@@ -233,7 +233,7 @@ fn listener_plan(
         id: ListenerId::of(&listener.name),
         number: u16::try_from(number).unwrap_or(u16::MAX),
         name: listener.name.clone(),
-        binds: listener.binds.iter().map(address).collect(),
+        binds: listener.binds.iter().map(Address::from).collect(),
         tls: match &listener.tls {
             Some(said) => {
                 let made = tls.server(&listener.name, said);
@@ -261,13 +261,6 @@ fn listener_plan(
             handshake: listener.timeouts.tls_handshake,
         },
     })
-}
-
-fn address(bind: &Bind) -> Address {
-    match bind {
-        Bind::Tcp(addr) => Address::Tcp(*addr),
-        Bind::Unix(path) => Address::Unix(path.clone()),
-    }
 }
 
 /// `bearer` also takes a key without its scheme: older clients send it so.

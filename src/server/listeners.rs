@@ -38,7 +38,7 @@ impl Applied {
     /// Errors: what was not done, and by which cores.
     pub(super) fn complete(self) -> Result<(), String> {
         let late = self.late.iter().map(|core| format!("core {core}: does not follow in time"));
-        let amiss: Vec<String> = self.failed.iter().cloned().chain(late).collect();
+        let amiss: Vec<String> = self.failed.into_iter().chain(late).collect();
         if amiss.is_empty() { Ok(()) } else { Err(amiss.join("; ")) }
     }
 }
@@ -114,6 +114,15 @@ impl Listeners {
     pub(super) fn resume(&self) -> Result<(), String> {
         let sockets = self.set().again().map_err(|error| error.to_string())?;
         self.listen_on(sockets).complete()
+    }
+
+    /// Looks at every queue once: the kernel may have told a process that has ended, or is stopped, of
+    /// connections that wait there.
+    ///
+    /// Errors: as `resume`.
+    pub(super) fn look_at_queues(&self) -> Result<(), String> {
+        self.pause();
+        self.resume()
     }
 
     /// Gives each core a queue of its own where adopted sockets were fewer.

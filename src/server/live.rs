@@ -4,11 +4,12 @@
 //! restarts one node after another. It asks `GET /ready` of the admin address that the config file
 //! names, on a connection of its own. Deliberately not here: what exactly is amiss; `/health` says it.
 
-use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use super::question::{connect, exchange, explain};
 use crate::config::{Admin, Bind, Secret};
 
 /// Longest wait for the connection, and for each piece of the answer.
@@ -34,14 +35,10 @@ pub fn ask(admin: &Admin) -> Result<Said, String> {
         Bind::Unix(path) => UnixStream::connect(path).and_then(|stream| {
             stream.set_read_timeout(Some(STEP_TIMEOUT))?;
             stream.set_write_timeout(Some(STEP_TIMEOUT))?;
-            exchange(stream, "localhost", admin.token.as_ref())
+            exchange(stream, &request("localhost", admin.token.as_ref()), ANSWER_BYTES_MAX)
         }),
     };
-    let answer = answer.map_err(|why| match why.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer in time".to_owned(),
-        _ => why.to_string(),
-    })?;
-    said(&answer)
+    said(&answer.map_err(|why| explain(&why))?)
 }
 
 /// Where a process that listens on every address is reached from its own machine.
@@ -55,18 +52,11 @@ fn near(mut address: SocketAddr) -> SocketAddr {
 }
 
 fn over_tcp(address: SocketAddr, token: Option<&Secret>) -> io::Result<Vec<u8>> {
-    let stream = TcpStream::connect_timeout(&address, STEP_TIMEOUT)?;
-    stream.set_read_timeout(Some(STEP_TIMEOUT))?;
-    stream.set_write_timeout(Some(STEP_TIMEOUT))?;
-    exchange(stream, &address.to_string(), token)
+    let request = request(&address.to_string(), token);
+    exchange(connect(&address, STEP_TIMEOUT)?, &request, ANSWER_BYTES_MAX)
 }
 
-/// Sends the one request and returns the whole answer.
-fn exchange(
-    mut stream: impl Read + Write,
-    host: &str,
-    token: Option<&Secret>,
-) -> io::Result<Vec<u8>> {
+fn request(host: &str, token: Option<&Secret>) -> Vec<u8> {
     let mut request = format!("GET /ready HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
     request.push_str("User-Agent: tokenring-check\r\n");
     let mut request = request.into_bytes();
@@ -76,10 +66,7 @@ fn exchange(
         request.extend_from_slice(b"\r\n");
     }
     request.extend_from_slice(b"\r\n");
-    stream.write_all(&request)?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer)?;
-    Ok(answer)
+    request
 }
 
 /// Reads the answer to `GET /ready`: its status decides, its `reason` explains.

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use super::handover::successor::{Calls, Given, NotGiven, Outcome, Session, ask};
 use super::handover::{self, Meeting, STEP, addresses_of};
-use super::listeners::Listeners;
 use super::running::Server;
 use crate::base::listener_id::ListenerId;
 use crate::base::units::counted;
@@ -291,7 +290,8 @@ fn take_over(
         Ok(Outcome::Died) => {
             server.shared.handovers.done.fetch_add(1, Ordering::Relaxed);
             server.listeners.own_files();
-            look_at_queues(&server.listeners);
+            // The process serves on with what it could take up again.
+            let _ = server.listeners.look_at_queues();
             warnings.push(format!("{name} ended in the handover: what it had counted is lost"));
             Ok(name)
         }
@@ -311,14 +311,6 @@ fn take_over(
     }
 }
 
-/// Looks at every queue once: the kernel may have told a process that has ended, or is stopped, of
-/// connections that wait there.
-fn look_at_queues(listeners: &Listeners) {
-    listeners.pause();
-    // The process serves on with what it could take up again; the next look tries again.
-    let _ = listeners.resume();
-}
-
 /// Waits for the process before without limit: takes over, or leaves if it goes on by itself.
 fn wait_longer(
     server: &Server,
@@ -331,7 +323,8 @@ fn wait_longer(
     // If it cannot start, both serve.
     let _ = thread.spawn(move || {
         loop {
-            look_at_queues(&listeners);
+            // The next look tries again.
+            let _ = listeners.look_at_queues();
             match outcome.recv_timeout(LOOK_AGAIN) {
                 Err(mpsc::RecvTimeoutError::Timeout) if shared.draining.load(Ordering::Relaxed) => {
                     return;
@@ -342,7 +335,8 @@ fn wait_longer(
                     shared.handovers.done.fetch_add(1, Ordering::Relaxed);
                     // Cores that share a queue serve all the same.
                     let _ = listeners.widen();
-                    return look_at_queues(&listeners);
+                    let _ = listeners.look_at_queues();
+                    return;
                 }
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     return leave(format!("{name}: the handover has failed here"));

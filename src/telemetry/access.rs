@@ -164,6 +164,14 @@ pub fn write_time(at: WallTime, out: &mut Vec<u8>) {
     );
 }
 
+/// A moment as `write_time` writes it.
+#[must_use]
+pub fn shown_time(at: WallTime) -> String {
+    let mut text = Vec::new();
+    write_time(at, &mut text);
+    String::from_utf8_lossy(&text).into_owned()
+}
+
 /// Turns days since 1970-01-01 into a date of the Gregorian calendar.
 ///
 /// The year is counted from 1 March, so that the leap day is its last, within cycles of 400

@@ -31,7 +31,8 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use self::message::Message;
-use crate::config::{Bind, Config};
+use crate::base::units::hex;
+use crate::config::Config;
 use crate::net::dial::Address;
 use crate::net::handover_socket::{Channel, Name, Received};
 use crate::net::sys;
@@ -81,12 +82,8 @@ impl Meeting {
 /// The addresses that a config names, the operator's interface included.
 #[must_use]
 pub fn addresses_of(config: &Config) -> Vec<Address> {
-    let address = |bind: &Bind| match bind {
-        Bind::Tcp(addr) => Address::Tcp(*addr),
-        Bind::Unix(path) => Address::Unix(path.clone()),
-    };
     let listeners = config.listeners.iter().flat_map(|listener| &listener.binds);
-    listeners.chain(config.admin.iter().map(|admin| &admin.bind)).map(address).collect()
+    listeners.chain(config.admin.iter().map(|admin| &admin.bind)).map(Address::from).collect()
 }
 
 fn is_any_port(address: &Address) -> bool {
@@ -97,8 +94,7 @@ fn is_any_port(address: &Address) -> bool {
 fn name_of(address: &Address) -> String {
     let mut shown = address.to_string();
     if shown.len() > NAME_MAX {
-        let digest = Sha256::digest(shown.as_bytes());
-        shown = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        shown = hex(&Sha256::digest(shown.as_bytes()));
     }
     format!("tokenring/{}/{shown}", sys::user())
 }

@@ -348,8 +348,7 @@ fn look_again(estate: &Estate, pid: i32) {
             return;
         }
         let Ok(_held) = estate.socket_lock.take(Holder::Handover) else { return };
-        estate.listeners.pause();
-        if estate.listeners.resume().is_err() {
+        if estate.listeners.look_at_queues().is_err() {
             return;
         }
     }
