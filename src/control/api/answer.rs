@@ -135,6 +135,14 @@ pub fn check_fields(object: &Map<String, Value>, known: &[&str]) -> Result<(), R
     }
 }
 
+/// Refuses a body that names another thing than its path does.
+pub fn check_name(object: &Map<String, Value>, name: &str, otherwise: &str) -> Result<(), Refusal> {
+    match object.get("name").is_some_and(|said| *said != json!(name)) {
+        true => Err(Refusal::bad_request(format!("name: {otherwise}"))),
+        false => Ok(()),
+    }
+}
+
 /// The text of a field.
 ///
 /// Errors: it is not there, empty, or no text.

@@ -12,9 +12,11 @@ use utoipa_axum::routes;
 
 use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
-use super::answer::{Answer, JsonBody, check_fields, created, done, removed, shown, text};
+use super::answer::{
+    Answer, JsonBody, check_fields, check_name, created, done, removed, shown, text,
+};
 use super::objects;
-use super::state::{ADD_WAIT, Api, REPLACE_WAIT, check_unused, find, users_of_group};
+use super::state::{Api, REPLACE_WAIT, find, users_of_group};
 use crate::config::{EntryId, Group, Section, Sources};
 
 /// The routes.
@@ -51,6 +53,11 @@ fn object(now: &Snapshot, name: &str, entry: &Table) -> Value {
         object.insert("http_client".to_owned(), http_client(group));
     }
     Value::Object(object)
+}
+
+/// The group of that name, as it is shown.
+fn named(now: &Snapshot, name: &str) -> Result<Value, Refusal> {
+    Ok(object(now, name, find(&now.sources, &id(name))?))
 }
 
 /// What of a group other proxies tell of their client, in its units: seconds, and milliseconds of
@@ -147,8 +154,7 @@ async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Answer {
     (status = 404, description = "There is none of that name", body = Value)))]
 async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
     let now = api.now()?;
-    let entry = find(&now.sources, &id(&name))?;
-    Ok(shown(&headers, &now, &object(&now, &name, entry)))
+    Ok(shown(&headers, &now, &named(&now, &name)?))
 }
 
 /// Adds a group.
@@ -166,20 +172,10 @@ async fn create(
     JsonBody(given): JsonBody,
 ) -> Answer {
     let name = text(&given, "name")?.to_owned();
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, ADD_WAIT, move |now| {
-            if now.sources.entry(&id).is_some() {
-                let message = format!("upstream group {:?} already exists", id.name);
-                return Err(Refusal::conflict(message));
-            }
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry(now, given, None, may_refer)?));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(created(&format!("/api/v1/upstream-groups/{name}"), &now, &object(&now, &name, entry)))
+    let may_refer = (api.has_token)();
+    let make = move |now: &Snapshot| entry(now, given, None, may_refer);
+    let now = api.add(&headers, id(&name), make).await?;
+    Ok(created(&format!("/api/v1/upstream-groups/{name}"), &now, &named(&now, &name)?))
 }
 
 /// Replaces the members of a group, and nothing else of it.
@@ -202,19 +198,14 @@ async fn change_members(
     let Some(given) = given.get("upstreams").cloned() else {
         return Err(Refusal::bad_request("upstreams is missing"));
     };
-    let id = id(&name);
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let mut entry = find(&now.sources, &id)?.clone();
-            let members = Map::from_iter([("members".to_owned(), members(&now.sources, &given)?)]);
-            entry.extend(objects::entry_of(Section::Group, &members, None, true)?);
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+    let make = move |now: &Snapshot, before: &Table| {
+        let mut entry = before.clone();
+        let members = Map::from_iter([("members".to_owned(), members(&now.sources, &given)?)]);
+        entry.extend(objects::entry_of(Section::Group, &members, None, true)?);
+        Ok(entry)
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    Ok(done(StatusCode::OK, &now, &named(&now, &name)?))
 }
 
 /// Replaces a group. What is left out has its default.
@@ -233,22 +224,14 @@ async fn replace(
     headers: HeaderMap,
     JsonBody(mut given): JsonBody,
 ) -> Answer {
-    if given.get("name").is_some_and(|said| *said != json!(name)) {
-        return Err(Refusal::bad_request("name: a group is not renamed: add one, remove one"));
-    }
+    check_name(&given, &name, "a group is not renamed: add one, remove one")?;
     given.insert("name".to_owned(), json!(name));
     let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let before = find(&now.sources, &id)?;
-            let after = entry(now, given, Some((&id.name, before)), may_refer)?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(after));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+    let called = name.clone();
+    let make =
+        move |now: &Snapshot, before: &Table| entry(now, given, Some((&called, before)), may_refer);
+    let now = api.change(&headers, REPLACE_WAIT, id, make).await?;
+    Ok(done(StatusCode::OK, &now, &named(&now, &name)?))
 }
 
 /// Removes a group.
@@ -262,15 +245,6 @@ async fn remove(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let id = id(&name);
-            find(&now.sources, &id)?;
-            check_unused(&id, &users_of_group(&now.sources, &name))?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, None);
-            Ok(sources)
-        })
-        .await?;
+    let now = api.remove(&headers, id(&name), users_of_group).await?;
     Ok(removed(&now))
 }

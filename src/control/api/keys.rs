@@ -18,10 +18,12 @@ use utoipa_axum::routes;
 
 use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
-use super::answer::{Answer, JsonBody, check_fields, created, done, removed, shown, text};
+use super::answer::{
+    Answer, JsonBody, check_fields, check_name, created, done, removed, shown, text,
+};
 use super::objects;
-use super::state::{ADD_WAIT, Api, REPLACE_WAIT, check_unused, find, users_of_key};
-use crate::base::units::parse_duration;
+use super::state::{Api, REPLACE_WAIT, find, users_of_key};
+use crate::base::units::{hex, parse_duration};
 use crate::config::{EntryId, Key, Section, format_date};
 use crate::net::sys::unix_s;
 use crate::net::tls::provider;
@@ -71,15 +73,19 @@ fn object(now: &Snapshot, name: &str, entry: &Table) -> Value {
     Value::Object(object)
 }
 
+/// The key of that name, as it is shown.
+fn named(now: &Snapshot, name: &str) -> Result<Value, Refusal> {
+    Ok(object(now, name, find(&now.sources, &id(name))?))
+}
+
 /// A new secret and its digest.
 fn secret() -> Result<(String, toml::Value), Refusal> {
     let mut bytes = [0; SECRET_BYTES];
     let filled = provider().secure_random.fill(&mut bytes);
     filled.map_err(|_| Refusal::internal("this machine has no random numbers"))?;
     let secret = format!("sk-{}", URL_SAFE_NO_PAD.encode(bytes));
-    let digest = Sha256::digest(&secret);
-    let hex = digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    Ok((secret, toml::Value::String(hex)))
+    let digest = toml::Value::String(hex(&Sha256::digest(&secret)));
+    Ok((secret, digest))
 }
 
 /// Refuses fields that hold secrets: those are made here.
@@ -109,8 +115,7 @@ async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Answer {
     (status = 404, description = "There is none of that name", body = Value)))]
 async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
     let now = api.now()?;
-    let entry = find(&now.sources, &id(&name))?;
-    Ok(shown(&headers, &now, &object(&now, &name, entry)))
+    Ok(shown(&headers, &now, &named(&now, &name)?))
 }
 
 /// Makes a key. Its secret is in the answer, and never again anywhere.
@@ -129,21 +134,14 @@ async fn create(
     let name = text(&given, "name")?.to_owned();
     without_secrets(&given)?;
     let (secret, digest) = secret()?;
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, ADD_WAIT, move |now| {
-            if now.sources.entry(&id).is_some() {
-                return Err(Refusal::conflict(format!("key {:?} already exists", id.name)));
-            }
-            let mut entry = objects::entry_of(Section::Key, &given, None, may_refer)?;
-            entry.insert("key_sha256".to_owned(), digest);
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    let mut object = object(&now, &name, entry);
+    let may_refer = (api.has_token)();
+    let make = move |_: &Snapshot| {
+        let mut entry = objects::entry_of(Section::Key, &given, None, may_refer)?;
+        entry.insert("key_sha256".to_owned(), digest);
+        Ok(entry)
+    };
+    let now = api.add(&headers, id(&name), make).await?;
+    let mut object = named(&now, &name)?;
     object["secret"] = json!(secret);
     Ok(created(&format!("/api/v1/keys/{name}"), &now, &object))
 }
@@ -164,28 +162,21 @@ async fn replace(
     headers: HeaderMap,
     JsonBody(mut given): JsonBody,
 ) -> Answer {
-    if given.get("name").is_some_and(|said| *said != json!(name)) {
-        return Err(Refusal::bad_request("name: a key is not renamed: make one, revoke one"));
-    }
+    check_name(&given, &name, "a key is not renamed: make one, revoke one")?;
     given.insert("name".to_owned(), json!(name));
     // It is shown, so it may come back; a rotation alone changes it.
     given.remove("previous_until");
     without_secrets(&given)?;
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let before = find(&now.sources, &id)?;
-            let mut entry = objects::entry_of(Section::Key, &given, Some(before), may_refer)?;
-            for field in SECRETS {
-                entry.extend(before.get(field).map(|value| (field.to_owned(), value.clone())));
-            }
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+    let may_refer = (api.has_token)();
+    let make = move |_: &Snapshot, before: &Table| {
+        let mut entry = objects::entry_of(Section::Key, &given, Some(before), may_refer)?;
+        for field in SECRETS {
+            entry.extend(before.get(field).map(|value| (field.to_owned(), value.clone())));
+        }
+        Ok(entry)
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    Ok(done(StatusCode::OK, &now, &named(&now, &name)?))
 }
 
 /// Gives a key another secret. The one before is good for the overlap, `24h` when none is said.
@@ -211,31 +202,24 @@ async fn rotate(
         Refusal::bad_request("overlap is a time such as \"24h\", at most 90 days (\"90d\")")
     })?;
     let (secret, digest) = secret()?;
-    let id = id(&name);
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let mut entry = find(&now.sources, &id)?.clone();
-            let known = now.config.keys.iter().find(|key| key.name == id.name);
-            let Some(before) = known.and_then(|key| key.sha256) else {
-                return Err(Refusal::conflict(
-                    "the key has no secret: a certificate stands for it",
-                ));
-            };
-            SECRETS.iter().for_each(|field| drop(entry.remove(*field)));
-            entry.insert("key_sha256".to_owned(), digest);
-            if !overlap.is_zero() {
-                let hex = before.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-                let until = format_date(unix_s() + overlap.as_secs().max(1));
-                entry.insert("previous_sha256".to_owned(), toml::Value::String(hex));
-                entry.insert("previous_until".to_owned(), toml::Value::String(until));
-            }
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    let mut object = object(&now, &name, entry);
+    let called = name.clone();
+    let make = move |now: &Snapshot, before: &Table| {
+        let mut entry = before.clone();
+        let known = now.config.keys.iter().find(|key| key.name == called);
+        let Some(before) = known.and_then(|key| key.sha256) else {
+            return Err(Refusal::conflict("the key has no secret: a certificate stands for it"));
+        };
+        SECRETS.iter().for_each(|field| drop(entry.remove(*field)));
+        entry.insert("key_sha256".to_owned(), digest);
+        if !overlap.is_zero() {
+            let until = format_date(unix_s() + overlap.as_secs().max(1));
+            entry.insert("previous_sha256".to_owned(), toml::Value::String(hex(&before)));
+            entry.insert("previous_until".to_owned(), toml::Value::String(until));
+        }
+        Ok(entry)
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    let mut object = named(&now, &name)?;
     object["secret"] = json!(secret);
     Ok(done(StatusCode::OK, &now, &object))
 }
@@ -251,15 +235,6 @@ async fn remove(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let id = id(&name);
-            find(&now.sources, &id)?;
-            check_unused(&id, &users_of_key(&now.sources, &name))?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, None);
-            Ok(sources)
-        })
-        .await?;
+    let now = api.remove(&headers, id(&name), users_of_key).await?;
     Ok(removed(&now))
 }

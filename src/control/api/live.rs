@@ -6,18 +6,20 @@ use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
+use toml::Table;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::super::monitored::{Monitored, Standing};
+use super::super::documents::Snapshot;
+use super::super::monitored::{Monitored, Standing, check_all};
 use super::super::refusal::Refusal;
 use super::super::usage::Span;
 use super::answer::{Answer, done, live};
-use super::state::{Api, REPLACE_WAIT, find};
+use super::state::{Api, REPLACE_WAIT};
 use crate::base::clock::WallTime;
 use crate::config::{EntryId, Section};
 use crate::policy::breaker::State as Breaker;
-use crate::telemetry::access::write_time;
+use crate::telemetry::access::shown_time;
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -54,12 +56,6 @@ fn servers_of(api: &Api, name: &str) -> Result<Vec<Arc<Monitored>>, Refusal> {
     }
 }
 
-fn time(at: WallTime) -> String {
-    let mut text = Vec::new();
-    write_time(at, &mut text);
-    String::from_utf8_lossy(&text).into_owned()
-}
-
 fn state(monitored: &Monitored) -> Value {
     let (checked, standing) = (monitored.checked(), monitored.standing());
     json!({
@@ -75,7 +71,7 @@ fn state(monitored: &Monitored) -> Value {
         },
         "in_flight": monitored.state.in_flight(),
         "attempts": monitored.state.attempts(),
-        "last_check": checked.last.map(time),
+        "last_check": checked.last.map(shown_time),
         "check_errors": checked.errors,
         "last_error": checked.last_error,
     })
@@ -106,32 +102,24 @@ async fn one_status(State(api): State<Arc<Api>>, Path(name): Path<String>) -> An
     (status = 404, description = "There is none of that name", body = Value)))]
 async fn check(State(api): State<Arc<Api>>, Path(name): Path<String>) -> Answer {
     let servers = servers_of(&api, &name)?;
-    let checks: Vec<_> =
-        servers.iter().cloned().map(|one| tokio::spawn(async move { one.check().await })).collect();
-    for check in checks {
-        // An error means that the check panicked: it has found nothing out.
-        let _ = check.await;
-    }
+    check_all(servers.iter().cloned()).await;
     let all: Vec<Value> = servers.iter().map(|one| state(one)).collect();
     Ok(live(&json!(all)))
 }
 
 /// Sets `enabled` of an upstream, as an edit of the config.
 async fn set_enabled(api: &Api, name: String, headers: &HeaderMap, enabled: bool) -> Answer {
+    let make = move |_: &Snapshot, before: &Table| {
+        let mut entry = before.clone();
+        match enabled {
+            // So it is as the file has it, if that says nothing.
+            true => drop(entry.remove("enabled")),
+            false => drop(entry.insert("enabled".to_owned(), toml::Value::Boolean(false))),
+        }
+        Ok(entry)
+    };
     let id = EntryId::new(Section::Upstream, &name);
-    let now = api
-        .edit(headers, REPLACE_WAIT, move |now| {
-            let mut entry = find(&now.sources, &id)?.clone();
-            match enabled {
-                // So it is as the file has it, if that says nothing.
-                true => drop(entry.remove("enabled")),
-                false => drop(entry.insert("enabled".to_owned(), toml::Value::Boolean(false))),
-            }
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
+    let now = api.change(headers, REPLACE_WAIT, id, make).await?;
     Ok(done(StatusCode::OK, &now, &json!({ "name": name, "enabled": enabled })))
 }
 
@@ -172,7 +160,7 @@ async fn failures(State(api): State<Arc<Api>>) -> Answer {
             json!({ "upstream": upstream, "reason": why, "status": status })
         });
         json!({
-            "at": time(WallTime::from_millis(one.ts_ms)),
+            "at": shown_time(WallTime::from_millis(one.ts_ms)),
             "request_id": one.request_id,
             "client": one.client.map(|client| client.to_string()),
             "listener": one.listener,

@@ -9,10 +9,11 @@ use toml::Table;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
-use super::answer::{Answer, JsonBody, created, done, removed, shown, text};
+use super::answer::{Answer, JsonBody, check_name, created, done, removed, shown, text};
 use super::objects;
-use super::state::{ADD_WAIT, Api, REPLACE_WAIT, find};
+use super::state::{Api, REPLACE_WAIT, find};
 use crate::config::{EntryId, Section};
 
 /// The routes.
@@ -28,6 +29,11 @@ fn object(name: &str, entry: &Table) -> Value {
     let mut object = objects::shown(Section::Model, entry);
     object.insert("name".to_owned(), json!(name));
     Value::Object(object)
+}
+
+/// The model of that name, as it is shown.
+fn named(now: &Snapshot, name: &str) -> Result<Value, Refusal> {
+    Ok(object(name, find(&now.sources, &id(name))?))
 }
 
 /// Lists the models of the config. Those that servers list come besides: GET /v1/models has all.
@@ -48,8 +54,7 @@ async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Answer {
     (status = 404, description = "There is none of that name", body = Value)))]
 async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
     let now = api.now()?;
-    let entry = find(&now.sources, &id(&name))?;
-    Ok(shown(&headers, &now, &object(&name, entry)))
+    Ok(shown(&headers, &now, &named(&now, &name)?))
 }
 
 /// Adds a model.
@@ -68,20 +73,10 @@ async fn create(
 ) -> Answer {
     let name = text(&given, "name")?.to_owned();
     given.remove("name");
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, ADD_WAIT, move |now| {
-            if now.sources.entry(&id).is_some() {
-                return Err(Refusal::conflict(format!("model {:?} already exists", id.name)));
-            }
-            let mut sources = now.sources.clone();
-            let entry = objects::entry_of(Section::Model, &given, None, may_refer)?;
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(created(&format!("/api/v1/models/{name}"), &now, &object(&name, entry)))
+    let may_refer = (api.has_token)();
+    let make = move |_: &Snapshot| objects::entry_of(Section::Model, &given, None, may_refer);
+    let now = api.add(&headers, id(&name), make).await?;
+    Ok(created(&format!("/api/v1/models/{name}"), &now, &named(&now, &name)?))
 }
 
 /// Replaces a model.
@@ -100,21 +95,14 @@ async fn replace(
     headers: HeaderMap,
     JsonBody(mut given): JsonBody,
 ) -> Answer {
-    if given.remove("name").is_some_and(|said| said != json!(name)) {
-        return Err(Refusal::bad_request("name: a model is not renamed: add one, remove one"));
-    }
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let before = find(&now.sources, &id)?;
-            let entry = objects::entry_of(Section::Model, &given, Some(before), may_refer)?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(done(StatusCode::OK, &now, &object(&name, entry)))
+    check_name(&given, &name, "a model is not renamed: add one, remove one")?;
+    given.remove("name");
+    let may_refer = (api.has_token)();
+    let make = move |_: &Snapshot, before: &Table| {
+        objects::entry_of(Section::Model, &given, Some(before), may_refer)
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    Ok(done(StatusCode::OK, &now, &named(&now, &name)?))
 }
 
 /// Removes a model.
@@ -127,14 +115,7 @@ async fn remove(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let id = id(&name);
-            find(&now.sources, &id)?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, None);
-            Ok(sources)
-        })
-        .await?;
+    // A name that clients ask for is named by no entry.
+    let now = api.remove(&headers, id(&name), |_, _| Vec::new()).await?;
     Ok(removed(&now))
 }

@@ -96,17 +96,15 @@ fn entry(sources: &Sources, given: &Map<String, Value>) -> Result<Table, Refusal
     objects::entry_of(Section::Listener, &given, None, false)
 }
 
-/// The documents with other routes of a forward.
-fn with_routes(now: &Snapshot, id: EntryId, routes: Vec<Table>) -> Result<Sources, Refusal> {
-    let mut entry = find(&now.sources, &id)?.clone();
+/// The entry of a forward with other routes.
+fn with_routes(forward: &Table, routes: Vec<Table>) -> Table {
+    let mut entry = forward.clone();
     let routes: Vec<toml::Value> = routes.into_iter().map(toml::Value::Table).collect();
     match routes.is_empty() {
         true => entry.remove("route"),
         false => entry.insert("route".to_owned(), toml::Value::Array(routes)),
     };
-    let mut sources = now.sources.clone();
-    sources.edit(id, Some(entry));
-    Ok(sources)
+    entry
 }
 
 /// Lists the routes of a forward.
@@ -158,22 +156,21 @@ async fn create(
     headers: HeaderMap,
     JsonBody(given): JsonBody,
 ) -> Answer {
-    let (id, wanted) = (id(&name), given.clone());
-    let now = api
-        .edit(&headers, ADD_WAIT, move |now| {
-            let mut routes = all(find(&now.sources, &id)?);
-            let new = entry(&now.sources, &wanted)?;
-            let of = |route: &Table| {
-                [part(route, "host"), part(route, "path")].map(|part| part.map(str::to_owned))
-            };
-            if routes.iter().any(|route| of(route) == of(&new)) {
-                let path = part(&new, "path").or(part(&new, "host")).unwrap_or_default();
-                return Err(Refusal::conflict(format!("route {path:?} already exists")));
-            }
-            routes.push(new);
-            with_routes(now, id, routes)
-        })
-        .await?;
+    let wanted = given.clone();
+    let make = move |now: &Snapshot, forward: &Table| {
+        let mut routes = all(forward);
+        let new = entry(&now.sources, &wanted)?;
+        let of = |route: &Table| {
+            [part(route, "host"), part(route, "path")].map(|part| part.map(str::to_owned))
+        };
+        if routes.iter().any(|route| of(route) == of(&new)) {
+            let path = part(&new, "path").or(part(&new, "host")).unwrap_or_default();
+            return Err(Refusal::conflict(format!("route {path:?} already exists")));
+        }
+        routes.push(new);
+        Ok(with_routes(forward, routes))
+    };
+    let now = api.change(&headers, ADD_WAIT, id(&name), make).await?;
     let new = entry(&now.sources, &given)?;
     let called = match (part(&new, "host"), part(&new, "path")) {
         (Some(host), Some(path)) => format!("{host} {path}"),
@@ -201,28 +198,27 @@ async fn replace(
     headers: HeaderMap,
     JsonBody(mut given): JsonBody,
 ) -> Answer {
-    let (id, called) = (id(&name), decode(&code)?);
+    let called = decode(&code)?;
     let wanted = called.clone();
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let mut routes = all(find(&now.sources, &id)?);
-            let at = position(&routes, &wanted)?;
-            for key in ["path", "host"] {
-                let had = part(&routes[at], key);
-                match given.get(key) {
-                    Some(said) if Some(said) != had.map(|had| json!(had)).as_ref() => {
-                        let message = format!("{key}: a route is not moved: add one, remove one");
-                        return Err(Refusal::bad_request(message));
-                    }
-                    Some(_) => {}
-                    None => given.extend(had.map(|had| (key.to_owned(), json!(had)))),
+    let make = move |now: &Snapshot, forward: &Table| {
+        let mut routes = all(forward);
+        let at = position(&routes, &wanted)?;
+        for key in ["path", "host"] {
+            let had = part(&routes[at], key);
+            match given.get(key) {
+                Some(said) if Some(said) != had.map(|had| json!(had)).as_ref() => {
+                    let message = format!("{key}: a route is not moved: add one, remove one");
+                    return Err(Refusal::bad_request(message));
                 }
+                Some(_) => {}
+                None => given.extend(had.map(|had| (key.to_owned(), json!(had)))),
             }
-            routes[at] = entry(&now.sources, &given)?;
-            with_routes(now, id, routes)
-        })
-        .await?;
-    let routes = all(find(&now.sources, &self::id(&name))?);
+        }
+        routes[at] = entry(&now.sources, &given)?;
+        Ok(with_routes(forward, routes))
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    let routes = all(find(&now.sources, &id(&name))?);
     let at = position(&routes, &called)?;
     Ok(done(StatusCode::OK, &now, &object(&routes[at])))
 }
@@ -241,14 +237,12 @@ async fn remove(
     Path((name, code)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> Answer {
-    let (id, called) = (id(&name), decode(&code)?);
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let mut routes = all(find(&now.sources, &id)?);
-            let at = position(&routes, &called)?;
-            routes.remove(at);
-            with_routes(now, id, routes)
-        })
-        .await?;
+    let called = decode(&code)?;
+    let make = move |_: &Snapshot, forward: &Table| {
+        let mut routes = all(forward);
+        routes.remove(position(&routes, &called)?);
+        Ok(with_routes(forward, routes))
+    };
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
     Ok(removed(&now))
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, header};
 use tokio::time::{Instant, sleep};
+use toml::Table;
 
 use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
@@ -71,6 +72,70 @@ impl Api {
         }
         edited.snapshot.map_or_else(|| self.now(), Ok)
     }
+
+    /// Adds an entry.
+    ///
+    /// Shape: `make` says what it holds; returns the documents in force afterwards.
+    /// Errors: there is one of that name, or why nothing has changed.
+    pub async fn add(
+        &self,
+        headers: &HeaderMap,
+        id: EntryId,
+        make: impl FnOnce(&Snapshot) -> Result<Table, Refusal> + Send + 'static,
+    ) -> Result<Arc<Snapshot>, Refusal> {
+        let change = move |now: &Snapshot| {
+            if now.sources.entry(&id).is_some() {
+                let what = word(id.section);
+                return Err(Refusal::conflict(format!("{what} {:?} already exists", id.name)));
+            }
+            let entry = make(now)?;
+            Ok(edited(now, id, Some(entry)))
+        };
+        self.edit(headers, ADD_WAIT, change).await
+    }
+
+    /// Changes an entry.
+    ///
+    /// Shape: `make` says what it holds from now on, by what it held; as `edit` beside that.
+    /// Errors: there is none of that name, or why nothing has changed.
+    pub async fn change(
+        &self,
+        headers: &HeaderMap,
+        wait: Duration,
+        id: EntryId,
+        make: impl FnOnce(&Snapshot, &Table) -> Result<Table, Refusal> + Send + 'static,
+    ) -> Result<Arc<Snapshot>, Refusal> {
+        let change = move |now: &Snapshot| {
+            let entry = make(now, find(&now.sources, &id)?)?;
+            Ok(edited(now, id, Some(entry)))
+        };
+        self.edit(headers, wait, change).await
+    }
+
+    /// Removes an entry that nothing names.
+    ///
+    /// Shape: `users` finds what names it; returns the documents in force afterwards.
+    /// Errors: there is none of that name, what names it, or why nothing has changed.
+    pub async fn remove(
+        &self,
+        headers: &HeaderMap,
+        id: EntryId,
+        users: impl FnOnce(&Sources, &str) -> Vec<String> + Send + 'static,
+    ) -> Result<Arc<Snapshot>, Refusal> {
+        let change = move |now: &Snapshot| {
+            find(&now.sources, &id)?;
+            check_unused(&id, &users(&now.sources, &id.name))?;
+            Ok(edited(now, id, None))
+        };
+        self.edit(headers, REPLACE_WAIT, change).await
+    }
+}
+
+/// The documents with another entry, or without it.
+fn edited(now: &Snapshot, id: EntryId, entry: Option<Table>) -> Sources {
+    let mut sources = now.sources.clone();
+    sources.edit(id, entry);
+    sources
 }
 
 /// The versions that a field names; `None` without it.
@@ -153,7 +218,7 @@ pub fn users_of_key(sources: &Sources, key: &str) -> Vec<String> {
 }
 
 /// The refusal to remove what others name.
-pub fn check_unused(id: &EntryId, users: &[String]) -> Result<(), Refusal> {
+fn check_unused(id: &EntryId, users: &[String]) -> Result<(), Refusal> {
     match users {
         [] => Ok(()),
         _ => Err(Refusal::conflict(format!(
@@ -168,12 +233,16 @@ pub fn check_unused(id: &EntryId, users: &[String]) -> Result<(), Refusal> {
 /// The entry of that name.
 ///
 /// Errors: there is none.
-pub fn find<'s>(sources: &'s Sources, id: &EntryId) -> Result<&'s toml::Table, Refusal> {
-    let what = match id.section {
+pub fn find<'s>(sources: &'s Sources, id: &EntryId) -> Result<&'s Table, Refusal> {
+    let none = || Refusal::not_found(format!("{} {:?} not found", word(id.section), id.name));
+    sources.entry(id).ok_or_else(none)
+}
+
+/// What an entry is called here.
+fn word(section: Section) -> &'static str {
+    match section {
         Section::Listener => "forward",
         Section::Group => "upstream group",
         other => other.word(),
-    };
-    let none = || Refusal::not_found(format!("{what} {:?} not found", id.name));
-    sources.entry(id).ok_or_else(none)
+    }
 }

@@ -11,9 +11,9 @@ use utoipa_axum::routes;
 
 use super::super::documents::Snapshot;
 use super::super::refusal::Refusal;
-use super::answer::{Answer, JsonBody, created, done, removed, shown, text};
+use super::answer::{Answer, JsonBody, check_name, created, done, removed, shown, text};
 use super::objects;
-use super::state::{ADD_WAIT, Api, REPLACE_WAIT, check_unused, find, users_of_upstream};
+use super::state::{Api, REPLACE_WAIT, find, users_of_upstream};
 use crate::config::{EntryId, Section, Upstream};
 
 /// The routes.
@@ -49,6 +49,11 @@ fn object(now: &Snapshot, name: &str, entry: &Table) -> Value {
     Value::Object(object)
 }
 
+/// The upstream of that name, as it is shown.
+fn named(now: &Snapshot, name: &str) -> Result<Value, Refusal> {
+    Ok(object(now, name, find(&now.sources, &id(name))?))
+}
+
 /// The entry that an object describes.
 fn entry(
     mut object: Map<String, Value>,
@@ -81,8 +86,7 @@ async fn list(State(api): State<Arc<Api>>, headers: HeaderMap) -> Answer {
     (status = 404, description = "There is none of that name", body = Value)))]
 async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: HeaderMap) -> Answer {
     let now = api.now()?;
-    let entry = find(&now.sources, &id(&name))?;
-    Ok(shown(&headers, &now, &object(&now, &name, entry)))
+    Ok(shown(&headers, &now, &named(&now, &name)?))
 }
 
 /// Adds an upstream. Requests go to it when a group or a model names it, or when it has models.
@@ -99,22 +103,12 @@ async fn one(State(api): State<Arc<Api>>, Path(name): Path<String>, headers: Hea
 async fn create(
     State(api): State<Arc<Api>>,
     headers: HeaderMap,
-    JsonBody(object_given): JsonBody,
+    JsonBody(given): JsonBody,
 ) -> Answer {
-    let name = text(&object_given, "name")?.to_owned();
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, ADD_WAIT, move |now| {
-            if now.sources.entry(&id).is_some() {
-                return Err(Refusal::conflict(format!("upstream {:?} already exists", id.name)));
-            }
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(entry(object_given, None, may_refer)?));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(created(&format!("/api/v1/upstreams/{name}"), &now, &object(&now, &name, entry)))
+    let name = text(&given, "name")?.to_owned();
+    let may_refer = (api.has_token)();
+    let now = api.add(&headers, id(&name), move |_| entry(given, None, may_refer)).await?;
+    Ok(created(&format!("/api/v1/upstreams/{name}"), &now, &named(&now, &name)?))
 }
 
 /// Replaces an upstream. What is left out has its default; a `***` stays what it stands for.
@@ -134,22 +128,12 @@ async fn replace(
     headers: HeaderMap,
     JsonBody(mut given): JsonBody,
 ) -> Answer {
-    if given.get("name").is_some_and(|said| *said != json!(name)) {
-        return Err(Refusal::bad_request("name: an upstream is not renamed: add one, remove one"));
-    }
+    check_name(&given, &name, "an upstream is not renamed: add one, remove one")?;
     given.insert("name".to_owned(), json!(name));
-    let (may_refer, id) = ((api.has_token)(), id(&name));
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let before = find(&now.sources, &id)?;
-            let after = entry(given, Some(before), may_refer)?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, Some(after));
-            Ok(sources)
-        })
-        .await?;
-    let entry = find(&now.sources, &self::id(&name))?;
-    Ok(done(StatusCode::OK, &now, &object(&now, &name, entry)))
+    let may_refer = (api.has_token)();
+    let make = move |_: &Snapshot, before: &Table| entry(given, Some(before), may_refer);
+    let now = api.change(&headers, REPLACE_WAIT, id(&name), make).await?;
+    Ok(done(StatusCode::OK, &now, &named(&now, &name)?))
 }
 
 /// Removes an upstream. Exchanges in flight on it end as they would have.
@@ -163,15 +147,6 @@ async fn remove(
     Path(name): Path<String>,
     headers: HeaderMap,
 ) -> Answer {
-    let now = api
-        .edit(&headers, REPLACE_WAIT, move |now| {
-            let id = id(&name);
-            find(&now.sources, &id)?;
-            check_unused(&id, &users_of_upstream(&now.sources, &name))?;
-            let mut sources = now.sources.clone();
-            sources.edit(id, None);
-            Ok(sources)
-        })
-        .await?;
+    let now = api.remove(&headers, id(&name), users_of_upstream).await?;
     Ok(removed(&now))
 }
