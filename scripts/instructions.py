@@ -64,7 +64,8 @@ def instructions(binary, requests, stream_tokens=None, lasts=0):
                       f'[[upstream]]\nname = "mock"\nurl = "http://127.0.0.1:{mock.port}"\nmodels = ["mock-model"]\n')
     out = bed.WORK / "callgrind.out"
     proxy = bed.Process("callgrind", ["valgrind", "--tool=callgrind", "--fair-sched=yes", f"--callgrind-out-file={out}", binary, "serve", "-c", config])
-    bed.wait_for_port(port, proxy, 120)
+    # A core that waits in its ring keeps valgrind's lock from the threads that still start: minutes.
+    bed.wait_for_port(port, proxy, 600)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(CONNECTIONS)]
         left = [b""] * CONNECTIONS

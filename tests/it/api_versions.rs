@@ -9,7 +9,8 @@ use tokenring::testing::base::rng::Rng;
 
 use super::api::{House, Operator, admin_of};
 use super::house::wait_until;
-use super::wire::{Client, post};
+use super::reload::ask_until;
+use super::wire::Client;
 
 #[test]
 fn who_was_slower_is_told_and_decides_anew() {
@@ -115,21 +116,8 @@ fn random_edits_of_four_clients_under_load_cost_no_exchange_and_no_update() {
     let (served, edits) = (AtomicU64::new(0), AtomicU64::new(0));
     let addr = house.live.proxy.addr();
     std::thread::scope(|scope| {
-        let load = |fresh: bool| {
-            let (over, served) = (&over, &served);
-            move || {
-                let mut client = Client::connect(addr);
-                while !over.load(Relaxed) {
-                    if fresh {
-                        client = Client::connect(addr);
-                    }
-                    let body = "{\"model\":\"m\",\"messages\":[]}";
-                    let answer = client.send(post("/v1/chat/completions", "", body)).answer();
-                    assert_eq!(answer.status, 200, "{}", answer.text());
-                    served.fetch_add(1, Relaxed);
-                }
-            }
-        };
+        let (over, served) = (&over, &served);
+        let load = |fresh| move || ask_until(addr, fresh, over, served);
         let loads: Vec<_> = [false, true].map(|fresh| scope.spawn(load(fresh))).into();
         let client = |number: u64| {
             let (house, edits) = (&house, &edits);

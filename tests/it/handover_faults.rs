@@ -378,15 +378,30 @@ fn state_that_cannot_be_taken_holds_no_client_up() {
     }
 }
 
+/// How often the thread of a process that waits for signals has begun to wait; `None` = it runs.
+fn turns_of_signals(run: &Run) -> Option<u64> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", run.child.id())).unwrap();
+    let read = |name: &str, task: &std::fs::DirEntry| {
+        std::fs::read_to_string(task.path().join(name)).unwrap_or_default()
+    };
+    let task = tasks.flatten().find(|task| read("comm", task).trim() == "signals").unwrap();
+    let status = read("status", &task);
+    let value =
+        |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    let waits = value("State:").starts_with('S');
+    waits.then(|| value("voluntary_ctxt_switches:").parse().unwrap())
+}
+
 #[test]
 fn a_process_that_is_told_to_end_while_it_starts_takes_nothing() {
     let place = Place::new();
     let old = Old::new(&place);
     let mut next = Run::start("handover-cancelled", &place.text());
     let peer = old.greeted();
+    wait_until("its thread for signals waits", || turns_of_signals(&next).is_some());
+    let turns = turns_of_signals(&next);
     next.signal("INT");
-    // Its thread for signals is quick, but not at once.
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until("it has taken one, and waits again", || turns_of_signals(&next) > turns);
     old.gives(&peer, &place);
     peer.is_refused("told to end before it served");
     assert_eq!(next.child.wait().unwrap().code(), Some(1));

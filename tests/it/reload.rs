@@ -114,6 +114,20 @@ const ONE_CORE: &str = "[process]\ncores = 1\n";
 const OPEN: &str = "auth = \"none\"";
 const ADMIN: &str = "[admin]\nbind = \"127.0.0.1:0\"\n";
 
+/// Asks again and again until it is over, on one connection or on fresh ones; each answer is good.
+pub(crate) fn ask_until(addr: SocketAddr, fresh: bool, over: &AtomicBool, served: &AtomicU64) {
+    let mut client = Client::connect(addr);
+    while !over.load(Relaxed) {
+        if fresh {
+            client = Client::connect(addr);
+        }
+        let body = "{\"model\":\"m\",\"messages\":[]}";
+        let answer = client.send(post("/v1/chat/completions", "", body)).answer();
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        served.fetch_add(1, Relaxed);
+    }
+}
+
 #[test]
 fn all_that_a_file_says_is_in_force_afterwards() {
     let (a, b) = (named("a"), named("b"));
@@ -332,21 +346,8 @@ fn reloads_under_load_cost_no_exchange() {
     let addr = live.addr("stays");
     let (over, served) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
-        let load = |fresh: bool| {
-            let (over, served) = (&over, &served);
-            move || {
-                let mut client = Client::connect(addr);
-                while !over.load(Relaxed) {
-                    if fresh {
-                        client = Client::connect(addr);
-                    }
-                    let body = "{\"model\":\"m\",\"messages\":[]}";
-                    let answer = client.send(post("/v1/chat/completions", "", body)).answer();
-                    assert_eq!(answer.status, 200, "{}", answer.text());
-                    served.fetch_add(1, Relaxed);
-                }
-            }
-        };
+        let (over, served) = (&over, &served);
+        let load = |fresh| move || ask_until(addr, fresh, over, served);
         let loads: Vec<_> = [false, false, true].map(|fresh| scope.spawn(load(fresh))).into();
         for turn in 1..=200 {
             let broken = turn % 10 == 0;
